@@ -1,0 +1,67 @@
+"""Every extension point on one page: implement one of these and pass the object in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from waterfill.records import Quantized, Weight
+
+Output: TypeAlias = Literal["logits", "values"]
+
+
+class QuadraticForm(Protocol):
+    """What an error in one weight costs: `e^T I_w e`, per sample.
+
+    With a KL importance (Eq. 6) half of it is the KL divergence in nats to second order; with a regression
+    importance (Eq. 5) it is the squared error of the outputs.
+    """
+
+    def diagonal(self) -> NDArray[np.float32]:
+        """The diagonal of `I_w` in normal form [out, in]."""
+        ...
+
+    def cost(self, error: NDArray[np.float32]) -> float:
+        """`e^T I_w e` of an error [out, in]."""
+        ...
+
+
+class Estimator(Protocol):
+    """Options of an importance, as an object that can estimate it."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and files."""
+        ...
+
+    def estimate(
+        self, model: torch.nn.Module, data: Iterable[Any] | None, output: Output | None = None, **options: Any
+    ) -> Mapping[str, QuadraticForm]:
+        """One form for every tensor the model learns, by name in its state dict."""
+        ...
+
+
+class Quantizer(Protocol):
+    """A search for symbols: any method, as long as its result is one of the reconstructions of the format."""
+
+    def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
+        """Quantize one weight.
+
+        Args:
+            weight: the weight in normal form.
+            form: what an error costs; None when unknown.
+            water_level: mean of `I_w e^2` per weight at which to work; the same for the whole model.
+        """
+        ...
+
+
+class Metric(Protocol):
+    """A quality that is measured on a model over data; larger is better."""
+
+    def __call__(self, model: torch.nn.Module, data: Iterable[Any]) -> float:
+        """Measure it."""
+        ...

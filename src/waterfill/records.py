@@ -1,0 +1,363 @@
+"""The frozen records that pass between the stations of the walk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Floats: TypeAlias = NDArray[np.float32]
+Symbols: TypeAlias = NDArray[np.int32]
+Scales: TypeAlias = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor of any shape is read as the matrix [out, in] of the normal form, and back.
+
+    A plain tensor `[out, channels, *taps]` is flattened after its first axis. A *transposed* one, as in a transposed
+    convolution `[channels * groups, out / groups, *taps]` or an embedding table `[tokens, features]`, has its first
+    two axes exchanged inside every group. Tensors with fewer than two axes are one row.
+
+    Attributes:
+        shape: the tensor's own shape, as in the state dict.
+        transposed: whether the input axis comes first in `shape`.
+        groups: number of groups of a transposed tensor (1 otherwise).
+    """
+
+    shape: tuple[int, ...]
+    transposed: bool = False
+    groups: int = 1
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """The three axes (out, channels, taps) of the normal form; `in = channels * taps`."""
+        if len(self.shape) < 2:
+            return 1, self.numel, 1
+        taps = math.prod(self.shape[2:])
+        if self.transposed:
+            return self.shape[1] * self.groups, self.shape[0] // self.groups, taps
+        return self.shape[0], self.shape[1], taps
+
+    def to_matrix(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Read values of `shape` as the matrix [out, channels * taps]."""
+        out, channels, taps = self.axes
+        if self.transposed:
+            values = values.reshape(self.groups, channels, out // self.groups, taps).swapaxes(1, 2)
+        return np.ascontiguousarray(values).reshape(out, channels * taps)
+
+    def from_matrix(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """Undo `to_matrix`."""
+        out, channels, taps = self.axes
+        if self.transposed:
+            matrix = matrix.reshape(self.groups, out // self.groups, channels, taps).swapaxes(1, 2)
+        return np.ascontiguousarray(matrix).reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One floating-point tensor in normal form.
+
+    Attributes:
+        name: its name in the state dict.
+        matrix: float32 values [out, in].
+        layout: how the matrix becomes the tensor again.
+    """
+
+    name: str
+    matrix: Floats
+    layout: Layout
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the tensor has fewer than two axes (biases, norm parameters, scalars)."""
+        return len(self.layout.shape) < 2
+
+
+# How an entry of a state dict comes back from the file -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The entry is a quantized weight of its own name."""
+
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The entry is stored without loss; `reason` says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tied:
+    """The entry is the same tensor as the entry `to`, which comes earlier and is not tied itself."""
+
+    to: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element is `value`: the mean (0) or the variance (1 - eps) of a folded norm."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class NormVariance:
+    """The variance of a folded norm without affine parameters: `1 / s^2 - eps` of the coded scale s."""
+
+    layout: Layout
+    eps: float
+
+
+@dataclass(frozen=True)
+class NormMean:
+    """The mean of a folded norm without affine parameters: `-t / s` of the coded shift t and the scale in `scale`."""
+
+    layout: Layout
+    scale: str
+
+
+Origin: TypeAlias = Coded | Exact | Tied | Constant | NormVariance | NormMean
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a state dict: what it is and where its values come from.
+
+    Attributes:
+        name: name in the state dict.
+        shape: its shape.
+        dtype: its PyTorch type without the prefix, such as `float32`.
+        origin: where the values come from.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    origin: Origin
+
+
+@dataclass(frozen=True, eq=False)
+class Inventory:
+    """Everything in a state dict, in its order, sorted into what is quantized and what is kept as it is.
+
+    Attributes:
+        entries: one for every name of the state dict.
+        weights: the tensors to quantize, for every entry of origin `Coded`, `NormVariance` (there the scale s) and
+            `NormMean` (there the shift t), in the order of the entries.
+        exact: the tensors of origin `Exact`.
+    """
+
+    entries: tuple[Entry, ...]
+    weights: Mapping[str, Weight]
+    exact: Mapping[str, torch.Tensor]
+
+    @property
+    def floating_values(self) -> int:
+        """Number of floating-point values of the state dict, tied ones once: what a rate is divided by."""
+        return sum(
+            math.prod(entry.shape)
+            for entry in self.entries
+            if not isinstance(entry.origin, Tied) and ("float" in entry.dtype or "complex" in entry.dtype)
+        )
+
+
+# What a quantizer decides -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Uniform:
+    """Uniform reconstruction: `value = level(k) * step * 2^((row + channel + tap) / 4)`.
+
+    `level(k) = k + offset - sgn(k) shrink[min(|k|, 3) - 1] / 64`, with level(0) = offset.
+
+    Attributes:
+        step: logarithm of the step in 1/64 octave; the step is `2^(step / 64)`.
+        offset: added to every symbol (for values that do not lie around zero).
+        shrink: how far the centroids of |k| = 1, 2, >= 3 lie towards zero, in 1/64 step.
+        rows: log2 scale of every row in quarter octaves, int8 [out], or None for none.
+        channels: the same for every input channel, int8 [channels].
+        taps: the same for every tap of a convolution kernel, int8 [taps].
+    """
+
+    step: int
+    offset: int = 0
+    shrink: tuple[int, int, int] = (0, 0, 0)
+    rows: Scales | None = None
+    channels: Scales | None = None
+    taps: Scales | None = None
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Floating-point reconstruction: a float32 rounded to a few mantissa bits, for values of unknown sensitivity.
+
+    The symbol is `q - offset`, or `2 (q - offset) + sign` when `signed`, where `q` is the float32 pattern without
+    its sign, shifted right by `23 - mantissa` bits with rounding. A value of another sign or scale keeps the same
+    relative precision `2^-(mantissa + 1)`, and no variance becomes zero.
+
+    Attributes:
+        mantissa: number of mantissa bits kept, 0 to 23.
+        offset: subtracted from every pattern.
+        signed: whether the lowest bit of a symbol is the sign.
+    """
+
+    mantissa: int
+    offset: int
+    signed: bool
+
+
+Rule: TypeAlias = Uniform | Relative
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How wide the symbols spread, element by element: which frozen table codes which symbol.
+
+    The element (i, c, t) is coded with the table of standard deviation `2^((base + rows[i] + channels[c] + taps[t]) / 4)`
+    steps, clipped to what the bank holds.
+
+    Attributes:
+        family: index of the shape in the bank of tables.
+        base: logarithm of the spread in quarter octaves.
+        rows: offsets of rows in quarter octaves, int8 [out], or None for none.
+        channels: the same for input channels, int8 [channels].
+        taps: the same for the taps of a convolution kernel, int8 [taps].
+    """
+
+    family: int
+    base: int
+    rows: Scales | None = None
+    channels: Scales | None = None
+    taps: Scales | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Integer symbols, the rule that turns them into values, and the model that turns them into bits.
+
+    Attributes:
+        symbols: int32 [out, in].
+        rule: the reconstruction.
+        spread: the entropy model.
+        bits: ideal code length of the symbols and scales under the frozen tables.
+        distortion: what the errors cost by the quadratic form the quantizer was given: `e^T I_w e`.
+    """
+
+    symbols: Symbols
+    rule: Rule
+    spread: Spread
+    bits: float = 0.0
+    distortion: float = 0.0
+
+
+# What the user gets -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One row of the table: a tensor of the model and what it costs in the file.
+
+    Attributes:
+        name: name in the state dict.
+        shape: its shape.
+        numel: number of values.
+        size_bytes: its share of the file, without the directory.
+        rate: bits per value.
+        distortion: quadratic form of its error: half of `e^T I_w e` in nats under a KL importance, `e^T I_w e` in
+            squared output under a regression importance, the squared error without data; None when it has none.
+        reconstruction: how symbols become values: `uniform`, `relative`, `exact`, `tied`, `constant`.
+        reason: why a tensor is not quantized, or is quantized in a special way; empty otherwise.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    size_bytes: float
+    rate: float
+    distortion: float | None
+    reconstruction: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class CompressionResult:
+    """A compressed model: the bytes of the file and what is known about it.
+
+    Attributes:
+        data: the whole file.
+        floating_values: number of floating-point values of the model, tied ones once.
+        original_bytes: bytes of all tensors before, tied ones once.
+        tensors: a row for every entry of the state dict.
+        overhead_bytes: bytes that belong to no tensor (header, directory, checksums, stream ends).
+        water_level: distortion per weight at which every weight is filled.
+        distortion: mean distortion on the calibration data, measured: D(original || compressed) in nats for logits,
+            squared error for values; None without data.
+        target: what was asked, for example `{"rate": 3.0}`.
+        importance: name of the importance that was used.
+    """
+
+    data: bytes = field(repr=False)
+    floating_values: int
+    original_bytes: int
+    tensors: tuple[TensorReport, ...] = field(repr=False)
+    overhead_bytes: float
+    water_level: float
+    distortion: float | None
+    target: Mapping[str, float]
+    importance: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.data)
+
+    @property
+    def rate(self) -> float:
+        """Bits of the whole file per floating-point value of the model."""
+        return 8 * self.size_bytes / max(1, self.floating_values)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the file is than the tensors were."""
+        return self.original_bytes / self.size_bytes
+
+    def save(self, path: str | Path, *, force: bool = True) -> None:
+        """Write the file; a reader sees the old file or the whole new one, never a part.
+
+        Args:
+            path: where to write.
+            force: replace a file that exists; otherwise it is refused.
+
+        Raises:
+            WaterfillError: the folder is missing or not writable, or the file exists and `force` is False.
+        """
+        from waterfill.codec.container import write_atomically
+
+        write_atomically(Path(path), self.data, force=force)
+
+    def to_json(self) -> str:
+        """Everything but the bytes, as JSON text."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("data", "tensors")}
+        fields |= {"size_bytes": self.size_bytes, "rate": self.rate, "ratio": self.ratio, "target": dict(self.target)}
+        fields["tensors"] = [dataclasses.asdict(row) for row in self.tensors]
+        return json.dumps(fields, indent=1)
