@@ -14,6 +14,14 @@ from waterfill.records import Quantized, Weight
 Output: TypeAlias = Literal["logits", "values"]
 
 
+class Progress(Protocol):
+    """Called as work goes on."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` units of `stage` are finished."""
+        ...
+
+
 class QuadraticForm(Protocol):
     """What an error in one weight costs: `e^T I_w e`, per sample.
 
@@ -39,9 +47,23 @@ class Estimator(Protocol):
         ...
 
     def estimate(
-        self, model: torch.nn.Module, data: Iterable[Any] | None, output: Output | None = None, **options: Any
+        self,
+        model: torch.nn.Module,
+        data: Iterable[Any] | None,
+        output: Output | None = None,
+        *,
+        fold_norms: bool = True,
+        progress: Progress | None = None,
     ) -> Mapping[str, QuadraticForm]:
-        """One form for every tensor the model learns, by name in its state dict."""
+        """One form for every tensor of `Inventory.weights`, by name in the state dict.
+
+        Args:
+            model: the network; its mode, hooks and gradients are left as they were.
+            data: batches, or None where the estimator needs none.
+            output: what the model returns; None to tell from the targets.
+            fold_norms: whether the forms of a batch norm are those of its folded scale and shift.
+            progress: called with (stage, done, total).
+        """
         ...
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.atomic import write_atomically
+
 if TYPE_CHECKING:
     import torch
 
@@ -351,9 +353,7 @@ class CompressionResult:
         Raises:
             WaterfillError: the folder is missing or not writable, or the file exists and `force` is False.
         """
-        from waterfill.codec.container import write_atomically
-
-        write_atomically(Path(path), self.data, force=force)
+        write_atomically(Path(path), [self.data], force=force)
 
     def to_json(self) -> str:
         """Everything but the bytes, as JSON text."""
