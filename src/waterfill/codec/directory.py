@@ -1,0 +1,298 @@
+"""The directory of a file: which tensors there are, how they are coded, where their chunks lie (docs/format.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import zstandard
+from msgspec import Meta, Struct
+
+from waterfill.codec import tables
+from waterfill.errors import FormatError
+from waterfill.records import (
+    Coded,
+    Constant,
+    Entry,
+    Exact,
+    Layout,
+    NormMean,
+    NormVariance,
+    Origin,
+    Relative,
+    Rule,
+    Scales,
+    Spread,
+    Tied,
+    Uniform,
+)
+
+DTYPE_BYTES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
+    "complex32": 4, "complex64": 8, "complex128": 16,
+    "int8": 1, "int16": 2, "int32": 4, "int64": 8, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "bool": 1,
+}  # fmt: skip
+CODED_DTYPES = ("float64", "float32", "float16", "bfloat16")
+MAX_DIRECTORY_BYTES = 1 << 26
+MAX_SYMBOLS_PER_BYTE = 1 << 15
+"""No table symbol takes less than 1/2048 bit and no zstandard block expands more, so no honest chunk holds more."""
+MAX_NUMEL = 1 << 42
+
+Dimension = Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
+Code = Annotated[int, Meta(ge=-1, lt=tables.SCALES)]
+Codes6 = tuple[Code, Code, Code, Code, Code, Code]
+Shrink = Annotated[int, Meta(ge=-64, le=64)]
+NO_SCALES: Codes6 = (-1, -1, -1, -1, -1, -1)
+
+
+class EntryLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Name, type, shape, and one letter with an argument for the origin."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+    how: str = "q"
+    argument: int | float | str | None = None
+
+
+class UniformLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="u"):
+    """A `Uniform` rule and its `Spread`; the six codes say with which table the scales are coded, -1 for none."""
+
+    step: Annotated[int, Meta(ge=-6000, le=6000)]
+    family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
+    base: Annotated[int, Meta(ge=-400, le=256)]
+    shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
+    scales: Codes6 = NO_SCALES
+    offset: Annotated[int, Meta(ge=-(1 << 30), le=1 << 30)] = 0
+
+
+class RelativeLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="r"):
+    """A `Relative` rule and its `Spread` (without scales)."""
+
+    mantissa: Annotated[int, Meta(ge=0, le=23)]
+    offset: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)]
+    signed: bool
+    family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
+    base: Annotated[int, Meta(ge=-400, le=256)]
+
+
+class ChunkLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A chunk: `a` scales, `s` symbols, `x` exact bytes; its length, its CRC-32, and how many units it decodes to."""
+
+    kind: str
+    size: Annotated[int, Meta(ge=0, le=1 << 50)]
+    crc: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    count: Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
+
+
+class Directory(Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything in the file but the chunks themselves.
+
+    Attributes:
+        entries: the state dict, in its order.
+        tensors: rule and spread of every coded entry, in the same order.
+        chunks: in the order in which they lie in the file.
+        producer: name and version of the writer.
+    """
+
+    entries: tuple[EntryLine, ...]
+    tensors: tuple[UniformLine | RelativeLine, ...]
+    chunks: tuple[ChunkLine, ...]
+    producer: str = ""
+
+
+def pack(directory: Directory) -> tuple[bytes, int]:
+    """The compressed directory and its size before compression."""
+    text = msgspec.json.encode(directory)
+    options = zstandard.ZstdCompressionParameters.from_level(
+        19, write_content_size=False, write_checksum=False, write_dict_id=False
+    )
+    return zstandard.ZstdCompressor(compression_params=options).compress(text), len(text)
+
+
+def unpack(data: bytes, size: int) -> Directory:
+    """Undo `pack`, and check everything that can be checked without the chunks.
+
+    Raises:
+        FormatError: anything is wrong.
+    """
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
+            text = reader.read(size + 1)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"the directory cannot be decompressed ({error})") from error
+    if len(text) != size:
+        raise FormatError(f"the directory has not the {size} bytes that the header says")
+    try:
+        directory = msgspec.json.decode(text, type=Directory)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"the directory cannot be read ({error})") from error
+    check_chunks(directory, entries_of(directory))
+    return directory
+
+
+# Entries ----------------------------------------------------------------------------------------------------------------
+
+
+def entry_line(entry: Entry) -> EntryLine:
+    """The line of an entry."""
+    how, argument = _how(entry.origin)
+    return EntryLine(entry.name, entry.dtype, entry.shape, how, argument)
+
+
+def _how(origin: Origin) -> tuple[str, int | float | str | None]:
+    match origin:
+        case Coded(layout):
+            return ("t", layout.groups) if layout.transposed else ("q", None)
+        case Exact(reason):
+            return "x", reason
+        case Tied(to):
+            return "=", to
+        case Constant(value):
+            return "c", value
+        case NormVariance(_, eps):
+            return "v", eps
+        case NormMean(_, scale):
+            return "m", scale
+
+
+def entries_of(directory: Directory) -> tuple[Entry, ...]:
+    """The entries of a directory, checked one by one and against each other.
+
+    Raises:
+        FormatError: an entry contradicts itself or another one.
+    """
+    seen: dict[str, Entry] = {}
+    for line in directory.entries:
+        if line.name in seen:
+            raise FormatError(f"tensor {line.name!r} is there twice")
+        if line.dtype not in DTYPE_BYTES or math.prod(line.shape) > MAX_NUMEL:
+            raise FormatError(f"tensor {line.name!r} has the impossible type or shape {line.dtype} {line.shape}")
+        origin = _origin(line, seen)
+        if not isinstance(origin, Exact | Tied) and line.dtype not in CODED_DTYPES:
+            raise FormatError(f"tensor {line.name!r} of type {line.dtype} cannot be coded with loss")
+        seen[line.name] = Entry(line.name, line.shape, line.dtype, origin)
+    return tuple(seen.values())
+
+
+def _origin(line: EntryLine, seen: dict[str, Entry]) -> Origin:
+    argument = line.argument
+    origin: Origin | None = None
+    match line.how:
+        case "q":
+            origin = Coded(Layout(line.shape))
+        case "t" if isinstance(argument, int) and len(line.shape) >= 2 and argument >= 1:
+            if line.shape[0] % argument == 0:
+                origin = Coded(Layout(line.shape, transposed=True, groups=argument))
+        case "x" if isinstance(argument, str):
+            origin = Exact(argument)
+        case "=" if isinstance(argument, str) and _is_original(seen.get(argument), line):
+            origin = Tied(argument)
+        case "c" if isinstance(argument, int | float):
+            origin = Constant(float(argument))
+        case "v" if isinstance(argument, int | float) and argument >= 0 and len(line.shape) == 1:
+            origin = NormVariance(Layout(line.shape), float(argument))
+        case "m" if isinstance(argument, str) and len(line.shape) == 1:
+            origin = NormMean(Layout(line.shape), argument)
+    if origin is None:
+        raise FormatError(f"tensor {line.name!r} has the impossible origin {line.how!r} {argument!r}")
+    return origin
+
+
+def _is_original(entry: Entry | None, line: EntryLine) -> bool:
+    """Whether a line may be tied to an entry."""
+    return (
+        entry is not None
+        and not isinstance(entry.origin, Tied)
+        and (entry.shape, entry.dtype) == (line.shape, line.dtype)
+    )
+
+
+def coded_layouts(entries: tuple[Entry, ...]) -> dict[str, Layout]:
+    """Layout of every coded entry, in order.
+
+    Raises:
+        FormatError: the mean of a norm names a scale that is none.
+    """
+    layouts = {e.name: e.origin.layout for e in entries if isinstance(e.origin, Coded | NormVariance | NormMean)}
+    variances = {e.name: e.shape for e in entries if isinstance(e.origin, NormVariance)}
+    for entry in entries:
+        if isinstance(entry.origin, NormMean) and variances.get(entry.origin.scale) != entry.shape:
+            raise FormatError(f"tensor {entry.name!r} names {entry.origin.scale!r} as its scale, which is none")
+    return layouts
+
+
+def exact_sizes(entries: tuple[Entry, ...]) -> dict[str, int]:
+    """Bytes of every exact entry, in order."""
+    return {e.name: math.prod(e.shape) * DTYPE_BYTES[e.dtype] for e in entries if isinstance(e.origin, Exact)}
+
+
+# Tensors ----------------------------------------------------------------------------------------------------------------
+
+
+def scale_vectors(rule: Rule, spread: Spread) -> tuple[Scales | None, ...]:
+    """The six vectors of scales of a tensor, in the order of the format; None where there is none."""
+    steps = (rule.rows, rule.channels, rule.taps) if isinstance(rule, Uniform) else (None, None, None)
+    return (*steps, spread.rows, spread.channels, spread.taps)
+
+
+def scale_lengths(line: UniformLine | RelativeLine, layout: Layout) -> tuple[int, ...]:
+    """How many values each of the six vectors of scales has in the file; 0 for none."""
+    codes = line.scales if isinstance(line, UniformLine) else NO_SCALES
+    return tuple(length if code >= 0 else 0 for code, length in zip(codes, (*layout.axes, *layout.axes), strict=True))
+
+
+def tensor_line(rule: Rule, spread: Spread, codes: Codes6) -> UniformLine | RelativeLine:
+    """The line of a coded tensor."""
+    if isinstance(rule, Relative):
+        return RelativeLine(rule.mantissa, rule.offset, rule.signed, spread.family, spread.base)
+    return UniformLine(rule.step, spread.family, spread.base, rule.shrink, codes, rule.offset)
+
+
+def rule_and_spread(
+    line: UniformLine | RelativeLine, layout: Layout, scales: Iterator[Scales | None]
+) -> tuple[Rule, Spread]:
+    """Undo `tensor_line`; takes six vectors from `scales`.
+
+    Raises:
+        FormatError: steps leave the range of normal float32 numbers.
+    """
+    rows, channels, taps, *spreads = (next(scales) for _ in range(6))
+    if isinstance(line, RelativeLine):
+        return Relative(line.mantissa, line.offset, line.signed), Spread(line.family, line.base)
+    rule = Uniform(line.step, line.offset, line.shrink, rows, channels, taps)
+    if abs(line.step) + 16 * sum(int(np.abs(s.astype(int)).max()) for s in (rows, channels, taps) if s is not None and s.size) > 7000:
+        raise FormatError("the steps of a tensor are out of range")
+    return rule, Spread(line.family, line.base, *spreads)
+
+
+def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
+    """Check that the chunks hold exactly what the entries need.
+
+    Raises:
+        FormatError: they do not.
+    """
+    layouts = coded_layouts(entries)
+    if len(layouts) != len(directory.tensors):
+        raise FormatError(f"{len(layouts)} tensors are coded, but {len(directory.tensors)} are described")
+    scales = sum(
+        sum(scale_lengths(line, layout)) for line, layout in zip(directory.tensors, layouts.values(), strict=True)
+    )
+    needed = {
+        "a": scales,
+        "s": sum(layout.numel for layout in layouts.values()),
+        "x": sum(exact_sizes(entries).values()),
+    }
+    found: dict[str, Any] = dict.fromkeys(needed, 0)
+    for chunk in directory.chunks:
+        if chunk.kind not in found or chunk.count > chunk.size * MAX_SYMBOLS_PER_BYTE:
+            raise FormatError(f"a chunk of kind {chunk.kind!r} cannot hold {chunk.count} units in {chunk.size} bytes")
+        found[chunk.kind] += chunk.count
+    if "".join(c.kind for c in directory.chunks) != "".join(sorted((c.kind for c in directory.chunks), key="asx".index)):
+        raise FormatError("the chunks are not in the order scales, symbols, exact bytes")
+    if found != needed:
+        raise FormatError(f"the chunks hold {found}, but the tensors need {needed}")

@@ -1,0 +1,81 @@
+"""Interleaved rANS streams: runs of table symbols to bytes and back.
+
+Source: Duda, "Asymmetric numeral systems" (arXiv 1311.2540); interleaving after Giesen (arXiv 1402.3392).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.codec import tables
+from waterfill.errors import FormatError
+
+LANES = 8
+INITIAL_STATE = 1 << 16
+HEADER_BYTES = 4 * LANES
+
+TableSymbols = NDArray[np.uint8]
+Classes = NDArray[np.uint16]
+
+
+def encode(runs: list[tuple[TableSymbols, Classes]]) -> bytes:
+    """Encode runs of symbols into one stream; a decoder gets them back in the same order.
+
+    Args:
+        runs: pairs of symbols [n] and their classes [n].
+
+    Returns:
+        Eight little-endian 32-bit states, then 16-bit words.
+    """
+    from waterfill.codec import kernels
+
+    info, inverse = tables.encoder_tables()
+    states = np.full(LANES, INITIAL_STATE, np.uint64)
+    words = np.empty(sum(symbols.size for symbols, _ in runs) + LANES, np.uint16)
+    at = words.size
+    for symbols, classes in reversed(runs):
+        at = kernels.encode_run(symbols, classes, info, inverse, states, words, at)
+    return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
+
+
+class Decoder:
+    """Reads the runs of one stream in order; `finish` proves that all of it was read and none was damaged."""
+
+    def __init__(self, stream: bytes | memoryview) -> None:
+        """Start reading.
+
+        Raises:
+            FormatError: the stream is shorter than its states or has an odd length.
+        """
+        if len(stream) < HEADER_BYTES or len(stream) % 2:
+            raise FormatError(f"a stream of {len(stream)} bytes is cut; expected an even number from {HEADER_BYTES}")
+        self._states = np.frombuffer(stream, "<u4", LANES).astype(np.uint64)
+        words = np.frombuffer(stream, "<u2", offset=HEADER_BYTES)
+        self._words = np.concatenate([words, np.zeros(LANES, np.uint16)])
+        self._at = 0
+
+    def run(self, classes: Classes) -> TableSymbols:
+        """Decode the next run, one symbol for every class.
+
+        Raises:
+            FormatError: the stream ends too early.
+        """
+        from waterfill.codec import kernels
+
+        symbols = np.empty(classes.size, np.uint8)
+        self._at = kernels.decode_run(
+            self._words, self._at, self._states, classes, tables.decoder_slots(), symbols
+        )
+        if self._at < 0:
+            raise FormatError("a stream ends before its symbols do")
+        return symbols
+
+    def finish(self) -> None:
+        """Check that the stream is used up and that every state is back where the encoder started.
+
+        Raises:
+            FormatError: it is not.
+        """
+        if self._at != self._words.size - LANES or (self._states != INITIAL_STATE).any():
+            raise FormatError("a stream does not end where its symbols do")

@@ -1,0 +1,155 @@
+"""Integers of any size to runs of table symbols and back, and the entropy model that picks their tables.
+
+An integer whose spread is beyond the bank is cut: its high part is coded with a table, its low bits are uniform. A
+magnitude beyond its table is an escape, followed later by its bytes. Three kinds of runs follow each other in a stream:
+high parts, low bits (at most eight at a time), escapes (first how many bytes, then the bytes).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.codec import rans, tables
+from waterfill.errors import FormatError
+from waterfill.records import Layout, Scales, Spread, Symbols
+
+SIDE_FAMILY = 5
+"""Row, channel and tap scales are coded with the Laplace tables."""
+
+Codes = tuple[NDArray[np.uint16], NDArray[np.uint8]]
+"""For every integer its class and how many low bits are uniform."""
+
+
+def axis_sum(
+    layout: Layout, rows: Scales | None, channels: Scales | None, taps: Scales | None, start: int, stop: int
+) -> NDArray[np.int32]:
+    """`rows[i] + channels[c] + taps[t]` for the elements start..stop of the flattened normal form; int32 [stop - start].
+
+    Missing scales count as zero.
+    """
+    out, n_channels, n_taps = layout.axes
+    width = n_channels * n_taps
+    first, last = (start // width, -(-stop // width)) if width else (0, out)
+    total = np.zeros((last - first, n_channels, n_taps), np.int32)
+    if rows is not None:
+        total += rows[first:last, None, None]
+    if channels is not None:
+        total += channels[:, None]
+    if taps is not None:
+        total += taps
+    return total.reshape(-1)[start - first * width : stop - first * width]
+
+
+def spread_codes(spread: Spread, layout: Layout, start: int, stop: int) -> Codes:
+    """Class and number of low bits of the elements start..stop of a tensor."""
+    if spread.rows is None and spread.channels is None and spread.taps is None:
+        one = exponent_codes(np.array([spread.base], np.int32), spread.family)
+        return np.full(stop - start, one[0][0]), np.full(stop - start, one[1][0])
+    exponents = axis_sum(layout, spread.rows, spread.channels, spread.taps, start, stop)
+    exponents *= 2
+    exponents += spread.base
+    return exponent_codes(exponents, spread.family)
+
+
+def exponent_codes(exponents: NDArray[np.int32], family: int) -> Codes:
+    """Class and low bits of spreads `2^((exponent - 32) / 8)` steps; below the bank the smallest table is taken."""
+    top = tables.SCALES - 1
+    low = np.maximum(exponents - (top - 7), 0) >> 3
+    classes = np.clip(exponents - 8 * low, 0, top) + tables.bank_class(family, 0)
+    return classes.astype(np.uint16), low.astype(np.uint8)
+
+
+def encode(values: Symbols, codes: Codes) -> bytes:
+    """Encode integers [n], each with its class and number of low bits, as one stream."""
+    classes, low = codes
+    high = values
+    if low.any():
+        half = (np.int64(1) << low.astype(np.int64)) >> 1
+        high = ((values + half) >> low).astype(np.int64)
+        rest = values + half - (high << low)
+    magnitude = np.abs(high)
+    last = tables.largest()[classes]
+    escaped = magnitude > last
+    table_symbols = np.where(escaped, 2 * last + 1, 2 * magnitude - (high > 0)).astype(np.uint8)
+    runs = [(table_symbols, classes)]
+    if low.any():
+        for at in range(0, int(low.max()), 8):
+            some = low > at
+            bits = np.minimum(low[some] - at, 8)
+            runs.append((((rest[some] >> at) & ((1 << bits) - 1)).astype(np.uint8), (bits - 1).astype(np.uint16)))
+    return rans.encode(runs + _escape_runs(high[escaped], last[escaped]))
+
+
+def _escape_runs(high: NDArray[np.int64], last: NDArray[np.int64]) -> list[tuple[rans.TableSymbols, rans.Classes]]:
+    """Runs of the escapes: `2 (|high| - K - 1) + (high < 0)` as a byte count (1..4, two bits) and its bytes."""
+    if not high.size:
+        return []
+    extra = 2 * (np.abs(high) - last - 1) + (high < 0)
+    count = 1 + (extra >= 1 << 8).astype(np.uint8) + (extra >= 1 << 16) + (extra >= 1 << 24)
+    octets = extra.astype("<u8").view(np.uint8).reshape(-1, 8)[np.arange(8) < count[:, None]]
+    return [
+        (count - 1, np.full(count.size, tables.uniform_class(2), np.uint16)),
+        (octets, np.full(octets.size, tables.uniform_class(8), np.uint16)),
+    ]
+
+
+def decode(stream: bytes | memoryview, codes: Codes) -> Symbols:
+    """Decode one stream of integers [n].
+
+    Raises:
+        FormatError: the stream is damaged.
+    """
+    classes, low = codes
+    decoder = rans.Decoder(stream)
+    index = decoder.run(classes).astype(np.int32)
+    high = (index + 1) >> 1
+    np.negative(high, out=high, where=(index & 1) == 0)
+    values: NDArray[np.int64] = high.astype(np.int64) if low.any() else high
+    rest = np.zeros(0, np.int64)
+    if low.any():
+        rest = np.zeros(low.size, np.int64)
+        for at in range(0, int(low.max()), 8):
+            some = low > at
+            rest[some] |= decoder.run((np.minimum(low[some] - at, 8) - 1).astype(np.uint16)).astype(np.int64) << at
+    escaped = np.flatnonzero(high > tables.largest()[classes])
+    if escaped.size:
+        values = values.astype(np.int64)
+        values[escaped] = _read_escapes(decoder, tables.largest()[classes[escaped]])
+    if low.any():
+        values = (values << low) + rest - ((np.int64(1) << low.astype(np.int64)) >> 1)
+    decoder.finish()
+    if values.dtype != np.int32 and values.size and np.abs(values).max() >= 1 << 31:
+        raise FormatError("a symbol is beyond 32 bits")
+    return values.astype(np.int32, copy=False)
+
+
+def _read_escapes(decoder: rans.Decoder, last: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Undo `_escape_runs`."""
+    count = decoder.run(np.full(last.size, tables.uniform_class(2), np.uint16)) + 1
+    octets = decoder.run(np.full(int(count.sum()), tables.uniform_class(8), np.uint16))
+    padded = np.zeros((last.size, 8), np.uint8)
+    padded[np.arange(8) < count[:, None]] = octets
+    extra = padded.view("<u8").astype(np.int64).ravel()
+    magnitude = (extra >> 1) + last + 1
+    return np.where(extra & 1, -magnitude, magnitude)
+
+
+def ideal_bits(values: Symbols, codes: Codes) -> float:
+    """Code length of integers under the frozen tables, in bits, without the end of the stream."""
+    classes, low = codes
+    high = values if not low.any() else (values + ((np.int64(1) << low.astype(np.int64)) >> 1)) >> low
+    magnitude = np.abs(high)
+    last = tables.largest()[classes]
+    escaped = magnitude > last
+    index = np.where(escaped, 2 * last + 1, 2 * magnitude)
+    bits = 12.0 * values.size - np.log2(tables.frequencies()[classes, index]).sum() + low.sum(dtype=np.float64)
+    for symbols, run_classes in _escape_runs(high[escaped].astype(np.int64), last[escaped]):
+        bits += symbols.size * (int(run_classes[0]) + 1)
+    return float(bits)
+
+
+def scale_code(scales: Scales) -> int:
+    """The table (spread in the Laplace family) that codes a vector of scales in the fewest bits."""
+    magnitude = np.minimum(np.abs(scales.astype(np.int64)), 127)
+    return int(tables.code_lengths(SIDE_FAMILY)[:, magnitude].sum(axis=1).argmin())
