@@ -38,8 +38,8 @@ DTYPE_BYTES = {
 }  # fmt: skip
 CODED_DTYPES = ("float64", "float32", "float16", "bfloat16")
 MAX_DIRECTORY_BYTES = 1 << 26
-MAX_SYMBOLS_PER_BYTE = 1 << 15
-"""No table symbol takes less than 1/2048 bit and no zstandard block expands more, so no honest chunk holds more."""
+MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
+"""No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 MAX_NUMEL = 1 << 42
 
 Dimension = Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
@@ -265,7 +265,8 @@ def rule_and_spread(
     if isinstance(line, RelativeLine):
         return Relative(line.mantissa, line.offset, line.signed), Spread(line.family, line.base)
     rule = Uniform(line.step, line.offset, line.shrink, rows, channels, taps)
-    if abs(line.step) + 16 * sum(int(np.abs(s.astype(int)).max()) for s in (rows, channels, taps) if s is not None and s.size) > 7000:
+    present = [scale for scale in (rows, channels, taps) if scale is not None and scale.size]
+    if abs(line.step) + 16 * sum(int(np.abs(scale.astype(np.int64)).max()) for scale in present) > 7000:
         raise FormatError("the steps of a tensor are out of range")
     return rule, Spread(line.family, line.base, *spreads)
 
@@ -289,10 +290,11 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
     }
     found: dict[str, Any] = dict.fromkeys(needed, 0)
     for chunk in directory.chunks:
-        if chunk.kind not in found or chunk.count > chunk.size * MAX_SYMBOLS_PER_BYTE:
+        if chunk.kind not in found or chunk.count > chunk.size * MAX_UNITS_PER_BYTE[chunk.kind]:
             raise FormatError(f"a chunk of kind {chunk.kind!r} cannot hold {chunk.count} units in {chunk.size} bytes")
         found[chunk.kind] += chunk.count
-    if "".join(c.kind for c in directory.chunks) != "".join(sorted((c.kind for c in directory.chunks), key="asx".index)):
+    kinds = [chunk.kind for chunk in directory.chunks]
+    if kinds != sorted(kinds, key="asx".index):
         raise FormatError("the chunks are not in the order scales, symbols, exact bytes")
     if found != needed:
         raise FormatError(f"the chunks hold {found}, but the tensors need {needed}")

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from waterfill.errors import CalibrationError
+
+_PERMUTATION_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,3 +91,29 @@ def checked_count(samples: int | None, available: int, source: str) -> int:
     if not 1 <= count <= available:
         raise CalibrationError(f"samples={samples} is wrong: {source} has {available}; ask for 1 to {available}.")
     return count
+
+
+def permuted_front(available: int, samples: int | None, source: str) -> NDArray[np.int64]:
+    """Pick samples from the front of a fixed permutation: for calibration, where all data are one set.
+
+    Args:
+        available: how many samples there are.
+        samples: how many to pick; None is all.
+        source: where they come from, for the message.
+
+    Returns:
+        Indices int64 `[samples]`.
+
+    Raises:
+        CalibrationError: there are not that many.
+    """
+    return _permutation(available)[: checked_count(samples, available, source)]
+
+
+def permuted_back(available: int, samples: int | None, source: str) -> NDArray[np.int64]:
+    """Pick samples from the back of the permutation of `permuted_front`: for testing, disjoint while both fit."""
+    return _permutation(available)[available - checked_count(samples, available, source) :]
+
+
+def _permutation(count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(_PERMUTATION_SEED).permutation(count)

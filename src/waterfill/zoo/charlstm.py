@@ -68,7 +68,7 @@ class CharLstm(nn.Module):
 
 
 def _lstm_step(gates: nn.Linear, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """c' = sigmoid(f + 1) c + sigmoid(i) tanh(j); h' = sigmoid(o) tanh(c')."""
+    """C' = sigmoid(f + 1) c + sigmoid(i) tanh(j); h' = sigmoid(o) tanh(c')."""
     h, c = state
     i, j, f, o = gates(torch.cat((x, h), dim=1)).chunk(4, dim=1)
     c = torch.sigmoid(f + FORGET_BIAS) * c + torch.sigmoid(i) * torch.tanh(j)

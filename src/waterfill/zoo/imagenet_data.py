@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from waterfill.zoo.batches import Batches, Labelled, checked_count
+from waterfill.zoo.batches import Batches, Labelled, permuted_back, permuted_front
 from waterfill.zoo.folder import require_file
 from waterfill.zoo.jpeg_zip import jpeg_label, jpeg_names, read_jpegs
 from waterfill.zoo.preprocess import mobilenet_input, squeezenet_input
 
 _ARCHIVE = "imagenet_sample_1000.zip"
 _SIDE = 224
-_SEED = 0
 
 
 def imagenet_calibration(*, samples: int | None = 256, batch_size: int = 32) -> Batches:
@@ -59,18 +58,13 @@ def imagenet_squeezenet_test(*, samples: int | None = None, batch_size: int = 50
 
 
 def _front(samples: int | None) -> tuple[str, ...]:
-    names = _permuted_names()
-    return names[: checked_count(samples, len(names), _ARCHIVE)]
+    names = jpeg_names(require_file(_ARCHIVE))
+    return tuple(names[index] for index in permuted_front(len(names), samples, _ARCHIVE))
 
 
 def _back(samples: int | None) -> tuple[str, ...]:
-    names = _permuted_names()
-    return names[len(names) - checked_count(samples, len(names), _ARCHIVE) :]
-
-
-def _permuted_names() -> tuple[str, ...]:
     names = jpeg_names(require_file(_ARCHIVE))
-    return tuple(names[index] for index in np.random.default_rng(_SEED).permutation(len(names)))
+    return tuple(names[index] for index in permuted_back(len(names), samples, _ARCHIVE))
 
 
 def _batches(names: tuple[str, ...], prepare: Callable[[NDArray[Any]], Tensor], batch_size: int) -> Batches:

@@ -1,0 +1,335 @@
+"""One file: a header, a directory, chunks. Written in one go, checked as a whole, read in pieces (docs/format.md)."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from waterfill.codec import directory as listing
+from waterfill.codec import rans, symbols, tables
+from waterfill.codec.directory import ChunkLine, Directory
+from waterfill.errors import FormatError
+from waterfill.records import Entry, Layout, Quantized, Rule, Scales, Spread, Symbols
+
+MAGIC = b"\x89WFL\r\n\x1a\n"
+VERSION = 1
+HEADER = struct.Struct("<8sHHIII")  # magic, version, reserved, directory bytes, directory size, CRC-32 of the rest
+SMALL_CHUNK = 1 << 16
+LARGE_CHUNK = 1 << 20
+EXACT_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A file in memory.
+
+    Attributes:
+        data: the whole file.
+        tensor_bytes: share of every coded or exact tensor, by name: symbols and scales, or exact bytes.
+        overhead_bytes: all the rest: header, directory with rules and checksums, stream ends.
+    """
+
+    data: bytes = field(repr=False)
+    tensor_bytes: Mapping[str, float]
+    overhead_bytes: float
+
+
+# Writing ----------------------------------------------------------------------------------------------------------------
+
+
+def pack(
+    entries: tuple[Entry, ...], quantized: Mapping[str, Quantized], exact: Mapping[str, bytes], producer: str
+) -> Packed:
+    """Encode a model.
+
+    Args:
+        entries: the state dict, in its order.
+        quantized: symbols, rule and spread of every coded entry.
+        exact: bytes of every exact entry, little-endian.
+        producer: name and version of the writer.
+    """
+    layouts = listing.coded_layouts(entries)
+    shares = dict.fromkeys([*layouts, *exact], 0.0)
+    lines, chunks = [], []
+    vectors: list[tuple[str, Scales, int]] = []
+    for name in layouts:
+        item = quantized[name]
+        scales = listing.scale_vectors(item.rule, item.spread)
+        codes = tuple(-1 if s is None else symbols.scale_code(s) for s in scales)
+        lines.append(listing.tensor_line(item.rule, item.spread, codes))
+        vectors += [(name, s, code) for s, code in zip(scales, codes, strict=True) if s is not None]
+    if vectors:
+        chunks.append(_scales_chunk(vectors, shares))
+    pieces = list(_pieces(layouts))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for stream, count, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
+            chunks.append((stream, "s", count))
+            total = sum(parts.values()) or 1.0
+            for name, bits in parts.items():
+                shares[name] += bits / total * (len(stream) - rans.HEADER_BYTES)
+    chunks += _exact_chunks(listing.exact_sizes(entries), exact, shares)
+    body = b"".join(stream for stream, _, _ in chunks)
+    directory = Directory(
+        entries=tuple(listing.entry_line(entry) for entry in entries),
+        tensors=tuple(lines),
+        chunks=tuple(ChunkLine(kind, len(stream), zlib.crc32(stream), count) for stream, kind, count in chunks),
+        producer=producer,
+    )
+    data = _header_and_directory(directory) + body
+    return Packed(data, shares, len(data) - sum(shares.values()))
+
+
+Chunk = tuple[bytes, str, int]
+Piece = tuple[str, int, int]
+
+
+def _header_and_directory(directory: Directory) -> bytes:
+    packed, size = listing.pack(directory)
+    head = HEADER.pack(MAGIC, VERSION, 0, len(packed), size, 0)[:-4]
+    return head + struct.pack("<I", zlib.crc32(head + packed)) + packed
+
+
+def _scales_chunk(vectors: list[tuple[str, Scales, int]], shares: dict[str, float]) -> Chunk:
+    """All scales of all tensors as one stream; adds their bytes to `shares`."""
+    values = np.concatenate([scales for _, scales, _ in vectors]).astype(np.int32)
+    codes = _side_codes([code for _, _, code in vectors], [scales.size for _, scales, _ in vectors])
+    stream = symbols.encode(values, codes)
+    bits = [symbols.ideal_bits(s.astype(np.int32), _side_codes([code], [s.size])) for _, s, code in vectors]
+    for (name, _, _), share in zip(vectors, bits, strict=True):
+        shares[name] += share / (sum(bits) or 1.0) * (len(stream) - rans.HEADER_BYTES)
+    return stream, "a", values.size
+
+
+def _side_codes(codes: Iterable[int], lengths: Iterable[int]) -> symbols.Codes:
+    classes = [tables.bank_class(symbols.SIDE_FAMILY, max(code, 0)) for code in codes]
+    repeated = np.repeat(np.array(classes, np.uint16), list(lengths))
+    return repeated, np.zeros(repeated.size, np.uint8)
+
+
+def _pieces(layouts: Mapping[str, Layout]) -> Iterator[list[Piece]]:
+    """Groups of (name, start, stop): small tensors together, large ones cut between rows."""
+    group: list[Piece] = []
+    for name, layout in layouts.items():
+        width = layout.numel // max(1, layout.axes[0])
+        span = max(width, LARGE_CHUNK // max(1, width) * width) if width <= LARGE_CHUNK else LARGE_CHUNK
+        for start in range(0, layout.numel, max(1, span)):
+            group.append((name, start, min(start + span, layout.numel)))
+            if sum(stop - begin for _, begin, stop in group) >= SMALL_CHUNK:
+                yield group
+                group = []
+    if group:
+        yield group
+
+
+def _symbols_chunk(
+    group: list[Piece], layouts: Mapping[str, Layout], quantized: Mapping[str, Quantized]
+) -> tuple[bytes, int, dict[str, float]]:
+    """The stream of a group, its number of symbols, and the ideal bits of each tensor in it."""
+    codes = [symbols.spread_codes(quantized[name].spread, layouts[name], a, b) for name, a, b in group]
+    values = [quantized[name].symbols.reshape(-1)[a:b] for name, a, b in group]
+    bits = {name: symbols.ideal_bits(v, c) for (name, _, _), v, c in zip(group, values, codes, strict=True)}
+    everything = np.concatenate([c for c, _ in codes]), np.concatenate([low for _, low in codes])
+    stream = symbols.encode(np.concatenate(values), everything)
+    return stream, everything[0].size, bits
+
+
+def _exact_chunks(sizes: Mapping[str, int], exact: Mapping[str, bytes], shares: dict[str, float]) -> list[Chunk]:
+    """Exact bytes of all tensors one after the other, compressed in frames of a few megabytes."""
+    everything = b"".join(exact[name] for name in sizes)
+    compressor = zstandard.ZstdCompressor(level=19, write_content_size=True)
+    chunks = []
+    for start in range(0, len(everything), EXACT_CHUNK):
+        raw = everything[start : start + EXACT_CHUNK]
+        chunks.append((compressor.compress(raw), "x", len(raw)))
+    stored = sum(len(stream) for stream, _, _ in chunks)
+    for name, size in sizes.items():
+        shares[name] += stored * size / max(1, len(everything))
+    return chunks
+
+
+# Reading ----------------------------------------------------------------------------------------------------------------
+
+
+class Container:
+    """An open file: its directory is read and checked at once, its chunks when they are asked for.
+
+    Attributes:
+        name: path for error messages.
+        size: bytes of the whole file.
+        entries: the state dict, in its order.
+        layouts: layout of every coded tensor, in order.
+        rules: rule and spread of every coded tensor.
+        producer: name and version of the writer.
+    """
+
+    def __init__(self, source: Path | bytes) -> None:
+        """Open a file or its bytes.
+
+        Raises:
+            FormatError: it is not a waterfill file, or a damaged one.
+        """
+        self.name = "the data" if isinstance(source, bytes) else str(source)
+        self._bytes = memoryview(source) if isinstance(source, bytes) else None
+        self._file = None if isinstance(source, bytes) else _open(source)
+        try:
+            self.size = len(source) if isinstance(source, bytes) else os.fstat(self._descriptor).st_size
+            self._directory, at = self._read_directory()
+            self.entries = listing.entries_of(self._directory)
+            self.layouts = listing.coded_layouts(self.entries)
+            self.producer = self._directory.producer
+            self._offsets = at + np.cumsum([0, *(chunk.size for chunk in self._directory.chunks)], dtype=np.int64)
+            if self._offsets[-1] != self.size:
+                raise FormatError(f"the file has {self.size} bytes, but its directory needs {self._offsets[-1]}")
+            self.rules = self._read_rules()
+        except FormatError as error:
+            self.close()
+            raise FormatError(f"{self.name}: {error}") from error
+
+    @property
+    def _descriptor(self) -> int:
+        if self._file is None:
+            raise ValueError(f"{self.name} is closed")
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self, start: int, size: int) -> bytes:
+        if self._bytes is not None:
+            return bytes(self._bytes[start : start + size])
+        return os.pread(self._descriptor, size, start)
+
+    def _read_directory(self) -> tuple[Directory, int]:
+        """The directory, and where the chunks begin."""
+        head = self._read(0, HEADER.size)
+        if head[: len(MAGIC)] != MAGIC[: len(head)] or len(head) < len(MAGIC):
+            raise FormatError("not a waterfill file; expected one that `waterfill compress` wrote")
+        if len(head) < HEADER.size:
+            raise FormatError(f"the file is cut after {len(head)} bytes, within its header")
+        _, version, reserved, packed_size, size, crc = HEADER.unpack(head)
+        if version != VERSION or reserved:
+            raise FormatError(f"format version {version} is unknown; this release reads version {VERSION}: upgrade it")
+        if packed_size > self.size - HEADER.size or size > listing.MAX_DIRECTORY_BYTES:
+            raise FormatError(f"the file is cut: {self.size} bytes cannot hold a directory of {packed_size}")
+        packed = self._read(HEADER.size, packed_size)
+        if zlib.crc32(head[:-4] + packed) != crc:
+            raise FormatError("the checksum of the directory is wrong: the file is damaged")
+        return listing.unpack(packed, size), HEADER.size + packed_size
+
+    def _chunk(self, index: int) -> bytes:
+        """The bytes of one chunk, checked."""
+        chunk = self._directory.chunks[index]
+        data = self._read(int(self._offsets[index]), chunk.size)
+        if len(data) != chunk.size or zlib.crc32(data) != chunk.crc:
+            raise FormatError(f"the checksum of chunk {index} is wrong: the file is damaged")
+        return data
+
+    def verify(self) -> None:
+        """Check every chunk of the file, one at a time.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        for index in range(len(self._directory.chunks)):
+            self.chunk(index)
+
+    def chunk(self, index: int) -> bytes:
+        """The bytes of one chunk, checked.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        try:
+            return self._chunk(index)
+        except FormatError as error:
+            raise FormatError(f"{self.name}: {error}") from error
+
+    def _read_rules(self) -> dict[str, tuple[Rule, Spread]]:
+        """Rules and spreads of all coded tensors, with their scales."""
+        lengths, codes = [], []
+        for line, layout in zip(self._directory.tensors, self.layouts.values(), strict=True):
+            lengths += listing.scale_lengths(line, layout)
+            codes += line.scales if isinstance(line, listing.UniformLine) else listing.NO_SCALES
+        values: list[NDArray[np.int32]] = []
+        todo = _side_codes(codes, lengths) if self._directory.chunks else _side_codes([], [])
+        for index in self.indices("a"):
+            count, at = self._directory.chunks[index].count, sum(v.size for v in values)
+            part = todo[0][at : at + count], todo[1][at : at + count]
+            values.append(symbols.decode(self._chunk(index), part))
+        everything = np.concatenate([*values, np.zeros(0, np.int32)])
+        if everything.size and np.abs(everything).max() > 127:
+            raise FormatError("a scale is out of range")
+        parts = np.split(everything.astype(np.int8), np.cumsum(lengths)[:-1]) if lengths else []
+        scales = iter([part if code >= 0 else None for part, code in zip(parts, codes, strict=True)])
+        return {
+            name: listing.rule_and_spread(line, layout, scales)
+            for line, (name, layout) in zip(self._directory.tensors, self.layouts.items(), strict=True)
+        }
+
+    def indices(self, kind: str) -> list[int]:
+        """Indices of the chunks of one kind, in order."""
+        return [i for i, chunk in enumerate(self._directory.chunks) if chunk.kind == kind]
+
+    def spans(self, kind: str, sizes: Mapping[str, int]) -> dict[int, list[Piece]]:
+        """For every chunk of a kind the pieces (name, start, stop) that it holds, given the size of every tensor."""
+        spans: dict[int, list[Piece]] = {}
+        pending = iter([(name, size) for name, size in sizes.items() if size])
+        name, size, done = "", 0, 0
+        for index in self.indices(kind):
+            spans[index] = []
+            left = self._directory.chunks[index].count
+            while left:
+                if done == size:
+                    (name, size), done = next(pending), 0
+                take = min(left, size - done)
+                spans[index].append((name, done, done + take))
+                done, left = done + take, left - take
+        return spans
+
+    def symbols(self, index: int, pieces: list[Piece]) -> list[Symbols]:
+        """Decode one chunk of symbols into its pieces.
+
+        Raises:
+            FormatError: the chunk is damaged.
+        """
+        codes = [symbols.spread_codes(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
+        everything = np.concatenate([c for c, _ in codes]), np.concatenate([low for _, low in codes])
+        data = self.chunk(index)
+        try:
+            values = symbols.decode(data, everything)
+        except FormatError as error:
+            raise FormatError(f"{self.name}: {error}") from error
+        return np.split(values, np.cumsum([b - a for _, a, b in pieces])[:-1])
+
+    def exact(self, index: int) -> bytes:
+        """Decode one chunk of exact bytes.
+
+        Raises:
+            FormatError: the chunk is damaged.
+        """
+        data, count = self.chunk(index), self._directory.chunks[index].count
+        try:
+            if zstandard.frame_content_size(data) != count:
+                raise FormatError(f"{self.name}: chunk {index} has not the {count} bytes that the directory says")
+            raw = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(data, max_output_size=count)
+        except zstandard.ZstdError as error:
+            raise FormatError(f"{self.name}: chunk {index} cannot be decompressed ({error})") from error
+        return raw
+
+
+def _open(path: Path) -> object:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a file that waterfill wrote") from error
