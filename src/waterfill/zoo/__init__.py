@@ -8,7 +8,7 @@ it: `*_calibration` of training samples, `*_test` of the test set. All read from
 from __future__ import annotations
 
 from waterfill.zoo.batches import Batches
-from waterfill.zoo.charlstm import CharLstm, LstmState, charlstm, charlstm_bronte
+from waterfill.zoo.character_lstm import CharLstm, LstmState, charlstm, charlstm_bronte
 from waterfill.zoo.cifar_data import (
     cifar10_calibration,
     cifar10_test,
@@ -36,9 +36,8 @@ from waterfill.zoo.mnist_data import (
 )
 from waterfill.zoo.mobilenet import mobilenet_v1
 from waterfill.zoo.paper_nets import paper_conv, paper_conv_w32, paper_conv_w32_cifar100, paper_mlp
-from waterfill.zoo.pretrained import PRETRAINED, load_pretrained, pretrained
 from waterfill.zoo.resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
-from waterfill.zoo.squeezenet import squeezenet
+from waterfill.zoo.squeezenet_v1 import squeezenet
 from waterfill.zoo.text_data import (
     charlstm_bronte_calibration,
     charlstm_bronte_test,
@@ -47,6 +46,7 @@ from waterfill.zoo.text_data import (
     stories_calibration,
     stories_test,
 )
+from waterfill.zoo.weights import PRETRAINED, load_pretrained, pretrained
 
 __all__ = [
     "PRETRAINED",

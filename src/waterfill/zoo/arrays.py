@@ -102,4 +102,4 @@ def _uint8_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
     if column_major or dtype != np.uint8 or not shape or min(shape) < 0:
         order = "column-major" if column_major else "row-major"
         raise FormatError(f"{path} holds {order} {dtype} of shape {shape}: expected row-major uint8 rows.")
-    return cast(tuple[int, ...], shape)
+    return shape

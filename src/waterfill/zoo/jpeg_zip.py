@@ -73,14 +73,14 @@ def read_jpegs(path: Path, names: tuple[str, ...], side: int) -> Bytes:
 def _decode(pillow: ModuleType, archive: zipfile.ZipFile, name: str, side: int) -> Bytes:
     try:
         with pillow.open(io.BytesIO(archive.read(name))) as image:
+            if image.size != (side, side):
+                raise FormatError(
+                    f"The image '{name}' of {archive.filename} has {image.height} rows and {image.width} columns:"
+                    f" expected {side} of each; resize and crop it."
+                )
             pixels: Bytes = np.asarray(image.convert("RGB"))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise FormatError(f"The image '{name}' of {archive.filename} is damaged ({error}).") from error
-    if pixels.shape != (side, side, 3):
-        raise FormatError(
-            f"The image '{name}' of {archive.filename} has {pixels.shape[0]} rows and {pixels.shape[1]} columns:"
-            f" expected {side} of each; resize and crop it."
-        )
     return pixels
 
 

@@ -60,7 +60,8 @@ class LlamaBlock(nn.Module):
         """Map `[batch, time, dim]` to the same shape; `rotation` is what `rotary_angles` returns."""
         x = x + self.attend(self.attention_norm(x), rotation)
         y = self.ffn_norm(x)
-        return x + self.w2(F.silu(self.w1(y)) * self.w3(y))
+        fed: Tensor = self.w2(F.silu(self.w1(y)) * self.w3(y))
+        return x + fed
 
     def attend(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Attend from each position to itself and the positions before it; `[batch, time, dim]` in and out."""
@@ -118,11 +119,13 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     # Written out: the fused kernel has no second derivative on the CPU, which curvature estimators need.
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(later, -torch.inf).softmax(dim=-1) @ value
+    attention = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
+    return torch.matmul(attention, value)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, time, _ = x.shape
+    return x.view(batch, time, heads, -1).transpose(1, 2)
 
 
 def stories260k() -> Llama:

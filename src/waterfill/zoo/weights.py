@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from waterfill.errors import FormatError, UnsupportedModelError
-from waterfill.zoo.charlstm import charlstm, charlstm_bronte
+from waterfill.zoo.character_lstm import charlstm, charlstm_bronte
 from waterfill.zoo.folder import require_file
 from waterfill.zoo.lenet import lenet5, lenet300
 from waterfill.zoo.llama import stories260k
 from waterfill.zoo.mobilenet import mobilenet_v1
 from waterfill.zoo.paper_nets import paper_conv_w32, paper_conv_w32_cifar100
 from waterfill.zoo.resnet import resnet20, resnet32
-from waterfill.zoo.squeezenet import squeezenet
+from waterfill.zoo.squeezenet_v1 import squeezenet
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,279 @@
+"""What a batch is, and how a model is called with one.
+
+A batch is `(input, target)`, a tuple or list of exactly two, or only inputs: a tensor, a dict, or a tuple or list of
+another length. Inputs are a tensor, a tuple or list (positional arguments) or a dict (keyword arguments); the first
+axis of their tensors counts the samples. A target may be None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import CalibrationError, UnsupportedModelError
+from waterfill.protocols import Output
+
+Inputs: TypeAlias = Any
+"""A tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
+
+IGNORED = -100
+"""Integer target of a prediction that does not count, as in `torch.nn.functional.cross_entropy`."""
+
+_FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def split(batch: Any) -> tuple[Inputs, Tensor | None]:
+    """Split a batch into its inputs and its target.
+
+    Args:
+        batch: `(input, target)`, or only inputs.
+
+    Returns:
+        The inputs as they are, and the target as a tensor, or None where there is none.
+
+    Raises:
+        CalibrationError: the second of a pair cannot be read as a tensor.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        return batch, None
+    inputs, target = batch
+    if target is None or isinstance(target, Tensor):
+        return inputs, target
+    try:
+        return inputs, torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CalibrationError(
+            f"The target of a batch is a {type(target).__name__}; expected a tensor or None. A tuple of two is read as "
+            "(input, target); give two inputs as ((first, second), None)."
+        ) from error
+
+
+def map_tensors(inputs: Inputs, function: Callable[[Tensor], Any]) -> Inputs:
+    """Apply `function` to every tensor inside tuples, lists and dicts; everything else stays as it is."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {key: map_tensors(value, function) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(map_tensors(value, function) for value in inputs)
+    return inputs
+
+
+def tensors_in(inputs: Inputs) -> list[Tensor]:
+    """List every tensor inside tuples, lists and dicts, in order."""
+    found: list[Tensor] = []
+    map_tensors(inputs, found.append)
+    return found
+
+
+def num_samples(inputs: Inputs) -> int:
+    """Length of the first axis of the first tensor.
+
+    Raises:
+        CalibrationError: there is no tensor, or it has no axes.
+    """
+    tensors = tensors_in(inputs)
+    if not tensors or tensors[0].ndim == 0:
+        raise CalibrationError(
+            f"Inputs {describe(inputs)} have no axis that counts samples; expected tensors [samples, ...]. "
+            "Give batches of tensors, a single sample as [1, ...]."
+        )
+    return tensors[0].shape[0]
+
+
+def take(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """Samples `start` to `stop`; tensors that do not have the samples on their first axis stay whole."""
+    samples = num_samples(inputs)
+    return map_tensors(inputs, lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == samples else t)
+
+
+def describe(inputs: Inputs) -> str:
+    """Shapes and dtypes for an error message, such as `(float32[8, 3, 32, 32], mask=bool[8])`."""
+    if isinstance(inputs, Tensor):
+        return f"{str(inputs.dtype).removeprefix('torch.')}{list(inputs.shape)}"
+    if isinstance(inputs, Mapping):
+        return "(" + ", ".join(f"{key}={describe(value)}" for key, value in inputs.items()) + ")"
+    if isinstance(inputs, tuple | list):
+        return "(" + ", ".join(map(describe, inputs)) + ")"
+    return type(inputs).__name__
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first tensor is; the CPU for a model without tensors."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tensor:
+    """Run the model on one batch, with gradients as the caller has set them.
+
+    Args:
+        model: the network; inputs are moved to its device.
+        inputs: a tensor, positional arguments as a tuple or list, or keyword arguments as a dict.
+        index: number of the batch, for the error message.
+
+    Returns:
+        The output tensor: the output itself, its `logits`, or the first tensor of a tuple, list or dict.
+
+    Raises:
+        CalibrationError: the forward pass rejects the batch.
+        UnsupportedModelError: the output has no tensor.
+    """
+    device = device_of(model)
+    moved = map_tensors(inputs, lambda t: t.to(device))
+    try:
+        if isinstance(moved, Mapping):
+            output = model(**moved)
+        else:
+            output = model(*moved) if isinstance(moved, tuple | list) else model(moved)
+    except torch.OutOfMemoryError:
+        raise
+    except _FORWARD_ERRORS as error:
+        raise CalibrationError(_misfit(inputs, index, error)) from error
+    return first_tensor(output)
+
+
+def _misfit(inputs: Inputs, index: int | None, error: Exception) -> str:
+    which = "A batch" if index is None else f"Batch {index}"
+    cause = (str(error).strip() or "no message").splitlines()[0]
+    return (
+        f"{which} does not fit the model: its inputs {describe(inputs)} raised {type(error).__name__}: {cause} "
+        "Expected what the model's forward takes; give batches of that shape and dtype, as (input, target) or as "
+        "inputs alone: a tensor, a tuple of positional or a dict of keyword arguments."
+    )
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Find the tensor that counts in a model's output: itself, its `logits`, or the first of a tuple, list or dict.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+    raise UnsupportedModelError(
+        f"The model returns a {type(output).__name__} without a tensor; expected a tensor, an object with `logits`, or "
+        "a tuple, list or dict with a tensor. Wrap the model so that it returns its output tensor."
+    )
+
+
+def as_batches(data: Any) -> Iterable[Any]:
+    """Check that `data` can be iterated over several times, and make it so where it cannot.
+
+    Args:
+        data: an iterable of batches, such as a list or a DataLoader.
+
+    Returns:
+        `data` itself, or a list of what a one-shot iterator yields.
+
+    Raises:
+        CalibrationError: `data` is one batch, cannot be iterated over, or is empty.
+    """
+    problem = _not_batches(data)
+    if problem:
+        raise CalibrationError(f"Data is {problem}; expected an iterable of batches. Give a list of batches: [batch].")
+    if not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"Data is a {type(data).__name__} and cannot be iterated over; expected an iterable of batches. "
+            "Give a list of batches or wrap a dataset in torch.utils.data.DataLoader."
+        )
+    batches: Iterable[Any] = list(data) if isinstance(data, Iterator) else data
+    if _is_empty(batches):
+        raise CalibrationError("Data has no batches; expected at least one. Give a list of batches that is not empty.")
+    return batches
+
+
+def _not_batches(data: Any) -> str:
+    """Say what `data` is where it is plainly a single batch or no data at all; empty text otherwise."""
+    if isinstance(data, Tensor):
+        return f"a single tensor {describe(data)}"
+    if isinstance(data, Mapping):
+        return "a single dict"
+    if isinstance(data, str | bytes):
+        return f"a {type(data).__name__}"
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    if pair and is_integer(data[1]) and data[1].ndim < data[0].ndim and data[0].shape[:1] == data[1].shape[:1]:
+        return f"a single pair {describe(data)}"
+    return ""
+
+
+def _is_empty(batches: Iterable[Any]) -> bool:
+    try:
+        return len(batches) == 0  # type: ignore[arg-type]
+    except TypeError:
+        return next(iter(batches), _NOTHING) is _NOTHING
+
+
+_NOTHING = object()
+
+
+def is_integer(target: Tensor | None) -> bool:
+    """Whether targets are classes: signed integers or bytes, not booleans."""
+    return target is not None and target.dtype in _INTEGERS
+
+
+def output_kind(data: Iterable[Any], output: str | None) -> Output:
+    """Tell whether the model returns logits or values.
+
+    Args:
+        data: batches that can be iterated over again; only the first is looked at.
+        output: what the caller says, which wins; None to tell from the targets, where integers mean logits.
+
+    Raises:
+        ValueError: `output` is not one of the two names.
+        CalibrationError: `output` is None and the targets do not tell.
+    """
+    if output == "logits":
+        return "logits"
+    if output == "values":
+        return "values"
+    if output is not None:
+        raise ValueError(f"Output is {output!r}; expected 'logits', 'values' or None. Name what the model returns.")
+    _, target = split(next(iter(data)))
+    if is_integer(target):
+        return "logits"
+    found = "no targets" if target is None else f"targets of {describe(target)}"
+    raise CalibrationError(
+        f"Data has {found}, which do not tell what the model returns; expected integer targets or output=. Give "
+        "output='logits' for scores of classes (error measured as KL divergence) or output='values' for real values "
+        "(error measured as squared error)."
+    )
+
+
+def class_axis(logits: Tensor, target: Tensor | None = None) -> int:
+    """Axis of the classes: the last, `[B, C]` or `[B, T, C]`, except where only axis 1 agrees with the target.
+
+    Images labelled pixel by pixel have logits `[B, C, H, W]` and integer targets `[B, H, W]`: there it is 1.
+    """
+    if not is_integer(target) or target is None or target.shape == logits.shape[:-1]:
+        return logits.ndim - 1
+    return 1 if logits.ndim > 2 and target.shape == logits.shape[:1] + logits.shape[2:] else logits.ndim - 1
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[nn.Module]:
+    """Put the whole model into evaluation mode, and afterwards every flag and gradient back as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad

@@ -1,0 +1,111 @@
+"""Hot loops of the quantizers; plain arrays in and out, compiled on first use and cached.
+
+Everywhere `lengths[e, m]` are the bits of magnitude m under the table of exponent e, and the exponent of the element
+(o, c, t) is `rows[o] + channels[c] + taps[t]`, clipped to the table.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(inline="always")
+def _clip(exponent, top):
+    return min(max(exponent, 0), top)
+
+
+@njit(cache=True, nogil=True)
+def axis_costs(magnitudes, rows, channels, taps, axis, offsets, lengths):
+    """Bits that each index of one axis costs under each offset of its exponent.
+
+    Args:
+        magnitudes: uint8 [out, channels, taps].
+        rows: int64 [out]; channels, taps alike.
+        axis: 0, 1 or 2.
+        offsets: int64 [k], added to the exponents of the axis.
+        lengths: float32 [exponents, 256].
+
+    Returns:
+        float64 [length of the axis, k].
+    """
+    n_out, n_channels, n_taps = magnitudes.shape
+    top = lengths.shape[0] - 1
+    costs = np.zeros((magnitudes.shape[axis], offsets.size))
+    for o in range(n_out):
+        for c in range(n_channels):
+            for t in range(n_taps):
+                index = o if axis == 0 else (c if axis == 1 else t)
+                exponent = rows[o] + channels[c] + taps[t]
+                magnitude = magnitudes[o, c, t]
+                for k in range(offsets.size):
+                    costs[index, k] += lengths[_clip(exponent + offsets[k], top), magnitude]
+    return costs
+
+
+@njit(cache=True, nogil=True)
+def exponent_histogram(magnitudes, rows, channels, taps, low, high):
+    """How often each magnitude occurs at each exponent low..high; int64 [high - low + 1, 256]."""
+    n_out, n_channels, n_taps = magnitudes.shape
+    counts = np.zeros((high - low + 1, 256), np.int64)
+    for o in range(n_out):
+        for c in range(n_channels):
+            partial = rows[o] + channels[c] - low
+            for t in range(n_taps):
+                counts[partial + taps[t], magnitudes[o, c, t]] += 1
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def round_to_cost(x, importance, rows, channels, taps, lengths, shrink, lmbda, symbols):
+    """Rate-distortion optimised rounding: minimise `importance * (x - level)^2 + lmbda * bits` over the symbols.
+
+    Candidates are the nearest symbol, the next one towards zero, and zero.
+
+    Args:
+        x: float32 [out, channels, taps] in steps.
+        importance: float32, of the same shape, or of shape [1, 1, 1] when constant.
+        rows, channels, taps: int64 exponents.
+        lengths: float32 [exponents, 256].
+        shrink: float32 [4], how far the levels of magnitude 0, 1, 2, >= 3 lie towards zero.
+        lmbda: cost of a bit.
+        symbols: int32 [out, channels, taps], filled.
+    """
+    n_out, n_channels, n_taps = x.shape
+    top = lengths.shape[0] - 1
+    constant = importance.size == 1
+    for o in range(n_out):
+        for c in range(n_channels):
+            partial = rows[o] + channels[c]
+            for t in range(n_taps):
+                value = x[o, c, t]
+                magnitude = abs(value)
+                weight = importance[0, 0, 0] if constant else importance[o, c, t]
+                bits = lengths[_clip(partial + taps[t], top)]
+                best = 0
+                best_cost = weight * magnitude * magnitude + lmbda * bits[0]
+                nearest = np.int64(magnitude + 0.5)
+                for candidate in range(max(1, nearest - 1), nearest + 2):
+                    error = magnitude - (candidate - shrink[min(candidate, 3)])
+                    cost = weight * error * error + lmbda * bits[min(candidate, 255)]
+                    if cost < best_cost:
+                        best, best_cost = candidate, cost
+                symbols[o, c, t] = best if value > 0 else -best
+
+
+@njit(cache=True, nogil=True)
+def centroid_sums(x, importance, symbols):
+    """Importance and importance-weighted shortfall `|k| - |x|` of the magnitudes 1, 2, >= 3; float64 [2, 3]."""
+    sums = np.zeros((2, 3))
+    constant = importance.size == 1
+    for o in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            for t in range(x.shape[2]):
+                k = symbols[o, c, t]
+                if k != 0:
+                    weight = importance[0, 0, 0] if constant else importance[o, c, t]
+                    towards = x[o, c, t] if k > 0 else -x[o, c, t]
+                    index = min(abs(k), 3) - 1
+                    sums[0, index] += weight
+                    sums[1, index] += weight * (abs(k) - towards)
+    return sums

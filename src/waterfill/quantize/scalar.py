@@ -1,0 +1,142 @@
+"""Entropy-coded scalar quantization with row x channel x tap steps and rate-distortion optimised rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.codec.symbols import scale_code
+from waterfill.codec.tables import code_lengths
+from waterfill.protocols import QuadraticForm
+from waterfill.quantize import spread as spreads
+from waterfill.records import Floats, Layout, Quantized, Scales, Uniform, Weight
+from waterfill.reconstruct import reconstruct, step_sizes
+
+SMALLEST_STEP, LARGEST_STEP = -3000, 3000
+SHRINK_UNIT = 64
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """Uniform steps, coded; zero is a level, so weights that do not pay for their bits are pruned.
+
+    Every weight minimises `importance * error^2 + lmbda * bits`. Importance that factors over rows, input channels and
+    taps goes into the steps, where that pays; the rest weighs the errors. The decoder sees a uniform quantizer whose
+    first three levels may be moved towards zero (centroids).
+
+    Attributes:
+        lmbda: price of a bit in units of the squared step; 0 rounds to the nearest level. At high rate the slope of
+            the rate-distortion function asks for ln(2) / 6 = 0.116.
+        rounds: how often tables and roundings are fitted to each other.
+    """
+
+    lmbda: float = 0.11
+    rounds: int = 3
+
+    def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
+        """Quantize one weight so that its mean `I_w e^2` comes near the water level.
+
+        Args:
+            weight: matrix [out, in].
+            form: what an error costs; None for 1 everywhere.
+            water_level: mean cost of an error per weight.
+        """
+        layout = weight.layout
+        importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
+        rule, x, relative = _in_steps(weight, importance, water_level)
+        symbols = np.rint(x).astype(np.int32)
+        fit = spreads.fit(symbols.reshape(weight.matrix.shape), layout)
+        shrink = (0, 0, 0)
+        for _ in range(self.rounds if self.lmbda > 0 else 0):
+            symbols = _round(x, relative, fit, layout, shrink, self.lmbda)
+            shrink = _centroids(x, relative, symbols)
+            fit = spreads.fit(symbols.reshape(weight.matrix.shape), layout, fit)
+        rule = Uniform(rule.step, 0, shrink, rule.rows, rule.channels, rule.taps)
+        return finish(weight, form, symbols.reshape(weight.matrix.shape), rule, fit)
+
+
+def finish(
+    weight: Weight, form: QuadraticForm | None, symbols: NDArray[np.int32], rule: Uniform, fit: spreads.Fit
+) -> Quantized:
+    """The record of symbols that are decided, with their bits and their distortion."""
+    scales = [s for s in (rule.rows, rule.channels, rule.taps) if s is not None]
+    side = sum(8 + float(code_lengths(5)[scale_code(s), np.abs(s.astype(np.int64))].sum()) for s in scales)
+    error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
+    cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
+    return Quantized(symbols, rule, fit.spread(), fit.bits + side, cost)
+
+
+def _in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[Uniform, Floats, Floats]:
+    """Choose the steps: the rule, the weights in steps, and the importances relative to their mean in steps.
+
+    The mean of `I step^2 / 12` over the tensor is the water level.
+    """
+    axes = weight.layout.axes
+    rows, channels, taps = _step_scales(importance, weight.layout)
+    unit = Uniform(0, 0, (0, 0, 0), rows, channels, taps)
+    factor = step_sizes(unit, weight.layout, 0, weight.layout.numel).reshape(-1)
+    relative = importance.reshape(-1) * np.square(factor)
+    mean = float(relative.mean(dtype=np.float64))
+    wanted = 64 * 0.5 * np.log2(12 * water_level / mean) if mean > 0 else LARGEST_STEP
+    step = int(np.clip(np.rint(wanted), SMALLEST_STEP, LARGEST_STEP))
+    rule = Uniform(step, 0, (0, 0, 0), rows, channels, taps)
+    x = weight.matrix.reshape(-1) / step_sizes(rule, weight.layout, 0, weight.layout.numel)
+    np.clip(x, -(2**22), 2**22, out=x)
+    if relative.size > 1:
+        return rule, x.reshape(axes), (relative / max(mean, 1e-300)).astype(np.float32).reshape(axes)
+    return rule, x.reshape(axes), np.ones((1, 1, 1), np.float32)
+
+
+def _step_scales(importance: Floats, layout: Layout) -> tuple[Scales | None, Scales | None, Scales | None]:
+    """Logarithmic step scales of the axes whose part in the importance pays for its bits.
+
+    With `I_ij = a_i b_j` the best step is proportional to `I_ij^-1/2`; against one step for all this saves half the
+    logarithm of the ratio of the arithmetic to the geometric mean of the factor, in bits per weight.
+    """
+    scales: list[Scales | None] = [None, None, None]
+    if importance.size == 1:
+        return None, None, None
+    rest = importance.reshape(layout.axes).astype(np.float64)
+    floor = 1e-6 * rest.mean() + 1e-300
+    for axis in range(3):
+        if rest.shape[axis] < 2:
+            continue
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        factor = rest.mean(axis=tuple(a for a in range(3) if a != axis)) + floor
+        logs = -2 * np.log2(factor)  # quarter octaves of the step
+        offsets = np.clip(np.rint(logs - np.median(logs)), -60, 60)
+        applied = np.exp2(offsets / 2)
+        saved = 0.5 * rest.size * np.log2(factor.mean() / np.exp(np.log(factor).mean()))
+        quantized = offsets.astype(np.int8)
+        side = 8 + float(code_lengths(5)[scale_code(quantized), np.abs(offsets.astype(np.int64))].sum())
+        if saved > side:
+            scales[axis] = quantized
+            rest = rest * applied.reshape(shape)
+    return scales[0], scales[1], scales[2]
+
+
+def _round(
+    x: Floats, relative: Floats, fit: spreads.Fit, layout: Layout, shrink: tuple[int, int, int], lmbda: float
+) -> NDArray[np.int32]:
+    """Rate-distortion optimised rounding under the tables of a fit; int32 in the shape of x."""
+    from waterfill.quantize import kernels
+
+    symbols = np.empty(x.shape, np.int32)
+    if fit.shift:
+        return np.rint(x).astype(np.int32)
+    moved = np.array([0, *shrink], np.float32) / SHRINK_UNIT
+    rows, channels, taps = fit.exponents(layout)
+    kernels.round_to_cost(x, relative, rows, channels, taps, spreads.lengths(fit.family), moved, lmbda, symbols)
+    return symbols
+
+
+def _centroids(x: Floats, relative: Floats, symbols: NDArray[np.int32]) -> tuple[int, int, int]:
+    """Shifts of the levels 1, 2, >= 3 towards zero that minimise the weighted error, in 1/64 step."""
+    from waterfill.quantize import kernels
+
+    weights, shortfall = kernels.centroid_sums(x, relative, symbols)
+    shifts = np.rint(SHRINK_UNIT * shortfall / np.maximum(weights, 1e-30)).clip(-32, 32).astype(int)
+    return int(shifts[0]), int(shifts[1]), int(shifts[2])

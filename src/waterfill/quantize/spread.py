@@ -1,0 +1,168 @@
+"""Fit of the entropy model: which frozen table codes which symbol, in the fewest bits, scales included."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.codec import tables
+from waterfill.codec.symbols import SIDE_FAMILY, scale_code
+from waterfill.records import Layout, Scales, Spread, Symbols
+
+REACH = 2
+"""Offsets are refined by up to this many quarter octaves a round."""
+
+LARGEST_OFFSET = 60
+
+Offsets = NDArray[np.int64]
+
+
+@functools.cache
+def lengths(family: int) -> NDArray[np.float32]:
+    """Bits of every magnitude 0..255 at every exponent [57, 256]; far escapes count as the first one."""
+    return np.pad(tables.code_lengths(family), ((0, 0), (0, 128)), mode="edge")
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A spread in the form the kernels take.
+
+    Attributes:
+        family: shape of the tables.
+        shift: low bits that all symbols share (large spreads are fitted on the high part).
+        base: exponent in eighths of an octave, of the high part.
+        offsets: quarter octaves for rows, channels and taps, int64; None for none.
+        bits: of the symbols and the scales.
+    """
+
+    family: int
+    shift: int
+    base: int
+    offsets: tuple[Offsets | None, Offsets | None, Offsets | None]
+    bits: float
+
+    def exponents(self, layout: Layout) -> tuple[Offsets, Offsets, Offsets]:
+        """Exponents of rows, channels and taps in eighths of an octave; the rows carry the base."""
+        return _exponents(self.offsets, layout, self.base)
+
+    def spread(self) -> Spread:
+        """The record that goes into the file."""
+        rows, channels, taps = (None if o is None else o.astype(np.int8) for o in self.offsets)
+        return Spread(self.family, self.base + 8 * self.shift, rows, channels, taps)
+
+
+def fit(symbols: Symbols, layout: Layout, start: Fit | None = None) -> Fit:
+    """Fit family, base and scales to symbols.
+
+    Axis by axis, scales are proposed from mean magnitudes, refined by the bits they save, and kept if they pay for
+    their own bits.
+
+    Args:
+        symbols: int32 [out, in].
+        layout: its layout.
+        start: an earlier fit of nearly the same symbols, whose scales are refined instead of proposed anew.
+    """
+    shift = _shift(symbols)
+    high = symbols if not shift else (symbols + (1 << shift >> 1)) >> shift
+    magnitudes = np.minimum(np.abs(high), 255).astype(np.uint8).reshape(layout.axes)
+    best = _fit_base(magnitudes, layout, (None, None, None), shift, [start.family] if start else None)
+    for axis in range(3):
+        if magnitudes.shape[axis] < 2 or magnitudes.size <= magnitudes.shape[axis]:
+            continue
+        known = start.offsets[axis] if start else None
+        if start is not None and known is None:
+            continue
+        proposal = _propose(magnitudes, best, layout, axis) if known is None else known
+        offsets = _replace(best.offsets, axis, _refine(magnitudes, best, layout, axis, proposal))
+        trial = _fit_base(magnitudes, layout, offsets, shift, [best.family])
+        if trial.bits < best.bits:
+            best = trial
+    return _fit_base(magnitudes, layout, best.offsets, shift, None)
+
+
+def _shift(symbols: Symbols) -> int:
+    """Low bits to leave out, so that the root mean square of the high parts is below 8."""
+    power = float(np.square(symbols, dtype=np.float64).mean()) if symbols.size else 0.0
+    return max(0, int(np.ceil(np.log2(max(power, 1.0)) / 2 - 3)))
+
+
+def _exponents(
+    offsets: tuple[Offsets | None, ...], layout: Layout, base: int
+) -> tuple[Offsets, Offsets, Offsets]:
+    rows, channels, taps = (
+        np.zeros(length, np.int64) if o is None else 2 * o for o, length in zip(offsets, layout.axes, strict=True)
+    )
+    return rows + base, channels, taps
+
+
+def _replace(
+    offsets: tuple[Offsets | None, Offsets | None, Offsets | None], axis: int, new: Offsets | None
+) -> tuple[Offsets | None, Offsets | None, Offsets | None]:
+    parts = list(offsets)
+    parts[axis] = new
+    return parts[0], parts[1], parts[2]
+
+
+def _propose(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int) -> Offsets:
+    """Offsets of one axis from mean magnitudes, divided by what the other axes explain."""
+    scale = [np.exp2(e / 8) for e in fit.exponents(layout)]
+    view = magnitudes.astype(np.float32)
+    for other in range(3):
+        if other != axis:
+            shape = [1, 1, 1]
+            shape[other] = -1
+            view = view / scale[other].astype(np.float32).reshape(shape)
+    means = view.mean(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
+    floor = 0.25 * means.mean() / magnitudes.size * magnitudes.shape[axis] + 1e-12
+    logs = 4 * np.log2(np.maximum(means, floor))
+    return np.rint(logs - np.median(logs)).astype(np.int64).clip(-LARGEST_OFFSET, LARGEST_OFFSET)
+
+
+def _refine(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int, offsets: Offsets) -> Offsets:
+    """Move every offset of one axis to where symbols and scale cost the fewest bits."""
+    from waterfill.quantize import kernels
+
+    with_axis = _exponents(_replace(fit.offsets, axis, offsets), layout, fit.base)
+    steps = np.arange(-REACH, REACH + 1)
+    costs = kernels.axis_costs(magnitudes, *with_axis, axis, 2 * steps, lengths(fit.family))
+    side = tables.code_lengths(SIDE_FAMILY)[max(scale_code(offsets), tables.UNIT_SCALE)]
+    candidates = np.clip(offsets[:, None] + steps, -LARGEST_OFFSET, LARGEST_OFFSET)
+    chosen = candidates[np.arange(offsets.size), (costs + side[np.abs(candidates)]).argmin(axis=1)]
+    return np.clip(chosen - int(np.median(chosen)), -LARGEST_OFFSET, LARGEST_OFFSET)
+
+
+def _fit_base(
+    magnitudes: NDArray[np.uint8],
+    layout: Layout,
+    offsets: tuple[Offsets | None, Offsets | None, Offsets | None],
+    shift: int,
+    families: list[int] | None,
+) -> Fit:
+    """Best family and base for given scales, from one histogram."""
+    from waterfill.quantize import kernels
+
+    rows, channels, taps = _exponents(offsets, layout, 0)
+    low = int(sum(int(e.min(initial=0)) for e in (rows, channels, taps)))
+    high = int(sum(int(e.max(initial=0)) for e in (rows, channels, taps)))
+    counts = kernels.exponent_histogram(magnitudes, rows, channels, taps, low, high).astype(np.float64)
+    used = np.flatnonzero(counts.any(axis=1))
+    counts, exponents = counts[used], used + low
+    bases = np.arange(-8 - high, tables.SCALES + 8 - low)
+    index = np.clip(exponents[None, :] + bases[:, None], 0, tables.SCALES - 1)
+    best = (np.inf, 0, 0)
+    for family in range(tables.FAMILIES) if families is None else families:
+        table = counts @ lengths(family).T.astype(np.float64)  # [exponents, scales]
+        bits = table[np.arange(used.size)[None, :], index].sum(axis=1)
+        where = int(bits.argmin())
+        best = min(best, (float(bits[where]), family, int(bases[where])))
+    side = sum(_side_bits(o) for o in offsets if o is not None)
+    return Fit(best[1], shift, best[2], offsets, best[0] + side + shift * magnitudes.size)
+
+
+def _side_bits(offsets: Offsets) -> float:
+    """Bits of a vector of scales, with the byte that names its table."""
+    scales: Scales = offsets.astype(np.int8)
+    return float(tables.code_lengths(SIDE_FAMILY)[scale_code(scales), np.abs(offsets)].sum()) + 8.0
