@@ -117,7 +117,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax attention in which no position sees a later one; all `[batch, heads, time, head_dim]`."""
     # Written out: the fused kernel has no second derivative on the CPU, which curvature estimators need.
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    scores = (query / query.shape[-1] ** 0.5) @ key.transpose(-1, -2)
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     attention = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
     return torch.matmul(attention, value)

@@ -1,0 +1,146 @@
+"""One water level for the whole model, and the search for the level that meets a target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from waterfill.errors import TargetError, WaterfillError
+from waterfill.protocols import Progress, QuadraticForm, Quantizer
+from waterfill.quantize import Scalar, Vector
+from waterfill.records import Inventory, Quantized, Weight
+
+T = TypeVar("T")
+LOWEST_LOG2, HIGHEST_LOG2 = -80.0, 60.0
+"""Base-2 logarithms of the water levels between which a search looks, relative to the mean cost of a zeroed weight."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One tensor of a plan: what quantizes it and what its errors cost."""
+
+    weight: Weight
+    quantizer: Quantizer
+    form: QuadraticForm | None
+
+
+def plan(
+    inventory: Inventory, forms: Mapping[str, QuadraticForm], quantizers: Sequence[Quantizer] = ()
+) -> dict[str, Job]:
+    """Choose a quantizer for every weight.
+
+    Args:
+        inventory: the model.
+        forms: what errors cost, by name. A vector without one is rounded to a few mantissa bits.
+        quantizers: the quantizer of the matrices; by default `Scalar()`.
+
+    Raises:
+        ValueError: there are several quantizers.
+    """
+    if len(quantizers) > 1:
+        raise ValueError(f"Got {len(quantizers)} quantizers; expected one, which quantizes every matrix.")
+    matrix: Quantizer = quantizers[0] if quantizers else Scalar()
+    return {
+        name: Job(weight, Vector() if weight.is_vector else matrix, forms.get(name))
+        for name, weight in inventory.weights.items()
+    }
+
+
+def quantize(jobs: Mapping[str, Job], water_level: float, progress: Progress | None = None) -> dict[str, Quantized]:
+    """Quantize every weight at one water level, in parallel; the result does not depend on the number of threads."""
+
+    def one(job: Job) -> Quantized:
+        try:
+            return job.quantizer.quantize(job.weight, job.form, water_level)
+        except WaterfillError as error:
+            raise type(error)(f"tensor {job.weight.name!r} {job.weight.layout.shape}: {error}") from error
+
+    done: dict[str, Quantized] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, item in zip(jobs, pool.map(one, jobs.values()), strict=True):
+            done[name] = item
+            if progress is not None:
+                progress("quantize", len(done), len(jobs))
+    return done
+
+
+def mean_power(jobs: Mapping[str, Job]) -> float:
+    """Mean of `I_w w^2` over all matrices: the cost per weight of setting everything to zero, the scale of levels."""
+    total, count = 0.0, 0
+    for job in jobs.values():
+        if not job.weight.is_vector:
+            squares = np.square(job.weight.matrix, dtype=np.float64)
+            total += float(squares.sum() if job.form is None else (squares * job.form.diagonal()).sum())
+            count += squares.size
+    return total / count if total > 0 else 1.0
+
+
+# The search -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial(Generic[T]):
+    """One try: the base-2 logarithm of the water level, what was measured there, and what was made."""
+
+    level: float
+    value: float
+    made: T
+
+
+def finest_within(
+    measure: Callable[[float], Trial[T]], limit: float, first: float, slope: float, within: float, tries: int = 24
+) -> Trial[T]:
+    """The lowest water level at which a falling quantity (such as a size) is at most `limit`.
+
+    Brackets the limit, then interpolates the logarithm of the quantity, halving where interpolation is slow.
+
+    Args:
+        measure: try a level (base-2 logarithm).
+        limit: largest value allowed.
+        first: where to start.
+        slope: guess of d value / d level, negative, for the first steps.
+        within: relative distance below the limit that is near enough.
+        tries: how many levels to try at most.
+
+    Raises:
+        TargetError: even at the highest level the quantity is above the limit; the text has the value there.
+    """
+    above: Trial[T] | None = None  # too large: the level must rise
+    below: Trial[T] | None = None
+    level = first
+    for count in range(tries):
+        trial = measure(float(np.clip(level, LOWEST_LOG2, HIGHEST_LOG2)))
+        if trial.value > limit:
+            above = trial if above is None or trial.level > above.level else above
+            if trial.level >= HIGHEST_LOG2:
+                raise TargetError(f"{trial.value:.6g}")
+        else:
+            below = trial if below is None or trial.value >= below.value else below
+            if trial.value >= limit * (1 - within) or trial.level <= LOWEST_LOG2:
+                return trial
+        level = _next_level(above, below, limit * (1 - within / 2), slope, count)
+        if above and below and below.level - above.level < 1e-3:
+            break
+    if below is None:
+        raise TargetError(f"{above.value if above else float('nan'):.6g}")
+    return below
+
+
+def _next_level(above: Trial[T] | None, below: Trial[T] | None, aim: float, slope: float, count: int) -> float:
+    """Where to try next: beyond the only side known, or between both."""
+    if above is None or below is None:
+        known = above or below
+        assert known is not None
+        reach = (aim - known.value) / slope
+        reach = np.sign(reach) * max(abs(reach), 0.05) * (1.0 + 0.5 * count)
+        return known.level + float(reach)
+    if count % 3 == 2 or below.value <= 0:
+        return (above.level + below.level) / 2
+    high, low = np.log(above.value), np.log(below.value)
+    share = (high - np.log(max(aim, 1e-300))) / max(high - low, 1e-12)
+    return above.level + float(np.clip(share, 0.02, 0.98)) * (below.level - above.level)

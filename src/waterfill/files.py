@@ -1,0 +1,254 @@
+"""Read a compressed file: lazily, tensor by tensor, or all of it into a model."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, Self, TypeVar
+
+import numpy as np
+import torch
+
+from waterfill.codec.container import Container, Piece
+from waterfill.codec.directory import DTYPE_BYTES, exact_sizes
+from waterfill.errors import FormatError
+from waterfill.models.state_dict import assemble
+from waterfill.models.torch_module import fill
+from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied
+from waterfill.reconstruct import reconstruct
+
+
+T = TypeVar("T")
+
+
+def open(path: str | Path, *, threads: int | None = None) -> WaterfillFile:
+    """Open a file without decoding it; see `WaterfillFile`.
+
+    Raises:
+        FormatError: the file cannot be read, is damaged, or is no waterfill file.
+    """
+    return WaterfillFile(path, threads=threads)
+
+
+def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, torch.Tensor]:
+    """All tensors of a file by name, in the order of the state dict; tied ones are one tensor.
+
+    The whole file is checked before anything is decoded.
+
+    Raises:
+        FormatError: the file cannot be read, is damaged, or is no waterfill file.
+    """
+    with WaterfillFile(path, threads=threads) as file:
+        file.verify()
+        return dict(file.tensors())
+
+
+def load(path: str | Path, into: torch.nn.Module, *, threads: int | None = None) -> torch.nn.Module:
+    """Fill a model with the tensors of a file, in place; names and shapes must be the same.
+
+    Args:
+        path: the file.
+        into: the model. Nothing in it is changed when anything is wrong.
+        threads: how many threads decode.
+
+    Returns:
+        The model.
+
+    Raises:
+        FormatError: the file cannot be read, is damaged, or is no waterfill file.
+        WaterfillError: names or shapes differ.
+    """
+    fill(into, decompress(path, threads=threads))
+    return into
+
+
+class WaterfillFile(Mapping[str, torch.Tensor]):
+    """An open `.wf` file as a mapping from names to tensors.
+
+    Header and directory are checked when it is opened; a chunk is read, checked and decoded when a tensor in it is
+    asked for. `items()` decodes the whole file in order with bounded memory and in parallel.
+
+    Example:
+        >>> with waterfill.open("model.wf") as file:  # doctest: +SKIP
+        ...     print(file["layer1.0.conv1.weight"].shape)
+    """
+
+    def __init__(self, source: str | Path | bytes, *, threads: int | None = None) -> None:
+        """Open a file.
+
+        Args:
+            source: a path, or the bytes of a file.
+            threads: how many threads decode; by default as many as there are processors.
+
+        Raises:
+            FormatError: the file cannot be read, is damaged, or is no waterfill file.
+        """
+        self.container = Container(source if isinstance(source, bytes) else Path(source))
+        self._threads = threads or os.cpu_count() or 1
+        self._entries = {entry.name: entry for entry in self.container.entries}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.container.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What the file says about every tensor, in the order of the state dict."""
+        return self.container.entries
+
+    @property
+    def floating_values(self) -> int:
+        """Number of floating-point values, tied ones once."""
+        return sum(
+            math.prod(entry.shape)
+            for entry in self.entries
+            if not isinstance(entry.origin, Tied) and ("float" in entry.dtype or "complex" in entry.dtype)
+        )
+
+    @property
+    def original_bytes(self) -> int:
+        """Bytes of all tensors when decoded, tied ones once."""
+        return sum(
+            math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
+            for entry in self.entries
+            if not isinstance(entry.origin, Tied)
+        )
+
+    def verify(self) -> None:
+        """Check the checksum of every chunk.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        self.container.verify()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Decode one tensor.
+
+        Raises:
+            KeyError: there is no such tensor.
+            FormatError: the file is damaged.
+        """
+        entry = self._entries[name]
+        while isinstance(entry.origin, Tied):
+            entry = self._entries[entry.origin.to]
+        needed = {entry.name}
+        if isinstance(entry.origin, NormMean):
+            needed.add(entry.origin.scale)
+        chosen = [self._entries[other] for other in self._entries if other in needed]
+        return dict(self._decode(chosen))[entry.name]
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Decode everything in order; what is not kept by the caller is freed."""
+        return self._decode(list(self.entries))
+
+    def _decode(self, entries: list[Entry]) -> Iterator[tuple[str, torch.Tensor]]:
+        coded = {e.name for e in entries if isinstance(e.origin, Coded | NormVariance | NormMean)}
+        exact = {e.name for e in entries if isinstance(e.origin, Exact)}
+        with ThreadPoolExecutor(self._threads) as pool:
+            matrices = _Arriving(self._matrices(coded, pool))
+            yield from assemble(entries, matrices, _Arriving(self._exact(exact)))
+
+    def _matrices(self, names: set[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Floats]]:
+        """Values of coded tensors in normal form, in order, decoded a few chunks ahead."""
+        layouts = self.container.layouts
+        spans = self.container.spans("s", {name: layout.numel for name, layout in layouts.items()})
+        wanted = {index: pieces for index, pieces in spans.items() if any(name in names for name, _, _ in pieces)}
+        buffers: dict[str, Floats] = {}
+        for name in names:
+            if not layouts[name].numel:
+                yield name, np.zeros((layouts[name].axes[0], 0), np.float32)
+        for pieces, values in _ahead(pool, wanted, self._chunk_values, 2 * self._threads):
+            for (name, start, stop), part in zip(pieces, values, strict=True):
+                if name not in names:
+                    continue
+                numel = layouts[name].numel
+                buffer = part if (start, stop) == (0, numel) else buffers.setdefault(name, np.empty(numel, np.float32))
+                if buffer is not part:
+                    buffer[start:stop] = part
+                if stop == numel:
+                    buffers.pop(name, None)
+                    yield name, buffer.reshape(layouts[name].axes[0], -1)
+
+    def _chunk_values(self, index: int, pieces: list[Piece]) -> list[Floats]:
+        """Decode and reconstruct one chunk."""
+        parts = self.container.symbols(index, pieces)
+        return [
+            reconstruct(part, self.container.rules[name][0], self.container.layouts[name], start)
+            for (name, start, _), part in zip(pieces, parts, strict=True)
+        ]
+
+    def _exact(self, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors that are stored without loss, in order."""
+        sizes = exact_sizes(self.entries)
+        parts: dict[str, list[bytes]] = {}
+        for name in names:
+            if not sizes[name]:
+                yield name, _exact_tensor(self._entries[name], b"")
+        for index, pieces in self.container.spans("x", sizes).items():
+            if not any(name in names for name, _, _ in pieces):
+                continue
+            raw, at = self.container.exact(index), 0
+            for name, start, stop in pieces:
+                parts.setdefault(name, []).append(raw[at : at + stop - start])
+                at += stop - start
+                if stop == sizes[name]:
+                    whole = b"".join(parts.pop(name))
+                    if name in names:
+                        yield name, _exact_tensor(self._entries[name], whole)
+
+
+class _Arriving(Generic[T]):
+    """Values that arrive in their own order and are asked for in nearly the same one; vectors may be asked for twice."""
+
+    def __init__(self, source: Iterator[tuple[str, T]]) -> None:
+        self._source = source
+        self._waiting: dict[str, T] = {}
+
+    def __call__(self, name: str) -> T:
+        """Wait for a value."""
+        while name not in self._waiting:
+            arrived, value = next(self._source)
+            self._waiting[arrived] = value
+        value = self._waiting[name]
+        if getattr(value, "shape", (1,))[:1] != (1,):
+            del self._waiting[name]
+        return value
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, jobs: Mapping[int, list[Piece]], work: Callable[[int, list[Piece]], T], depth: int
+) -> Iterator[tuple[list[Piece], T]]:
+    """Results of `work(index, pieces)` in order, with `depth` jobs under way."""
+    waiting: deque[tuple[list[Piece], Future[T]]] = deque()
+    for index, pieces in jobs.items():
+        waiting.append((pieces, pool.submit(work, index, pieces)))
+        if len(waiting) > depth:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    for done, future in waiting:
+        yield done, future.result()
+
+
+def _exact_tensor(entry: Entry, data: bytes) -> torch.Tensor:
+    dtype = getattr(torch, entry.dtype)
+    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    if entry.dtype == "bool" and bool((flat > 1).any()):
+        raise FormatError(f"tensor {entry.name!r} of type bool has other bytes than 0 and 1")
+    return flat.view(dtype).reshape(entry.shape)
