@@ -16,7 +16,7 @@ from waterfill.quantize import Scalar, Vector
 from waterfill.records import Inventory, Quantized, Weight
 
 T = TypeVar("T")
-LOWEST_LOG2, HIGHEST_LOG2 = -80.0, 60.0
+LOWEST_LOG2, HIGHEST_LOG2 = -48.0, 24.0
 """Base-2 logarithms of the water levels between which a search looks, relative to the mean cost of a zeroed weight."""
 
 
@@ -45,8 +45,9 @@ def plan(
     if len(quantizers) > 1:
         raise ValueError(f"Got {len(quantizers)} quantizers; expected one, which quantizes every matrix.")
     matrix: Quantizer = quantizers[0] if quantizers else Scalar()
+    power = mean_power(inventory.weights, forms)
     return {
-        name: Job(weight, Vector() if weight.is_vector else matrix, forms.get(name))
+        name: Job(weight, Vector(power) if weight.is_vector else matrix, forms.get(name))
         for name, weight in inventory.weights.items()
     }
 
@@ -69,13 +70,13 @@ def quantize(jobs: Mapping[str, Job], water_level: float, progress: Progress | N
     return done
 
 
-def mean_power(jobs: Mapping[str, Job]) -> float:
+def mean_power(weights: Mapping[str, Weight], forms: Mapping[str, QuadraticForm]) -> float:
     """Mean of `I_w w^2` over all matrices: the cost per weight of setting everything to zero, the scale of levels."""
     total, count = 0.0, 0
-    for job in jobs.values():
-        if not job.weight.is_vector:
-            squares = np.square(job.weight.matrix, dtype=np.float64)
-            total += float(squares.sum() if job.form is None else (squares * job.form.diagonal()).sum())
+    for name, weight in weights.items():
+        if not weight.is_vector:
+            squares = np.square(weight.matrix, dtype=np.float64)
+            total += float((squares * forms[name].diagonal()).sum() if name in forms else squares.sum())
             count += squares.size
     return total / count if total > 0 else 1.0
 
@@ -92,42 +93,54 @@ class Trial(Generic[T]):
     made: T
 
 
-def finest_within(
-    measure: Callable[[float], Trial[T]], limit: float, first: float, slope: float, within: float, tries: int = 24
+def lowest_within(
+    measure: Callable[[float], Trial[T]],
+    limit: float,
+    first: float,
+    *,
+    slope: float,
+    within: float,
+    precision: float,
+    span: tuple[float, float] = (LOWEST_LOG2, HIGHEST_LOG2),
+    tries: int = 24,
 ) -> Trial[T]:
-    """The lowest water level at which a falling quantity (such as a size) is at most `limit`.
+    """The lowest level at which a quantity that falls with the level (such as a size) is at most `limit`.
 
-    Brackets the limit, then interpolates the logarithm of the quantity, halving where interpolation is slow.
+    Brackets the limit, then interpolates the logarithm of the quantity, halving now and then.
 
     Args:
-        measure: try a level (base-2 logarithm).
-        limit: largest value allowed.
+        measure: try a level (a base-2 logarithm).
+        limit: largest value allowed, above zero.
         first: where to start.
-        slope: guess of d value / d level, negative, for the first steps.
+        slope: guess of d log2(value) / d level, negative, for the steps before the limit is bracketed.
         within: relative distance below the limit that is near enough.
+        precision: width of the bracket that is narrow enough.
+        span: lowest and highest level.
         tries: how many levels to try at most.
 
     Raises:
-        TargetError: even at the highest level the quantity is above the limit; the text has the value there.
+        TargetError: even at the highest level the quantity is above the limit; its only argument is the value there.
     """
-    above: Trial[T] | None = None  # too large: the level must rise
-    below: Trial[T] | None = None
+    above: Trial[T] | None = None  # above the limit: the level must rise
+    below: Trial[T] | None = None  # within the limit: it may fall
     level = first
     for count in range(tries):
-        trial = measure(float(np.clip(level, LOWEST_LOG2, HIGHEST_LOG2)))
+        trial = measure(float(np.clip(level, *span)))
         if trial.value > limit:
             above = trial if above is None or trial.level > above.level else above
-            if trial.level >= HIGHEST_LOG2:
-                raise TargetError(f"{trial.value:.6g}")
+            if trial.level >= span[1]:
+                raise TargetError(trial.value)
         else:
-            below = trial if below is None or trial.value >= below.value else below
-            if trial.value >= limit * (1 - within) or trial.level <= LOWEST_LOG2:
+            below = trial if below is None or trial.level < below.level else below
+            if trial.value >= limit * (1 - within) or trial.level <= span[0]:
                 return trial
-        level = _next_level(above, below, limit * (1 - within / 2), slope, count)
-        if above and below and below.level - above.level < 1e-3:
+        if above and below and below.level - above.level <= precision:
             break
+        level = _next_level(above, below, limit * (1 - within / 2), slope, count)
     if below is None:
-        raise TargetError(f"{above.value if above else float('nan'):.6g}")
+        below = measure(span[1])
+        if below.value > limit:
+            raise TargetError(below.value)
     return below
 
 
@@ -136,11 +149,10 @@ def _next_level(above: Trial[T] | None, below: Trial[T] | None, aim: float, slop
     if above is None or below is None:
         known = above or below
         assert known is not None
-        reach = (aim - known.value) / slope
-        reach = np.sign(reach) * max(abs(reach), 0.05) * (1.0 + 0.5 * count)
-        return known.level + float(reach)
+        reach = float(np.clip(np.log2(aim / max(known.value, 1e-9 * aim)), -4, 4)) / slope
+        return known.level + (1 + 0.3 * count) * (max(reach, 0.05) if above else min(reach, -0.05))
     if count % 3 == 2 or below.value <= 0:
         return (above.level + below.level) / 2
     high, low = np.log(above.value), np.log(below.value)
-    share = (high - np.log(max(aim, 1e-300))) / max(high - low, 1e-12)
+    share = (high - np.log(aim)) / max(high - low, 1e-12)
     return above.level + float(np.clip(share, 0.02, 0.98)) * (below.level - above.level)

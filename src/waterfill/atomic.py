@@ -22,7 +22,9 @@ def check_destination(path: Path, *, force: bool) -> None:
     if not folder.is_dir():
         raise WaterfillError(f"Output folder {folder} does not exist; create it or choose another output.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise WaterfillError(f"Output folder {folder} is not writable; change its permissions or choose another output.")
+        raise WaterfillError(
+            f"Output folder {folder} is not writable; change its permissions or choose another output."
+        )
     if path.exists() and not force:
         raise WaterfillError(f"Output {path} exists and is not overwritten; use --force (force=True) or another name.")
 

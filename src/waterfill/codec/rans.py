@@ -64,9 +64,7 @@ class Decoder:
         from waterfill.codec import kernels
 
         symbols = np.empty(classes.size, np.uint8)
-        self._at = kernels.decode_run(
-            self._words, self._at, self._states, classes, tables.decoder_slots(), symbols
-        )
+        self._at = kernels.decode_run(self._words, self._at, self._states, classes, tables.decoder_slots(), symbols)
         if self._at < 0:
             raise FormatError("a stream ends before its symbols do")
         return symbols

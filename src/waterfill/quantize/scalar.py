@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec.symbols import scale_code
-from waterfill.codec.tables import code_lengths
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
-from waterfill.records import Floats, Layout, Quantized, Scales, Uniform, Weight
+from waterfill.records import Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 from waterfill.reconstruct import reconstruct, step_sizes
 
 SMALLEST_STEP, LARGEST_STEP = -3000, 3000
@@ -58,11 +56,11 @@ class Scalar:
 
 
 def finish(
-    weight: Weight, form: QuadraticForm | None, symbols: NDArray[np.int32], rule: Uniform, fit: spreads.Fit
+    weight: Weight, form: QuadraticForm | None, symbols: NDArray[np.int32], rule: Rule, fit: spreads.Fit
 ) -> Quantized:
     """The record of symbols that are decided, with their bits and their distortion."""
-    scales = [s for s in (rule.rows, rule.channels, rule.taps) if s is not None]
-    side = sum(8 + float(code_lengths(5)[scale_code(s), np.abs(s.astype(np.int64))].sum()) for s in scales)
+    scales = (rule.rows, rule.channels, rule.taps) if isinstance(rule, Uniform) else ()
+    side = sum(spreads.side_bits(s) for s in scales if s is not None)
     error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
     return Quantized(symbols, rule, fit.spread(), fit.bits + side, cost)
@@ -110,9 +108,8 @@ def _step_scales(importance: Floats, layout: Layout) -> tuple[Scales | None, Sca
         offsets = np.clip(np.rint(logs - np.median(logs)), -60, 60)
         applied = np.exp2(offsets / 2)
         saved = 0.5 * rest.size * np.log2(factor.mean() / np.exp(np.log(factor).mean()))
-        quantized = offsets.astype(np.int8)
-        side = 8 + float(code_lengths(5)[scale_code(quantized), np.abs(offsets.astype(np.int64))].sum())
-        if saved > side:
+        quantized: Scales = offsets.astype(np.int8)
+        if saved > spreads.side_bits(quantized):
             scales[axis] = quantized
             rest = rest * applied.reshape(shape)
     return scales[0], scales[1], scales[2]

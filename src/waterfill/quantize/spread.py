@@ -89,9 +89,7 @@ def _shift(symbols: Symbols) -> int:
     return max(0, int(np.ceil(np.log2(max(power, 1.0)) / 2 - 3)))
 
 
-def _exponents(
-    offsets: tuple[Offsets | None, ...], layout: Layout, base: int
-) -> tuple[Offsets, Offsets, Offsets]:
+def _exponents(offsets: tuple[Offsets | None, ...], layout: Layout, base: int) -> tuple[Offsets, Offsets, Offsets]:
     rows, channels, taps = (
         np.zeros(length, np.int64) if o is None else 2 * o for o, length in zip(offsets, layout.axes, strict=True)
     )
@@ -158,11 +156,11 @@ def _fit_base(
         bits = table[np.arange(used.size)[None, :], index].sum(axis=1)
         where = int(bits.argmin())
         best = min(best, (float(bits[where]), family, int(bases[where])))
-    side = sum(_side_bits(o) for o in offsets if o is not None)
+    side = sum(side_bits(o.astype(np.int8)) for o in offsets if o is not None)
     return Fit(best[1], shift, best[2], offsets, best[0] + side + shift * magnitudes.size)
 
 
-def _side_bits(offsets: Offsets) -> float:
+def side_bits(scales: Scales) -> float:
     """Bits of a vector of scales, with the byte that names its table."""
-    scales: Scales = offsets.astype(np.int8)
-    return float(tables.code_lengths(SIDE_FAMILY)[scale_code(scales), np.abs(offsets)].sum()) + 8.0
+    magnitude = np.abs(scales.astype(np.int64))
+    return float(tables.code_lengths(SIDE_FAMILY)[scale_code(scales), magnitude].sum()) + 8.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,6 @@ from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.scalar import finish
 from waterfill.records import Quantized, Relative, Uniform, Weight
-from waterfill.reconstruct import reconstruct
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,20 @@ class Vector:
     """Uniform steps where the importance is known, a short floating-point number where it is not.
 
     Attributes:
-        fineness: how many times smaller the step is than the water level asks for.
-        mantissa: mantissa bits where the importance is unknown; no value loses its sign or becomes zero.
+        power: mean cost of a matrix weight that is set to zero; against the water level it says how finely the
+            matrices are quantized, and a vector of unknown importance gets two mantissa bits more.
+        fineness: how many times smaller than the water level asks for the step is, where the importance is known.
     """
 
+    power: float = 1.0
     fineness: float = 4.0
-    mantissa: int = 7
 
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
         """Quantize one vector [1, n]; see `Quantizer`."""
         importance = 0.0 if form is None else float(form.diagonal().mean(dtype=np.float64))
         if importance <= 0:
-            return self._relative(weight, form)
+            bits = math.ceil(math.log2(self.power / water_level) / 2) + 2
+            return _relative(weight, form, min(max(bits, 4), 23))
         step = np.rint(32 * np.log2(12 * water_level / importance) - 64 * np.log2(self.fineness))
         step = max(int(np.clip(step, -3000, 3000)), _finest_step(weight))
         k = np.rint(weight.matrix / np.exp2(step / 64)).astype(np.int64)
@@ -38,19 +40,16 @@ class Vector:
         symbols = (k - offset).astype(np.int32)
         return finish(weight, form, symbols, Uniform(step, offset), spreads.fit(symbols, weight.layout))
 
-    def _relative(self, weight: Weight, form: QuadraticForm | None) -> Quantized:
-        """Round to a few mantissa bits."""
-        pattern = weight.matrix.view(np.uint32).astype(np.int64)
-        sign, pattern = pattern >> 31, pattern & 0x7FFFFFFF
-        q = _round_shift(pattern, 23 - self.mantissa)
-        signed = bool(sign.any())
-        offset = int(np.median(q)) if q.size else 0
-        symbols = (2 * (q - offset) + sign if signed else q - offset).astype(np.int32)
-        rule = Relative(self.mantissa, offset, signed)
-        error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
-        fit = spreads.fit(symbols, weight.layout)
-        cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
-        return Quantized(symbols, rule, fit.spread(), fit.bits, cost)
+
+def _relative(weight: Weight, form: QuadraticForm | None, mantissa: int) -> Quantized:
+    """Round to a few mantissa bits; no value changes its sign or becomes zero."""
+    pattern = weight.matrix.view(np.uint32).astype(np.int64)
+    sign, pattern = pattern >> 31, pattern & 0x7FFFFFFF
+    q = _round_shift(pattern, 23 - mantissa)
+    signed = bool(sign.any())
+    offset = int(np.median(q)) if q.size else 0
+    symbols = (2 * (q - offset) + sign if signed else q - offset).astype(np.int32)
+    return finish(weight, form, symbols, Relative(mantissa, offset, signed), spreads.fit(symbols, weight.layout))
 
 
 def _finest_step(weight: Weight) -> int:

@@ -86,7 +86,7 @@ def charlstm_bronte_test(*, samples: int | None = None, batch_size: int = TEST_S
     return _character_streams(_BRONTE, samples, batch_size)
 
 
-def stories_calibration(*, samples: int | None = 48, batch_size: int = 8) -> Batches:
+def stories_calibration(*, samples: int | None = 48, batch_size: int = 4) -> Batches:
     """Windows of stories for calibration, from the front of a fixed permutation of the 192 windows.
 
     Args:
