@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from waterfill.errors import TargetError, WaterfillError
+from waterfill.errors import TargetError, UsageError, WaterfillError
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
-from waterfill.quantize import Scalar, Vector
+from waterfill.quantize import Vector
 from waterfill.records import Inventory, Quantized, Weight
 
 T = TypeVar("T")
@@ -29,22 +29,20 @@ class Job:
     form: QuadraticForm | None
 
 
-def plan(
-    inventory: Inventory, forms: Mapping[str, QuadraticForm], quantizers: Sequence[Quantizer] = ()
-) -> dict[str, Job]:
+def plan(inventory: Inventory, forms: Mapping[str, QuadraticForm], quantizers: Sequence[Quantizer]) -> dict[str, Job]:
     """Choose a quantizer for every weight.
 
     Args:
         inventory: the model.
         forms: what errors cost, by name. A vector without one is rounded to a few mantissa bits.
-        quantizers: the quantizer of the matrices; by default `Scalar()`.
+        quantizers: the quantizer of the matrices, alone in its sequence.
 
     Raises:
-        ValueError: there are several quantizers.
+        UsageError: there are several quantizers.
     """
-    if len(quantizers) > 1:
-        raise ValueError(f"Got {len(quantizers)} quantizers; expected one, which quantizes every matrix.")
-    matrix: Quantizer = quantizers[0] if quantizers else Scalar()
+    if len(quantizers) != 1:
+        raise UsageError(f"Got {len(quantizers)} quantizers; expected one, which quantizes every matrix.")
+    matrix = quantizers[0]
     power = mean_power(inventory.weights, forms)
     return {
         name: Job(weight, Vector(power) if weight.is_vector else matrix, forms.get(name))
@@ -81,7 +79,7 @@ def mean_power(weights: Mapping[str, Weight], forms: Mapping[str, QuadraticForm]
     return total / count if total > 0 else 1.0
 
 
-# The search -------------------------------------------------------------------------------------------------------------
+# The search
 
 
 @dataclass(frozen=True)

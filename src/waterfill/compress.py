@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -15,11 +15,12 @@ from waterfill import allocate, calibrate, evaluate
 from waterfill.allocate import Job, Trial
 from waterfill.codec import container
 from waterfill.codec.directory import DTYPE_BYTES
-from waterfill.errors import CalibrationError, TargetError
+from waterfill.errors import CalibrationError, TargetError, UsageError
 from waterfill.files import WaterfillFile
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.protocols import Estimator, Output, Progress, Quantizer
+from waterfill.quantize import Scalar
 from waterfill.records import (
     CompressionResult,
     Constant,
@@ -35,6 +36,10 @@ from waterfill.records import (
 )
 
 PRODUCER = "waterfill 0.1.0"
+Effort: TypeAlias = Literal["fast", "default", "best", "max"]
+ROUNDS: Mapping[str, int] = {"fast": 1, "default": 3, "best": 5, "max": 8}
+"""How often roundings and tables are fitted to each other."""
+
 WITHIN = 0.01
 """A file is within this fraction below its target."""
 
@@ -52,7 +57,9 @@ def compress(
     quantizers: Sequence[Quantizer] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    effort: Effort = "default",
     fold_norms: bool = True,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> CompressionResult:
     """Compress a trained network to the smallest file at a given loss.
@@ -71,14 +78,16 @@ def compress(
         quantizers: quantizer of the matrices; by default `Scalar()`.
         include: name patterns; when given, only tensors that match one are quantized.
         exclude: name patterns of tensors that are stored without loss.
+        effort: `"fast"`, `"default"`, `"best"` or `"max"`: how long to search for better symbols.
         fold_norms: store batch norms as one scale and one shift.
+        seed: of everything that is sampled.
         progress: called with (stage, done, total).
 
     Returns:
         The file with a report of every tensor.
 
     Raises:
-        ValueError: several targets, or one out of its range.
+        UsageError: several targets, or one out of its range.
         TargetError: the target cannot be met; the text names the floor.
         CalibrationError: the data do not fit the model, or a target needs data and there are none.
         WaterfillError: a tensor cannot be compressed, such as one with NaN.
@@ -87,15 +96,17 @@ def compress(
         >>> result = waterfill.compress(model, data, rate=3.0)  # doctest: +SKIP
         >>> result.save("model.wf")  # doctest: +SKIP
     """
+    if effort not in ROUNDS:
+        raise UsageError(f"Effort {effort!r} is unknown; expected one of {', '.join(ROUNDS)}.")
     target = _target(rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance)
     if isinstance(model, torch.nn.Module):
         inventory = torch_module.inventory(model, fold_norms=fold_norms, include=include, exclude=exclude)
     else:
         inventory = state_dict.read(Path(model))
     batches, kind = _calibration(model, data, output, target)
-    estimator = importance or _default_importance(kind)
+    estimator = importance or _default_importance(kind, seed)
     forms = estimator.estimate(model, batches, kind, fold_norms=fold_norms, progress=progress) if kind else {}
-    jobs = allocate.plan(inventory, forms, quantizers)
+    jobs = allocate.plan(inventory, forms, quantizers or (Scalar(rounds=ROUNDS[effort]),))
     work = _Work(inventory, jobs, _Live(model, batches, kind, fold_norms) if kind else None, progress)
     attempt = _search(work, target)
     return _result(work, attempt, target, estimator)
@@ -105,12 +116,12 @@ def _target(**targets: float | None) -> tuple[str, float]:
     """The one target that was given; a rate of 4 when none was."""
     given = {name: float(value) for name, value in targets.items() if value is not None}
     if len(given) > 1:
-        raise ValueError(f"Got the targets {' and '.join(given)}; expected one: choose what matters.")
+        raise UsageError(f"Got the targets {' and '.join(given)}; expected one: choose what matters.")
     name, value = next(iter(given.items()), ("rate", 4.0))
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"Target {name}={value} is out of range; expected a number above zero.")
+        raise UsageError(f"Target {name}={value} is out of range; expected a number above zero.")
     if name == "rate" and value > 32:
-        raise ValueError(f"Target rate={value} is out of range; expected at most 32 bits per value.")
+        raise UsageError(f"Target rate={value} is out of range; expected at most 32 bits per value.")
     return name, value
 
 
@@ -132,13 +143,13 @@ def _calibration(
     return batches, output_kind(batches, output)
 
 
-def _default_importance(kind: Output | None) -> Estimator:
+def _default_importance(kind: Output | None, seed: int) -> Estimator:
     if kind is None:
         return importances.identity()
-    return importances.kl() if kind == "logits" else importances.regression()
+    return importances.kl(seed=seed) if kind == "logits" else importances.regression(seed=seed)
 
 
-# Attempts ---------------------------------------------------------------------------------------------------------------
+# Attempts
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +222,7 @@ class _Work:
         torch_module.fill(self._copy, dict(WaterfillFile(data).tensors()))
 
 
-# Targets ----------------------------------------------------------------------------------------------------------------
+# Targets
 
 
 def _search(work: _Work, target: tuple[str, float]) -> _Attempt:
@@ -296,7 +307,7 @@ def _search_quality(measure: Callable[[float], Trial[_Attempt]], limit: float, n
         ) from error
 
 
-# The report -------------------------------------------------------------------------------------------------------------
+# The report
 
 
 def _result(work: _Work, attempt: _Attempt, target: tuple[str, float], importance: Estimator) -> CompressionResult:

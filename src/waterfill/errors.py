@@ -19,3 +19,7 @@ class CalibrationError(WaterfillError):
 
 class UnsupportedModelError(WaterfillError):
     """The model or one of its tensors cannot be compressed as it is."""
+
+
+class UsageError(WaterfillError, ValueError):
+    """An argument is out of its range, or arguments contradict each other."""

@@ -91,7 +91,7 @@ class Weight:
         return len(self.layout.shape) < 2
 
 
-# How an entry of a state dict comes back from the file -----------------------------------------------------------------
+# How an entry of a state dict comes back from the file
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Inventory:
         )
 
 
-# What a quantizer decides -----------------------------------------------------------------------------------------------
+# What a quantizer decides
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +272,7 @@ class Quantized:
     distortion: float = 0.0
 
 
-# What the user gets -----------------------------------------------------------------------------------------------------
+# What the user gets
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Packed:
     overhead_bytes: float
 
 
-# Writing ----------------------------------------------------------------------------------------------------------------
+# Writing
 
 
 def pack(
@@ -156,7 +156,7 @@ def _exact_chunks(sizes: Mapping[str, int], exact: Mapping[str, bytes], shares: 
     return chunks
 
 
-# Reading ----------------------------------------------------------------------------------------------------------------
+# Reading
 
 
 class Container:

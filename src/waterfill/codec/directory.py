@@ -135,7 +135,7 @@ def unpack(data: bytes, size: int) -> Directory:
     return directory
 
 
-# Entries ----------------------------------------------------------------------------------------------------------------
+# Entries
 
 
 def entry_line(entry: Entry) -> EntryLine:
@@ -231,7 +231,7 @@ def exact_sizes(entries: tuple[Entry, ...]) -> dict[str, int]:
     return {e.name: math.prod(e.shape) * DTYPE_BYTES[e.dtype] for e in entries if isinstance(e.origin, Exact)}
 
 
-# Tensors ----------------------------------------------------------------------------------------------------------------
+# Tensors
 
 
 def scale_vectors(rule: Rule, spread: Spread) -> tuple[Scales | None, ...]:

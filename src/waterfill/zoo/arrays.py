@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
+import tokenize
 import zipfile
 import zlib
 from functools import cache
@@ -17,6 +19,22 @@ from numpy.typing import NDArray
 from waterfill.errors import FormatError
 
 Bytes: TypeAlias = NDArray[np.uint8]
+
+# What the decompressors raise, and what NumPy raises where it parses a damaged header as Python.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 @cache
@@ -33,15 +51,15 @@ def read_npz(path: Path, key: str) -> NDArray[Any]:
     Raises:
         FormatError: the file is damaged, no `.npz` file, or has no such array.
     """
-    if not zipfile.is_zipfile(path):
-        raise FormatError(f"{path} is damaged or no .npz file: expected a zip archive; copy the file again.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if key not in archive:
-                raise FormatError(f"{path} has no array '{key}': expected it beside {sorted(archive)}.")
-            return frozen(archive[key])
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
-        raise FormatError(f"{path}: the array '{key}' is damaged ({error}); copy the file again.") from error
+        with zipfile.ZipFile(path) as archive:
+            keys = sorted(name.removesuffix(".npy") for name in archive.namelist())
+            if key not in keys:
+                raise FormatError(f"{path} has no array '{key}': expected it beside {keys}.")
+            content = io.BytesIO(archive.read(f"{key}.npy"))
+        return frozen(npy_format.read_array(content, allow_pickle=False))
+    except _DAMAGE as error:
+        raise FormatError(f"{path} is damaged or no .npz file ({error}); copy the file again.") from error
 
 
 @cache
@@ -66,7 +84,7 @@ def read_npy_xz(path: Path, rows: int | None, row_shape: tuple[int, ...]) -> Byt
                 raise FormatError(f"{path} has rows of shape {shape[1:]}: expected {row_shape}.")
             wanted = (shape[0] if rows is None else min(rows, shape[0]), *row_shape)
             content = stream.read(math.prod(wanted))
-    except (lzma.LZMAError, EOFError, ValueError, OSError) as error:
+    except _DAMAGE as error:
         raise FormatError(f"{path} is damaged or truncated ({error}); copy the file again.") from error
     check_size(path, "bytes of pixels", expected=math.prod(wanted), found=len(content))
     return frozen(np.frombuffer(content, np.uint8).reshape(wanted))

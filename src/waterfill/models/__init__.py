@@ -1,0 +1,17 @@
+"""Models and state dicts to weights in normal form, and back: the only code that knows layer types."""
+
+from waterfill.models.state_dict import assemble, assemble_one, load_tensors, read, save_tensors
+from waterfill.models.torch_module import FoldedNorm, clone, fill, folded_norms, inventory
+
+__all__ = [
+    "FoldedNorm",
+    "assemble",
+    "assemble_one",
+    "clone",
+    "fill",
+    "folded_norms",
+    "inventory",
+    "load_tensors",
+    "read",
+    "save_tensors",
+]
