@@ -237,7 +237,7 @@ def _call_factory(text: str, what: str) -> Any:
         return factory()
     except WaterfillError:
         raise
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except Exception as error:
         raise WaterfillError(f"{what} {text} failed: {type(error).__name__}: {error}") from error
 
 

@@ -16,7 +16,7 @@ from waterfill.allocate import Job, Trial
 from waterfill.codec import container
 from waterfill.codec.directory import DTYPE_BYTES
 from waterfill.errors import CalibrationError, TargetError, UsageError
-from waterfill.files import WaterfillFile
+from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.protocols import Estimator, Output, Progress, Quantizer
@@ -184,7 +184,7 @@ class _Work:
         self.live = live
         self.progress = progress
         self.power = allocate.mean_power(inventory.weights, {n: j.form for n, j in jobs.items() if j.form is not None})
-        self._exact = {name: state_dict.to_bytes(tensor) for name, tensor in inventory.exact.items()}
+        self._exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
         self._copy = torch_module.clone(live.model) if live else None
         self._references = evaluate.reference_outputs(live.model, live.batches) if live else None
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from waterfill.codec.directory import DTYPE_BYTES, exact_sizes
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
-from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied
 from waterfill.reconstruct import reconstruct
-
+from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied
 
 T = TypeVar("T")
 
@@ -200,7 +199,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         parts: dict[str, list[bytes]] = {}
         for name in names:
             if not sizes[name]:
-                yield name, _exact_tensor(self._entries[name], b"")
+                yield name, exact_tensor(self._entries[name], b"")
         for index, pieces in self.container.spans("x", sizes).items():
             if not any(name in names for name, _, _ in pieces):
                 continue
@@ -211,18 +210,23 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
                 if stop == sizes[name]:
                     whole = b"".join(parts.pop(name))
                     if name in names:
-                        yield name, _exact_tensor(self._entries[name], whole)
+                        yield name, exact_tensor(self._entries[name], whole)
 
 
-class _Arriving(Generic[T]):
-    """Values that arrive in their own order and are asked for in nearly the same one; vectors may be asked for twice."""
+class _Arriving(Mapping[str, T]):
+    """Values that arrive in their own order, asked for in nearly the same one, each once (vectors several times)."""
 
     def __init__(self, source: Iterator[tuple[str, T]]) -> None:
         self._source = source
         self._waiting: dict[str, T] = {}
 
-    def __call__(self, name: str) -> T:
-        """Wait for a value."""
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._waiting)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __getitem__(self, name: str) -> T:
         while name not in self._waiting:
             arrived, value = next(self._source)
             self._waiting[arrived] = value
@@ -246,9 +250,19 @@ def _ahead(
         yield done, future.result()
 
 
-def _exact_tensor(entry: Entry, data: bytes) -> torch.Tensor:
-    dtype = getattr(torch, entry.dtype)
+def exact_bytes(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor that is stored without loss: its elements in row-major order, little-endian."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def exact_tensor(entry: Entry, data: bytes) -> torch.Tensor:
+    """Undo `exact_bytes`.
+
+    Raises:
+        FormatError: bytes of a bool tensor are neither 0 nor 1.
+    """
     flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     if entry.dtype == "bool" and bool((flat > 1).any()):
         raise FormatError(f"tensor {entry.name!r} of type bool has other bytes than 0 and 1")
-    return flat.view(dtype).reshape(entry.shape)
+    return flat.view(getattr(torch, entry.dtype)).reshape(entry.shape)

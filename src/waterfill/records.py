@@ -235,12 +235,12 @@ Rule: TypeAlias = Uniform | Relative
 class Spread:
     """How wide the symbols spread, element by element: which frozen table codes which symbol.
 
-    The element (i, c, t) is coded with the table of standard deviation `2^((base + rows[i] + channels[c] + taps[t]) / 4)`
-    steps, clipped to what the bank holds.
+    The element (i, c, t) is coded with the table of standard deviation `2^((e - 32) / 8)` steps, with
+    `e = base + 2 (rows[i] + channels[c] + taps[t])`, clipped to what the bank holds.
 
     Attributes:
         family: index of the shape in the bank of tables.
-        base: logarithm of the spread in quarter octaves.
+        base: logarithm of the spread in eighths of an octave, 32 for one step.
         rows: offsets of rows in quarter octaves, int8 [out], or None for none.
         channels: the same for input channels, int8 [channels].
         taps: the same for the taps of a convolution kernel, int8 [taps].

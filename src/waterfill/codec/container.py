@@ -273,8 +273,8 @@ class Container:
         parts = np.split(everything.astype(np.int8), np.cumsum(lengths)[:-1]) if lengths else []
         scales = iter([part if code >= 0 else None for part, code in zip(parts, codes, strict=True)])
         return {
-            name: listing.rule_and_spread(line, layout, scales)
-            for line, (name, layout) in zip(self._directory.tensors, self.layouts.items(), strict=True)
+            name: listing.rule_and_spread(line, scales)
+            for line, name in zip(self._directory.tensors, self.layouts, strict=True)
         }
 
     def indices(self, kind: str) -> list[int]:

@@ -253,9 +253,7 @@ def tensor_line(rule: Rule, spread: Spread, codes: Codes6) -> UniformLine | Rela
     return UniformLine(rule.step, spread.family, spread.base, rule.shrink, codes, rule.offset)
 
 
-def rule_and_spread(
-    line: UniformLine | RelativeLine, layout: Layout, scales: Iterator[Scales | None]
-) -> tuple[Rule, Spread]:
+def rule_and_spread(line: UniformLine | RelativeLine, scales: Iterator[Scales | None]) -> tuple[Rule, Spread]:
     """Undo `tensor_line`; takes six vectors from `scales`.
 
     Raises:

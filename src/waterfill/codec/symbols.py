@@ -24,7 +24,7 @@ Codes = tuple[NDArray[np.uint16], NDArray[np.uint8]]
 def axis_sum(
     layout: Layout, rows: Scales | None, channels: Scales | None, taps: Scales | None, start: int, stop: int
 ) -> NDArray[np.int32]:
-    """`rows[i] + channels[c] + taps[t]` for the elements start..stop of the flattened normal form; int32 [stop - start].
+    """`rows[i] + channels[c] + taps[t]` of the elements start..stop of the flattened normal form, int32.
 
     Missing scales count as zero.
     """

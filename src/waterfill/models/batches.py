@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from waterfill.errors import CalibrationError, UnsupportedModelError
+from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.protocols import Output
 
 Inputs: TypeAlias = Any
@@ -233,7 +233,7 @@ def output_kind(data: Iterable[Any], output: str | None) -> Output:
         output: what the caller says, which wins; None to tell from the targets, where integers mean logits.
 
     Raises:
-        ValueError: `output` is not one of the two names.
+        UsageError: `output` is not one of the two names.
         CalibrationError: `output` is None and the targets do not tell.
     """
     if output == "logits":
@@ -241,7 +241,7 @@ def output_kind(data: Iterable[Any], output: str | None) -> Output:
     if output == "values":
         return "values"
     if output is not None:
-        raise ValueError(f"Output is {output!r}; expected 'logits', 'values' or None. Name what the model returns.")
+        raise UsageError(f"Output is {output!r}; expected 'logits', 'values' or None. Name what the model returns.")
     _, target = split(next(iter(data)))
     if is_integer(target):
         return "logits"

@@ -47,7 +47,7 @@ Matrices: TypeAlias = Callable[[str], Floats] | Mapping[str, Floats]
 """The values [out, in] of every coded entry, by name."""
 
 
-# Sorting ----------------------------------------------------------------------------------------------------------------
+# Sorting --------------------------------------------------------------------------------------------------------------
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -137,7 +137,7 @@ def collect(
     return Inventory(entries, weights, exact)
 
 
-# Assembling -------------------------------------------------------------------------------------------------------------
+# Assembling -----------------------------------------------------------------------------------------------------------
 
 
 def assemble(entries: Iterable[Entry], matrices: Matrices, exact: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -228,7 +228,7 @@ def _mean(shift: Floats, scale: Floats) -> NDArray[np.float64]:
     return np.divide(-shift.astype(np.float64), wide, out=np.zeros_like(wide), where=wide != 0)
 
 
-# Files ------------------------------------------------------------------------------------------------------------------
+# Files ----------------------------------------------------------------------------------------------------------------
 
 _COMPRESSED_MAGIC = b"\x89WFL\r\n\x1a\n"
 _ZIP_MAGIC = b"PK\x03\x04"

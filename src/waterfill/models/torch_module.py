@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -56,13 +56,13 @@ def inventory(
     return collect(state, origins, folded)
 
 
-def checked_state(model: nn.Module) -> dict[str, Tensor]:
+def checked_state(model: nn.Module) -> MutableMapping[str, Tensor]:
     """The model's state dict, where every entry is a tensor with data.
 
     Raises:
         UnsupportedModelError: an entry is extra state, is no tensor, or is not initialised or on the meta device.
     """
-    state = model.state_dict()
+    state: MutableMapping[str, Tensor] = model.state_dict()
     for name, value in state.items():
         if name.rpartition(".")[2] == "_extra_state" or not isinstance(value, Tensor):
             raise UnsupportedModelError(
@@ -78,7 +78,7 @@ def checked_state(model: nn.Module) -> dict[str, Tensor]:
                 f"Tensor {name!r} {list(value.shape)} has no data, it is on the meta device; expected values. "
                 "Load the checkpoint into the model first."
             )
-    return dict(state)
+    return state
 
 
 def storage_key(tensor: Tensor) -> Hashable:
@@ -106,13 +106,13 @@ def _layouts(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Layout]
     layouts = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         groups = module.groups if isinstance(module, _TRANSPOSED_CONVOLUTIONS) else int(isinstance(module, _EMBEDDINGS))
-        name = f"{prefix}.weight" if prefix else "weight"
+        name = joined(prefix, "weight")
         if groups and name in state and state[name].ndim > 1 and state[name].shape[0] % groups == 0:
             layouts[name] = Layout(tuple(state[name].shape), transposed=True, groups=groups)
     return layouts
 
 
-# Patterns ---------------------------------------------------------------------------------------------------------------
+# Patterns -------------------------------------------------------------------------------------------------------------
 
 
 def _excluded(state: Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str]) -> dict[str, str]:
@@ -125,7 +125,7 @@ def _excluded(state: Mapping[str, Tensor], include: Sequence[str], exclude: Sequ
         if first[name] in taken_out:
             reasons[name] = taken_out[first[name]]
         elif len(include) > 0 and first[name] not in included:
-            reasons[name] = "excluded by the patterns of include"
+            reasons[name] = "excluded by include, no pattern of which matches"
     return reasons
 
 
@@ -143,7 +143,7 @@ def _matches(state: Mapping[str, Tensor], patterns: Sequence[str], option: str) 
     return found
 
 
-# Batch norms ------------------------------------------------------------------------------------------------------------
+# Batch norms ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ class FoldedNorm:
 
     def entry(self, field: str) -> str:
         """Name of `weight`, `bias`, `running_mean` or `running_var` in the state dict."""
-        return f"{self.name}.{field}" if self.name else field
+        return joined(self.name, field)
 
     @property
     def scale_name(self) -> str:
@@ -181,8 +181,7 @@ class FoldedNorm:
     @property
     def names(self) -> tuple[str, ...]:
         """The four entries of a norm with affine parameters, or the two of one without."""
-        fields = ("weight", "bias", "running_mean", "running_var") if self.affine else ("running_mean", "running_var")
-        return tuple(self.entry(field) for field in fields)
+        return tuple(self.entry(field) for field in norm_fields(self.affine))
 
     def origins(self) -> dict[str, Origin]:
         """Where the values of its entries come from."""
@@ -203,6 +202,16 @@ class FoldedNorm:
             name: Weight(name, layout.to_matrix(value.to(torch.float32).numpy()), layout)
             for name, value in values.items()
         }
+
+
+def norm_fields(affine: bool) -> tuple[str, ...]:
+    """The tensors of a batch norm that decide what it does in evaluation mode."""
+    return ("weight", "bias", "running_mean", "running_var") if affine else ("running_mean", "running_var")
+
+
+def joined(prefix: str, field: str) -> str:
+    """Name in the state dict of a tensor of the module `prefix`, which is empty for the model itself."""
+    return f"{prefix}.{field}" if prefix else field
 
 
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -264,26 +273,21 @@ def _folded(
     module: _BatchNorm, prefixes: Sequence[str], uses: Mapping[str, set[str]], state: Mapping[str, Tensor]
 ) -> FoldedNorm | None:
     """The folded norm of a module that the model holds under some names, or None where it cannot be folded."""
-    aliases = [_bare_norm(module, prefix) for prefix in prefixes]
-    norm = aliases[0]
-    own = zip(*(alias.names for alias in aliases), strict=True)
-    if (module.weight is None) != (module.bias is None) or not 0 <= module.eps < 1:
+    affine = module.weight is not None
+    if affine != (module.bias is not None) or not 0 <= module.eps < 1:
         return None
-    if any(uses.get(names[0]) != set(names) or state[names[0]].dtype not in CODED_DTYPES for names in own):
-        return None
-    scale, shift = scale_and_shift(module)
-    holders = state[norm.scale_name], state[norm.shift_name]
-    limits = [torch.finfo(holder.dtype).max for holder in holders] if norm.affine else [torch.inf, torch.inf]
-    limit = float(torch.finfo(torch.float32).max)
-    fits = all(bool((v.abs() < min(limit, most)).all()) for v, most in zip((scale, shift), limits, strict=True))
-    return FoldedNorm(norm.name, scale, shift, float(module.eps), norm.affine) if fits and scale.numel() else None
+    for field in norm_fields(affine):
+        names = [joined(prefix, field) for prefix in prefixes]
+        if uses.get(names[0]) != set(names) or state[names[0]].dtype not in CODED_DTYPES:
+            return None
+    norm = FoldedNorm(prefixes[0], *scale_and_shift(module), float(module.eps), affine)
+    types = [state[norm.scale_name].dtype, state[norm.shift_name].dtype] if affine else []
+    limit = min(torch.finfo(dtype).max for dtype in (torch.float32, *types))
+    fits = bool((norm.scale.abs() <= limit).all() and (norm.shift.abs() <= limit).all())
+    return norm if fits and norm.scale.numel() else None
 
 
-def _bare_norm(module: _BatchNorm, name: str) -> FoldedNorm:
-    return FoldedNorm(name, torch.empty(0), torch.empty(0), module.eps, module.weight is not None)
-
-
-# Filling ----------------------------------------------------------------------------------------------------------------
+# Filling --------------------------------------------------------------------------------------------------------------
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, missing_ok: Iterable[str] = ()) -> None:
@@ -309,7 +313,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, missing_ok: Iterabl
             f"The tensors do not fit the model: {'; '.join(problems)}. Nothing was changed; expected the names and "
             "shapes of its state dict. Build the model as it was when the tensors were saved."
         )
-    model.load_state_dict({name: tensors.get(name, own) for name, own in state.items()}, strict=True)
+    state.update({name: tensors[name] for name in state if name in tensors})
+    model.load_state_dict(state, strict=True)
 
 
 def _problems(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], tolerated: Collection[str]) -> list[str]:
@@ -331,7 +336,9 @@ def _problems(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], tolera
         "of another shape": shapes,
         "of another kind of number": types,
         "expanded, so that its elements share memory": [
-            name for name in both if any(s == 0 < n - 1 for s, n in zip(state[name].stride(), state[name].shape))
+            name
+            for name in both
+            if any(s == 0 < n - 1 for s, n in zip(state[name].stride(), state[name].shape, strict=True))
         ],
     }
     return [f"{len(names)} {problem} ({listed(names)})" for problem, names in found.items() if names]

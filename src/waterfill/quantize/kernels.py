@@ -21,7 +21,9 @@ def axis_costs(magnitudes, rows, channels, taps, axis, offsets, lengths):
 
     Args:
         magnitudes: uint8 [out, channels, taps].
-        rows: int64 [out]; channels, taps alike.
+        rows: int64 [out], exponents.
+        channels: int64 [channels].
+        taps: int64 [taps].
         axis: 0, 1 or 2.
         offsets: int64 [k], added to the exponents of the axis.
         lengths: float32 [exponents, 256].
@@ -65,7 +67,9 @@ def round_to_cost(x, importance, rows, channels, taps, lengths, shrink, lmbda, s
     Args:
         x: float32 [out, channels, taps] in steps.
         importance: float32, of the same shape, or of shape [1, 1, 1] when constant.
-        rows, channels, taps: int64 exponents.
+        rows: int64 [out], exponents.
+        channels: int64 [channels].
+        taps: int64 [taps].
         lengths: float32 [exponents, 256].
         shrink: float32 [4], how far the levels of magnitude 0, 1, 2, >= 3 lie towards zero.
         lmbda: cost of a bit.

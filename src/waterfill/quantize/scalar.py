@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
-from waterfill.records import Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 from waterfill.reconstruct import reconstruct, step_sizes
+from waterfill.records import Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 
 SMALLEST_STEP, LARGEST_STEP = -3000, 3000
 SHRINK_UNIT = 64

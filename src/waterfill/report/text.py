@@ -12,8 +12,8 @@ from rich.text import Text
 
 from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
-from waterfill.records import CompressionResult, Entry, Exact, Relative, Tied, Uniform
 from waterfill.reconstruct import step_sizes
+from waterfill.records import CompressionResult, Entry, Exact, Relative, Tied, Uniform
 
 
 def result_table(result: CompressionResult, name: str) -> Group:

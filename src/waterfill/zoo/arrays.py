@@ -20,6 +20,8 @@ from waterfill.errors import FormatError
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
+_BLOCK_BYTES = 1 << 20
+
 # What the decompressors raise, and what NumPy raises where it parses a damaged header as Python.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -30,6 +32,7 @@ _DAMAGE = (
     KeyError,
     MemoryError,
     OSError,
+    OverflowError,
     RuntimeError,
     SyntaxError,
     TypeError,
@@ -83,11 +86,28 @@ def read_npy_xz(path: Path, rows: int | None, row_shape: tuple[int, ...]) -> Byt
             if shape[1:] != row_shape:
                 raise FormatError(f"{path} has rows of shape {shape[1:]}: expected {row_shape}.")
             wanted = (shape[0] if rows is None else min(rows, shape[0]), *row_shape)
-            content = stream.read(math.prod(wanted))
+            content = read_at_most(cast(BinaryIO, stream), math.prod(wanted))
     except _DAMAGE as error:
         raise FormatError(f"{path} is damaged or truncated ({error}); copy the file again.") from error
     check_size(path, "bytes of pixels", expected=math.prod(wanted), found=len(content))
     return frozen(np.frombuffer(content, np.uint8).reshape(wanted))
+
+
+def read_at_most(stream: BinaryIO, size: int) -> bytes:
+    """Read from a stream without believing that it has as much as its header says.
+
+    Args:
+        stream: where to read.
+        size: bytes to read, of any magnitude.
+
+    Returns:
+        `size` bytes, or fewer where the stream ends before.
+    """
+    blocks = []
+    while size > 0 and (block := stream.read(min(size, _BLOCK_BYTES))):
+        blocks.append(block)
+        size -= len(block)
+    return b"".join(blocks)
 
 
 def check_size(path: Path, what: str, expected: int, found: int) -> None:

@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from waterfill.errors import FormatError
-from waterfill.zoo.arrays import Bytes, check_size, frozen
+from waterfill.zoo.arrays import Bytes, check_size, frozen, read_at_most
 
 _UNSIGNED_BYTE = 8
 
@@ -40,7 +40,7 @@ def read_idx(path: Path, axes: int) -> Bytes:
         with _open(path) as stream:
             shape = _read_header(path, stream, axes)
             expected = math.prod(shape)
-            content = stream.read(expected + 1)
+            content = read_at_most(stream, expected + 1)
     except (EOFError, zlib.error, OSError) as error:
         raise FormatError(f"{path} is damaged or truncated ({error}); download it again.") from error
     check_size(path, f"bytes after the header for shape {shape}", expected, len(content))

@@ -170,6 +170,6 @@ def _vocabulary(weights: Path) -> dict[str, int]:
         raise FormatError(
             f"{weights} has no table of characters: expected JSON under 'vocab' in its metadata."
         ) from error
-    if not isinstance(table, dict) or sorted(table.values()) != list(range(len(table))):
+    if not isinstance(table, dict) or sorted(map(repr, table.values())) != sorted(map(repr, range(len(table)))):
         raise FormatError(f"The table of characters of {weights} is wrong: expected each of 0, 1, 2, ... once.")
     return table

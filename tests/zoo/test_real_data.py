@@ -1,0 +1,110 @@
+"""Every trained network reproduces the accuracy that is known for it; needs the real data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from waterfill import zoo
+
+pytestmark = pytest.mark.usefixtures("real_data")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies in percent and cross-entropy in nats."""
+
+    top1: float
+    top5: float
+    cross_entropy: float
+
+
+@torch.no_grad()
+def measure(name: str, batches: zoo.Batches) -> Scores:
+    model = zoo.pretrained(name)
+    count, top1, top5, total = 0, 0, 0, 0.0
+    for inputs, targets in batches:
+        logits, labels = model(inputs).flatten(0, -2), targets.flatten()
+        hits = logits.topk(5).indices == labels.unsqueeze(1)
+        count += len(labels)
+        top1 += int(hits[:, 0].sum())
+        top5 += int(hits.sum())
+        total += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return Scores(100 * top1 / count, 100 * top5 / count, total / count)
+
+
+@pytest.mark.parametrize(
+    ("name", "loader", "accuracy"),
+    [
+        ("lenet300", zoo.mnist_test, 97.72),
+        ("lenet300_dns", zoo.mnist_test, 98.01),
+        ("lenet5", zoo.mnist_test, 99.09),
+        ("lenet5_dns", zoo.mnist_test, 99.09),
+        ("resnet20", zoo.cifar10_test, 91.73),
+    ],
+)
+def test_whole_test_set(name: str, loader: Callable[[], zoo.Batches], accuracy: float) -> None:
+    assert measure(name, loader()).top1 == pytest.approx(accuracy, abs=0.011)
+
+
+@pytest.mark.parametrize(
+    ("name", "loader", "accuracy", "cross_entropy"),
+    [
+        ("paper_conv_w32", zoo.paper_cifar10_test, 88.75, 0.3292),
+        ("paper_conv_w32_cifar100", zoo.paper_cifar100_test, 64.51, 1.2641),
+    ],
+)
+def test_paper_conv(name: str, loader: Callable[[], zoo.Batches], accuracy: float, cross_entropy: float) -> None:
+    scores = measure(name, loader())
+    assert scores.top1 == pytest.approx(accuracy, abs=0.011)
+    assert scores.cross_entropy == pytest.approx(cross_entropy, abs=1e-4)
+
+
+def test_resnet32_on_a_part() -> None:
+    """92.63 % on all; two standard errors at 2,000 images are 1.2 points."""
+    assert measure("resnet32", zoo.cifar10_test(samples=2000)).top1 == pytest.approx(92.63, abs=1.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "loader", "top1", "top5"),
+    [
+        ("mobilenet_v1", zoo.imagenet_test, 59.1, 82.0),
+        ("squeezenet", zoo.imagenet_squeezenet_test, 62.1, 84.5),
+    ],
+)
+def test_imagenet_on_a_part(name: str, loader: Callable[..., zoo.Batches], top1: float, top5: float) -> None:
+    """Two standard errors at 250 images are 6 points."""
+    scores = measure(name, loader(samples=250, batch_size=25))
+    assert scores.top1 == pytest.approx(top1, abs=6.0)
+    assert scores.top5 == pytest.approx(top5, abs=5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "loader", "bits"),
+    [("charlstm", zoo.charlstm_test, 1.898), ("charlstm_bronte", zoo.charlstm_bronte_test, 1.951)],
+)
+def test_bits_per_character(name: str, loader: Callable[[], zoo.Batches], bits: float) -> None:
+    assert measure(name, loader()).cross_entropy / math.log(2) == pytest.approx(bits, abs=6e-4)
+
+
+def test_nats_per_token() -> None:
+    assert measure("stories260k", zoo.stories_test()).cross_entropy == pytest.approx(1.524, abs=6e-4)
+
+
+def test_calibration_samples_are_training_samples() -> None:
+    """The networks know their training images nearly by heart."""
+    assert measure("resnet20", zoo.cifar10_calibration()).top1 > 97
+    assert measure("lenet5", zoo.mnist_calibration()).top1 > 99
+    assert measure("charlstm", zoo.charlstm_calibration()).cross_entropy / math.log(2) < 2.0
+
+
+def test_calibration_sizes() -> None:
+    for loader in (zoo.cifar10_calibration, zoo.paper_cifar10_calibration, zoo.paper_cifar100_calibration):
+        assert sum(len(targets) for _, targets in loader()) == 1024
+    assert sum(len(targets) for _, targets in zoo.paper_mnist_calibration()) == 1024
+    assert sum(len(targets) for _, targets in zoo.imagenet_calibration()) == 256
