@@ -129,9 +129,10 @@ def measure(values: Tensor, axis: int) -> Moments:
         values: activations with at least one value a channel.
         axis: which of their axes counts the channels.
     """
-    rows = values.detach().movedim(axis, -1).flatten(0, -2) if values.ndim > 1 else values.detach()[None]
-    variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
-    return Moments(1, rows.shape[0], mean.cpu(), variance.cpu(), torch.finfo(values.dtype).eps)
+    wide = values.detach()[None].double()
+    positions = [i for i in range(wide.ndim) if i != (axis if axis < 0 else axis + 1) % wide.ndim]
+    variance, mean = torch.var_mean(wide, dim=positions, correction=0)
+    return Moments(1, wide.numel() // mean.numel(), mean.cpu(), variance.cpu(), torch.finfo(values.dtype).eps)
 
 
 def merge(a: Moments, b: Moments) -> Moments:

@@ -1,18 +1,13 @@
-import importlib.util
-from pathlib import Path
-
 import constriction
 import numpy as np
 import pytest
+import slow_rans
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from waterfill.codec import rans, tables
 from waterfill.errors import FormatError
 
-_spec = importlib.util.spec_from_file_location("slow_twin", Path(__file__).parent / "slow_twin.py")
-slow_twin = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(slow_twin)
 
 
 def random_run(rng, size):
@@ -27,9 +22,9 @@ def test_the_fast_coder_writes_and_reads_what_the_slow_one_does(seed, sizes):
     rng = np.random.default_rng(seed)
     runs = [random_run(rng, size) for size in sizes]
     stream = rans.encode(runs)
-    assert stream == slow_twin.encode(runs)
+    assert stream == slow_rans.encode(runs)
     decoder = rans.Decoder(stream)
-    for (symbols, classes), slow in zip(runs, slow_twin.decode(stream, [c for _, c in runs]), strict=True):
+    for (symbols, classes), slow in zip(runs, slow_rans.decode(stream, [c for _, c in runs]), strict=True):
         assert decoder.run(classes).tolist() == symbols.tolist() == slow
     decoder.finish()
 

@@ -199,6 +199,14 @@ def test_npy_xz_of_another_kind(tmp_path: Path, array: np.ndarray, message: str)
         read_npy_xz(tmp_path / "x.npy.xz", None, (4, 3))
 
 
+def test_npy_xz_of_another_version(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.zeros((5, 4, 3), np.uint8), version=(2, 0))
+    (tmp_path / "x.npy.xz").write_bytes(lzma.compress(stream.getvalue()))
+    with pytest.raises(FormatError, match=r"npy version \(2, 0\): expected \(1, 0\)"):
+        read_npy_xz(tmp_path / "x.npy.xz", None, (4, 3))
+
+
 def test_npy_xz_cut_off(tmp_path: Path) -> None:
     write_npy_xz(tmp_path / "x.npy.xz", random_images(50, 4, 3), cut=-200)
     with pytest.raises(FormatError, match=r"x\.npy\.xz is damaged or truncated"):

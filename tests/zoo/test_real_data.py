@@ -100,11 +100,28 @@ def test_calibration_samples_are_training_samples() -> None:
     """The networks know their training images nearly by heart."""
     assert measure("resnet20", zoo.cifar10_calibration()).top1 > 97
     assert measure("lenet5", zoo.mnist_calibration()).top1 > 99
-    assert measure("charlstm", zoo.charlstm_calibration()).cross_entropy / math.log(2) < 2.0
+    assert measure("charlstm", zoo.charlstm_calibration()).cross_entropy / math.log(2) < 2.05
 
 
-def test_calibration_sizes() -> None:
-    for loader in (zoo.cifar10_calibration, zoo.paper_cifar10_calibration, zoo.paper_cifar100_calibration):
-        assert sum(len(targets) for _, targets in loader()) == 1024
-    assert sum(len(targets) for _, targets in zoo.paper_mnist_calibration()) == 1024
-    assert sum(len(targets) for _, targets in zoo.imagenet_calibration()) == 256
+@pytest.mark.parametrize(
+    ("loader", "samples", "input_shape"),
+    [
+        (zoo.charlstm_bronte_calibration, 128, (256,)),
+        (zoo.charlstm_calibration, 128, (256,)),
+        (zoo.cifar10_calibration, 1024, (3, 32, 32)),
+        (zoo.imagenet_calibration, 256, (3, 224, 224)),
+        (zoo.imagenet_squeezenet_calibration, 256, (3, 224, 224)),
+        (zoo.mnist_calibration, 1024, (1, 28, 28)),
+        (zoo.paper_cifar100_calibration, 1024, (3, 32, 32)),
+        (zoo.paper_cifar10_calibration, 1024, (3, 32, 32)),
+        (zoo.paper_mnist_calibration, 1024, (1, 28, 28)),
+        (zoo.paper_mnist_test, 10_000, (1, 28, 28)),
+        (zoo.stories_calibration, 48, (511,)),
+    ],
+)
+def test_default_sizes(loader: Callable[[], zoo.Batches], samples: int, input_shape: tuple[int, ...]) -> None:
+    batches = loader()
+    inputs, _ = next(iter(batches))
+    assert inputs.shape[1:] == input_shape
+    assert len(inputs) == batches.batch_size
+    assert len(batches.samples.labels) == samples

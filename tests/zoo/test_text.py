@@ -27,8 +27,8 @@ def write_text(folder: Path, text: str) -> None:
 
 @pytest.fixture
 def tokens(folder: Path) -> np.ndarray:
-    """A random text of 201,300 characters in the data folder."""
-    tokens = np.random.default_rng(0).integers(0, len(ALPHABET), 201_300)
+    """A random text of 202,600 characters in the data folder."""
+    tokens = np.random.default_rng(0).integers(0, len(ALPHABET), 202_600)
     write_text(folder, "".join(ALPHABET[token] for token in tokens))
     write_weights(folder, {"vocab": json.dumps({character: index for index, character in enumerate(ALPHABET)})})
     return tokens
@@ -42,9 +42,9 @@ def test_test_streams_are_the_end_of_the_text(tokens: np.ndarray) -> None:
 
 
 def test_calibration_windows_are_spread_over_the_beginning(tokens: np.ndarray) -> None:
-    """1,300 characters make ten windows of 129; every second of them is taken."""
+    """2,600 characters make ten windows of 257; every second of them is taken."""
     ((inputs, targets),) = zoo.charlstm_calibration(samples=5)
-    windows = tokens[:1290].reshape(10, 129)[::2]
+    windows = tokens[:2570].reshape(10, 257)[::2]
     np.testing.assert_array_equal(inputs, windows[:, :-1])
     np.testing.assert_array_equal(targets, windows[:, 1:])
 

@@ -286,6 +286,9 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
         "s": sum(layout.numel for layout in layouts.values()),
         "x": sum(exact_sizes(entries).values()),
     }
+    constant = sum(math.prod(entry.shape) for entry in entries if isinstance(entry.origin, Constant))
+    if constant > needed["s"]:
+        raise FormatError(f"{constant} values are constant, more than the {needed['s']} that are coded")
     found: dict[str, Any] = dict.fromkeys(needed, 0)
     for chunk in directory.chunks:
         if chunk.kind not in found or chunk.count > chunk.size * MAX_UNITS_PER_BYTE[chunk.kind]:

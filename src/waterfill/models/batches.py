@@ -263,6 +263,42 @@ def class_axis(logits: Tensor, target: Tensor | None = None) -> int:
     return 1 if logits.ndim > 2 and target.shape == logits.shape[:1] + logits.shape[2:] else logits.ndim - 1
 
 
+def as_predictions(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Read logits as one row for every prediction; those whose target is `IGNORED` are left out.
+
+    Args:
+        logits: [samples, classes], [samples, ..., classes], or [samples, classes, ...] where the target says so.
+        target: integers, one for every prediction; anything else is not looked at.
+
+    Returns:
+        Logits [predictions, classes], and integer targets [predictions] or None.
+
+    Raises:
+        CalibrationError: integer targets do not fit the logits in shape or range.
+    """
+    rows = logits.movedim(class_axis(logits, target), -1)
+    if target is None or not is_integer(target):
+        return rows.reshape(-1, rows.shape[-1]), None
+    if _without_ones(target.shape) != _without_ones(rows.shape[:-1]):
+        raise CalibrationError(
+            f"Integer targets {describe(target)} do not fit the logits {describe(logits)}; expected one target for "
+            "every prediction, [samples] for logits [samples, classes]. Give such targets, or None."
+        )
+    labels = target.reshape(-1).to(rows.device, torch.int64)
+    counted = labels != IGNORED
+    rows, labels = rows.reshape(-1, rows.shape[-1])[counted], labels[counted]
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < rows.shape[-1]:
+        raise CalibrationError(
+            f"Integer targets range from {int(labels.min())} to {int(labels.max())}; expected 0 to "
+            f"{rows.shape[-1] - 1} for {rows.shape[-1]} classes, or {IGNORED} for a prediction that does not count. Correct the targets."
+        )
+    return rows, labels
+
+
+def _without_ones(shape: torch.Size) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[nn.Module]:
     """Put the whole model into evaluation mode, and afterwards every flag and gradient back as it was."""

@@ -4,26 +4,24 @@
 model --call inside a Tape--> uses: x [rows, ...] of every learned tensor, and the site where its gradient is read
                          `--> missed: tensors that also went into a function this module does not know
 ```
-Functions are watched, not modules: a tensor that several modules share, or that a model uses on its own, is seen as well.
+Functions are watched, not modules: a tensor that modules share, or that a model uses on its own, is seen as well.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from waterfill.errors import UnsupportedModelError
-from waterfill.models import recurrent
+from waterfill.models.functions import HANDLERS, LOOK_AT_FIRST
 from waterfill.models.torch_module import folded_norms, inventory
-from waterfill.models.uses import Broadcast, Convolution, Dense, Tokens, Use, View
+from waterfill.models.uses import Use, View
 from waterfill.records import Layout
 
 
@@ -44,10 +42,6 @@ class Variables:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", {id(tensor): name for name, tensor in self.tensors.items()})
-
-    def name_of(self, value: Any) -> str | None:
-        """Name of a learned tensor; None for everything else."""
-        return self.names.get(id(value))
 
 
 def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
@@ -85,30 +79,30 @@ class Tape(TorchFunctionMode):
 
     Args:
         learned: what to watch for.
-        values: tensors to use instead of the learned ones, by name; for functional calls.
+        values: tensors that stand for learned ones, by name; then nothing is recorded.
 
     Attributes:
         uses: by name.
-        missed: names that also went into functions this module does not know.
+        missed: names that also went into functions that are not known.
         sites: where to ask for gradients; `Use.site` counts here.
-        values_per_site: number of output values of every site.
+        site_values: number of values of all sites together.
     """
 
     def __init__(self, learned: Variables, values: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        self.learned = learned
-        self.values = values or {}
         self.uses: dict[str, list[Use]] = {}
         self.missed: set[str] = set()
         self.sites: list[GradientEdge] = []
-        self.values_per_site: list[int] = []
+        self.site_values = 0
+        self._learned = learned
+        self._values = values
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Handle one function call of the model."""
         del types
-        handler = _HANDLERS.get(func)
+        handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, *args, **(kwargs or {}))
         return self.pass_through(func, *args, **(kwargs or {}))
@@ -116,78 +110,66 @@ class Tape(TorchFunctionMode):
     def pass_through(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function that is not known; learned tensors that its result depends on are missed."""
         result = func(*args, **kwargs)
-        if self.learned.name_of(result) is None and _has_gradient(result):
-            first_only = func in _LOOK_AT_FIRST
-            self.missed.update(self._learned_in(args[:1] if first_only else (args, kwargs)))
+        if self.name_of(result) is None and _has_gradient(result):
+            self.miss(*(args[:1] if func in LOOK_AT_FIRST else args), *kwargs.values())
         return result
 
-    def _learned_in(self, value: Any) -> Iterable[str]:
-        if isinstance(value, Tensor):
-            name = self.learned.name_of(value)
-            return () if name is None else (name,)
-        if isinstance(value, Mapping):
-            value = tuple(value.values())
-        return [name for part in value for name in self._learned_in(part)] if isinstance(value, tuple | list) else ()
+    def name_of(self, value: Any) -> str | None:
+        """Name of a learned tensor; None for everything else."""
+        return self._learned.names.get(id(value))
 
-    def value(self, tensor: Any) -> Any:
+    def value(self, tensor: Tensor) -> Tensor:
         """What stands for a learned tensor in this pass: its substitute, or itself."""
-        name = self.learned.name_of(tensor)
-        return tensor if name is None else self.values.get(name, tensor)
+        name = self.name_of(tensor)
+        return tensor if name is None or self._values is None else self._values.get(name, tensor)
 
-    def record(self, y: Tensor, tensor: Any, view: View, x: Tensor | None, rows: int) -> None:
-        """Note that `tensor` was used to compute `y`; nothing is noted for tensors that are not learned.
+    def folded(self, running_var: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Learned scale and shift of the norm with this running variance; None where it is not folded."""
+        names = self._learned.norms.get(id(running_var))
+        return None if names is None else (self._learned.tensors[names[0]], self._learned.tensors[names[1]])
+
+    def miss(self, *values: Any) -> None:
+        """Note that every learned tensor among `values` is used in a way that is not recorded."""
+        for value in values:
+            if isinstance(value, Tensor):
+                name = self.name_of(value)
+                if name is not None:
+                    self.missed.add(name)
+            elif isinstance(value, tuple | list):
+                self.miss(*value)
+            elif isinstance(value, Mapping):
+                self.miss(*value.values())
+
+    def record(self, y: Tensor, tensor: Tensor, view: View, x: Callable[[], Tensor] | None, rows: int) -> None:
+        """Note that `tensor` was used to compute `y`; nothing is noted for a tensor that is not learned.
 
         Args:
             y: output of the layer.
-            tensor: a learned tensor, or anything else.
+            tensor: any tensor.
             view: how the layer uses it.
-            x: input of the layer [rows, ...].
+            x: gives the input of the layer [rows, ...]; None where it is 1.
             rows: number of rows.
+
+        Raises:
+            UnsupportedModelError: gradients are off.
         """
-        name = self.learned.name_of(tensor)
-        if name is None:
+        name = self.name_of(tensor)
+        if name is None or self._values is not None:
             return
         if not y.requires_grad:
             raise UnsupportedModelError(
-                f"Tensor {name!r} is used where gradients are off (torch.inference_mode); its importance cannot be "
+                f"Tensor {name!r} is used where gradients are off (torch.inference_mode), so its importance cannot be "
                 "measured. Take the inference mode out of the model's forward, or use the identity importance."
             )
         edge = get_gradient_edge(y)
         if not self.sites or self.sites[-1] != edge:
             self.sites.append(edge)
-            self.values_per_site.append(y.numel())
-        x = None if x is None else x.detach()
-        self.uses.setdefault(name, []).append(Use(len(self.sites) - 1, view, x, rows))
+            self.site_values += y.numel()
+        with torch.no_grad():
+            self.uses.setdefault(name, []).append(Use(len(self.sites) - 1, view, None if x is None else x(), rows))
 
 
 def _has_gradient(result: Any) -> bool:
     if isinstance(result, Tensor):
         return result.requires_grad
     return isinstance(result, tuple | list) and any(map(_has_gradient, result))
-
-
-# Handlers: one for every function that layers are made of, with that function's own signature --------------------------
-
-
-def _linear(tape: Tape, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y: Tensor = func(input, weight, bias)
-    rows = y.numel() // max(1, y.shape[-1])
-    tape.missed.update(tape._learned_in(input))
-    tape.record(y, weight, Dense(Layout(tuple(weight.shape))), input.reshape(rows, -1), rows)
-    _record_term(tape, y, bias, (y.shape[-1],))
-    return y
-
-
-def _record_term(tape: Tape, y: Tensor, tensor: Tensor | None, trailing: tuple[int, ...]) -> None:
-    if tensor is not None:
-        lead = y.ndim - len(trailing)
-        view = Broadcast(Layout(tuple(tensor.shape)), trailing, factor=False)
-        tape.record(y, tensor, view, None, math.prod(y.shape[:lead]))
-
-
-def _record_factor(tape: Tape, y: Tensor, tensor: Tensor | None, trailing: tuple[int, ...], x: Tensor) -> None:
-    if tensor is not None and tape.learned.name_of(tensor) is not None:
-        lead = y.ndim - len(trailing)
-        rows = math.prod(y.shape[:lead])
-        view = Broadcast(Layout(tuple(tensor.shape)), trailing, factor=True)
-        tape.record(y, tensor, view, x.expand(y.shape).reshape(rows, *y.shape[lead:]), rows)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from waterfill.models.capture import Tape
+
+Function = Callable[..., Any]
 
 State: TypeAlias = tuple[Tensor, ...]
 """(h, c) of an LSTM, (h,) of the others, each [batch, features]."""
@@ -115,3 +120,52 @@ def _run(
 def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     assert weight is not None
     return F.linear(x, weight, bias)
+
+
+# Handlers, see `functions`
+
+
+def sequence_handler(step: Step) -> Function:
+    """Make the handler of a recurrent layer. Packed sequences, which have no axis of samples, are missed."""
+
+    def handler(tape: Tape, func: Function, input: Tensor, hx: Any, params: Any, *options: Any) -> Any:
+        if not isinstance(params, tuple | list):
+            return tape.pass_through(func, input, hx, params, *options)
+        has_biases, num_layers, dropout, train, bidirectional, batch_first = options
+        weights = _by_layer([tape.value(p) for p in params], num_layers * (2 if bidirectional else 1), has_biases)
+        x = input.transpose(0, 1) if batch_first else input
+        state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        with tape:
+            rate = dropout if train else 0.0
+            y, final = layers(step, x, state, weights, bidirectional=bidirectional, dropout=rate)
+        return (y.transpose(0, 1) if batch_first else y, *final)
+
+    return handler
+
+
+def _by_layer(params: Sequence[Tensor], parts: int, has_biases: bool) -> list[list[Tensor | None]]:
+    """Sort (w_ih, w_hh, b_ih, b_hh, w_hr) for each layer and direction."""
+    each = len(params) // parts
+    found: list[list[Tensor | None]] = []
+    for first in range(0, len(params), each):
+        own: list[Tensor | None] = list(params[first : first + each])
+        biases = own[2:4] if has_biases else [None, None]
+        projection = own[4:5] if has_biases else own[2:3]
+        found.append([*own[:2], *biases, *(projection or [None])])
+    return found
+
+
+def cell_handler(step: Step) -> Function:
+    """Make the handler of a recurrent cell that a model calls step by step."""
+
+    def handler(
+        tape: Tape, func: Function, input: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, *biases: Tensor | None
+    ) -> Any:
+        del func
+        state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        b_ih, b_hh = biases or (None, None)
+        with tape:
+            after = cell(step, input, state, (w_ih, w_hh, b_ih, b_hh, None))
+        return after[0] if len(after) == 1 else after
+
+    return handler

@@ -211,7 +211,7 @@ def _rounded(values: NDArray[np.float64] | Floats, entry: Entry) -> Tensor:
     """Values rounded to float32 and then to the type of the entry; what is too large becomes the largest value."""
     dtype: torch.dtype = getattr(torch, entry.dtype)
     limit = min(_FLOAT32_MAX, float(torch.finfo(dtype).max))
-    clipped = np.clip(values, -limit, limit).astype(np.float32)
+    clipped = np.asarray(np.clip(values, -limit, limit), np.float32)
     return torch.from_numpy(clipped.reshape(entry.shape)).to(dtype)
 
 

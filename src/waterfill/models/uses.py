@@ -58,10 +58,11 @@ class Use:
 
 def to_native(matrix: Tensor, layout: Layout) -> Tensor:
     """Bring matrices [..., groups, out, in] of a view to the shape of the tensor itself, [..., *shape]."""
+    lead = matrix.shape[:-3]
     if layout.transposed:
         _, channels, taps = layout.axes
-        matrix = matrix.unflatten(-1, (channels, taps)).transpose(-3, -2)
-    return matrix.reshape(*matrix.shape[: matrix.ndim - (4 if layout.transposed else 3)], *layout.shape)
+        matrix = matrix.reshape(*matrix.shape[:-1], channels, taps).transpose(-3, -2)
+    return matrix.reshape(*lead, *layout.shape)
 
 
 @dataclass(frozen=True)

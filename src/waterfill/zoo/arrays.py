@@ -8,7 +8,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -21,6 +21,7 @@ from waterfill.errors import FormatError
 Bytes: TypeAlias = NDArray[np.uint8]
 
 _BLOCK_BYTES = 1 << 20
+_KEPT_ARRAYS = 8
 
 # What the decompressors raise, and what NumPy raises where it parses a damaged header as Python.
 _DAMAGE = (
@@ -65,7 +66,7 @@ def read_npz(path: Path, key: str) -> NDArray[Any]:
         raise FormatError(f"{path} is damaged or no .npz file ({error}); copy the file again.") from error
 
 
-@cache
+@lru_cache(maxsize=_KEPT_ARRAYS)
 def read_npy_xz(path: Path, rows: int | None, row_shape: tuple[int, ...]) -> Bytes:
     """Decompress the first rows of an uint8 `.npy.xz` file, once in a process.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class Labelled:
         source: name of the file or data set, for messages.
     """
 
-    inputs: NDArray[Any]
-    labels: NDArray[Any]
+    inputs: NDArray[Any] = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
     source: str
 
     def first(self, samples: int | None) -> Labelled:

@@ -6,7 +6,7 @@ import io
 import re
 import zipfile
 import zlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +16,7 @@ from waterfill.errors import FormatError, WaterfillError
 from waterfill.zoo.arrays import Bytes, frozen
 
 _NAME = re.compile(r"(\d{4})_.*\.jpe?g", re.ASCII | re.IGNORECASE)
+_KEPT_SELECTIONS = 4
 
 
 @cache
@@ -46,7 +47,7 @@ def jpeg_label(name: str) -> int:
     return int(name[:4])
 
 
-@cache
+@lru_cache(maxsize=_KEPT_SELECTIONS)
 def read_jpegs(path: Path, names: tuple[str, ...], side: int) -> Bytes:
     """Decode some images of an archive, once in a process.
 

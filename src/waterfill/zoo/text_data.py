@@ -24,7 +24,7 @@ TEST_CHARACTERS = 200_000
 TEST_STREAMS = 64
 """Into how many equal pieces the end of the text is cut; each is read from the zero state."""
 
-_CALIBRATION_WINDOW = 129
+_CALIBRATION_WINDOW = 257
 _STORY_WINDOW = 512
 _STORY_TOKENS = "text/stories260k_tokens.npz"
 
@@ -41,15 +41,15 @@ _SHAKESPEARE = _Text("text/shakespeare.txt", "models/lm_charlstm_shakespeare.saf
 _BRONTE = _Text("text/charlotte_bronte.txt", "models/lm_charlstm_charlotte_bronte.safetensors")
 
 
-def charlstm_calibration(*, samples: int | None = 256, batch_size: int = 32) -> Batches:
+def charlstm_calibration(*, samples: int | None = 128, batch_size: int = 16) -> Batches:
     """Windows of Tiny Shakespeare spread evenly over all but its last 200,000 characters.
 
     Args:
-        samples: how many windows of 128 characters; None is all there are side by side.
+        samples: how many windows of 256 characters; None is all there are side by side.
         batch_size: windows in a batch.
 
     Returns:
-        Batches of characters int64 `[batch, 128]` and the characters that follow, int64 `[batch, 128]`.
+        Batches of characters int64 `[batch, 256]` and the characters that follow, int64 `[batch, 256]`.
 
     Raises:
         WaterfillError: the data are not there, damaged, or fewer than asked for.
@@ -76,7 +76,7 @@ def charlstm_test(*, samples: int | None = None, batch_size: int = TEST_STREAMS)
     return _character_streams(_SHAKESPEARE, samples, batch_size)
 
 
-def charlstm_bronte_calibration(*, samples: int | None = 256, batch_size: int = 32) -> Batches:
+def charlstm_bronte_calibration(*, samples: int | None = 128, batch_size: int = 16) -> Batches:
     """Windows of the novels of Charlotte Bronte, as in `charlstm_calibration`."""
     return _character_windows(_BRONTE, samples, batch_size)
 

@@ -1,0 +1,263 @@
+"""Files that are damaged or lie: a clear FormatError or the right tensors, never a crash, a hang or a large allocation."""
+
+import json
+import random
+import struct
+import subprocess
+import sys
+import zlib
+
+import pytest
+import torch
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from waterfill import allocate
+from waterfill.codec import container
+from waterfill.errors import FormatError
+from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.models import torch_module
+from waterfill.quantize import Scalar
+
+
+def small_file():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.Linear(20, 8))
+    model.register_buffer("steps", torch.arange(9))
+    inventory = torch_module.inventory(model)
+    jobs = allocate.plan(inventory, {}, [Scalar()])
+    quantized = allocate.quantize(jobs, allocate.mean_power(inventory.weights, {}) * 2.0**-5)
+    exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
+    return container.pack(inventory.entries, quantized, exact, "test").data
+
+
+GOOD = small_file()
+HEADER = container.HEADER.size
+PACKED = struct.unpack_from("<I", GOOD, 12)[0]
+
+
+def read(data):
+    file = WaterfillFile(data, threads=1)
+    file.verify()
+    return {name: exact_bytes(tensor) for name, tensor in file.tensors()}
+
+
+RIGHT = read(GOOD)
+
+
+def refused(data):
+    """Whether a file is refused; anything but a FormatError or the right tensors is a failure."""
+    try:
+        tensors = read(bytes(data))
+    except FormatError as error:
+        assert str(error).startswith("the data: ")
+        return True
+    assert tensors == RIGHT
+    return False
+
+
+def directory_of(data):
+    packed, size = struct.unpack_from("<II", data, 12)
+    text = zstandard.ZstdDecompressor().decompressobj().decompress(data[HEADER : HEADER + packed])
+    assert len(text) == size
+    return json.loads(text)
+
+
+def with_directory(directory, data=GOOD, size=None):
+    """The file with another directory, whose checksum is right."""
+    text = json.dumps(directory).encode() if not isinstance(directory, bytes) else directory
+    packed = zstandard.ZstdCompressor().compress(text)
+    head = struct.pack("<8sHHII", container.MAGIC, 1, 0, len(packed), len(text) if size is None else size)
+    old = struct.unpack_from("<I", data, 12)[0]
+    return head + struct.pack("<I", zlib.crc32(head + packed)) + packed + data[HEADER + old :]
+
+
+def test_the_file_itself_and_its_rewritten_directory_are_right():
+    assert not refused(GOOD)
+    assert not refused(with_directory(directory_of(GOOD)))
+
+
+def test_every_changed_byte_of_header_and_directory_is_found():
+    for at in range(HEADER + PACKED):
+        for flip in (1, 0x80, 0xFF):
+            bad = bytearray(GOOD)
+            bad[at] ^= flip
+            assert refused(bad), f"byte {at}"
+
+
+def test_every_changed_byte_of_the_chunks_is_found():
+    for at in range(HEADER + PACKED, len(GOOD)):
+        bad = bytearray(GOOD)
+        bad[at] ^= 1 + at % 255
+        assert refused(bad), f"byte {at}"
+
+
+def test_every_truncation_and_every_extension_is_found():
+    for size in range(len(GOOD)):
+        assert refused(GOOD[:size])
+    assert refused(GOOD + b"\0")
+    assert refused(GOOD + GOOD)
+
+
+@pytest.mark.parametrize("values", [0, 1, 255, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_every_header_field_that_lies_with_the_right_checksum_is_refused(values):
+    for at, code in ((8, "H"), (10, "H"), (12, "I"), (16, "I")):
+        bad = bytearray(GOOD)
+        struct.pack_into("<" + code, bad, at, values & (0xFFFF if code == "H" else 0xFFFFFFFF))
+        packed = min(struct.unpack_from("<I", bad, 12)[0], len(bad))
+        struct.pack_into("<I", bad, 20, zlib.crc32(bytes(bad[:20]) + bytes(bad[HEADER : HEADER + packed])))
+        if bytes(bad) != GOOD:
+            assert refused(bad)
+
+
+HUGE = [-1, 0, 1, 7, 2**31, 2**42, 2**63, 2**80, 1.5, 1e308, None, True, "", "x", [], {}]
+
+
+def places(node, path=()):
+    """Every place in a JSON value."""
+    yield path
+    if isinstance(node, list | dict):
+        for key in node if isinstance(node, dict) else range(len(node)):
+            yield from places(node[key], (*path, key))
+
+
+def replaced(node, path, value):
+    if not path:
+        return value
+    copy = dict(node) if isinstance(node, dict) else list(node)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], value)
+    return copy
+
+
+def removed(node, path):
+    copy = dict(node) if isinstance(node, dict) else list(node)
+    if len(path) == 1:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = removed(copy[path[0]], path[1:])
+    return copy
+
+
+def opens_or_refuses(data):
+    """A lie may describe another valid file (a renamed tensor); it must never crash."""
+    try:
+        read(data)
+    except FormatError:
+        return
+
+
+def test_every_value_of_the_directory_replaced_by_lies():
+    directory = directory_of(GOOD)
+    everywhere = [path for path in places(directory) if path]
+    for path in everywhere:
+        for value in HUGE:
+            opens_or_refuses(with_directory(replaced(directory, path, value)))
+        opens_or_refuses(with_directory(removed(directory, path)))
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_random_combinations_of_lies(seed):
+    rng = random.Random(seed)
+    directory = directory_of(GOOD)
+    for _ in range(rng.randint(1, 4)):
+        path = rng.choice([p for p in places(directory) if p])
+        value = rng.choice([rng.choice(HUGE), rng.randint(-300, 300), rng.choice(["q", "t", "x", "=", "c", "v", "m"])])
+        directory = replaced(directory, path, value)
+        if not isinstance(directory, dict):
+            break
+    opens_or_refuses(with_directory(directory))
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_as_directory_or_as_file(data):
+    assert refused(with_directory(data))
+    assert refused(data)
+    assert refused(GOOD[:8] + data)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_chunks_that_lie_with_the_right_checksum(seed):
+    rng = random.Random(seed)
+    directory = directory_of(GOOD)
+    body = bytearray(GOOD[HEADER + PACKED :])
+    for _ in range(rng.randint(1, 5)):
+        body[rng.randrange(len(body))] = rng.randrange(256)
+    at = 0
+    for chunk in directory["chunks"]:
+        chunk[2] = zlib.crc32(body[at : at + chunk[1]])
+        at += chunk[1]
+    opens_or_refuses(with_directory(directory, GOOD[: HEADER + PACKED] + bytes(body)))
+
+
+BOMBS = {
+    "zeros of 2^40 values": {"entries": [["w", "float32", [1 << 20, 1 << 20]]], "tensors": [["u", 0, 5, 0]],
+                             "chunks": [["s", 32, zlib.crc32(bytes(32)), 1 << 40]]},
+    "2^40 exact bytes": {"entries": [["w", "uint8", [1 << 40], "x", ""]], "tensors": [],
+                         "chunks": [["x", 32, zlib.crc32(bytes(32)), 1 << 40]]},
+    "2^30 values in a chunk": {"entries": [["w", "float32", [1 << 30]]], "tensors": [["u", 0, 5, 0]],
+                               "chunks": [["s", 32, zlib.crc32(bytes(32)), 1 << 30]]},
+    "constant of 2^42 values": {"entries": [["w", "float32", [1 << 42], "c", 1.0]], "tensors": [], "chunks": []},
+    "many ties of a constant": {"entries": [["w", "float32", [1 << 41], "c", 1.0], ["v", "float32", [1 << 41], "=", "w"]],
+                                "tensors": [], "chunks": []},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_within_little_memory(name, tmp_path):
+    directory = BOMBS[name]
+    body = bytes(sum(chunk[1] for chunk in directory["chunks"]))
+    path = tmp_path / "bomb.wf"
+    path.write_bytes(with_directory(directory, GOOD[: HEADER + PACKED] + body))
+    assert_refused_in_little_memory(path)
+
+
+def test_a_directory_that_unpacks_to_gigabytes_is_refused_within_little_memory(tmp_path):
+    packed = zstandard.ZstdCompressor(level=1).compress(b'{"entries": [' + b" " * (1 << 30) + b"]}")
+    for size in (100, (1 << 26) - 1, 1 << 30):
+        head = struct.pack("<8sHHII", container.MAGIC, 1, 0, len(packed), size)
+        path = tmp_path / "bomb.wf"
+        path.write_bytes(head + struct.pack("<I", zlib.crc32(head + packed)) + packed)
+        assert_refused_in_little_memory(path)
+
+
+def assert_refused_in_little_memory(path):
+    """Read a file in another process that may use 400 MB more than the imports took."""
+    script = (
+        "import resource, sys, waterfill\n"
+        "from waterfill.codec import kernels, tables\n"
+        "from waterfill.files import WaterfillFile\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000,) * 2)\n"
+        "try:\n"
+        "    file = WaterfillFile(sys.argv[1], threads=1)\n"
+        "    file.verify()\n"
+        "    dict(file.tensors())\n"
+        "except waterfill.errors.FormatError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(f"refused: {path}: "), done.stderr[-2000:]
+
+
+def test_other_kinds_of_files_are_named(tmp_path):
+    for name, data in {"empty.wf": b"", "text.wf": b"hello", "zip.wf": b"PK\x03\x04" + bytes(100)}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(FormatError, match=f"{name}: not a waterfill file"):
+            WaterfillFile(tmp_path / name)
+    with pytest.raises(FormatError, match=r"missing\.wf: cannot be read"):
+        WaterfillFile(tmp_path / "missing.wf")
+    with pytest.raises(FormatError, match="cannot be read"):
+        WaterfillFile(tmp_path)
+
+
+def test_an_unknown_version_is_named():
+    bad = bytearray(GOOD)
+    bad[8] = 2
+    with pytest.raises(FormatError, match="version 2 is unknown"):
+        WaterfillFile(bytes(bad))
+
+

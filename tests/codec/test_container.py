@@ -1,0 +1,138 @@
+import hashlib
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import slow_decoder
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from waterfill import allocate
+from waterfill.codec import container
+from waterfill.files import WaterfillFile, decompress, exact_bytes
+from waterfill.models import torch_module
+from waterfill.quantize import Scalar
+
+
+class Mixed(torch.nn.Module):
+    """A little of everything that can be in a state dict."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(11, 6, dtype=dtype)
+        self.conv = torch.nn.Conv2d(4, 6, 3, groups=2, dtype=dtype)
+        self.up = torch.nn.ConvTranspose1d(4, 6, 3, groups=2, dtype=dtype)
+        self.norm = torch.nn.BatchNorm2d(6, dtype=dtype)
+        self.bare = torch.nn.BatchNorm2d(5, affine=False, dtype=dtype)
+        self.head = torch.nn.Linear(6, 11, dtype=dtype)
+        self.head.weight = self.embedding.weight
+        self.scalar = torch.nn.Parameter(torch.tensor(0.7, dtype=dtype))
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+        self.register_buffer("empty", torch.zeros(0, 3, dtype=dtype))
+        self.register_buffer("indices", torch.arange(12).reshape(3, 4))
+
+
+def pack(model, level=-5.0, **options):
+    inventory = torch_module.inventory(model, **options)
+    jobs = allocate.plan(inventory, {}, [Scalar()])
+    quantized = allocate.quantize(jobs, allocate.mean_power(inventory.weights, {}) * 2.0**level)
+    exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
+    return container.pack(inventory.entries, quantized, exact, "test")
+
+
+def same(a, b):
+    return (a.shape, a.dtype, exact_bytes(a)) == (b.shape, b.dtype, exact_bytes(b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_round_trip_is_strict_and_the_slow_decoder_agrees_bit_for_bit(dtype):
+    torch.manual_seed(0)
+    model = Mixed(dtype)
+    packed = pack(model)
+    tensors = dict(WaterfillFile(packed.data).tensors())
+    state = model.state_dict()
+    assert list(tensors) == list(state)
+    slow = slow_decoder.decode(packed.data)
+    for name, tensor in tensors.items():
+        assert tensor.shape == state[name].shape
+        assert tensor.dtype == state[name].dtype
+        twin = torch.tensor(np.ascontiguousarray(slow[name])).reshape(tensor.shape)
+        assert same(tensor, twin.to(dtype) if dtype == torch.bfloat16 and twin.is_floating_point() else twin), name
+    assert tensors["head.weight"] is tensors["embedding.weight"]
+    assert torch.equal(tensors["indices"], state["indices"])
+    assert torch.equal(tensors["mask"], state["mask"])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-16, 8))
+@settings(max_examples=15, deadline=None)
+def test_any_water_level_decodes_to_what_was_encoded(seed, level):
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Conv2d(3, 4, 2), torch.nn.LayerNorm(9))
+    packed = pack(model, level)
+    slow = slow_decoder.decode(packed.data)
+    for name, tensor in WaterfillFile(packed.data).tensors():
+        assert (tensor.numpy() == slow[name]).all()
+
+
+def test_shares_and_overhead_add_up_to_the_file():
+    packed = pack(Mixed())
+    assert sum(packed.tensor_bytes.values()) + packed.overhead_bytes == pytest.approx(len(packed.data))
+    assert all(share >= 0 for share in packed.tensor_bytes.values())
+
+
+def test_large_tensors_are_cut_and_small_ones_share_chunks(monkeypatch):
+    monkeypatch.setattr(container, "SMALL_CHUNK", 40)
+    monkeypatch.setattr(container, "LARGE_CHUNK", 64)
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(30, 21), torch.nn.Linear(200, 2), torch.nn.Linear(3, 3))
+    packed = pack(model)
+    file = WaterfillFile(packed.data)
+    assert len(file.container.indices("s")) > 10
+    slow = slow_decoder.decode(packed.data)
+    names = list(file)
+    random.Random(0).shuffle(names)
+    for name in names:
+        assert (file[name].numpy() == slow[name]).all()
+
+
+def test_another_process_another_thread_count_another_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(container, "SMALL_CHUNK", 100)
+    torch.manual_seed(2)
+    path = tmp_path / "m.wf"
+    path.write_bytes(pack(Mixed()).data)
+    here = decompress(path, threads=1)
+    with WaterfillFile(path, threads=7) as file:
+        for name in reversed(list(file)):
+            assert same(file[name], here[name])
+    script = (
+        "import sys, waterfill, hashlib\n"
+        "from waterfill.files import exact_bytes\n"
+        "for name, t in waterfill.decompress(sys.argv[1], threads=3).items():\n"
+        "    print(name, hashlib.sha256(exact_bytes(t)).hexdigest())"
+    )
+    there = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True).stdout
+    expected = "".join(f"{n} {hashlib.sha256(exact_bytes(t)).hexdigest()}\n" for n, t in here.items())
+    assert there == expected
+
+
+def test_the_same_input_gives_the_same_file():
+    torch.manual_seed(3)
+    model = Mixed()
+    assert pack(model).data == pack(model).data
+
+
+def test_a_lazy_read_touches_only_its_chunks(monkeypatch):
+    monkeypatch.setattr(container, "SMALL_CHUNK", 1)
+    torch.manual_seed(4)
+    packed = pack(torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Linear(9, 9)))
+    damaged = bytearray(packed.data)
+    damaged[-1] ^= 1
+    file = WaterfillFile(bytes(damaged))
+    assert file["0.weight"].shape == (9, 9)
+    with pytest.raises(container.FormatError, match="damaged"):
+        file["1.bias"]
+    with pytest.raises(KeyError):
+        file["2.weight"]

@@ -1,0 +1,202 @@
+"""A decoder written from docs/format.md alone: plain Python, whole numbers up to the symbols, no package code."""
+
+import json
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+BANK = Path(__file__).parents[2] / "src" / "waterfill" / "codec" / "bank.bin"
+
+
+def read_bank():
+    data, at, tables = BANK.read_bytes(), 0, []
+    while at < len(data):
+        count = data[at] + 1
+        half = struct.unpack_from(f"<{count}H", data, at + 1)
+        row = [half[0]] + [f for f in half[1:] for _ in range(2)]
+        tables.append([*row, 4096 - sum(row)])
+        at += 1 + 2 * count
+    return [[4096 >> bits] * (1 << bits) for bits in range(1, 9)] + tables
+
+
+TABLES = read_bank()
+
+
+class Stream:
+    def __init__(self, data):
+        self.states = list(struct.unpack_from("<8I", data))
+        self.words = list(struct.unpack(f"<{(len(data) - 32) // 2}H", data[32:]))[::-1]
+
+    def run(self, classes):
+        out = []
+        for n, cls in enumerate(classes):
+            x, start, symbol = self.states[n % 8], 0, 0
+            slot = x % 4096
+            while start + TABLES[cls][symbol] <= slot:
+                start += TABLES[cls][symbol]
+                symbol += 1
+            x = TABLES[cls][symbol] * (x // 4096) + slot - start
+            self.states[n % 8] = x if x >= 1 << 16 else (x << 16) + self.words.pop()
+            out.append(symbol)
+        return out
+
+    def integers(self, exponents):
+        """Integers of (family, exponent) pairs; all runs of a chunk."""
+        low = [max(0, (e - 49) // 8) for _, e in exponents]
+        classes = [8 + 57 * f + min(max(e - 8 * b, 0), 56) for (f, e), b in zip(exponents, low, strict=True)]
+        highest = [(len(TABLES[c]) - 2) // 2 for c in classes]
+        index = self.run(classes)
+        high = [(s + 1) // 2 if s % 2 else -(s // 2) for s in index]
+        rest = [0] * len(low)
+        for i in range(0, max(low, default=0), 8):
+            some = [n for n, b in enumerate(low) if b > i]
+            for n, bits in zip(some, self.run([min(low[n] - i, 8) - 1 for n in some]), strict=True):
+                rest[n] |= bits << i
+        escapes = [n for n, h in enumerate(high) if h > highest[n]]
+        counts = [c + 1 for c in self.run([1] * len(escapes))]
+        octets = iter(self.run([7] * sum(counts)))
+        for n, count in zip(escapes, counts, strict=True):
+            extra = sum(next(octets) << (8 * i) for i in range(count))
+            magnitude = extra // 2 + highest[n] + 1
+            high[n] = -magnitude if extra % 2 else magnitude
+        assert self.states == [1 << 16] * 8
+        assert not self.words
+        return [(h << b) + r - (1 << b >> 1) for h, b, r in zip(high, low, rest, strict=True)]
+
+
+def octave(index):
+    return np.float32(math.ldexp(float(np.float32(2 ** (index % 64 / 64))), index // 64))
+
+
+def decode(data):
+    """All tensors of a file as numpy arrays (bfloat16 as float32), by name."""
+    magic, version, reserved, packed, size, crc = struct.unpack_from("<8sHHIII", data)
+    assert (magic, version, reserved) == (b"\x89WFL\r\n\x1a\n", 1, 0)
+    body = data[24 : 24 + packed]
+    assert zlib.crc32(data[:20] + body) == crc
+    text = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+    assert len(text) == size
+    directory = json.loads(text)
+    at, chunks = 24 + packed, {"a": [], "s": [], "x": []}
+    for kind, length, checksum, count in directory["chunks"]:
+        assert zlib.crc32(data[at : at + length]) == checksum
+        chunks[kind].append((data[at : at + length], count))
+        at += length
+    assert at == len(data)
+    entries = [[*e, None][:5] if len(e) > 3 else [*e, "q", None] for e in directory["entries"]]
+    coded = [e for e in entries if e[3] in "qtvm"]
+    matrices = decode_matrices(coded, directory["tensors"], chunks)
+    exact = b"".join(zstandard.ZstdDecompressor().decompress(c) for c, _ in chunks["x"])
+    return assemble(entries, matrices, exact)
+
+
+def axes_of(entry):
+    _, _, shape, how, groups = entry
+    if len(shape) < 2:
+        return 1, math.prod(shape), 1
+    taps = math.prod(shape[2:])
+    return (shape[1] * groups, shape[0] // groups, taps) if how == "t" else (shape[0], shape[1], taps)
+
+
+def decode_matrices(coded, lines, chunks):
+    places, exponents = [], []
+    for entry, line in zip(coded, lines, strict=True):
+        codes = line[5] if line[0] == "u" and len(line) > 5 else [-1] * 6
+        for code, length in zip(codes, axes_of(entry) * 2, strict=True):
+            places.append(length if code >= 0 else 0)
+            exponents += [(5, code)] * (length if code >= 0 else 0)
+    scales = take_all(chunks["a"], exponents)
+    parts, at = [], 0
+    for length in places:
+        parts.append(scales[at : at + length])
+        at += length
+    exponents, shapes = [], []
+    for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
+        family, base = (line[2], line[3]) if line[0] == "u" else (line[4], line[5])
+        axes = axes_of(entry)
+        exponents += [(family, base + 2 * s) for s in axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)]
+        shapes.append(axes)
+    symbols, at, values = take_all(chunks["s"], exponents), 0, {}
+    for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
+        out, channels, taps = shapes[n]
+        some = symbols[at : at + out * channels * taps]
+        at += len(some)
+        steps = axis_sums(parts[6 * n : 6 * n + 3], shapes[n])
+        value = uniform if line[0] == "u" else relative
+        flat = [value(k, line, s) for k, s in zip(some, steps, strict=True)]
+        values[entry[0]] = np.array(flat, np.float32).reshape(out, channels * taps)
+    return values
+
+
+def take_all(chunks, exponents):
+    values, at = [], 0
+    for stream, count in chunks:
+        values += Stream(stream).integers(exponents[at : at + count])
+        at += count
+    assert at == len(exponents)
+    return values
+
+
+def axis_sums(parts, axes):
+    rows, channels, taps = (part or [0] * length for part, length in zip(parts, axes, strict=True))
+    return [r + c + t for r in rows for c in channels for t in taps]
+
+
+def uniform(k, line, scale):
+    shrink, offset = (line[4] if len(line) > 4 else [0, 0, 0]), (line[6] if len(line) > 6 else 0)
+    level = 64 * (k + offset)
+    if k:
+        level -= (1 if k > 0 else -1) * shrink[min(abs(k), 3) - 1]
+    return np.float32(level) * octave(line[1] - 384 + 16 * scale)
+
+
+def relative(k, line, _):
+    _, mantissa, offset, signed, _, _ = line
+    sign, k = (k % 2, k // 2) if signed else (0, k)
+    pattern = (k + offset) * 2 ** (23 - mantissa)
+    pattern = pattern if 0 <= pattern < 0x7F800000 else 0
+    return np.array(pattern | sign << 31, np.uint32).view(np.float32)
+
+
+def assemble(entries, matrices, exact):
+    tensors, at = {}, 0
+    for name, dtype, shape, how, argument in entries:
+        kind = np.dtype("float32" if dtype == "bfloat16" else dtype)
+        if how == "x":
+            size = math.prod(shape) * (2 if dtype == "bfloat16" else kind.itemsize)
+            raw = np.frombuffer(exact[at : at + size], np.uint16 if dtype == "bfloat16" else kind).reshape(shape)
+            tensors[name] = (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else raw
+            at += size
+            continue
+        if how == "=":
+            tensors[name] = tensors[argument]
+            continue
+        value = whole(how, argument, shape, matrices.get(name), matrices).astype(np.float32)
+        limit = 65504 if dtype == "float16" else 3.3895313892515355e38 if dtype == "bfloat16" else np.inf
+        value = value.clip(-limit, limit)
+        tensors[name] = to_bfloat16(value) if dtype == "bfloat16" else value.astype(kind)
+    return tensors
+
+
+def whole(how, argument, shape, matrix, matrices):
+    if how == "c":
+        return np.full(shape, argument)
+    if how == "v":
+        return np.maximum(0, 1 / matrix.astype(np.float64) ** 2 - argument).reshape(shape)
+    if how == "m":
+        scale = matrices[argument].astype(np.float64)
+        safe = np.where(scale == 0, 1, scale)
+        return np.where(scale == 0, 0, -matrix.astype(np.float64) / safe).reshape(shape)
+    if how == "t":
+        return matrix.reshape(argument, shape[1], shape[0] // argument, -1).swapaxes(1, 2).reshape(shape)
+    return matrix.reshape(shape)
+
+
+def to_bfloat16(value):
+    bits = value.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16
+    return rounded.astype(np.uint32).view(np.float32)
