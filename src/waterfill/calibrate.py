@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
@@ -34,6 +35,8 @@ BUDGET_BYTES = 1 << 30
 
 _LIVE_LAYERS = 4
 """How many times the largest input and output of a module are in memory at once, at the most."""
+_FEW_SAMPLES = 8
+"""How many samples measure it."""
 _MAX_RATIO = 4.0
 _DEAD = 1e-6
 """A channel with less than this share of its layer's mean variance is dead."""
@@ -57,10 +60,11 @@ def correct_statistics(
     moves by the difference of the mean outputs. All this goes layer by layer in one pass, so that every layer is
     corrected on what the corrected layers before it hand on. Both models run in evaluation mode and without labels.
 
-    Where layers are called several times in a pass (recurrent networks), their statistics are over all the calls of a
-    preliminary pass, in which the other layers are corrected; they are corrected after it, and the other layers once
-    more in the final pass. Not corrected: norms without running statistics, functional norms, biases inside LSTMs and
-    other modules that do not call their parts, parametrized modules, and tensors that several modules use.
+    A layer that is called several times in a pass (recurrent networks, shared heads) gets one correction, from its
+    statistics over all the calls of a preliminary pass. There every call is corrected by itself, so that what follows
+    is measured on corrected inputs; the layers that are called once are corrected again in the final pass. Not
+    corrected: norms without running statistics, functional norms, biases inside LSTMs and other modules that do not
+    call their parts, parametrized modules, and tensors that several modules use.
 
     All samples flow as one batch, as many as fit into `BUDGET_BYTES`; where batches cannot be joined, the first one.
 
@@ -82,14 +86,14 @@ def correct_statistics(
     sites = _sites(original, compressed, keep)
     with evaluation(original), evaluation(compressed), torch.no_grad():
         inputs, wanted = _original_statistics(original, sites, as_batches(data))
-        once = [site for site in sites if site.name in wanted and wanted[site.name].calls == 1]
-        repeated = [site for site in sites if site.name in wanted and wanted[site.name].calls > 1]
+        once = [site for site in sites if len(wanted.get(site.name, ())) == 1]
+        repeated = [site for site in sites if len(wanted.get(site.name, ())) > 1]
         count = _Counter(progress, len(once) * (1 + bool(repeated)) + len(repeated))
         if repeated:
-            found = _correcting_pass(compressed, inputs, once, wanted, count, observed=repeated)
+            found = _correcting_pass(compressed, inputs, [*once, *repeated], wanted, count)
             for site in repeated:
                 if site.name in found:
-                    site.correct(wanted[site.name], found[site.name])
+                    site.correct(reduce(merge, wanted[site.name]), reduce(merge, found[site.name]))
                 count()
         _correcting_pass(compressed, inputs, once, wanted, count)
 
@@ -102,14 +106,12 @@ class Moments:
     """Mean and variance of every channel over all samples and positions.
 
     Attributes:
-        calls: number of calls they come from.
         count: number of values a channel.
         mean: float64 [channels], on the CPU.
         variance: float64 [channels], divided by the count, on the CPU.
         precision: relative distance of two neighbouring values of their type.
     """
 
-    calls: int
     count: int
     mean: Tensor
     variance: Tensor
@@ -132,7 +134,7 @@ def measure(values: Tensor, axis: int) -> Moments:
     wide = values.detach()[None].double()
     positions = [i for i in range(wide.ndim) if i != (axis if axis < 0 else axis + 1) % wide.ndim]
     variance, mean = torch.var_mean(wide, dim=positions, correction=0)
-    return Moments(1, wide.numel() // mean.numel(), mean.cpu(), variance.cpu(), torch.finfo(values.dtype).eps)
+    return Moments(wide.numel() // mean.numel(), mean.cpu(), variance.cpu(), torch.finfo(values.dtype).eps)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -144,7 +146,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     part = b.count / count
     shift = b.mean - a.mean
     variance = a.variance * (1 - part) + b.variance * part + shift.square() * (part * (1 - part))
-    return Moments(a.calls + b.calls, count, a.mean + shift * part, variance, max(a.precision, b.precision))
+    return Moments(count, a.mean + shift * part, variance, max(a.precision, b.precision))
 
 
 # What is corrected ----------------------------------------------------------------------------------------------------
@@ -184,6 +186,15 @@ class BiasSite:
         _write([bias], [before + wanted.mean - found.mean])
         return (bias.detach().cpu().double() - before).reshape([-1] + [1] * (-1 - self.axis))
 
+    def try_out(self, wanted: Moments, found: Moments) -> Tensor:
+        """Return the same, but leave the bias as it is."""
+        bias = self.layer.bias
+        assert isinstance(bias, Tensor)
+        before = bias.detach().clone()
+        change = self.correct(wanted, found)
+        bias.copy_(before)
+        return change
+
 
 @dataclass(frozen=True, eq=False)
 class NormSite:
@@ -220,6 +231,10 @@ class NormSite:
         target = self.shift + self.scale * wanted.mean
         write = _write_affine if self.norm.weight is not None else _write_statistics
         write(self.norm, scale, target, found.mean)
+
+    def try_out(self, wanted: Moments, found: Moments) -> None:
+        """Do the same for one call; the next correction does not build on it."""
+        self.correct(wanted, found)
 
 
 Site: TypeAlias = BiasSite | NormSite
@@ -313,8 +328,8 @@ def _site(name: str, module: nn.Module, twin: nn.Module) -> Site:
 
 def _original_statistics(
     original: nn.Module, sites: list[Site], batches: Iterable[Any]
-) -> tuple[Inputs, dict[str, Moments]]:
-    """The samples to use, as one batch, and the moments of the original on them by name of the module."""
+) -> tuple[Inputs, dict[str, list[Moments]]]:
+    """The samples to use, as one batch, and the moments of the original on them: of every call, by name of module."""
     parts = _samples_that_fit(original, batches)
     try:
         inputs = _join(parts)
@@ -325,10 +340,14 @@ def _original_statistics(
         return parts[0], _observe(original, sites, parts[0])
 
 
-def _observe(original: nn.Module, sites: list[Site], inputs: Inputs) -> dict[str, Moments]:
-    found: dict[str, Moments] = {}
+def _observe(original: nn.Module, sites: list[Site], inputs: Inputs) -> dict[str, list[Moments]]:
+    found: dict[str, list[Moments]] = defaultdict(list)
     layers = dict(original.named_modules())
-    with _watching([(site, layers[site.name]) for site in sites], _adding_to(found)):
+
+    def note(site: Site, values: Tensor) -> None:
+        found[site.name].append(measure(values, site.axis))
+
+    with _watching([(site, layers[site.name]) for site in sites], note):
         call(original, inputs)
     return found
 
@@ -337,37 +356,28 @@ def _correcting_pass(
     compressed: nn.Module,
     inputs: Inputs,
     sites: list[Site],
-    wanted: dict[str, Moments],
+    wanted: dict[str, list[Moments]],
     count: Callable[[], None],
-    observed: Iterable[Site] = (),
-) -> dict[str, Moments]:
-    """Correct every site when it is first called; return the moments of the observed ones."""
+) -> dict[str, list[Moments]]:
+    """Correct every site when it is called, for good where that is once; return the moments that were found."""
     layers = dict(compressed.named_modules())
-    found: dict[str, Moments] = {}
-    done: set[str] = set()
+    found: dict[str, list[Moments]] = defaultdict(list)
 
     def correct(site: Site, values: Tensor) -> Tensor | None:
-        if site.name in done:
+        goals, calls = wanted[site.name], found[site.name]
+        if len(calls) == len(goals):
             return None
-        done.add(site.name)
-        change = site.correct(wanted[site.name], measure(values, site.axis))
-        count()
+        calls.append(measure(values, site.axis))
+        if len(goals) == 1:
+            change = site.correct(goals[0], calls[0])
+            count()
+        else:
+            change = site.try_out(goals[len(calls) - 1], calls[-1])
         return None if change is None else values + change.to(values)
 
-    with (
-        _watching([(site, layers[site.name]) for site in sites], correct),
-        _watching([(site, layers[site.name]) for site in observed], _adding_to(found)),
-    ):
+    with _watching([(site, layers[site.name]) for site in sites], correct):
         call(compressed, inputs)
     return found
-
-
-def _adding_to(found: dict[str, Moments]) -> Act:
-    def add(site: Site, values: Tensor) -> None:
-        moments = measure(values, site.axis)
-        found[site.name] = merge(found[site.name], moments) if site.name in found else moments
-
-    return add
 
 
 @contextmanager
@@ -401,7 +411,8 @@ def _samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Input
         inputs = split(batch)[0]
         samples = num_samples(inputs)
         if not parts:
-            room = max(1, int(BUDGET_BYTES * samples // _activation_bytes(original, inputs)))
+            few = min(samples, _FEW_SAMPLES)
+            room = max(1, BUDGET_BYTES * few // _activation_bytes(original, take(inputs, 0, few)))
             kind = _kind(inputs)
         elif room <= 0 or _kind(inputs) != kind:
             break

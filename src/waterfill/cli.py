@@ -53,7 +53,7 @@ def compress(
     distortion: Annotated[float | None, typer.Option(help="Mean KL in nats (or squared error) on the data.")] = None,
     tolerance: Annotated[str | None, typer.Option(help="Loss of top-1 accuracy: 0.5pt (points) or 0.5%.")] = None,
     output: OutputKind = None,
-    importance: Annotated[str | None, typer.Option(help="kl, regression or identity.")] = None,
+    importance: Annotated[str | None, typer.Option(help="kl, regression, identity or weight_scale.")] = None,
     temperature: Annotated[float, typer.Option(help="Temperature of the softmax for the kl importance.")] = 1.0,
     include: Annotated[list[str] | None, typer.Option(help="Quantize only tensors that match (repeatable).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Store matching tensors without loss (repeatable).")] = None,
@@ -278,11 +278,13 @@ def _importance(text: str | None, temperature: float, seed: int) -> Any:
 
     if text is None and temperature == 1.0:
         return None
-    match _one_of("--importance", text or "kl", ("kl", "regression", "identity")):
+    match _one_of("--importance", text or "kl", ("kl", "regression", "identity", "weight_scale")):
         case "kl":
             return importance.kl(temperature=temperature, seed=seed)
         case "regression":
             return importance.regression(seed=seed)
+        case "weight_scale":
+            return importance.weight_scale()
     return importance.identity()
 
 

@@ -19,7 +19,7 @@ from waterfill.errors import CalibrationError, TargetError, UsageError
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
-from waterfill.protocols import Estimator, Output, Progress, Quantizer
+from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Scalar
 from waterfill.records import (
     CompressionResult,
@@ -74,7 +74,7 @@ def compress(
         distortion: mean distortion on the data: KL divergence in nats for logits, squared error for values.
         tolerance: largest loss of top-1 accuracy on the data, as a fraction (0.005 is half a point).
         output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
-        importance: an estimator; by default `kl()` for logits, `regression()` for values, `identity()` without data.
+        importance: an estimator; by default `kl()` for logits, `regression()` for values, `weight_scale()` without data.
         quantizers: quantizer of the matrices; by default `Scalar()`.
         include: name patterns; when given, only tensors that match one are quantized.
         exclude: name patterns of tensors that are stored without loss.
@@ -103,11 +103,11 @@ def compress(
         inventory = torch_module.inventory(model, fold_norms=fold_norms, include=include, exclude=exclude)
     else:
         inventory = state_dict.read(Path(model))
-    batches, kind = _calibration(model, data, output, target)
-    estimator = importance or _default_importance(kind, seed)
-    forms = estimator.estimate(model, batches, kind, fold_norms=fold_norms, progress=progress) if kind else {}
+    live = _calibration(model, data, output, target, fold_norms)
+    estimator = importance or _default_importance(live, seed)
+    forms = _forms(estimator, inventory, live, progress)
     jobs = allocate.plan(inventory, forms, quantizers or (Scalar(rounds=ROUNDS[effort]),))
-    work = _Work(inventory, jobs, _Live(model, batches, kind, fold_norms) if kind else None, progress)
+    work = _Work(inventory, jobs, live, progress)
     attempt = _search(work, target)
     return _result(work, attempt, target, estimator)
 
@@ -125,33 +125,6 @@ def _target(**targets: float | None) -> tuple[str, float]:
     return name, value
 
 
-def _calibration(
-    model: torch.nn.Module | str | Path, data: Iterable[Any] | None, output: Output | None, target: tuple[str, float]
-) -> tuple[Iterable[Any] | None, Output | None]:
-    """Batches that can be read again and again, and what the model returns; both None without data."""
-    if data is None:
-        if target[0] in ("distortion", "tolerance"):
-            raise CalibrationError(
-                f"Target {target[0]}={target[1]} is measured on data, but there are none; pass data."
-            )
-        return None, None
-    if not isinstance(model, torch.nn.Module):
-        raise CalibrationError(
-            f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
-        )
-    batches = as_batches(data)
-    return batches, output_kind(batches, output)
-
-
-def _default_importance(kind: Output | None, seed: int) -> Estimator:
-    if kind is None:
-        return importances.identity()
-    return importances.kl(seed=seed) if kind == "logits" else importances.regression(seed=seed)
-
-
-# Attempts
-
-
 @dataclass(frozen=True, eq=False)
 class _Live:
     """A module with calibration data: what measuring needs."""
@@ -160,6 +133,52 @@ class _Live:
     batches: Iterable[Any]
     output: Output
     fold_norms: bool
+
+
+def _calibration(
+    model: torch.nn.Module | str | Path,
+    data: Iterable[Any] | None,
+    output: Output | None,
+    target: tuple[str, float],
+    fold_norms: bool,
+) -> _Live | None:
+    """The module with its batches, which can be read again and again; None without data."""
+    if data is None:
+        if target[0] in ("distortion", "tolerance"):
+            raise CalibrationError(
+                f"Target {target[0]}={target[1]} is measured on data, but there are none; pass data."
+            )
+        return None
+    if not isinstance(model, torch.nn.Module):
+        raise CalibrationError(
+            f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
+        )
+    batches = as_batches(data)
+    return _Live(model, batches, output_kind(batches, output), fold_norms)
+
+
+def _default_importance(live: _Live | None, seed: int) -> Estimator:
+    if live is None:
+        return importances.weight_scale()
+    return importances.kl(seed=seed) if live.output == "logits" else importances.regression(seed=seed)
+
+
+def _forms(
+    estimator: Estimator, inventory: Inventory, live: _Live | None, progress: Progress | None
+) -> Mapping[str, QuadraticForm]:
+    """What errors cost in every weight.
+
+    Raises:
+        CalibrationError: the estimator needs data and there are none.
+    """
+    if isinstance(estimator, DataFree):
+        return estimator.forms(inventory.weights)
+    if live is None:
+        raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
+    return estimator.estimate(live.model, live.batches, live.output, fold_norms=live.fold_norms, progress=progress)
+
+
+# Attempts
 
 
 @dataclass(frozen=True, eq=False)

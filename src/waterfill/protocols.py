@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -64,6 +64,15 @@ class Estimator(Protocol):
             fold_norms: whether the forms of a batch norm are those of its folded scale and shift.
             progress: called with (stage, done, total).
         """
+        ...
+
+
+@runtime_checkable
+class DataFree(Protocol):
+    """An estimator that looks only at the weights."""
+
+    def forms(self, weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
+        """Forms of the weights, by name; a tensor that has none is unknown."""
         ...
 
 

@@ -169,3 +169,42 @@ def test_language_models_have_second_derivatives(factory) -> None:
     gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in gradients), list(model.parameters()))
     assert all(torch.isfinite(g).all() for g in second)
+
+
+def test_squeezenet_pools_after_conv1_fire4_and_fire8() -> None:
+    model = zoo.squeezenet().eval()
+    sides = {}
+    for name, module in model.named_children():
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: sides.update({name: output.shape[-1]}))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 224, 224))
+    assert sides["conv1"] == 109
+    assert {sides[name] for name in ("pool1", "fire2", "fire3", "fire4")} == {54}
+    assert {sides[name] for name in ("fire4_pool", "fire5", "fire6", "fire7", "fire8")} == {27}
+    assert {sides[name] for name in ("fire8_pool", "fire9")} == {13}
+    assert sides["conv10"] == 15
+
+
+@pytest.mark.parametrize(
+    ("factory", "kinds"),
+    [
+        (zoo.lenet300, "Flatten Linear ReLU Linear ReLU Linear"),
+        (zoo.lenet5, "Conv2d MaxPool2d Conv2d MaxPool2d Flatten Linear ReLU Linear"),
+        (zoo.paper_mlp, "Flatten Linear ReLU Dropout Linear ReLU Dropout Linear"),
+    ],
+)
+def test_layers_of_the_mnist_networks(factory, kinds: str) -> None:
+    assert " ".join(type(module).__name__ for module in factory()) == kinds
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "epsilon"),
+    [
+        (zoo.resnet20, nn.BatchNorm2d, 1e-5),
+        (zoo.paper_conv_w32, nn.BatchNorm2d, 1e-5),
+        (zoo.mobilenet_v1, nn.BatchNorm2d, 1e-3),
+        (zoo.stories260k, nn.RMSNorm, 1e-5),
+    ],
+)
+def test_epsilon_of_the_norms(factory, kind: type, epsilon: float) -> None:
+    assert {module.eps for module in factory().modules() if isinstance(module, kind)} == {epsilon}

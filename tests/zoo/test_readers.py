@@ -49,7 +49,7 @@ def jpeg_bytes(side: int) -> bytes:
 # idx
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     array=hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=6)),
     suffix=st.sampled_from(["", ".gz"]),
@@ -105,7 +105,7 @@ def test_gz_that_is_none_or_is_cut(tmp_path: Path, content: bytes) -> None:
 # CIFAR binary batches
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), fine=st.booleans())
 def test_cifar_round_trip(seed: int, sizes: list[int], fine: bool) -> None:
     rng = np.random.default_rng(seed)

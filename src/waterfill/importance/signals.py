@@ -10,12 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 EXACT_SIGNALS = 32
 """Most signals that are sent exactly; beyond them signals are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """What is sent back from an output.
+
+    Attributes:
+        sent: the signals, each of the shape of the output.
+        number: how many there are.
+        count: the number of predictions or samples that they stand for.
+    """
+
+    sent: Iterator[Tensor]
+    number: int
+    count: int
 
 
 def softmax_exact(rows: Tensor, temperature: float) -> Iterator[Tensor]:
@@ -65,7 +81,43 @@ def softmax_drawn(rows: Tensor, temperature: float, draws: int, generator: torch
         `draws` signals [predictions, classes].
     """
     f = (rows.double() / temperature).softmax(-1)
-    root = f.sqrt()
+    root = f.sqrt() / (temperature * math.sqrt(draws))
     for _ in range(draws):
-        spoken = root * signs(f, generator)
-        yield (spoken - f * (root * signs_of(spoken)).sum(-1, keepdim=True)) / (temperature * math.sqrt(draws))
+        spoken = root * random_signs(root, generator)
+        yield spoken - f * spoken.sum(-1, keepdim=True)
+
+
+def values_exact(rows: Tensor) -> Iterator[Tensor]:
+    """One signal for every output: Eq. 5, whose C is the identity.
+
+    Args:
+        rows: outputs [samples, values].
+
+    Yields:
+        `values` signals [samples, values].
+    """
+    for k in range(rows.shape[-1]):
+        signal = torch.zeros_like(rows, dtype=torch.float64)
+        signal[:, k] = 1
+        yield signal
+
+
+def values_drawn(rows: Tensor, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Random signs s, for which `E s s^T` is the identity.
+
+    Args:
+        rows: outputs [samples, values].
+        draws: number of signals.
+        generator: source of the signs, on the CPU.
+
+    Yields:
+        `draws` signals [samples, values].
+    """
+    for _ in range(draws):
+        yield random_signs(rows.double(), generator) / math.sqrt(draws)
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw 1 or -1 with equal probability, of the shape, type and device of `like`."""
+    bits = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return (2 * bits - 1).to(like)

@@ -287,10 +287,11 @@ def as_predictions(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor
     labels = target.reshape(-1).to(rows.device, torch.int64)
     counted = labels != IGNORED
     rows, labels = rows.reshape(-1, rows.shape[-1])[counted], labels[counted]
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < rows.shape[-1]:
+    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+    if not 0 <= low <= high < rows.shape[-1]:
         raise CalibrationError(
-            f"Integer targets range from {int(labels.min())} to {int(labels.max())}; expected 0 to "
-            f"{rows.shape[-1] - 1} for {rows.shape[-1]} classes, or {IGNORED} for a prediction that does not count. Correct the targets."
+            f"Integer targets range from {low} to {high}; expected 0 to {rows.shape[-1] - 1} for {rows.shape[-1]} "
+            f"classes, or {IGNORED} for a prediction that does not count. Correct the targets."
         )
     return rows, labels
 

@@ -9,6 +9,7 @@ Functions are watched, not modules: a tensor that modules share, or that a model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,7 +141,7 @@ class Tape(TorchFunctionMode):
             elif isinstance(value, Mapping):
                 self.miss(*value.values())
 
-    def record(self, y: Tensor, tensor: Tensor, view: View, x: Callable[[], Tensor] | None, rows: int) -> None:
+    def record(self, y: Tensor, tensor: Tensor, view: View, x: Callable[[], Tensor] | None, lead: int) -> None:
         """Note that `tensor` was used to compute `y`; nothing is noted for a tensor that is not learned.
 
         Args:
@@ -148,7 +149,7 @@ class Tape(TorchFunctionMode):
             tensor: any tensor.
             view: how the layer uses it.
             x: gives the input of the layer [rows, ...]; None where it is 1.
-            rows: number of rows.
+            lead: number of leading axes of y that count rows.
 
         Raises:
             UnsupportedModelError: gradients are off.
@@ -166,7 +167,8 @@ class Tape(TorchFunctionMode):
             self.sites.append(edge)
             self.site_values += y.numel()
         with torch.no_grad():
-            self.uses.setdefault(name, []).append(Use(len(self.sites) - 1, view, None if x is None else x(), rows))
+            use = Use(len(self.sites) - 1, view, None if x is None else x().detach(), lead, math.prod(y.shape[:lead]))
+            self.uses.setdefault(name, []).append(use)
 
 
 def _has_gradient(result: Any) -> bool:

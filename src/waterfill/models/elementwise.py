@@ -166,14 +166,14 @@ def record_factor(
         lead = y.ndim - len(trailing)
         rows = math.prod(y.shape[:lead])
         view = Broadcast(Layout(tuple(tensor.shape)), tuple(trailing), factor=True)
-        tape.record(y, tensor, view, lambda: x().expand(y.shape).reshape(rows, *y.shape[lead:]), rows)
+        tape.record(y, tensor, view, lambda: x().expand(y.shape).reshape(rows, *y.shape[lead:]), lead)
 
 
 def record_term(tape: Tape, y: Tensor, tensor: Tensor | None, trailing: Sequence[int]) -> None:
     """Record `y = ... + tensor`, where `trailing` is the tensor's shape beside the last axes of y."""
     if tensor is not None:
         view = Broadcast(Layout(tuple(tensor.shape)), tuple(trailing), factor=False)
-        tape.record(y, tensor, view, None, math.prod(y.shape[: y.ndim - len(trailing)]))
+        tape.record(y, tensor, view, None, y.ndim - len(trailing))
 
 
 def channels_of(t: Tensor) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def _linear(tape: Tape, func: Function, input: Tensor, weight: Tensor, bias: Ten
     y: Tensor = func(input, weight, bias)
     tape.miss(input)
     rows = math.prod(input.shape[:-1])
-    tape.record(y, weight, Dense(_layout(weight)), lambda: input.reshape(rows, -1), rows)
+    tape.record(y, weight, Dense(_layout(weight)), lambda: input.reshape(rows, -1), y.ndim - 1)
     record_term(tape, y, bias, y.shape[-1:])
     return y
 
@@ -41,7 +41,7 @@ def _matmul(tape: Tape, func: Function, input: Any, other: Any) -> Any:
     y = func(input, other)
     tape.miss(input)
     rows = math.prod(input.shape[:-1])
-    tape.record(y, other, Dense(_layout(other, transposed=True)), lambda: input.reshape(rows, -1), rows)
+    tape.record(y, other, Dense(_layout(other, transposed=True)), lambda: input.reshape(rows, -1), y.ndim - 1)
     return y
 
 
@@ -51,7 +51,7 @@ def _addmm(tape: Tape, func: Function, input: Tensor, mat1: Tensor, mat2: Tensor
         return tape.pass_through(func, input, mat1, mat2, **scales)
     y = func(input, mat1, mat2)
     tape.miss(mat1)
-    tape.record(y, mat2, Dense(_layout(mat2, transposed=True)), lambda: mat1, mat1.shape[0])
+    tape.record(y, mat2, Dense(_layout(mat2, transposed=True)), lambda: mat1, 1)
     record_term(tape, y, input, trailing_axes(input))
     return y
 
@@ -69,7 +69,7 @@ def _embedding(
 ) -> Tensor:
     del padding_idx, gradient_options, named_options  # they change gradients only, not outputs
     y: Tensor = func(input, weight, None, max_norm, norm_type)
-    tape.record(y, weight, Tokens(_layout(weight, transposed=True)), lambda: input.reshape(-1), input.numel())
+    tape.record(y, weight, Tokens(_layout(weight, transposed=True)), lambda: input.reshape(-1), input.ndim)
     return y
 
 
@@ -96,7 +96,7 @@ def _convolution(
     else:
         around = [(count, count) for count in _per_axis(0 if padding == "valid" else padding, weight)]
     view = Convolution(_layout(weight), groups, _per_axis(stride, weight), tuple(around), reach)
-    tape.record(y, weight, view, lambda: input, input.shape[0])
+    tape.record(y, weight, view, lambda: input, 1)
     record_term(tape, y, bias, channels_of(y))
     return y
 
@@ -124,7 +124,7 @@ def _transposed_convolution(
     ones = (1,) * len(reach)
     layout = _layout(weight, transposed=True, groups=groups)
     view = Convolution(layout, groups, ones, around, reach, upsample=_per_axis(stride, weight))
-    tape.record(y, weight, view, lambda: input, input.shape[0])
+    tape.record(y, weight, view, lambda: input, 1)
     record_term(tape, y, bias, channels_of(y))
     return y
 

@@ -361,12 +361,9 @@ def clone(model: nn.Module) -> nn.Module:
     attributes = [value for module in model.modules() for value in vars(module).values()]
     computed = {id(v): v.detach().clone() for v in attributes if isinstance(v, Tensor) and not v.is_leaf}
     try:
-        twin = copy.deepcopy(model, computed)
+        return copy.deepcopy(model, computed)
     except (TypeError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"The model {type(model).__name__} cannot be copied ({error}); expected one that copy.deepcopy accepts. "
             "Take what cannot be copied (locks, files, handles) out of its attributes."
         ) from error
-    for parameter in twin.parameters():
-        parameter.grad = None
-    return twin

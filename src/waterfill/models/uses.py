@@ -30,6 +30,11 @@ class View(Protocol):
         """How the layer reads the tensor as a matrix."""
         ...
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(groups, out, in) of the normal form."""
+        ...
+
     def inputs(self, x: Tensor) -> Tensor:
         """Bring inputs [rows, ...] to [rows, groups, in, places]."""
         ...
@@ -47,12 +52,14 @@ class Use:
         site: index of the output whose gradient is needed, among those of the pass.
         view: how its input and gradient come to the normal form.
         x: the input [rows, ...]; token numbers [rows] for `Tokens`; None where it is 1 (biases).
+        lead: number of leading axes of the output that count rows.
         rows: number of rows.
     """
 
     site: int
     view: View
     x: Tensor | None
+    lead: int
     rows: int
 
 
@@ -74,6 +81,12 @@ class Dense:
     """
 
     layout: Layout
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(1, out, in)."""
+        out, channels, taps = self.layout.axes
+        return 1, out, channels * taps
 
     def inputs(self, x: Tensor) -> Tensor:
         """[rows, in] to [rows, 1, in, 1]."""
@@ -100,6 +113,12 @@ class Broadcast:
     layout: Layout
     trailing: tuple[int, ...]
     factor: bool
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(values, 1, 1) for a factor, (1, values, 1) for a term."""
+        values = math.prod(self.trailing)
+        return (values, 1, 1) if self.factor else (1, values, 1)
 
     def inputs(self, x: Tensor) -> Tensor:
         """[rows, *trailing axes] to [rows, values, 1, places]."""
@@ -137,6 +156,12 @@ class Convolution:
     dilation: tuple[int, ...]
     upsample: tuple[int, ...] | None = None
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(groups, channels out / groups, channels in / groups * taps)."""
+        out, channels, taps = self.layout.axes
+        return self.groups, out // self.groups, channels * taps
+
     def inputs(self, x: Tensor) -> Tensor:
         """[rows, channels, *size] to the patches [rows, groups, channels / groups * taps, pixels]."""
         if self.upsample is not None:
@@ -161,6 +186,12 @@ class Tokens:
     """
 
     layout: Layout
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(1, features, tokens)."""
+        out, channels, taps = self.layout.axes
+        return 1, out, channels * taps
 
     def inputs(self, x: Tensor) -> Tensor:
         """Token numbers [rows] to one-hot vectors [rows, 1, tokens, 1]; large, for small tables only."""

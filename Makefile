@@ -1,0 +1,34 @@
+# `make demo` and `make test` do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/waterfill demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev
+	scripts/check
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing waterfill into $(VENV) (once; PyTorch is large) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-demo: $(VENV)/installed
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) --editable '.[demo,images,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo-output build

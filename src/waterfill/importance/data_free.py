@@ -1,0 +1,87 @@
+"""Importances that need no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from waterfill.importance.forms import DiagonalForm
+from waterfill.models.torch_module import inventory
+from waterfill.protocols import Output, Progress
+from waterfill.records import Weight
+
+
+class _DataFree:
+    """Estimators that look only at the weights."""
+
+    def forms(self, weights: Mapping[str, Weight]) -> dict[str, DiagonalForm]:
+        """One form for every matrix; vectors have none, for nothing is known about them without data."""
+        return {
+            name: DiagonalForm(np.full(weight.matrix.shape, self._constant(weight), np.float32))
+            for name, weight in weights.items()
+            if not weight.is_vector
+        }
+
+    def _constant(self, weight: Weight) -> float:
+        raise NotImplementedError
+
+    def estimate(
+        self,
+        model: nn.Module,
+        data: Iterable[Any] | None = None,
+        output: Output | None = None,
+        *,
+        fold_norms: bool = True,
+        progress: Progress | None = None,
+    ) -> dict[str, DiagonalForm]:
+        """Give the forms of a model's matrices, by name in its state dict.
+
+        Args:
+            model: the network.
+            data: not used.
+            output: not used.
+            fold_norms: not used.
+            progress: not used.
+        """
+        del data, output, progress
+        return self.forms(inventory(model, fold_norms=fold_norms).weights)
+
+
+@dataclass(frozen=True)
+class identity(_DataFree):
+    """`I = 1`: the squared error of the weights themselves, the paper's baseline."""
+
+    @property
+    def name(self) -> str:
+        """`identity`."""
+        return "identity"
+
+    def _constant(self, weight: Weight) -> float:  # noqa: ARG002 - the same for all
+        return 1.0
+
+
+@dataclass(frozen=True)
+class weight_scale(_DataFree):
+    """`I = rms(W)^-power`, constant in a tensor: between absolute (0) and relative errors (2). The default without data.
+
+    Networks rescale the outputs of a layer by norms and by the next layer, so that neither the absolute nor the
+    relative error of a layer decides alone; see docs/decisions.md for the measurements behind the 1.
+
+    Attributes:
+        power: 0 weighs absolute errors alike, 2 relative errors.
+    """
+
+    power: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """`weight_scale` with its power."""
+        return f"weight_scale({self.power:g})"
+
+    def _constant(self, weight: Weight) -> float:
+        power = float(np.square(weight.matrix, dtype=np.float64).mean()) if weight.matrix.size else 0.0
+        return power ** (-self.power / 2) if power > 0 else 1.0

@@ -1,0 +1,213 @@
+"""The importances of the paper: the Fisher information under the model's own predictions, and squared outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import CalibrationError, UsageError
+from waterfill.importance import signals
+from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.signals import Signals
+from waterfill.importance.state import State, begin
+from waterfill.models.batches import IGNORED, as_batches, class_axis, describe, is_integer, output_kind, split
+from waterfill.protocols import Output, Progress
+
+DRAWS = 8
+"""Signals drawn for each sample where there are too many to send exactly."""
+
+
+@dataclass(frozen=True)
+class kl:
+    """KL importance: half of `e^T I e` is the divergence D(original || compressed) in nats, to second order.
+
+        I_i = E_x sum_c f_c (d log f_c / d w_i)^2,   f = softmax(z / T)
+
+    The mean is over predictions: samples, or positions for outputs [samples, positions, classes]. It needs no labels;
+    a prediction whose integer target is -100 does not count. With at most 32 classes and one prediction per sample the
+    sum over classes is exact, otherwise random signals stand for it (see `signals.softmax_drawn`), without bias.
+
+    Source: Eq. 6 of the paper; temperature: its appendix C.
+
+    Attributes:
+        temperature: T, above 0.
+        draws: how many random signals for each sample; None for an exact sum where it is short, else 8.
+        seed: of what is drawn.
+    """
+
+    temperature: float = 1.0
+    draws: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UsageError(f"Temperature is {self.temperature}; expected a number above 0. The plain softmax has 1.")
+        _check_draws(self.draws)
+
+    @property
+    def name(self) -> str:
+        """`kl`, with the temperature where it is not 1."""
+        return "kl" if self.temperature == 1 else f"kl(temperature={self.temperature:g})"
+
+    def estimate(
+        self,
+        model: nn.Module,
+        data: Iterable[Any] | None,
+        output: Output | None = None,
+        *,
+        fold_norms: bool = True,
+        progress: Progress | None = None,
+    ) -> dict[str, DiagonalForm]:
+        """Estimate it for every learned tensor of a model.
+
+        Args:
+            model: the network; it is left as it was.
+            data: batches.
+            output: what the model returns, which has to be logits.
+            fold_norms: whether batch norms are priced as a scale and a shift.
+            progress: called with ("importance", done, total) after every batch.
+
+        Returns:
+            Forms by name in the state dict. Buffers have none, unless they are a folded norm's.
+
+        Raises:
+            CalibrationError: there are no data, or they do not fit the model or this importance.
+            UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
+        """
+        return _estimate(self, "logits", model, data, output, fold_norms=fold_norms, progress=progress)
+
+    def begin(self, model: nn.Module, *, fold_norms: bool = True) -> State:
+        """Make the state before the first batch, for data that come in parts.
+
+        Args:
+            model: the network.
+            fold_norms: as in `estimate`.
+        """
+        return begin(model, self, fold_norms=fold_norms)
+
+    def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
+        """Give the signals for logits; they stand for predictions."""
+        if output.ndim < 2:
+            raise CalibrationError(
+                f"The model returns {describe(output)}, which has no axis of classes; expected logits [samples, "
+                "classes]. Give output='values' if these are values."
+            )
+        axis = class_axis(output, target)
+        logits = output.movedim(axis, -1)
+        rows = logits.reshape(-1, logits.shape[-1])
+        counted = torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
+        if target is not None and is_integer(target) and target.numel() == len(rows):
+            counted = (target.reshape(-1, 1) != IGNORED).to(rows.device)
+        positions = len(rows) // max(1, len(output))
+        if self.draws is None and positions == 1 and rows.shape[-1] <= signals.EXACT_SIGNALS:
+            sent, number = signals.softmax_exact(rows, self.temperature), rows.shape[-1] - 1
+        else:
+            number = self.draws or DRAWS
+            sent = signals.softmax_drawn(rows, self.temperature, number, generator)
+        shaped = ((row * counted).reshape(logits.shape).movedim(-1, axis) for row in sent)
+        return Signals(shaped, number, int(counted.sum()))
+
+
+@dataclass(frozen=True)
+class regression:
+    """Regression importance: `e^T I e` is the mean squared distance of the outputs, to second order.
+
+        I_i = E_x sum_o (d f_o / d w_i)^2
+
+    The sum is over all values of a sample's output, the mean over samples. With at most 32 values it is exact,
+    otherwise random signs stand for it, without bias.
+
+    Source: Eq. 5 of the paper.
+
+    Attributes:
+        draws: how many random signals for each sample; None for an exact sum where it is short, else 8.
+        seed: of what is drawn.
+    """
+
+    draws: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_draws(self.draws)
+
+    @property
+    def name(self) -> str:
+        """`regression`."""
+        return "regression"
+
+    def estimate(
+        self,
+        model: nn.Module,
+        data: Iterable[Any] | None,
+        output: Output | None = None,
+        *,
+        fold_norms: bool = True,
+        progress: Progress | None = None,
+    ) -> dict[str, DiagonalForm]:
+        """Estimate it for every learned tensor of a model; as `kl.estimate`, for outputs that are values."""
+        return _estimate(self, "values", model, data, output, fold_norms=fold_norms, progress=progress)
+
+    def begin(self, model: nn.Module, *, fold_norms: bool = True) -> State:
+        """Make the state before the first batch; as `kl.begin`."""
+        return begin(model, self, fold_norms=fold_norms)
+
+    def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
+        """Give the signals for values; they stand for samples."""
+        del target
+        rows = output.reshape(len(output), -1)
+        if self.draws is None and rows.shape[-1] <= signals.EXACT_SIGNALS:
+            sent, number = signals.values_exact(rows), rows.shape[-1]
+        else:
+            number = self.draws or DRAWS
+            sent = signals.values_drawn(rows, number, generator)
+        return Signals((row.reshape(output.shape) for row in sent), number, len(output))
+
+
+def _check_draws(draws: int | None) -> None:
+    if draws is not None and draws < 1:
+        raise UsageError(f"Draws is {draws}; expected at least 1, or None. Give the number of random signals.")
+
+
+def _estimate(
+    importance: kl | regression,
+    kind: Output,
+    model: nn.Module,
+    data: Iterable[Any] | None,
+    output: Output | None,
+    *,
+    fold_norms: bool,
+    progress: Progress | None,
+) -> dict[str, DiagonalForm]:
+    if data is None:
+        raise CalibrationError(
+            f"The {importance.name} importance is measured on data, but there are none; expected batches. Pass data, "
+            "or use the identity importance."
+        )
+    batches = as_batches(data)
+    _check_kind(importance, kind, batches, output)
+    state = importance.begin(model, fold_norms=fold_norms)
+    total = len(batches) if isinstance(batches, Sized) else 0
+    for index, batch in enumerate(batches):
+        state = state.update(batch, index=index)
+        if progress is not None:
+            progress("importance", index + 1, max(index + 1, total))
+    return state.forms()
+
+
+def _check_kind(importance: kl | regression, kind: Output, batches: Iterable[Any], output: Output | None) -> None:
+    """Check that the model returns what the importance is for; without targets the importance itself says so."""
+    _, target = split(next(iter(batches)))
+    if output is None and target is None:
+        return
+    found = output_kind(batches, output)
+    if found != kind:
+        other = "regression" if importance.name.startswith("kl") else "kl"
+        raise CalibrationError(
+            f"The {importance.name} importance is for outputs that are {kind}, but the data or output= say {found}; "
+            f"expected the {other} importance. Use it, or give output={kind!r} to the estimate."
+        )

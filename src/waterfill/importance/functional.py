@@ -1,0 +1,113 @@
+"""Per-sample gradients of any tensor of any model: slower, but without knowing how it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from waterfill.models.batches import Inputs, call, first_tensor, map_tensors, num_samples, take, tensors_in
+from waterfill.models.capture import Tape, Variables
+
+CHUNK_BYTES = 2**26
+
+
+def vmap_gradients(
+    model: nn.Module, learned: Variables, names: Collection[str], inputs: Inputs, signals: Tensor
+) -> dict[str, Tensor]:
+    """Gradients of all samples at once, by vectorising the model itself.
+
+    Args:
+        model: the network.
+        learned: its learned tensors.
+        names: which of them.
+        inputs: on the model's device.
+        signals: what is sent back, [signals, samples, *shape of one output].
+
+    Returns:
+        By name, [samples, signals, *shape of the tensor].
+
+    Raises:
+        Exception: whatever `torch.vmap` raises for a model that it cannot vectorise.
+    """
+    samples = num_samples(inputs)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    values = {name: learned.tensors[name].detach() for name in names}
+    tensors = tensors_in(inputs)
+    batched = [t.ndim > 0 and t.shape[0] == samples for t in tensors]
+
+    def response(values: Mapping[str, Tensor], signal: Tensor, *parts: Tensor) -> Tensor:
+        given = (part.unsqueeze(0) if split else part for part, split in zip(parts, batched, strict=True))
+        one = map_tensors(inputs, lambda _: next(given))
+        args, kwargs = _arguments(one)
+        own = {name: value for name, value in values.items() if name in parameters}
+        with Tape(learned, values):
+            output = first_tensor(functional_call(model, own, args, kwargs))
+        return (output[0] * signal).sum()
+
+    unbatched = [None] * len(tensors)
+    over_signals = vmap(grad(response), in_dims=(None, 0, *unbatched))
+    over_samples = vmap(over_signals, in_dims=(None, 1, *(0 if split else None for split in batched)))
+    with torch.no_grad():
+        result: dict[str, Tensor] = over_samples(values, signals, *tensors)
+    return result
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def vmap_squares(
+    model: nn.Module, learned: Variables, names: Collection[str], inputs: Inputs, signals: Tensor
+) -> dict[str, Tensor]:
+    """Sums over samples and signals of squared gradients, by `vmap_gradients`, few enough samples at a time.
+
+    Args:
+        model: the network.
+        learned: its learned tensors.
+        names: which of them.
+        inputs: on the model's device.
+        signals: [signals, samples, *shape of one output].
+
+    Returns:
+        By name, float64 of the shape of the tensor.
+    """
+    size = sum(learned.tensors[name].nbytes for name in names) * signals.shape[0]
+    step = max(1, CHUNK_BYTES // max(1, size))
+    totals = _zeros(learned, names)
+    for start in range(0, num_samples(inputs), step):
+        part = take(inputs, start, start + step)
+        gradients = vmap_gradients(model, learned, names, part, signals[:, start : start + step])
+        for name, gradient in gradients.items():
+            totals[name] += gradient.square().sum((0, 1), dtype=torch.float64)
+    return totals
+
+
+def loop_squares(
+    model: nn.Module, learned: Variables, names: Collection[str], inputs: Inputs, signals: Tensor
+) -> dict[str, Tensor]:
+    """The same, one sample and one signal after the other, for models that cannot be vectorised."""
+    totals = _zeros(learned, names)
+    tensors = [learned.tensors[name] for name in names]
+    for sample in range(num_samples(inputs)):
+        with Tape(learned, {}):
+            output = call(model, take(inputs, sample, sample + 1))
+        for gradients in _backward(output, tensors, signals[:, sample : sample + 1]):
+            for name, gradient in zip(names, gradients, strict=True):
+                if gradient is not None:
+                    totals[name] += gradient.double().square()
+    return totals
+
+
+def _backward(output: Tensor, tensors: Sequence[Tensor], signals: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
+    for signal in signals:
+        yield torch.autograd.grad(output, tensors, signal, retain_graph=True, allow_unused=True)
+
+
+def _zeros(learned: Variables, names: Collection[str]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(learned.tensors[name], dtype=torch.float64) for name in names}

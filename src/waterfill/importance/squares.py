@@ -1,0 +1,183 @@
+"""Sums over samples of squared per-sample gradients, one learned tensor at a time.
+
+A per-sample gradient sums over the rows, places and uses that belong to the sample, and is squared after that:
+
+    sum_b (sum_p g[b, o, p] x[b, i, p])^2
+
+Never more than `CHUNK_BYTES` of such gradients exist at once, and none where one row is one sample: there it is
+`(g^2)^T (x^2)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from waterfill.models.uses import Tokens, Use, to_native
+
+Order: TypeAlias = Literal["major", "minor"]
+"""Whether the rows of a sample lie together (row = sample * k + j) or apart (row = j * samples + sample)."""
+
+CHUNK_BYTES = 2**19
+
+
+def square_sum(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
+    """Sum of squared per-sample gradients over samples and signals.
+
+    Args:
+        uses: all uses of one tensor, with rows a multiple of `samples`.
+        gradients: for each use and each signal the gradient at the use's output.
+        samples: number of samples.
+        order: where the rows of a sample are.
+
+    Returns:
+        Float64, of the shape of the tensor, on its device.
+    """
+    first = uses[0].view
+    if all(isinstance(use.view, Tokens) for use in uses):
+        return _token_squares(uses, gradients, samples, order)
+    alike = all(
+        use.view.sizes == first.sizes and use.view.layout == first.layout and not isinstance(use.view, Tokens)
+        for use in uses
+    )
+    total = torch.zeros(first.layout.shape, dtype=torch.float64, device=gradients[0][0].device)
+    step = _chunk(uses, gradients, samples, alike)
+    for start in range(0, samples, step):
+        part = slice(start, start + step)
+        if alike:
+            x = _inputs(uses, samples, order, part)
+            g = [_gradients(uses, signal, samples, order, part) for signal in zip(*gradients, strict=True)]
+            total += to_native(_squares(x, g), first.layout)
+            continue
+        for signal in zip(*gradients, strict=True):
+            total += per_sample_gradients(uses, signal, samples, order, part).square().sum(0)
+    return total
+
+
+def per_sample_gradients(
+    uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, order: Order, part: slice = slice(None)
+) -> Tensor:
+    """Per-sample gradients of one tensor, written out.
+
+    Args:
+        uses: as in `square_sum`.
+        gradients: for each use the gradient at its output, of one signal.
+        samples: as in `square_sum`.
+        order: as in `square_sum`.
+        part: which samples.
+
+    Returns:
+        [samples of the part, *shape of the tensor].
+    """
+    by_use = []
+    for use, gradient in zip(uses, gradients, strict=True):
+        if isinstance(use.view, Tokens):
+            by_use.append(_token_gradients(use, gradient, samples, order, part))
+            continue
+        x, g = _inputs([use], samples, order, part), _gradients([use], [gradient], samples, order, part)
+        by_use.append(to_native(g.sum(-1, keepdim=True) if x is None else g @ x.transpose(-1, -2), use.view.layout))
+    return torch.stack(by_use).sum(0) if len(by_use) > 1 else by_use[0]
+
+
+def _chunk(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, alike: bool) -> int:
+    """How many samples to take at once."""
+    groups, out, columns = uses[0].view.sizes
+    at_outputs = sum(of_use[0].numel() for of_use in gradients) // max(1, samples)
+    places = at_outputs // max(1, groups * out)
+    written_out = groups * out * columns if places > 1 or not alike else 0
+    values = at_outputs + groups * columns * places + written_out
+    return max(1, CHUNK_BYTES // max(1, values * gradients[0][0].element_size()))
+
+
+def _by_sample(rows: Tensor, samples: int, order: Order, part: slice) -> Tensor:
+    """Split the axis of rows: [samples of the part, rows of one sample, ...]."""
+    each = rows.shape[0] // samples
+    if order == "major":
+        return rows.reshape(samples, each, *rows.shape[1:])[part]
+    return rows.reshape(each, samples, *rows.shape[1:]).transpose(0, 1)[part]
+
+
+def _gradient_rows(use: Use, gradient: Tensor, samples: int, order: Order, part: slice) -> Tensor:
+    """[samples of the part, rows of one sample, *shape of a row]."""
+    return _by_sample(gradient.reshape(use.rows, *gradient.shape[use.lead :]), samples, order, part)
+
+
+def _inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Tensor | None:
+    """Inputs [samples, groups, in, places] of all uses; None where they are 1."""
+    joined = []
+    for use in uses:
+        if use.x is not None:
+            x = _by_sample(use.x, samples, order, part)
+            joined.append(_places_last(use.view.inputs(x.flatten(0, 1)), x.shape[:2]))
+    return _concatenated(joined) if joined else None
+
+
+def _gradients(uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, order: Order, part: slice) -> Tensor:
+    """Gradients [samples, groups, out, places] of all uses."""
+    joined = []
+    for use, gradient in zip(uses, gradients, strict=True):
+        g = _gradient_rows(use, gradient, samples, order, part)
+        joined.append(_places_last(use.view.gradients(g.flatten(0, 1)), g.shape[:2]))
+    return _concatenated(joined)
+
+
+def _places_last(normal: Tensor, lead: Sequence[int]) -> Tensor:
+    """[samples * rows, groups, features, places] to [samples, groups, features, rows * places]."""
+    return normal.reshape(*lead, *normal.shape[1:]).movedim(1, -2).flatten(-2)
+
+
+def _concatenated(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts), -1) if len(parts) > 1 else parts[0]
+
+
+def _squares(x: Tensor | None, signals: Sequence[Tensor]) -> Tensor:
+    """Sum over signals and samples of the squared sum over places.
+
+    Args:
+        x: [samples, groups, in, places], or None where it is 1.
+        signals: [samples, groups, out, places] each.
+
+    Returns:
+        [groups, out, in].
+    """
+    if x is None:
+        return torch.stack([g.sum(-1).square().sum(0) for g in signals]).sum(0).unsqueeze(-1)
+    if x.shape[-1] == 1:
+        power = torch.stack([g[..., 0] for g in signals]).square().sum(0)
+        return torch.einsum("bgo,bgi->goi", power, x[..., 0].square())
+    turned = x.transpose(-1, -2)
+    return torch.stack([(g @ turned).square_().sum(0) for g in signals]).sum(0)
+
+
+def _token_keys(use: Use, samples: int, order: Order, part: slice) -> tuple[Tensor, int]:
+    """Number of (sample, token) for every row of the part, sample by sample, and how many samples."""
+    assert use.x is not None
+    tokens = _by_sample(use.x, samples, order, part)
+    first = torch.arange(len(tokens), device=tokens.device) * use.view.layout.shape[0]
+    return (tokens + first[:, None]).flatten(), len(tokens)
+
+
+def _token_gradients(use: Use, gradient: Tensor, samples: int, order: Order, part: slice) -> Tensor:
+    """Gradients [samples, tokens, features] of a table."""
+    keys, count = _token_keys(use, samples, order, part)
+    g = _gradient_rows(use, gradient, samples, order, part).flatten(0, 1)
+    table = g.new_zeros(count * use.view.layout.shape[0], g.shape[-1])
+    return table.index_add_(0, keys, g).reshape(count, *use.view.layout.shape)
+
+
+def _token_squares(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
+    """`square_sum` of a table: only the rows that a sample picks are written out, each once for a sample."""
+    whole = slice(None)
+    keys = torch.cat([_token_keys(use, samples, order, whole)[0] for use in uses])
+    met, index = torch.unique(keys, return_inverse=True)
+    layout = uses[0].view.layout
+    total = torch.zeros(layout.shape, dtype=torch.float64, device=keys.device)
+    for signal in zip(*gradients, strict=True):
+        pairs = zip(uses, signal, strict=True)
+        g = torch.cat([_gradient_rows(use, at, samples, order, whole).flatten(0, 1) for use, at in pairs])
+        picked = g.new_zeros(len(met), g.shape[-1]).index_add_(0, index, g)
+        total.index_add_(0, met % layout.shape[0], picked.square().double())
+    return total

@@ -1,0 +1,233 @@
+"""The state of an estimator: what it has seen, as a value that takes in batches and merges with others.
+
+```
+batch --forward--> outputs --signals--> u [signals, samples, ...]     u u^T adds up to the matrix over the outputs
+                      `--backward of each u--> gradients at every site --with the inputs--> squares of every tensor
+```
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.importance import functional
+from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.moments import Moments
+from waterfill.importance.plan import Method, Plan, check_output, extend, gradients
+from waterfill.importance.signals import Signals
+from waterfill.importance.squares import square_sum
+from waterfill.models import torch_module
+from waterfill.models.batches import (
+    Inputs,
+    call,
+    device_of,
+    evaluation,
+    map_tensors,
+    num_samples,
+    split,
+    take,
+    tensors_in,
+)
+from waterfill.models.capture import Tape, Variables, variables
+
+SITE_BYTES = 2**28
+"""Most memory for the gradients at all sites together."""
+
+_SIGNALS_TOGETHER = 10
+_SAMPLES_TOGETHER = 8
+
+
+class Source(Protocol):
+    """What an importance sends back from the outputs."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything that is drawn."""
+        ...
+
+    def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
+        """Give what is sent back from an output."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What an estimator has seen of a model's data.
+
+    Attributes:
+        model: the network, in single or double precision.
+        learned: its learned tensors.
+        source: what is sent back.
+        moments: the sums.
+        plan: how gradients are taken.
+    """
+
+    model: nn.Module
+    learned: Variables
+    source: Source
+    moments: Moments
+    plan: Plan
+
+    def update(self, batch: Any, *, index: int | None = None) -> State:
+        """Take in one batch.
+
+        What is drawn depends on the seed and on the inputs alone, so that batches can come in any order and states
+        be merged in any order.
+
+        Args:
+            batch: `(input, target)` or inputs alone.
+            index: number of the batch, for error messages.
+
+        Returns:
+            The state after it.
+
+        Raises:
+            CalibrationError: the batch does not fit the model.
+            UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
+        """
+        inputs, target = split(batch)
+        samples = num_samples(inputs)
+        generator = torch.Generator().manual_seed(self.source.seed ^ fingerprint(inputs))
+        inputs = map_tensors(inputs, lambda t: full_precision(t).to(device_of(self.model)))
+        with differentiable(self.model):
+            plan = extend(self.plan, self.model, self.learned, inputs, index)
+            here = replace(self, plan=plan)
+            most = max(_SAMPLES_TOGETHER, SITE_BYTES // (_SIGNALS_TOGETHER * 4 * plan.site_values))
+            size = math.ceil(samples / math.ceil(samples / most))
+            for start in range(0, samples, size):
+                part = take(inputs, start, start + size)
+                labels = target[start : start + size] if target is not None and len(target) == samples else target
+                seen = _measure(here, part, labels, generator, index)
+                here = replace(here, moments=here.moments.merge(seen))
+        return here
+
+    def merge(self, other: State) -> State:
+        """Add what another state of the same model and importance has seen.
+
+        Raises:
+            UsageError: it is about other tensors.
+        """
+        return replace(self, moments=self.moments.merge(other.moments))
+
+    def forms(self) -> dict[str, DiagonalForm]:
+        """Means so far, by name.
+
+        Raises:
+            CalibrationError: nothing was seen.
+        """
+        return self.moments.forms(self.learned.layouts)
+
+
+def begin(model: nn.Module, source: Source, *, fold_norms: bool = True) -> State:
+    """Make the state before the first batch.
+
+    Args:
+        model: the network; one in half precision is copied to single precision.
+        source: what is sent back.
+        fold_norms: as in `inventory`.
+    """
+    if any(_is_half(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        model = torch_module.clone(model).float()
+    learned = variables(model, fold_norms=fold_norms)
+    return State(model, learned, source, _nothing(learned), Plan())
+
+
+def fingerprint(inputs: Inputs) -> int:
+    """Number made of all bytes of all tensors."""
+    number = 0
+    for tensor in tensors_in(inputs):
+        number = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, number)
+    return number
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Half precision to single; everything else as it is."""
+    return tensor.float() if _is_half(tensor) else tensor
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.itemsize < 4
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with gradients for every parameter, afterwards everything as it was."""
+    with evaluation(model), torch.enable_grad():
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        yield
+
+
+def _nothing(learned: Variables) -> Moments:
+    return Moments({name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in learned.tensors.items()})
+
+
+def _measure(
+    state: State, inputs: Inputs, target: Tensor | None, generator: torch.Generator, index: int | None
+) -> Moments:
+    """Sums over a few samples."""
+    samples = num_samples(inputs)
+    tape = Tape(state.learned)
+    with tape:
+        output = call(state.model, inputs, index=index)
+    check_output(output, samples)
+    signals = state.source.signals(output.detach(), target, generator)
+    methods = _methods(state, tape, output, samples)
+    most = max(1, SITE_BYTES // (max(1, tape.site_values) * output.element_size()))
+    together = math.ceil(signals.number / max(1, math.ceil(signals.number / most)))
+    sums = dict(_nothing(state.learned).sums)
+    for stack in _stacks(signals.sent, together):
+        for name, squares in _squares(state, tape, methods, inputs, output, stack.to(output)):
+            sums[name] += squares.cpu()
+    return Moments(sums, signals.count)
+
+
+def _methods(state: State, tape: Tape, output: Tensor, samples: int) -> dict[str, Method]:
+    """The method for every tensor in this pass; the slow one for what the plan did not foresee."""
+    methods = dict(state.plan.methods)
+    pending = [name for name in state.learned.tensors if name not in methods]
+    found = gradients(output, [state.learned.tensors[name] for name in pending], torch.ones_like(output))
+    methods |= {name: "loop" for name, gradient in zip(pending, found, strict=True) if gradient is not None}
+    for name, method in methods.items():
+        captured = method in ("major", "minor")
+        if captured and (name in tape.missed or any(use.rows % samples for use in tape.uses.get(name, ()))):
+            methods[name] = "loop"
+    return methods
+
+
+def _stacks(signals: Iterator[Tensor], together: int) -> Iterator[Tensor]:
+    """Some signals at a time, [signals, *shape of the output]."""
+    stack: list[Tensor] = []
+    for signal in signals:
+        stack.append(signal)
+        if len(stack) == together:
+            yield torch.stack(stack)
+            stack = []
+    if stack:
+        yield torch.stack(stack)
+
+
+def _squares(
+    state: State, tape: Tape, methods: dict[str, Method], inputs: Inputs, output: Tensor, signals: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """Sums over samples and signals of squared gradients, tensor by tensor."""
+    samples = num_samples(inputs)
+    at_sites = [gradients(output, tape.sites, signal) for signal in signals]
+    for name, method in methods.items():
+        uses = [use for use in tape.uses.get(name, ()) if at_sites[0][use.site] is not None]
+        if method in ("major", "minor") and uses:
+            found = [[at for signal in at_sites if (at := signal[use.site]) is not None] for use in uses]
+            yield name, square_sum(uses, found, samples, method)
+    del at_sites
+    for method, squares in (("vmap", functional.vmap_squares), ("loop", functional.loop_squares)):
+        names = [name for name in methods if methods[name] == method]
+        if names:
+            yield from squares(state.model, state.learned, names, inputs, signals).items()
