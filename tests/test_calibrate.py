@@ -386,6 +386,12 @@ def test_names_to_keep():
         correct_statistics(model, twin, batches, keep=["8.bias"])
 
 
+def test_a_model_without_norms_and_biases_is_not_run():
+    model = nn.Linear(3, 2, bias=False)
+    model.register_forward_hook(lambda *_: pytest.fail("it ran"))
+    correct_statistics(model, clone(model), [torch.randn(4, 3)])
+
+
 def test_functional_norms_are_left_alone():
     class Functional(nn.Module):
         def __init__(self):

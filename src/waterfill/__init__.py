@@ -5,30 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from waterfill import errors
+from waterfill.compress import compress
+from waterfill.evaluate import evaluate
+from waterfill.files import decompress, load, open
+
 __version__ = "0.1.0"
 
-_HOME = {
-    "compress": "waterfill.compress",
-    "decompress": "waterfill.files",
-    "load": "waterfill.files",
-    "open": "waterfill.files",
-    "evaluate": "waterfill.evaluate",
-}
-_MODULES = ("calibrate", "codec", "errors", "importance", "models", "quantize", "records", "zoo")
-
-__all__ = sorted([*_HOME, *_MODULES])
+__all__ = ["compress", "decompress", "errors", "evaluate", "importance", "load", "open", "quantize", "zoo"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that `import waterfill` stays fast (PEP 562)."""
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"waterfill.{name}")
-    else:
-        raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    """Import a subpackage on first use, so that `import waterfill` stays fast (PEP 562)."""
+    if name in __all__:
+        return importlib.import_module(f"waterfill.{name}")
+    raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -84,6 +84,8 @@ def correct_statistics(
     Correction" (2019), section 4.2, for the means; the variances are corrected in the same way.
     """
     sites = _sites(original, compressed, keep)
+    if not sites:
+        return
     with evaluation(original), evaluation(compressed), torch.no_grad():
         inputs, wanted = _original_statistics(original, sites, as_batches(data))
         once = [site for site in sites if len(wanted.get(site.name, ())) == 1]
@@ -95,7 +97,8 @@ def correct_statistics(
                 if site.name in found:
                     site.correct(reduce(merge, wanted[site.name]), reduce(merge, found[site.name]))
                 count()
-        _correcting_pass(compressed, inputs, once, wanted, count)
+        if once:
+            _correcting_pass(compressed, inputs, once, wanted, count)
 
 
 # Statistics -----------------------------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 import waterfill.importance as importances
-from waterfill import allocate, calibrate, evaluate
+from waterfill import allocate
 from waterfill.allocate import Job, Trial
+from waterfill.calibrate import correct_statistics
 from waterfill.codec import container
 from waterfill.codec.directory import DTYPE_BYTES
 from waterfill.errors import CalibrationError, TargetError, UsageError
+from waterfill.evaluate import distortion as mean_distortion
+from waterfill.evaluate import evaluate, reference_outputs
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
@@ -205,7 +208,7 @@ class _Work:
         self.power = allocate.mean_power(inventory.weights, {n: j.form for n, j in jobs.items() if j.form is not None})
         self._exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
         self._copy = torch_module.clone(live.model) if live else None
-        self._references = evaluate.reference_outputs(live.model, live.batches) if live else None
+        self._references = reference_outputs(live.model, live.batches) if live else None
 
     def draft(self, level: float) -> _Attempt:
         """Quantize and encode at `power * 2^level`, without looking at data."""
@@ -219,7 +222,7 @@ class _Work:
             return draft
         self._fill(draft.packed.data)
         keep = [entry.name for entry in self.inventory.entries if isinstance(entry.origin, Exact)]
-        calibrate.correct_statistics(self.live.model, self._copy, self.live.batches, keep=keep, progress=self.progress)
+        correct_statistics(self.live.model, self._copy, self.live.batches, keep=keep, progress=self.progress)
         corrected = torch_module.inventory(self._copy, fold_norms=self.live.fold_norms).weights
         vectors = {
             name: replace(job, weight=corrected[name])
@@ -229,8 +232,8 @@ class _Work:
         quantized = dict(draft.quantized) | allocate.quantize(vectors, draft.water_level)
         packed = self._pack(quantized)
         self._fill(packed.data)
-        measured = evaluate.evaluate(self._copy, self.live.batches, output=self.live.output)
-        distance = evaluate.distortion(self._copy, self.live.batches, self._references, self.live.output)
+        measured = evaluate(self._copy, self.live.batches, output=self.live.output)
+        distance = mean_distortion(self._copy, self.live.batches, self._references, self.live.output)
         return _Attempt(draft.water_level, quantized, packed, distance, measured.accuracy)
 
     def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
@@ -302,7 +305,7 @@ def _search_distortion(work: _Work, limit: float) -> _Attempt:
 def _search_tolerance(work: _Work, limit: float) -> _Attempt:
     """The smallest file whose top-1 accuracy is at most `limit` below the original's."""
     assert work.live is not None
-    original = evaluate.evaluate(work.live.model, work.live.batches, output=work.live.output).accuracy
+    original = evaluate(work.live.model, work.live.batches, output=work.live.output).accuracy
     if original is None:
         raise CalibrationError("A tolerance is measured as top-1 accuracy; the data need integer targets.")
 

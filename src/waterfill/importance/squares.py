@@ -21,7 +21,7 @@ from waterfill.models.uses import Tokens, Use, to_native
 Order: TypeAlias = Literal["major", "minor"]
 """Whether the rows of a sample lie together (row = sample * k + j) or apart (row = j * samples + sample)."""
 
-CHUNK_BYTES = 2**19
+CHUNK_BYTES = 2**23
 
 
 def square_sum(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
