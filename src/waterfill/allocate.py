@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from waterfill.errors import TargetError, UsageError, WaterfillError
+from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
 from waterfill.records import Inventory, Quantized, Weight
@@ -29,24 +30,47 @@ class Job:
     form: QuadraticForm | None
 
 
-def plan(inventory: Inventory, forms: Mapping[str, QuadraticForm], quantizers: Sequence[Quantizer]) -> dict[str, Job]:
+def plan(
+    inventory: Inventory, forms: Mapping[str, QuadraticForm], quantizers: Sequence[Quantizer], power: float = 1.0
+) -> dict[str, Job]:
     """Choose a quantizer for every weight.
 
     Args:
         inventory: the model.
         forms: what errors cost, by name. A vector without one is rounded to a few mantissa bits.
         quantizers: the quantizer of the matrices, alone in its sequence.
+        power: the importances of the matrices are tempered to this power, see `temper`.
 
     Raises:
         UsageError: there are several quantizers.
     """
     if len(quantizers) != 1:
         raise UsageError(f"Got {len(quantizers)} quantizers; expected one, which quantizes every matrix.")
-    matrix = quantizers[0]
-    power = mean_power(inventory.weights, forms)
+    matrices = {name: weight for name, weight in inventory.weights.items() if not weight.is_vector}
+    tempered = dict(forms) | temper({name: forms[name] for name in matrices if name in forms}, power)
+    scale = mean_power({name: Job(weight, quantizers[0], tempered.get(name)) for name, weight in matrices.items()})
     return {
-        name: Job(weight, Vector(power) if weight.is_vector else matrix, forms.get(name))
+        name: Job(weight, Vector(scale) if weight.is_vector else quantizers[0], tempered.get(name))
         for name, weight in inventory.weights.items()
+    }
+
+
+def temper(forms: Mapping[str, QuadraticForm], power: float) -> dict[str, QuadraticForm]:
+    """Take importances to a power: `I' = m (I / m)^power`, with m their mean over all the given tensors.
+
+    An importance is exact for small errors only. At low rates the errors of unimportant weights are large and add up
+    to more than it says, so a power below 1 measures better; 0 gives one step for the whole model.
+    """
+    if power == 1.0 or not forms:
+        return dict(forms)
+    diagonals = {name: form.diagonal() for name, form in forms.items()}
+    count = sum(diagonal.size for diagonal in diagonals.values())
+    mean = sum(float(diagonal.sum(dtype=np.float64)) for diagonal in diagonals.values()) / count
+    if not mean > 0:
+        return dict(forms)
+    return {
+        name: DiagonalForm((mean * np.power(diagonal / mean, power)).astype(np.float32))
+        for name, diagonal in diagonals.items()
     }
 
 
@@ -68,13 +92,13 @@ def quantize(jobs: Mapping[str, Job], water_level: float, progress: Progress | N
     return done
 
 
-def mean_power(weights: Mapping[str, Weight], forms: Mapping[str, QuadraticForm]) -> float:
+def mean_power(jobs: Mapping[str, Job]) -> float:
     """Mean of `I_w w^2` over all matrices: the cost per weight of setting everything to zero, the scale of levels."""
     total, count = 0.0, 0
-    for name, weight in weights.items():
-        if not weight.is_vector:
-            squares = np.square(weight.matrix, dtype=np.float64)
-            total += float((squares * forms[name].diagonal()).sum() if name in forms else squares.sum())
+    for job in jobs.values():
+        if not job.weight.is_vector:
+            squares = np.square(job.weight.matrix, dtype=np.float64)
+            total += float(squares.sum() if job.form is None else (squares * job.form.diagonal()).sum())
             count += squares.size
     return total / count if total > 0 else 1.0
 

@@ -26,7 +26,7 @@ from waterfill.models.batches import (
     take,
     tensors_in,
 )
-from waterfill.models.state_dict import listed
+from waterfill.models.patterns import listed
 from waterfill.models.torch_module import norm_fields, scale_and_shift, storage_key
 from waterfill.protocols import Progress
 
@@ -101,7 +101,7 @@ def correct_statistics(
             _correcting_pass(compressed, inputs, once, wanted, count)
 
 
-# Statistics -----------------------------------------------------------------------------------------------------------
+# Statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + shift * part, variance, max(a.precision, b.precision))
 
 
-# What is corrected ----------------------------------------------------------------------------------------------------
+# What is corrected
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +277,7 @@ def _is_measurable(values: Any) -> TypeGuard[Tensor]:
     return values.is_floating_point() and values.ndim > 0 and values.numel() > 0
 
 
-# Which of them --------------------------------------------------------------------------------------------------------
+# Which of them
 
 
 def _sites(original: nn.Module, compressed: nn.Module, keep: Collection[str]) -> list[Site]:
@@ -326,7 +326,7 @@ def _site(name: str, module: nn.Module, twin: nn.Module) -> Site:
     return BiasSite(name, module)
 
 
-# Passes ---------------------------------------------------------------------------------------------------------------
+# Passes
 
 
 def _original_statistics(
@@ -403,7 +403,7 @@ class _Counter:
             self.progress("statistics", self.done, self.total)
 
 
-# Samples --------------------------------------------------------------------------------------------------------------
+# Samples
 
 
 def _samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Inputs]:

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -93,7 +93,7 @@ def compress(
             importance=_importance(importance, temperature, seed),
             include=include or (),
             exclude=exclude or (),
-            effort=_one_of("--effort", effort, ("fast", "default", "best", "max")),
+            effort=cast(Any, _one_of("--effort", effort, ("fast", "default", "best", "max"))),
             fold_norms=fold_norms,
             seed=seed,
             progress=progress,

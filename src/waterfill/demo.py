@@ -67,7 +67,7 @@ def train(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]], ep
     for _ in range(epochs):
         for images, labels in batches:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(model(images), labels))
             optimizer.step()
     model.eval()
 

@@ -316,6 +316,7 @@ class CompressionResult:
             squared error for values; None without data.
         target: what was asked, for example `{"rate": 3.0}`.
         importance: name of the importance that was used.
+        importance_power: to which power the importances of the matrices were taken when steps were chosen.
     """
 
     data: bytes = field(repr=False)
@@ -327,6 +328,7 @@ class CompressionResult:
     distortion: float | None
     target: Mapping[str, float]
     importance: str
+    importance_power: float
 
     @property
     def size_bytes(self) -> int:

@@ -259,5 +259,3 @@ def test_an_unknown_version_is_named():
     bad[8] = 2
     with pytest.raises(FormatError, match="version 2 is unknown"):
         WaterfillFile(bytes(bad))
-
-

@@ -9,7 +9,6 @@ from waterfill.codec import rans, tables
 from waterfill.errors import FormatError
 
 
-
 def random_run(rng, size):
     classes = rng.integers(0, tables.CLASSES, size).astype(np.uint16)
     symbols = np.array([rng.choice(256, p=tables.frequencies()[c] / 4096) for c in classes], np.uint8)

@@ -54,9 +54,7 @@ def test_exponents_are_the_sum_that_the_record_says():
     rows, channels, taps = (np.arange(n, dtype=np.int8) for n in layout.axes)
     spread = Spread(3, 20, rows, channels, taps)
     classes, low = symbols.spread_codes(spread, layout, 0, layout.numel)
-    expected = [
-        tables.bank_class(3, 20 + 2 * (o + c + t)) for o in range(2) for c in range(3) for t in range(4)
-    ]
+    expected = [tables.bank_class(3, 20 + 2 * (o + c + t)) for o in range(2) for c in range(3) for t in range(4)]
     assert classes.tolist() == expected
     assert not low.any()
 

@@ -57,7 +57,10 @@ def test_the_script_makes_the_committed_tables():
 def test_powers_are_the_nearest_float32_and_octaves_are_exact():
     index = np.arange(-6000, 6001, 17)
     exact = [mpmath.mpf(2) ** (mpmath.mpf(int(k)) / 64) for k in index]
-    assert all(abs(mpmath.mpf(float(p)) / e - 1) <= mpmath.mpf(2) ** -24 for p, e in zip(tables.power(index), exact, strict=True))
+    assert all(
+        abs(mpmath.mpf(float(p)) / e - 1) <= mpmath.mpf(2) ** -24
+        for p, e in zip(tables.power(index), exact, strict=True)
+    )
     assert (tables.power(index + 64) == 2 * tables.power(index)).all()
 
 

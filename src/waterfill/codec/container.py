@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import zstandard
@@ -64,8 +65,8 @@ def pack(
     for name in layouts:
         item = quantized[name]
         scales = listing.scale_vectors(item.rule, item.spread)
-        codes = tuple(-1 if s is None else symbols.scale_code(s) for s in scales)
-        lines.append(listing.tensor_line(item.rule, item.spread, codes))
+        codes = [-1 if s is None else symbols.scale_code(s) for s in scales]
+        lines.append(listing.tensor_line(item.rule, item.spread, cast(listing.Codes6, tuple(codes))))
         vectors += [(name, s, code) for s, code in zip(scales, codes, strict=True) if s is not None]
     if vectors:
         chunks.append(_scales_chunk(vectors, shares))
@@ -257,7 +258,8 @@ class Container:
 
     def _read_rules(self) -> dict[str, tuple[Rule, Spread]]:
         """Rules and spreads of all coded tensors, with their scales."""
-        lengths, codes = [], []
+        lengths: list[int] = []
+        codes: list[int] = []
         for line, layout in zip(self._directory.tensors, self.layouts.values(), strict=True):
             lengths += listing.scale_lengths(line, layout)
             codes += line.scales if isinstance(line, listing.UniformLine) else listing.NO_SCALES
@@ -328,7 +330,7 @@ class Container:
         return raw
 
 
-def _open(path: Path) -> object:
+def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:

@@ -78,7 +78,7 @@ def encode(values: Symbols, codes: Codes) -> bytes:
             some = low > at
             bits = np.minimum(low[some] - at, 8)
             runs.append((((rest[some] >> at) & ((1 << bits) - 1)).astype(np.uint8), (bits - 1).astype(np.uint16)))
-    return rans.encode(runs + _escape_runs(high[escaped], last[escaped]))
+    return rans.encode(runs + _escape_runs(high[escaped].astype(np.int64), last[escaped]))
 
 
 def _escape_runs(high: NDArray[np.int64], last: NDArray[np.int64]) -> list[tuple[rans.TableSymbols, rans.Classes]]:

@@ -66,9 +66,9 @@ class identity(_DataFree):
 
 @dataclass(frozen=True)
 class weight_scale(_DataFree):
-    """`I = rms(W)^-power`, constant in a tensor: between absolute (0) and relative errors (2). The default without data.
+    """`I = rms(W)^-power`, constant in a tensor: between absolute (0) and relative errors (2).
 
-    Networks rescale the outputs of a layer by norms and by the next layer, so that neither the absolute nor the
+    The default without data. Networks rescale the outputs of a layer by norms and by the next layer, so that neither the absolute nor the
     relative error of a layer decides alone; see docs/decisions.md for the measurements behind the 1.
 
     Attributes:

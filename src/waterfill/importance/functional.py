@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def vmap_gradients(
     unbatched = [None] * len(tensors)
     over_signals = vmap(grad(response), in_dims=(None, 0, *unbatched))
     over_samples = vmap(over_signals, in_dims=(None, 1, *(0 if split else None for split in batched)))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
         result: dict[str, Tensor] = over_samples(values, signals, *tensors)
     return result
 

@@ -21,7 +21,7 @@ from waterfill.models.uses import Tokens, Use, to_native
 Order: TypeAlias = Literal["major", "minor"]
 """Whether the rows of a sample lie together (row = sample * k + j) or apart (row = j * samples + sample)."""
 
-CHUNK_BYTES = 2**23
+CHUNK_BYTES = 2**22
 
 
 def square_sum(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
@@ -78,7 +78,7 @@ def per_sample_gradients(
             by_use.append(_token_gradients(use, gradient, samples, order, part))
             continue
         x, g = _inputs([use], samples, order, part), _gradients([use], [gradient], samples, order, part)
-        by_use.append(to_native(g.sum(-1, keepdim=True) if x is None else g @ x.transpose(-1, -2), use.view.layout))
+        by_use.append(to_native(g.sum(-1, keepdim=True) if x is None else _products(g, x), use.view.layout))
     return torch.stack(by_use).sum(0) if len(by_use) > 1 else by_use[0]
 
 
@@ -148,8 +148,16 @@ def _squares(x: Tensor | None, signals: Sequence[Tensor]) -> Tensor:
     if x.shape[-1] == 1:
         power = torch.stack([g[..., 0] for g in signals]).square().sum(0)
         return torch.einsum("bgo,bgi->goi", power, x[..., 0].square())
-    turned = x.transpose(-1, -2)
-    return torch.stack([(g @ turned).square_().sum(0) for g in signals]).sum(0)
+    return torch.stack([_products(g, x).square_().sum(0) for g in signals]).sum(0)
+
+
+def _products(g: Tensor, x: Tensor) -> Tensor:
+    """`g x^T` for each sample and group, [samples, groups, out, in].
+
+    The batch axes are joined by hand: `torch.matmul` copies tensors with axes of length 1 to do so.
+    """
+    joined = torch.bmm(g.flatten(0, 1), x.flatten(0, 1).transpose(1, 2))
+    return joined.reshape(*g.shape[:3], x.shape[2])
 
 
 def _token_keys(use: Use, samples: int, order: Order, part: slice) -> tuple[Tensor, int]:

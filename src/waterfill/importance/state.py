@@ -96,7 +96,7 @@ class State:
         inputs, target = split(batch)
         samples = num_samples(inputs)
         generator = torch.Generator().manual_seed(self.source.seed ^ fingerprint(inputs))
-        inputs = map_tensors(inputs, lambda t: full_precision(t).to(device_of(self.model)))
+        inputs = map_tensors(inputs, lambda t: full_precision(t).to(device_of(self.model)).contiguous())
         with differentiable(self.model):
             plan = extend(self.plan, self.model, self.learned, inputs, index)
             here = replace(self, plan=plan)

@@ -92,6 +92,12 @@ def take(inputs: Inputs, start: int, stop: int) -> Inputs:
     return map_tensors(inputs, lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == samples else t)
 
 
+def pick(inputs: Inputs, samples: list[int]) -> Inputs:
+    """Chosen samples, in the order given; other tensors as in `take`."""
+    count = num_samples(inputs)
+    return map_tensors(inputs, lambda t: t[samples] if t.ndim > 0 and t.shape[0] == count else t)
+
+
 def describe(inputs: Inputs) -> str:
     """Shapes and dtypes for an error message, such as `(float32[8, 3, 32, 32], mask=bool[8])`."""
     if isinstance(inputs, Tensor):

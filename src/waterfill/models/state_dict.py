@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from waterfill.atomic import check_destination, write_atomically
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
+from waterfill.models.patterns import excluded, listed
 from waterfill.records import (
     Coded,
     Constant,
@@ -47,7 +48,7 @@ Matrices: TypeAlias = Callable[[str], Floats] | Mapping[str, Floats]
 """The values [out, in] of every coded entry, by name."""
 
 
-# Sorting --------------------------------------------------------------------------------------------------------------
+# Sorting
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -137,7 +138,7 @@ def collect(
     return Inventory(entries, weights, exact)
 
 
-# Assembling -----------------------------------------------------------------------------------------------------------
+# Assembling
 
 
 def assemble(entries: Iterable[Entry], matrices: Matrices, exact: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -184,13 +185,6 @@ def assemble_one(name: str, entries: Iterable[Entry], matrices: Matrices, exact:
     return _tensor(known[entry.origin.to] if isinstance(entry.origin, Tied) else entry, matrices, exact)
 
 
-def listed(names: Iterable[str], limit: int = 5) -> str:
-    """The first names, quoted, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(repr(name) for name in names[:limit]) or "none") + more
-
-
 def _tensor(entry: Entry, matrices: Matrices, exact: Mapping[str, Tensor]) -> Tensor:
     matrix = matrices if callable(matrices) else matrices.__getitem__
     match entry.origin:
@@ -228,7 +222,7 @@ def _mean(shift: Floats, scale: Floats) -> NDArray[np.float64]:
     return np.divide(-shift.astype(np.float64), wide, out=np.zeros_like(wide), where=wide != 0)
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
+# Files
 
 _COMPRESSED_MAGIC = b"\x89WFL\r\n\x1a\n"
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -242,10 +236,15 @@ _FILE_DTYPES = (
 )  # fmt: skip
 
 
-def read(path: str | Path) -> Inventory:
+def read(path: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Inventory:
     """Read a bare safetensors file, whose module is not known.
 
     Tensors with two axes and more are flattened after the first, the others are one row; nothing is folded or tied.
+
+    Args:
+        path: the file.
+        include: name patterns; where there are any, only what matches is quantized.
+        exclude: name patterns of what is stored without loss.
 
     Returns:
         An inventory with its entries sorted by name.
@@ -255,7 +254,10 @@ def read(path: str | Path) -> Inventory:
         FormatError: the file is damaged or of another kind; for a pickle the text has the line that converts it.
     """
     tensors = load_tensors(path)
-    origins = {name: origin_of(name, tensor, Layout(tuple(tensor.shape))) for name, tensor in tensors.items()}
+    origins: dict[str, Origin] = {n: origin_of(n, t, Layout(tuple(t.shape))) for n, t in tensors.items()}
+    for name, reason in excluded(dict(zip(tensors, tensors, strict=True)), include, exclude).items():
+        if isinstance(origins[name], Coded):
+            origins[name] = Exact(reason)
     return collect(tensors, origins)
 
 

@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from waterfill.errors import UnsupportedModelError, WaterfillError
-from waterfill.models.state_dict import CODED_DTYPES, collect, dtype_name, listed, origin_of
+from waterfill.models.patterns import excluded, listed
+from waterfill.models.state_dict import CODED_DTYPES, collect, dtype_name, origin_of
 from waterfill.records import Coded, Constant, Exact, Inventory, Layout, NormMean, NormVariance, Origin, Tied, Weight
 
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -40,14 +41,14 @@ def inventory(
         UnsupportedModelError: an entry is no tensor with data, or of a type that cannot be stored.
     """
     state = checked_state(model)
-    excluded = _excluded(state, include, exclude)
-    norms = _foldable_norms(model, state, excluded) if fold_norms else ()
+    left_out = excluded(first_names(state), include, exclude)
+    norms = _foldable_norms(model, state, left_out) if fold_norms else ()
     layouts = _layouts(model, state)
     origins: dict[str, Origin] = {}
     for name, first in first_names(state).items():
         origin = origin_of(name, state[name], layouts.get(name, Layout(tuple(state[name].shape))))
-        if isinstance(origin, Coded) and name in excluded:
-            origin = Exact(excluded[name])
+        if isinstance(origin, Coded) and name in left_out:
+            origin = Exact(left_out[name])
         origins[name] = origin if name == first else Tied(first)
     folded: dict[str, Weight] = {}
     for norm in norms:
@@ -112,38 +113,7 @@ def _layouts(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Layout]
     return layouts
 
 
-# Patterns -------------------------------------------------------------------------------------------------------------
-
-
-def _excluded(state: Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str]) -> dict[str, str]:
-    """The reason for every name that the patterns take out."""
-    first = first_names(state)
-    taken_out = {first[name]: f"excluded by the pattern {p!r}" for name, p in _matches(state, exclude, "exclude")}
-    included = {first[name] for name, _ in _matches(state, include, "include")}
-    reasons = {}
-    for name in state:
-        if first[name] in taken_out:
-            reasons[name] = taken_out[first[name]]
-        elif len(include) > 0 and first[name] not in included:
-            reasons[name] = "excluded by include, no pattern of which matches"
-    return reasons
-
-
-def _matches(state: Mapping[str, Tensor], patterns: Sequence[str], option: str) -> list[tuple[str, str]]:
-    """Every name with a pattern that matches it."""
-    found = []
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        matching = [name for name in state if fnmatchcase(name, pattern)]
-        if not matching:
-            raise WaterfillError(
-                f"Pattern {pattern!r} of {option} matches no tensor; expected a name or a pattern such as 'layer1.*'. "
-                f"The names are {listed(state)}; correct the pattern or leave it out."
-            )
-        found += [(name, pattern) for name in matching]
-    return found
-
-
-# Batch norms ----------------------------------------------------------------------------------------------------------
+# Batch norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,10 +224,10 @@ def folded_norms(
         UnsupportedModelError: an entry of the state dict is no tensor with data.
     """
     state = checked_state(model)
-    return _foldable_norms(model, state, _excluded(state, include, exclude))
+    return _foldable_norms(model, state, excluded(first_names(state), include, exclude))
 
 
-def _foldable_norms(model: nn.Module, state: Mapping[str, Tensor], excluded: Collection[str]) -> tuple[FoldedNorm, ...]:
+def _foldable_norms(model: nn.Module, state: Mapping[str, Tensor], left_out: Collection[str]) -> tuple[FoldedNorm, ...]:
     uses: dict[str, set[str]] = defaultdict(set)
     for name, first in first_names(state).items():
         uses[first].add(name)
@@ -266,7 +236,7 @@ def _foldable_norms(model: nn.Module, state: Mapping[str, Tensor], excluded: Col
         if isinstance(module, _BatchNorm) and None not in (module.running_mean, module.running_var):
             prefixes[module].append(prefix)
     norms = (_folded(module, names, uses, state) for module, names in prefixes.items())
-    return tuple(norm for norm in norms if norm is not None and not set(norm.names) & set(excluded))
+    return tuple(norm for norm in norms if norm is not None and not set(norm.names) & set(left_out))
 
 
 def _folded(
@@ -287,7 +257,7 @@ def _folded(
     return norm if fits and norm.scale.numel() else None
 
 
-# Filling --------------------------------------------------------------------------------------------------------------
+# Filling
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, missing_ok: Iterable[str] = ()) -> None:

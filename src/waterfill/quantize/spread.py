@@ -116,7 +116,8 @@ def _propose(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int)
     means = view.mean(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
     floor = 0.25 * means.mean() / magnitudes.size * magnitudes.shape[axis] + 1e-12
     logs = 4 * np.log2(np.maximum(means, floor))
-    return np.rint(logs - np.median(logs)).astype(np.int64).clip(-LARGEST_OFFSET, LARGEST_OFFSET)
+    offsets: Offsets = np.rint(logs - np.median(logs)).astype(np.int64).clip(-LARGEST_OFFSET, LARGEST_OFFSET)
+    return offsets
 
 
 def _refine(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int, offsets: Offsets) -> Offsets:
@@ -126,10 +127,11 @@ def _refine(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int, 
     with_axis = _exponents(_replace(fit.offsets, axis, offsets), layout, fit.base)
     steps = np.arange(-REACH, REACH + 1)
     costs = kernels.axis_costs(magnitudes, *with_axis, axis, 2 * steps, lengths(fit.family))
-    side = tables.code_lengths(SIDE_FAMILY)[max(scale_code(offsets), tables.UNIT_SCALE)]
+    side = tables.code_lengths(SIDE_FAMILY)[max(scale_code(offsets.astype(np.int8)), tables.UNIT_SCALE)]
     candidates = np.clip(offsets[:, None] + steps, -LARGEST_OFFSET, LARGEST_OFFSET)
     chosen = candidates[np.arange(offsets.size), (costs + side[np.abs(candidates)]).argmin(axis=1)]
-    return np.clip(chosen - int(np.median(chosen)), -LARGEST_OFFSET, LARGEST_OFFSET)
+    centred: Offsets = np.clip(chosen - int(np.median(chosen)), -LARGEST_OFFSET, LARGEST_OFFSET)
+    return centred
 
 
 def _fit_base(

@@ -60,5 +60,5 @@ def _finest_step(weight: Weight) -> int:
 
 def _round_shift(pattern: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     """Divide by 2^bits and round; never up to infinity."""
-    q = (pattern + ((1 << bits) >> 1)) >> bits
-    return np.minimum(q, (0x7F7FFFFF) >> bits)
+    rounded: NDArray[np.int64] = np.minimum((pattern + ((1 << bits) >> 1)) >> bits, 0x7F7FFFFF >> bits)
+    return rounded

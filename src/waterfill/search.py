@@ -1,0 +1,245 @@
+"""Attempts at compressing a model, and the search for the one that meets a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from waterfill import allocate
+from waterfill.allocate import Job, Trial
+from waterfill.calibrate import correct_statistics
+from waterfill.codec import container
+from waterfill.errors import CalibrationError, TargetError
+from waterfill.evaluate import distortion as mean_distortion
+from waterfill.evaluate import evaluate, reference_outputs
+from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.models import torch_module
+from waterfill.protocols import Output, Progress, QuadraticForm, Quantizer
+from waterfill.records import Exact, Inventory, Quantized
+
+PRODUCER = "waterfill 0.1.0"
+
+WITHIN = 0.01
+"""A file is within this fraction below its target."""
+
+PILOT_RATE = 3.0
+"""Rate at which the powers are compared when the target is a quality."""
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A module with calibration data: what correcting and measuring need.
+
+    Attributes:
+        model: the original, which is never changed.
+        copy: a copy to fill with trial weights.
+        batches: calibration data, to be read again and again.
+        references: outputs of the original on each batch.
+        output: what the model returns.
+        options: `fold_norms`, `include` and `exclude` of its inventory.
+    """
+
+    model: torch.nn.Module
+    copy: torch.nn.Module
+    batches: Iterable[Any]
+    references: Sequence[torch.Tensor]
+    output: Output
+    options: Mapping[str, Any]
+
+
+def live(model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any]) -> Live:
+    """Prepare a module for measuring."""
+    return Live(model, torch_module.clone(model), batches, reference_outputs(model, batches), output, options)
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A whole file at one water level.
+
+    Attributes:
+        water_level: mean cost of an error per weight.
+        power: to which power the importances were taken.
+        quantized: what the file says about every coded tensor.
+        packed: the file.
+        distortion: measured on the calibration data; None without.
+        accuracy: top-1 on the calibration data; None without targets.
+    """
+
+    water_level: float
+    power: float
+    quantized: Mapping[str, Quantized]
+    packed: container.Packed
+    distortion: float | None = None
+    accuracy: float | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.packed.data)
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """Everything that attempts at different water levels share.
+
+    Attributes:
+        inventory: the model.
+        jobs: what quantizes each weight, and what its errors cost.
+        power: to which power the importances were taken.
+        exact: bytes of the tensors that are stored without loss.
+        live: the module with its data, or None.
+        progress: called as work goes on.
+    """
+
+    inventory: Inventory
+    jobs: Mapping[str, Job]
+    power: float
+    exact: Mapping[str, bytes]
+    live: Live | None
+    progress: Progress | None
+
+    def draft(self, level: float) -> Attempt:
+        """Quantize and encode at `mean_power * 2^level`, without looking at data."""
+        water_level = allocate.mean_power(self.jobs) * 2.0**level
+        quantized = allocate.quantize(self.jobs, water_level, self.progress)
+        return Attempt(water_level, self.power, quantized, self._pack(quantized))
+
+    def finish(self, draft: Attempt) -> Attempt:
+        """Correct statistics on the quantized network, quantize the vectors again, encode, measure."""
+        if self.live is None:
+            return draft
+        copy, batches = self.live.copy, self.live.batches
+        self._fill(copy, draft)
+        keep = [entry.name for entry in self.inventory.entries if isinstance(entry.origin, Exact)]
+        correct_statistics(self.live.model, copy, batches, keep=keep, progress=self.progress)
+        corrected = torch_module.inventory(copy, **self.live.options).weights
+        vectors = {
+            name: replace(job, weight=corrected[name])
+            for name, job in self.jobs.items()
+            if job.weight.is_vector and name in corrected
+        }
+        quantized = dict(draft.quantized) | allocate.quantize(vectors, draft.water_level)
+        done = replace(draft, quantized=quantized, packed=self._pack(quantized))
+        self._fill(copy, done)
+        accuracy = evaluate(copy, batches, output=self.live.output).accuracy
+        distance = mean_distortion(copy, batches, self.live.references, self.live.output)
+        return replace(done, distortion=distance, accuracy=accuracy)
+
+    def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
+        return container.pack(self.inventory.entries, quantized, self.exact, PRODUCER)
+
+    def _fill(self, copy: torch.nn.Module, attempt: Attempt) -> None:
+        torch_module.fill(copy, dict(WaterfillFile(attempt.packed.data).tensors()))
+
+
+def workshops(
+    inventory: Inventory,
+    forms: Mapping[str, QuadraticForm],
+    quantizers: Sequence[Quantizer],
+    powers: Sequence[float],
+    place: Live | None,
+    progress: Progress | None,
+) -> list[Workshop]:
+    """One workshop for every power to which the importances of the matrices may be taken."""
+    exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
+    return [
+        Workshop(inventory, allocate.plan(inventory, forms, quantizers, power), power, exact, place, progress)
+        for power in powers
+    ]
+
+
+def search(candidates: Sequence[Workshop], name: str, value: float) -> Attempt:
+    """The attempt that meets a target; of several candidates the one that measures best on the calibration data.
+
+    Args:
+        candidates: workshops of the same model.
+        name: `rate`, `size_bytes`, `distortion` or `tolerance`.
+        value: the target.
+
+    Raises:
+        TargetError: there is no such attempt.
+        CalibrationError: a tolerance is asked for, but the data have no integer targets.
+    """
+    values = candidates[0].inventory.floating_values
+    if name in ("rate", "size_bytes"):
+        limit = value * values / 8 if name == "rate" else value
+        return min((_search_size(work, limit) for work in candidates), key=_loss)
+    work = candidates[0]
+    if len(candidates) > 1:
+        pilots = [_search_size(work, PILOT_RATE * values / 8 + 4096) for work in candidates]
+        work = candidates[min(range(len(pilots)), key=lambda i: _loss(pilots[i]))]
+    return _search_distortion(work, value) if name == "distortion" else _search_tolerance(work, value)
+
+
+def _loss(attempt: Attempt) -> float:
+    return math.inf if attempt.distortion is None or math.isnan(attempt.distortion) else attempt.distortion
+
+
+def _search_size(work: Workshop, limit: float) -> Attempt:
+    """The largest file of at most `limit` bytes."""
+    values = max(1, work.inventory.floating_values)
+    rate = 8 * limit / values
+    aim, first = limit, -2 * rate
+
+    def measure(level: float) -> Trial[Attempt]:
+        draft = work.draft(level)
+        return Trial(level, float(draft.size_bytes), draft)
+
+    try:
+        while True:
+            slope = -0.5 / math.log(2) / max(rate, 0.5)
+            best = allocate.lowest_within(measure, aim, first, slope=slope, within=WITHIN / 2, precision=1e-3)
+            attempt = work.finish(best.made)
+            excess = attempt.size_bytes - limit
+            if excess <= 0:
+                return attempt
+            aim, first = aim - 1.2 * excess - 1, best.level + 0.01  # corrected vectors took more than expected
+    except TargetError as error:
+        floor = float(error.args[0]) + limit - aim
+        raise TargetError(
+            f"Target of {limit:.0f} bytes ({rate:.3g} bit/value) is below the floor of {floor:.0f} bytes "
+            f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more."
+        ) from error
+
+
+def _search_distortion(work: Workshop, limit: float) -> Attempt:
+    """The smallest file whose measured distortion is at most `limit`."""
+
+    def measure(fineness: float) -> Trial[Attempt]:
+        attempt = work.finish(work.draft(-fineness))
+        if attempt.distortion is None or not math.isfinite(attempt.distortion):
+            return Trial(fineness, math.inf, attempt)
+        return Trial(fineness, attempt.distortion, attempt)
+
+    return _search_quality(measure, limit, "distortion")
+
+
+def _search_tolerance(work: Workshop, limit: float) -> Attempt:
+    """The smallest file whose top-1 accuracy is at most `limit` below the original's."""
+    assert work.live is not None
+    original = evaluate(work.live.model, work.live.batches, output=work.live.output).accuracy
+    if original is None:
+        raise CalibrationError("A tolerance is measured as top-1 accuracy; the data need integer targets.")
+
+    def measure(fineness: float) -> Trial[Attempt]:
+        attempt = work.finish(work.draft(-fineness))
+        return Trial(fineness, original - (attempt.accuracy or 0.0), attempt)
+
+    return _search_quality(measure, limit, "tolerance")
+
+
+def _search_quality(measure: Callable[[float], Trial[Attempt]], limit: float, name: str) -> Attempt:
+    span = (-allocate.HIGHEST_LOG2, -allocate.LOWEST_LOG2)
+    try:
+        return allocate.lowest_within(
+            measure, limit, 6.0, slope=-1.0, within=5 * WITHIN, precision=0.02, span=span, tries=16
+        ).made
+    except TargetError as error:
+        raise TargetError(
+            f"Target {name}={limit:.3g} is below the floor {float(error.args[0]):.3g} that the finest steps reach; "
+            "ask for more."
+        ) from error
