@@ -21,7 +21,7 @@ from waterfill.models.uses import Tokens, Use, to_native
 Order: TypeAlias = Literal["major", "minor"]
 """Whether the rows of a sample lie together (row = sample * k + j) or apart (row = j * samples + sample)."""
 
-CHUNK_BYTES = 2**22
+CHUNK_BYTES = 2**24
 
 
 def square_sum(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
@@ -144,11 +144,13 @@ def _squares(x: Tensor | None, signals: Sequence[Tensor]) -> Tensor:
         [groups, out, in].
     """
     if x is None:
-        return torch.stack([g.sum(-1).square().sum(0) for g in signals]).sum(0).unsqueeze(-1)
+        return torch.stack([g.sum(-1) for g in signals]).square().sum((0, 1)).unsqueeze(-1)
     if x.shape[-1] == 1:
         power = torch.stack([g[..., 0] for g in signals]).square().sum(0)
         return torch.einsum("bgo,bgi->goi", power, x[..., 0].square())
-    return torch.stack([_products(g, x).square_().sum(0) for g in signals]).sum(0)
+    g = torch.cat(list(signals), 2) if len(signals) > 1 else signals[0]
+    squares = _products(g, x).square_().sum(0)
+    return squares.reshape(len(squares), len(signals), -1, x.shape[2]).sum(1)
 
 
 def _products(g: Tensor, x: Tensor) -> Tensor:
