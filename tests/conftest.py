@@ -3,4 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "twins"))
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent / "twins"), str(Path(__file__).parent)]
+pytest.register_assert_rewrite("conformance")

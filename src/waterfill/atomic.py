@@ -14,11 +14,14 @@ def check_destination(path: Path, *, force: bool) -> None:
     """Fail early, before any work, when `path` cannot be written.
 
     Raises:
-        WaterfillError: the folder is missing or not writable, `path` is a folder, or it exists and `force` is False.
+        WaterfillError: the folder is missing or not writable, `path` is something else than a file, or it exists and
+            `force` is False.
     """
     folder = path.resolve().parent
     if path.is_dir():
         raise WaterfillError(f"Output {path} is a folder; expected a file name. Name a file inside it.")
+    if path.exists() and not path.is_file():
+        raise WaterfillError(f"Output {path} is a device or a pipe, which a file would replace; choose another output.")
     if not folder.is_dir():
         raise WaterfillError(f"Output folder {folder} does not exist; create it or choose another output.")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -54,7 +57,7 @@ def write_atomically(path: Path, parts: Iterable[bytes], *, force: bool = True) 
         mask = os.umask(0)
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
+        Path(temporary).replace(path.resolve())
     except OSError as error:
         raise WaterfillError(f"Writing {path} failed: {error.strerror}; nothing was written.") from error
     finally:

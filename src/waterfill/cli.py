@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
@@ -73,10 +74,12 @@ def compress(
     chosen = [f"--{name}" for name, value in given.items() if value is not None]
     if len(chosen) > 1:
         _usage(f"{' and '.join(chosen)} were given; expected one target: choose what matters.")
+    if json_file is not None and json_file.resolve() == out.resolve():
+        _usage(f"--out and --json both name {out}; expected two files: choose another name for one.")
     for path in filter(None, (out, json_file)):
         check_destination(path, force=force or path == json_file)
     network = _model(model, weights)
-    batches = None if data is None else _call_factory(data, "--data")
+    batches = None if data is None else _data(data)
     targets: dict[str, Any] = {
         "rate": rate,
         "distortion": distortion,
@@ -156,8 +159,8 @@ def evaluate(
 
     if data is None:
         _usage("evaluate needs --data package.module:factory.")
-    network = _module(model, weights, "evaluate")
-    batches = _call_factory(data, "--data")
+    network = _module(model, weights, "MODEL")
+    batches = _data(data)
     compressed = None if file is None else load(file, into=deepcopy(network))
     with progress_bar() as progress:
         before = run(network, batches, output=_output(output), progress=progress)
@@ -193,6 +196,11 @@ def _model(text: str, weights: Path | None) -> torch.nn.Module | Path:
             f"MODEL {text} is a folder; expected a .safetensors file or package.module:factory. "
             "Name the safetensors file inside it."
         )
+    if not Path(text).exists():
+        raise WaterfillError(
+            f"MODEL {text} is no file that exists; expected a .safetensors file or package.module:factory. "
+            "Check the path and the names on both sides of the colon."
+        )
     return Path(text)
 
 
@@ -204,10 +212,16 @@ def _module(text: str, weights: Path | None, what: str) -> torch.nn.Module:
     from waterfill.models.torch_module import fill
 
     if not re.fullmatch(r"[\w.]+:[\w.]+", text):
-        _usage(f"{what} {text!r} is no package.module:factory.")
+        _usage(
+            f"{what} {text!r} is no package.module:factory; expected a callable that returns an nn.Module. "
+            "Write one around the model."
+        )
     module = _call_factory(text, "MODEL")
     if not isinstance(module, nn.Module):
-        raise WaterfillError(f"MODEL {text} returned a {type(module).__name__}; expected a torch.nn.Module.")
+        raise WaterfillError(
+            f"MODEL {text} returned a {type(module).__name__}; expected a torch.nn.Module. "
+            "Name a callable that returns one."
+        )
     if weights is not None:
         try:
             fill(module, load_tensors(weights), missing_ok=("*num_batches_tracked",))
@@ -220,7 +234,7 @@ def _call_factory(text: str, what: str) -> Any:
     """Import `package.module:factory` and call it."""
     module_name, _, attribute = text.partition(":")
     if not attribute or not module_name:
-        _usage(f"{what} {text!r} is no package.module:factory.")
+        _usage(f"{what} {text!r} is no package.module:factory; expected both names with a colon between them.")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -229,10 +243,14 @@ def _call_factory(text: str, what: str) -> Any:
             factory = getattr(factory, part)
     except (ImportError, AttributeError) as error:
         raise WaterfillError(
-            f"{what} {text}: {error}; expected package.module:factory that can be imported."
+            f"{what} {text}: {error}; expected package.module:factory that can be imported. "
+            "Check the names, or set PYTHONPATH."
         ) from error
     if not callable(factory):
-        raise WaterfillError(f"{what} {text} is a {type(factory).__name__}; expected a callable without arguments.")
+        raise WaterfillError(
+            f"{what} {text} is a value of type {type(factory).__name__}; expected a callable without arguments. "
+            "Name a function."
+        )
     try:
         return factory()
     except WaterfillError:
@@ -241,12 +259,50 @@ def _call_factory(text: str, what: str) -> Any:
         raise WaterfillError(f"{what} {text} failed: {type(error).__name__}: {error}") from error
 
 
+def _data(text: str) -> Any:
+    """Batches of a factory, whose own errors while they are read name it."""
+    data = _call_factory(text, "--data")
+    plain = isinstance(data, Mapping | list | tuple | str | bytes) or hasattr(data, "shape")
+    if plain or not isinstance(data, Iterable):
+        return data
+    batches = _SizedBatches(data, text) if isinstance(data, Sized) else _Batches(data, text)
+    return iter(batches) if isinstance(data, Iterator) else batches
+
+
+class _Batches:
+    """An iterable of someone else's; what it raises becomes an error that names it."""
+
+    def __init__(self, data: Iterable[Any], name: str) -> None:
+        self.data, self.name = data, name
+
+    def __iter__(self) -> Iterator[Any]:
+        done = 0
+        try:
+            for batch in self.data:
+                yield batch
+                done += 1
+        except WaterfillError:
+            raise
+        except Exception as error:
+            raise WaterfillError(
+                f"--data {self.name} failed at batch {done}: {type(error).__name__}: {error}"
+            ) from error
+
+
+class _SizedBatches(_Batches):
+    """The same of known length."""
+
+    def __len__(self) -> int:
+        assert isinstance(self.data, Sized)
+        return len(self.data)
+
+
 def _size(text: str) -> int:
     """Bytes of a size such as `100kB`, `1.5 MiB` or `5000`."""
     units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in units:
-        _usage(f"--size {text!r} is no size; expected a number with B, kB, MB, GB, KiB, MiB or GiB.")
+        _usage(f"--size {text!r} is no size; expected a number with B, kB, MB, GB, KiB, MiB or GiB, such as 100kB.")
     return int(float(match[1]) * units[match[2].lower()])
 
 
@@ -300,7 +356,10 @@ def _one_of(option: str, text: str, allowed: tuple[str, ...]) -> str:
 def _print(text: Any) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=isinstance(text, str)).print(text)
+    if sys.stdout is None:  # closed by the shell, `>&-`
+        return
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(text, str)).print(text)
 
 
 def _write_json(path: Path | None, text: str) -> None:
@@ -320,5 +379,9 @@ def main() -> None:
     try:
         app()
     except WaterfillError as error:
-        print(f"waterfill: {error}", file=sys.stderr)
+        print(f"waterfill: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"waterfill: {where}{error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from error

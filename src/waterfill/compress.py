@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 
 import waterfill.importance as importances
@@ -75,7 +76,8 @@ def compress(
         distortion: mean distortion on the data: KL divergence in nats for logits, squared error for values.
         tolerance: largest loss of top-1 accuracy on the data, as a fraction (0.005 is half a point).
         output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
-        importance: an estimator; by default `kl()` for logits, `regression()` for values, `weight_scale()` without data.
+        importance: an estimator; by default `kl()` for logits, `regression()` for values, `weight_scale()` without
+            data.
         quantizers: quantizer of the matrices; by default `Scalar()`.
         include: name patterns; when given, only tensors that match one are quantized.
         exclude: name patterns of tensors that are stored without loss.
@@ -88,7 +90,7 @@ def compress(
         The file with a report of every tensor.
 
     Raises:
-        UsageError: several targets, or one out of its range.
+        UsageError: several targets, or one out of its range, or an unknown effort.
         TargetError: the target cannot be met; the text names the floor.
         CalibrationError: the data do not fit the model, or a target needs data and there are none.
         WaterfillError: a tensor cannot be compressed, such as one with NaN.
@@ -99,6 +101,8 @@ def compress(
     """
     if effort not in ROUNDS:
         raise UsageError(f"Effort {effort!r} is unknown; expected one of {', '.join(ROUNDS)}.")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
     target = _target(rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance)
     options: dict[str, Any] = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
     if isinstance(model, torch.nn.Module):
@@ -162,14 +166,21 @@ def _forms(
     """What errors cost in every weight.
 
     Raises:
-        CalibrationError: the estimator needs data and there are none.
+        CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
     """
     if isinstance(estimator, DataFree):
         return estimator.forms(inventory.weights)
     if place is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = place.options["fold_norms"]
-    return estimator.estimate(place.model, place.batches, place.output, fold_norms=fold_norms, progress=progress)
+    forms = estimator.estimate(place.model, place.batches, place.output, fold_norms=fold_norms, progress=progress)
+    for name, form in forms.items():
+        if not np.isfinite(form.diagonal()).all():
+            raise CalibrationError(
+                f"Importance {estimator.name} of tensor {name!r} is NaN or infinite on the data; expected finite "
+                "gradients. Check the range of the data and of the weights, or use weight_scale()."
+            )
+    return forms
 
 
 # The report

@@ -21,7 +21,11 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0) ->
     """Values of the symbols [n] that stand at `start` in the flattened normal form of a tensor; float32 [n]."""
     if isinstance(rule, Relative):
         return _relative(symbols, rule)
-    return _levels(symbols, rule) * step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT)
+    steps = step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT)
+    low, high = int(symbols.min(initial=0)), int(symbols.max(initial=0))
+    if high - low < symbols.size:
+        return _levels(np.arange(low, high + 1, dtype=np.int32), rule)[symbols - low] * steps
+    return _levels(symbols, rule) * steps
 
 
 def step_sizes(rule: Uniform, layout: Layout, start: int, stop: int, parts: int = 1) -> Floats:

@@ -52,8 +52,23 @@ class Live:
 
 
 def live(model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any]) -> Live:
-    """Prepare a module for measuring."""
-    return Live(model, torch_module.clone(model), batches, reference_outputs(model, batches), output, options)
+    """Prepare a module for measuring.
+
+    Raises:
+        CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
+    """
+    references = reference_outputs(model, batches)
+    for index, reference in enumerate(references):
+        if not len(reference):
+            raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
+        finite = reference.isfinite()
+        bad = int((~(finite | (reference == -torch.inf) if output == "logits" else finite)).sum())
+        if bad:
+            raise CalibrationError(
+                f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
+                "Check the batch and the weights."
+            )
+    return Live(model, torch_module.clone(model), batches, references, output, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +180,8 @@ def search(candidates: Sequence[Workshop], name: str, value: float) -> Attempt:
         CalibrationError: a tolerance is asked for, but the data have no integer targets.
     """
     values = candidates[0].inventory.floating_values
+    if name == "rate" and not values:
+        raise TargetError("The model has no floating-point values to which a rate applies; ask for size_bytes instead.")
     if name in ("rate", "size_bytes"):
         limit = value * values / 8 if name == "rate" else value
         return min((_search_size(work, limit) for work in candidates), key=_loss)
@@ -202,7 +219,8 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
         floor = float(error.args[0]) + limit - aim
         raise TargetError(
             f"Target of {limit:.0f} bytes ({rate:.3g} bit/value) is below the floor of {floor:.0f} bytes "
-            f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more."
+            f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more, "
+            f"from size_bytes={math.ceil(floor)}."
         ) from error
 
 

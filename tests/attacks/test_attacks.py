@@ -27,7 +27,7 @@ def small_file():
     model.register_buffer("steps", torch.arange(9))
     inventory = torch_module.inventory(model)
     jobs = allocate.plan(inventory, {}, [Scalar()])
-    quantized = allocate.quantize(jobs, allocate.mean_power(inventory.weights, {}) * 2.0**-5)
+    quantized = allocate.quantize(jobs, allocate.mean_power(jobs) * 2.0**-5)
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
     return container.pack(inventory.entries, quantized, exact, "test").data
 

@@ -38,7 +38,7 @@ class Mixed(torch.nn.Module):
 def pack(model, level=-5.0, **options):
     inventory = torch_module.inventory(model, **options)
     jobs = allocate.plan(inventory, {}, [Scalar()])
-    quantized = allocate.quantize(jobs, allocate.mean_power(inventory.weights, {}) * 2.0**level)
+    quantized = allocate.quantize(jobs, allocate.mean_power(jobs) * 2.0**level)
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
     return container.pack(inventory.entries, quantized, exact, "test")
 

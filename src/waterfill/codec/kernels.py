@@ -114,3 +114,22 @@ def decode_run(words, at, states, classes, slots, symbols):
             return -1
         states[i - whole], at, symbols[i] = _pull(states[i - whole], classes[i], slots, words, at)
     return at if at <= end else -1
+
+
+@njit(cache=True, nogil=True)
+def to_integers(symbols, classes, last, values):
+    """Table symbols to signed integers; an escape becomes K + 1. Returns the number of escapes.
+
+    Args:
+        symbols: uint8 [n].
+        classes: uint16 [n].
+        last: int64 [classes], the largest magnitude K of every class.
+        values: int32 [n], filled.
+    """
+    escapes = 0
+    for i in range(symbols.size):
+        symbol = np.int32(symbols[i])
+        magnitude = (symbol + 1) >> 1
+        values[i] = magnitude if symbol & 1 else -magnitude
+        escapes += magnitude > last[classes[i]]
+    return escapes

@@ -100,26 +100,24 @@ def decode(stream: bytes | memoryview, codes: Codes) -> Symbols:
     Raises:
         FormatError: the stream is damaged.
     """
+    from waterfill.codec import kernels
+
     classes, low = codes
     decoder = rans.Decoder(stream)
-    index = decoder.run(classes).astype(np.int32)
-    high = (index + 1) >> 1
-    np.negative(high, out=high, where=(index & 1) == 0)
-    values: NDArray[np.int64] = high.astype(np.int64) if low.any() else high
-    rest = np.zeros(0, np.int64)
-    if low.any():
-        rest = np.zeros(low.size, np.int64)
-        for at in range(0, int(low.max()), 8):
-            some = low > at
-            rest[some] |= decoder.run((np.minimum(low[some] - at, 8) - 1).astype(np.uint16)).astype(np.int64) << at
-    escaped = np.flatnonzero(high > tables.largest()[classes])
-    if escaped.size:
-        values = values.astype(np.int64)
+    high = np.empty(classes.size, np.int32)
+    escapes = kernels.to_integers(decoder.run(classes), classes, tables.largest(), high)
+    rest = np.zeros(low.size if low.any() else 0, np.int64)
+    for at in range(0, int(low.max(initial=0)), 8):
+        some = low > at
+        rest[some] |= decoder.run((np.minimum(low[some] - at, 8) - 1).astype(np.uint16)).astype(np.int64) << at
+    values: NDArray[np.int64] | Symbols = high.astype(np.int64) if escapes or rest.size else high
+    if escapes:
+        escaped = np.flatnonzero(high > tables.largest()[classes])
         values[escaped] = _read_escapes(decoder, tables.largest()[classes[escaped]])
-    if low.any():
+    if rest.size:
         values = (values << low) + rest - ((np.int64(1) << low.astype(np.int64)) >> 1)
     decoder.finish()
-    if values.dtype != np.int32 and values.size and np.abs(values).max() >= 1 << 31:
+    if values.dtype != np.int32 and np.abs(values).max(initial=0) >= 1 << 31:
         raise FormatError("a symbol is beyond 32 bits")
     return values.astype(np.int32, copy=False)
 

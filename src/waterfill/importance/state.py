@@ -41,7 +41,7 @@ from waterfill.models.capture import Tape, Variables, variables
 SITE_BYTES = 2**28
 """Most memory for the gradients at all sites together."""
 
-_SIGNALS_TOGETHER = 3
+_SIGNALS_TOGETHER = 10
 _SAMPLES_TOGETHER = 8
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.reconstruct import reconstruct, step_sizes
 from waterfill.records import Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 
-SMALLEST_STEP, LARGEST_STEP = -3000, 3000
+LARGEST_STEP, LARGEST_SUM = 6000, 7000
+"""Bounds of the format, in 1/64 octave: of a step, and of a step with the largest scales of its axes."""
+
+LARGEST_SYMBOL = 2**29
 SHRINK_UNIT = 64
 
 
@@ -63,7 +68,15 @@ def finish(
     side = sum(spreads.side_bits(s) for s in scales if s is not None)
     error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
-    return Quantized(symbols, rule, fit.spread(), fit.bits + side, cost)
+    bits = fit.bits if not fit.shift else _exact_bits(symbols, fit, weight.layout)
+    return Quantized(symbols, rule, fit.spread(), bits + side, cost)
+
+
+def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) -> float:
+    """Bits of symbols and spread; where low bits are left out, every element leaves out as many as suit it."""
+    spread = fit.spread()
+    bits = ideal_bits(symbols.reshape(-1), spread_codes(spread, layout, 0, symbols.size))
+    return bits + sum(spreads.side_bits(s) for s in (spread.rows, spread.channels, spread.taps) if s is not None)
 
 
 def _in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[Uniform, Floats, Floats]:
@@ -76,15 +89,24 @@ def _in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[U
     unit = Uniform(0, 0, (0, 0, 0), rows, channels, taps)
     factor = step_sizes(unit, weight.layout, 0, weight.layout.numel).reshape(-1)
     relative = importance.reshape(-1) * np.square(factor)
-    mean = float(relative.mean(dtype=np.float64))
+    mean = float(relative.mean(dtype=np.float64)) if relative.size else 0.0
     wanted = 64 * 0.5 * np.log2(12 * water_level / mean) if mean > 0 else LARGEST_STEP
-    step = int(np.clip(np.rint(wanted), SMALLEST_STEP, LARGEST_STEP))
+    largest_scales = sum(int(np.abs(s.astype(np.int64)).max()) for s in (rows, channels, taps) if s is not None)
+    limit = min(LARGEST_STEP, LARGEST_SUM - 16 * largest_scales)
+    finest = finest_step(np.divide(weight.matrix.reshape(-1), factor, dtype=np.float64))
+    step = int(np.clip(max(np.rint(wanted), finest), -limit, limit))
     rule = Uniform(step, 0, (0, 0, 0), rows, channels, taps)
     x = weight.matrix.reshape(-1) / step_sizes(rule, weight.layout, 0, weight.layout.numel)
-    np.clip(x, -(2**22), 2**22, out=x)
+    np.clip(x, -LARGEST_SYMBOL, LARGEST_SYMBOL, out=x)  # only where not even the largest step is enough
     if relative.size > 1:
-        return rule, x.reshape(axes), (relative / max(mean, 1e-300)).astype(np.float32).reshape(axes)
+        return rule, x.reshape(axes), (relative / np.float64(mean or 1.0)).astype(np.float32).reshape(axes)
     return rule, x.reshape(axes), np.ones((1, 1, 1), np.float32)
+
+
+def finest_step(values: NDArray[np.floating[Any]]) -> int:
+    """A step below which nothing is gained: 2^-20 of the largest magnitude."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return int(np.ceil(64 * np.log2(largest))) - 64 * 20 if largest > 0 else -LARGEST_STEP
 
 
 def _step_scales(importance: Floats, layout: Layout) -> tuple[Scales | None, Scales | None, Scales | None]:
@@ -94,7 +116,7 @@ def _step_scales(importance: Floats, layout: Layout) -> tuple[Scales | None, Sca
     logarithm of the ratio of the arithmetic to the geometric mean of the factor, in bits per weight.
     """
     scales: list[Scales | None] = [None, None, None]
-    if importance.size == 1:
+    if importance.size <= 1:
         return None, None, None
     rest = importance.reshape(layout.axes).astype(np.float64)
     floor = 1e-6 * rest.mean() + 1e-300

@@ -17,6 +17,9 @@ REACH = 2
 
 LARGEST_OFFSET = 60
 
+LARGEST_SHIFT = 25
+"""Low bits left out at most, so that no base is above 256, the largest that a file can hold."""
+
 Offsets = NDArray[np.int64]
 
 
@@ -66,7 +69,7 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None) -> Fit:
         start: an earlier fit of nearly the same symbols, whose scales are refined instead of proposed anew.
     """
     shift = _shift(symbols)
-    high = symbols if not shift else (symbols + (1 << shift >> 1)) >> shift
+    high = symbols if not shift else (symbols.astype(np.int64) + (1 << shift >> 1)) >> shift
     magnitudes = np.minimum(np.abs(high), 255).astype(np.uint8).reshape(layout.axes)
     best = _fit_base(magnitudes, layout, (None, None, None), shift, [start.family] if start else None)
     for axis in range(3):
@@ -86,7 +89,7 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None) -> Fit:
 def _shift(symbols: Symbols) -> int:
     """Low bits to leave out, so that the root mean square of the high parts is below 8."""
     power = float(np.square(symbols, dtype=np.float64).mean()) if symbols.size else 0.0
-    return max(0, int(np.ceil(np.log2(max(power, 1.0)) / 2 - 3)))
+    return min(max(0, int(np.ceil(np.log2(max(power, 1.0)) / 2 - 3))), LARGEST_SHIFT)
 
 
 def _exponents(offsets: tuple[Offsets | None, ...], layout: Layout, base: int) -> tuple[Offsets, Offsets, Offsets]:

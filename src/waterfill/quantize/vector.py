@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
-from waterfill.quantize.scalar import finish
+from waterfill.quantize.scalar import LARGEST_STEP, LARGEST_SYMBOL, finest_step, finish
 from waterfill.records import Quantized, Relative, Uniform, Weight
 
 
@@ -29,13 +29,13 @@ class Vector:
 
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
         """Quantize one vector [1, n]; see `Quantizer`."""
-        importance = 0.0 if form is None else float(form.diagonal().mean(dtype=np.float64))
+        importance = 0.0 if form is None else float(form.diagonal().sum(dtype=np.float64)) / max(1, weight.matrix.size)
         if importance <= 0:
             bits = math.ceil(math.log2(self.power / water_level) / 2) + 2
             return _relative(weight, form, min(max(bits, 4), 23))
         step = np.rint(32 * np.log2(12 * water_level / importance) - 64 * np.log2(self.fineness))
-        step = max(int(np.clip(step, -3000, 3000)), _finest_step(weight))
-        k = np.rint(weight.matrix / np.exp2(step / 64)).astype(np.int64)
+        step = int(np.clip(max(step, finest_step(weight.matrix)), -LARGEST_STEP, LARGEST_STEP))
+        k = np.rint(weight.matrix / np.exp2(step / 64)).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int64)
         offset = int(np.rint(k.mean())) if k.size else 0
         symbols = (k - offset).astype(np.int32)
         return finish(weight, form, symbols, Uniform(step, offset), spreads.fit(symbols, weight.layout))
@@ -45,17 +45,12 @@ def _relative(weight: Weight, form: QuadraticForm | None, mantissa: int) -> Quan
     """Round to a few mantissa bits; no value changes its sign or becomes zero."""
     pattern = weight.matrix.view(np.uint32).astype(np.int64)
     sign, pattern = pattern >> 31, pattern & 0x7FFFFFFF
-    q = _round_shift(pattern, 23 - mantissa)
     signed = bool(sign.any())
+    mantissa = min(mantissa, 22 if signed else 23)  # a symbol has 32 bits
+    q = _round_shift(pattern, 23 - mantissa)
     offset = int(np.median(q)) if q.size else 0
     symbols = (2 * (q - offset) + sign if signed else q - offset).astype(np.int32)
     return finish(weight, form, symbols, Relative(mantissa, offset, signed), spreads.fit(symbols, weight.layout))
-
-
-def _finest_step(weight: Weight) -> int:
-    """A step below which nothing is gained: 2^-20 of the largest magnitude."""
-    largest = float(np.abs(weight.matrix).max(initial=0.0))
-    return int(np.ceil(64 * np.log2(largest))) - 64 * 20 if largest > 0 else -3000
 
 
 def _round_shift(pattern: NDArray[np.int64], bits: int) -> NDArray[np.int64]:

@@ -25,7 +25,8 @@ def result_table(result: CompressionResult, name: str) -> Group:
     for row in result.tensors:
         loss = "" if row.distortion is None else f"{row.distortion:.3g}"
         size, rate = (f"{row.size_bytes:,.0f}", f"{row.rate:.2f}") if row.size_bytes else ("", "")
-        table.add_row(row.name, _shape(row.shape), size, rate, loss, row.reconstruction, row.reason)
+        cells = (row.name, _shape(row.shape), size, rate, loss, row.reconstruction, row.reason)
+        table.add_row(*map(_literal, cells))
     table.add_section()
     table.add_row("header, directory, checksums", "", f"{result.overhead_bytes:,.0f}")
     lines = [
@@ -66,7 +67,8 @@ def file_table(file: WaterfillFile, rows: Sequence[dict[str, Any]]) -> Group:
     """The rows of a file, and the whole of it."""
     table = _table(("tensor", "left"), ("type", "left"), ("shape", "left"), ("stored as", "left"), ("detail", "left"))
     for row in rows:
-        table.add_row(row["name"], row["dtype"], _shape(row["shape"]), row["reconstruction"], row["detail"])
+        cells = (row["name"], row["dtype"], _shape(row["shape"]), row["reconstruction"], row["detail"])
+        table.add_row(*map(_literal, cells))
     size, values = file.container.size, file.floating_values
     line = (
         f"{file.container.name}: {size:,} bytes, {8 * size / max(1, values):.3f} bit/value over {values:,} values, "
@@ -91,9 +93,15 @@ def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:
 def _table(*columns: tuple[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, side in columns:
-        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=name != "why")
+        wraps = name in ("tensor", "why")
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=not wraps, overflow="fold")
     return table
 
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+def _literal(text: str) -> Text:
+    """Text as it is: no markup, and no control characters for the terminal."""
+    return Text(text if text.isprintable() else repr(text)[1:-1])
