@@ -1,0 +1,524 @@
+"""From a module or a bare file to a `.wf` file and back, through the public functions only."""
+
+import copy
+import json
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import waterfill
+from waterfill.errors import CalibrationError, TargetError, UsageError, WaterfillError
+from waterfill.importance import identity, kl, regression, weight_scale
+
+SEARCH = "waterfill.search"
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+# Networks
+
+
+class Recurrent(nn.Module):
+    """Embedding, LSTM and a decoder tied to the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(12, 16)
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+        self.decode = nn.Linear(16, 12)
+        self.decode.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.decode(self.lstm(self.embed(tokens))[0])
+
+
+class Bare(nn.Module):
+    """Parameters and buffers that belong to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(8, 6))
+        self.scale = nn.Parameter(torch.rand(6) + 0.5)
+        self.empty = nn.Parameter(torch.zeros(0, 4))
+        self.register_buffer("steps", torch.arange(3))
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.register_buffer("phase", torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x @ self.matrix) * self.scale
+
+
+def mlp(width=32):
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(), nn.Linear(width, 6))
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False),
+        nn.BatchNorm2d(8, affine=False),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 4, 2, groups=2),
+        nn.GroupNorm(2, 4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 6),
+    )
+
+
+def used(model):
+    """Give all batch norms statistics as after training."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean = torch.randn(module.num_features) / 2
+            module.running_var = torch.rand(module.num_features) + 0.5
+            for parameter in module.parameters():
+                parameter.data = torch.rand(module.num_features) + 0.5
+    return model.eval()
+
+
+NETS = {
+    "linear": (lambda: used(mlp()), (16, 6)),
+    "convolutions": (lambda: used(convolutions()), (8, 2, 6, 6)),
+    "recurrent": (Recurrent, (4, 5)),
+    "bare": (Bare, (16, 8)),
+}
+
+
+def batches_for(name, count=2):
+    shape = NETS[name][1]
+    if name == "recurrent":
+        return [(torch.randint(0, 12, shape), torch.randint(0, 12, shape)) for _ in range(count)]
+    return [(torch.randn(shape), torch.randint(0, 6, shape[:1])) for _ in range(count)]
+
+
+def room(model):
+    """A size that is enough for any of the small nets."""
+    return 2000 + 2 * sum(t.numel() for t in model.state_dict().values())
+
+
+def round_trip(result, path, fresh):
+    result.save(path)
+    assert path.stat().st_size == result.size_bytes
+    return waterfill.load(path, into=fresh)
+
+
+def outputs(model, batches):
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(x) for x, _ in batches])
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_comes_back_with_names_shapes_and_types(name, with_data, tmp_path):
+    model, batches = NETS[name][0](), batches_for(name)
+    result = waterfill.compress(model, batches if with_data else None, size_bytes=room(model))
+    twin = round_trip(result, tmp_path / "net.wf", NETS[name][0]())
+    before, after = model.state_dict(), waterfill.decompress(tmp_path / "net.wf")
+    assert list(after) == list(before)
+    for key, tensor in before.items():
+        assert (after[key].shape, after[key].dtype) == (tensor.shape, tensor.dtype)
+        if not tensor.is_floating_point():
+            assert torch.equal(after[key], tensor)
+    assert torch.equal(twin.state_dict()["".join(list(before)[:1])], after[next(iter(before))])
+    expected = outputs(model, batches)
+    assert (outputs(twin, batches) - expected).norm() < 0.05 * expected.norm()
+
+
+def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path):
+    result = waterfill.compress(Recurrent(), size_bytes=5000)
+    row = next(row for row in result.tensors if row.name == "decode.weight")
+    assert (row.reconstruction, row.size_bytes) == ("tied", 0) and "embed.weight" in row.reason
+    twin = round_trip(result, tmp_path / "net.wf", Recurrent())
+    assert twin.decode.weight is twin.embed.weight
+    assert result.floating_values == sum(p.numel() for p in Recurrent().parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_types_other_than_float32(dtype, tmp_path):
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5)).to(dtype)
+    batches = [(torch.randn(8, 20).to(dtype), torch.randint(0, 5, (8,)))]
+    result = waterfill.compress(model, batches, rate=12)
+    round_trip(result, tmp_path / "net.wf", copy.deepcopy(model))
+    for key, tensor in waterfill.decompress(tmp_path / "net.wf").items():
+        assert tensor.dtype == dtype
+        assert (tensor - model.state_dict()[key]).abs().max() < 0.05
+
+
+def test_a_model_of_another_kind_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "net.wf"
+    waterfill.compress(mlp(), size_bytes=5000).save(path)
+    other = mlp(16)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(WaterfillError, match=r"0\.weight"):
+        waterfill.load(path, into=other)
+    assert all(torch.equal(before[key], tensor) for key, tensor in other.state_dict().items())
+
+
+def test_a_bare_file(tmp_path):
+    model = used(mlp(64))
+    source = tmp_path / "net.safetensors"
+    safetensors.torch.save_file(model.state_dict(), source)
+    for path in (source, str(source)):
+        result = waterfill.compress(path, rate=10)
+        twin = round_trip(result, tmp_path / "net.wf", mlp(64))
+        assert {row.name for row in result.tensors} == set(model.state_dict())
+        assert (twin[1].running_var - model[1].running_var).abs().max() < 0.02  # never folded: eps is unknown
+    with pytest.raises(CalibrationError, match=r"net\.safetensors.*module"):
+        waterfill.compress(source, batches_for("linear"))
+
+
+# Targets
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A net of 26,000 values with classes that depend on its input."""
+    torch.manual_seed(0)
+    model = used(
+        nn.Sequential(nn.Linear(32, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 64), nn.Linear(64, 10))
+    )
+    inputs = torch.randn(3, 64, 32)
+    with torch.no_grad():
+        return model, [(x, model(x).argmax(1)) for x in inputs]
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize("rate", [1.5, 2.6, 7.0])
+def test_a_rate_is_met_within_a_percent_from_below(wide, rate, with_data):
+    model, batches = wide
+    result = waterfill.compress(model, batches if with_data else None, rate=rate, effort="fast")
+    assert 0.99 * rate <= result.rate <= rate
+    assert result.rate == 8 * result.size_bytes / result.floating_values
+    assert (result.distortion is not None) == with_data
+
+
+@pytest.mark.parametrize("size", [8000, 12345])
+def test_a_size_is_met_within_a_percent_from_below(wide, size):
+    result = waterfill.compress(*wide, size_bytes=size, effort="fast")
+    assert 0.99 * size <= result.size_bytes <= size == result.target["size_bytes"]
+
+
+def test_the_rate_is_four_unless_a_target_is_given(wide):
+    result = waterfill.compress(wide[0])
+    assert result.target == {"rate": 4.0}
+    assert 3.96 <= result.rate <= 4
+
+
+@pytest.mark.parametrize("asked", [0.05, 0.003])
+def test_a_distortion_is_met_by_the_smallest_file(wide, asked, tmp_path):
+    model, batches = wide
+    result = waterfill.compress(model, batches, distortion=asked, effort="fast")
+    assert 0.9 * asked <= result.distortion <= asked
+    twin = round_trip(result, tmp_path / "net.wf", copy.deepcopy(model))
+    assert waterfill.evaluate(twin, batches, model).kl == pytest.approx(result.distortion, rel=1e-4)
+    smaller = waterfill.compress(model, batches, size_bytes=int(0.97 * result.size_bytes), effort="fast")
+    assert smaller.distortion > asked
+
+
+def test_a_tolerance_is_met_by_a_smaller_file_than_a_tighter_one(wide, tmp_path):
+    model, batches = wide
+    sizes = []
+    for tolerance in (0.2, 0.02):
+        result = waterfill.compress(model, batches, tolerance=tolerance, effort="fast")
+        twin = round_trip(result, tmp_path / "net.wf", copy.deepcopy(model))
+        assert waterfill.evaluate(twin, batches).accuracy >= 1 - tolerance  # the targets are the model's own
+        sizes.append(result.size_bytes)
+    assert sizes[0] < sizes[1] < waterfill.compress(model, rate=6).size_bytes
+
+
+@pytest.mark.parametrize("effort", ["fast", "default", "best", "max"])
+def test_every_effort_meets_the_target(wide, effort):
+    result = waterfill.compress(*wide, rate=2, effort=effort)
+    assert 1.98 <= result.rate <= 2
+
+
+@pytest.mark.parametrize("target", [{"rate": 0.01}, {"size_bytes": 10}])
+def test_an_impossible_size_names_a_floor_that_is_reached(wide, target):
+    with pytest.raises(TargetError, match=r"below the floor of (\d+) bytes") as caught:
+        waterfill.compress(wide[0], **target)
+    floor = int(str(caught.value).rpartition("size_bytes=")[2].rstrip("."))
+    assert waterfill.compress(wide[0], size_bytes=floor).size_bytes <= floor
+
+
+def test_an_impossible_distortion_names_the_floor(wide):
+    with pytest.raises(TargetError, match=r"distortion=1e-30 is below the floor"):
+        waterfill.compress(*wide, distortion=1e-30, effort="fast")
+
+
+def test_a_rate_needs_floating_point_values():
+    model = nn.Module()
+    model.register_buffer("table", torch.arange(9))
+    with pytest.raises(TargetError, match="no floating-point values"):
+        waterfill.compress(model)
+    assert waterfill.compress(model, size_bytes=1000).size_bytes < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rate": 2, "size_bytes": 100}, "rate and size_bytes"),
+        ({"distortion": 2, "tolerance": 0.1}, "distortion and tolerance"),
+        ({"rate": 0}, "rate=0"),
+        ({"rate": -1}, "rate=-1"),
+        ({"rate": float("nan")}, "rate=nan"),
+        ({"rate": 40}, "at most 32"),
+        ({"size_bytes": -5}, "size_bytes=-5"),
+        ({"distortion": float("inf")}, "distortion=inf"),
+        ({"tolerance": 0}, "tolerance=0"),
+        ({"effort": "heroic"}, "'heroic' is unknown; expected one of fast, default, best, max"),
+        ({"seed": -1}, "Seed -1"),
+        ({"output": "probabilities"}, "'probabilities'; expected 'logits', 'values'"),
+        ({"exclude": ["nothing*"]}, "nothing"),
+    ],
+)
+def test_wrong_arguments(options, text):
+    with pytest.raises(WaterfillError, match=text) as caught:
+        waterfill.compress(mlp(), batches_for("linear"), **options)
+    assert "exclude" in options or isinstance(caught.value, UsageError)
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ([], "no batches"),
+        (iter([]), "no batches"),
+        (torch.randn(4, 6), "single tensor"),
+        (7, "cannot be iterated over"),
+        ([(torch.randn(4, 7), torch.zeros(4, dtype=torch.long))], r"Batch 0 does not fit.*float32\[4, 7\]"),
+        ([(torch.randn(4, 6), torch.full((4,), 99))], "range from 99 to 99; expected 0 to 5"),
+        ([(torch.randn(4, 6), torch.randn(4, 6))], r"targets of float32\[4, 6\].*output="),
+        ([torch.randn(4, 6)], r"no targets.*output='logits'.*output='values'"),
+        ([(torch.randn(0, 6), torch.zeros(0, dtype=torch.long))], "Batch 0 has no samples"),
+        ([(torch.full((4, 6), torch.nan), torch.zeros(4, dtype=torch.long))], "Batch 0 .* 24 values that are NaN"),
+    ],
+)
+def test_data_that_cannot_be_used(data, text):
+    with pytest.raises(CalibrationError, match=text):
+        waterfill.compress(mlp(), data, size_bytes=3000)
+
+
+@pytest.mark.parametrize("target", [{"distortion": 0.1}, {"tolerance": 0.1}, {"importance": kl()}])
+def test_what_needs_data_says_so(target):
+    with pytest.raises(CalibrationError, match="data, but there are none; pass data"):
+        waterfill.compress(mlp(), **target)
+
+
+def test_a_tolerance_needs_integer_targets():
+    with pytest.raises(CalibrationError, match="integer targets"):
+        waterfill.compress(mlp(), [torch.randn(4, 6)], output="logits", tolerance=0.1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value):
+    model = mlp()
+    model[4].weight.data[2, 3] = value
+    with pytest.raises(WaterfillError, match=r"'4\.weight' \[6, 32\] has 1 values.*index \[2, 3\].*exclude"):
+        waterfill.compress(model)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 20), nn.Linear(4, 20)
+
+    def forward(self, a, b):
+        return self.first(a) + self.second(b)
+
+
+def test_one_input_several_inputs_and_one_shot_iterators_mean_the_same():
+    inputs = [torch.randn(8, 6) for _ in range(3)]
+    net = used(mlp())
+    forms = [inputs, [(x,) for x in inputs], (x for x in inputs), [(x, None) for x in inputs], [[x] for x in inputs]]
+    files = {waterfill.compress(net, data, size_bytes=1500, output="logits").data for data in forms}
+    assert len(files) == 1
+    pairs = [(torch.randn(8, 6), torch.randn(8, 4)) for _ in range(3)]
+    named = Named()
+    forms = [
+        [((a, b), None) for a, b in pairs],
+        [{"a": a, "b": b} for a, b in pairs],
+        [({"a": a, "b": b}, None) for a, b in pairs],
+    ]
+    files = {waterfill.compress(named, data, size_bytes=1500, output="logits").data for data in forms}
+    assert len(files) == 1
+
+
+def test_values_are_measured_as_squared_error(tmp_path):
+    net, inputs = used(mlp()), [torch.randn(8, 6), torch.randn(4, 6)]
+    result = waterfill.compress(net, inputs, size_bytes=800, output="values")
+    assert result.importance == "regression"
+    twin = round_trip(result, tmp_path / "net.wf", mlp())
+    with torch.no_grad():
+        twin.eval()
+        error = torch.cat([twin(x) - net(x) for x in inputs]).square().sum(1).mean()
+    assert result.distortion == pytest.approx(float(error), rel=1e-4)
+    assert waterfill.compress(net, inputs, distortion=0.02, output="values").distortion <= 0.02
+
+
+@pytest.mark.parametrize("importance", [identity(), weight_scale(), weight_scale(0.0), kl(temperature=2), regression()])
+def test_importances_by_name(importance):
+    result = waterfill.compress(used(mlp()), batches_for("linear"), size_bytes=800, importance=importance)
+    assert result.importance == importance.name
+    assert result.size_bytes <= 800 and result.distortion < 0.1
+
+
+def test_the_same_input_and_seed_give_the_same_file():
+    net, batches = used(convolutions()), batches_for("convolutions")
+    first = waterfill.compress(net, batches, size_bytes=1500, seed=3, importance=kl(seed=3))
+    again = waterfill.compress(copy.deepcopy(net), copy.deepcopy(batches), size_bytes=1500, seed=3)
+    torch.manual_seed(99)
+    assert first.data == again.data == waterfill.compress(net, iter(batches), size_bytes=1500, seed=3).data
+
+
+def test_the_state_of_torch_and_the_model_are_left_alone():
+    model = used(convolutions())
+    model.train()
+    model[1].eval()
+    model[0].bias.requires_grad_(False)
+    model[0].weight.grad = torch.randn_like(model[0].weight)
+    calls = []
+    handles = [
+        model[2].register_forward_hook(lambda *_: calls.append(1)),
+        model[3].register_full_backward_hook(lambda *_: None),
+    ]
+    before = copy.deepcopy(model.state_dict())
+    hooks = [(m, dict(m._forward_hooks), dict(m._backward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()]
+    flags = [m.training for m in model.modules()]
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    needs = [p.requires_grad for p in model.parameters()]
+    random, enabled = torch.get_rng_state(), torch.is_grad_enabled()
+    waterfill.compress(model, batches_for("convolutions"), size_bytes=2000)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    assert [m.training for m in model.modules()] == flags
+    assert [p.requires_grad for p in model.parameters()] == needs
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        assert (parameter.grad is None) == (grad is None) and (grad is None or torch.equal(parameter.grad, grad))
+    for module, forward, backward, pre in hooks:
+        assert (dict(module._forward_hooks), dict(module._backward_hooks)) == (forward, backward)
+        assert dict(module._forward_pre_hooks) == pre
+    assert enabled == torch.is_grad_enabled() and len(handles) == 2
+    assert not torch.equal(random, torch.rand(1)) and torch.equal(random, torch.get_rng_state()) is False
+
+
+def test_compress_works_where_gradients_are_off():
+    with torch.no_grad():
+        result = waterfill.compress(used(mlp()), batches_for("linear"), size_bytes=1500)
+    with torch.inference_mode():
+        bare = waterfill.compress(used(mlp()), size_bytes=1500)
+    assert result.distortion < 0.05 and bare.size_bytes <= 1500
+
+
+# Patterns and norms
+
+
+def masked():
+    """A net with a buffer that holds -inf, as attention masks do."""
+    net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 6))
+    net.register_buffer("mask", torch.zeros(4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf))
+    return net
+
+
+def test_what_is_excluded_comes_back_bit_for_bit(tmp_path):
+    net, batches = masked(), batches_for("linear")
+    result = waterfill.compress(net, batches, size_bytes=2000, exclude=["mask", "2.*"])
+    after = round_trip(result, tmp_path / "net.wf", masked()).state_dict()
+    for name in ("mask", "2.weight", "2.bias"):
+        assert torch.equal(after[name], net.state_dict()[name])
+        row = next(row for row in result.tensors if row.name == name)
+        assert row.reconstruction == "exact" and "exclude" in row.reason
+    assert not torch.equal(after["0.weight"], net[0].weight)
+
+
+def test_only_what_is_included_is_quantized(tmp_path):
+    net = used(mlp())
+    result = waterfill.compress(net, batches_for("linear"), size_bytes=3000, include=["4.weight"])
+    after = round_trip(result, tmp_path / "net.wf", mlp()).state_dict()
+    changed = [name for name, tensor in net.state_dict().items() if not torch.equal(after[name], tensor)]
+    assert changed == ["4.weight"]
+
+
+def test_folded_norms_are_the_same_function_and_unfolded_ones_keep_their_vectors(tmp_path):
+    net, batches = used(mlp()), batches_for("linear")
+    folded = waterfill.compress(net, batches, size_bytes=3000)
+    twin = round_trip(folded, tmp_path / "net.wf", mlp())
+    assert twin[1].running_mean.abs().max() == 0
+    assert {row.name: row.reconstruction for row in folded.tensors}["1.running_mean"] == "constant"
+    kept = waterfill.compress(net, batches, size_bytes=3000, fold_norms=False)
+    twin = round_trip(kept, tmp_path / "net.wf", mlp())
+    for field in ("running_mean", "running_var", "weight", "bias"):
+        assert (getattr(twin[1], field) - getattr(net[1], field)).abs().max() < 0.05
+    assert folded.distortion < 1e-3 > kept.distortion
+
+
+def test_corrected_statistics_bring_the_function_closer(monkeypatch):
+    net = used(
+        nn.Sequential(
+            nn.Conv2d(2, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Flatten(), nn.Linear(64, 6),
+        )
+    )  # fmt: skip
+    batches = [(torch.randn(64, 2, 6, 6) + 1, torch.randint(0, 6, (64,))) for _ in range(2)]
+    corrected = waterfill.compress(net, batches, rate=2.5, effort="fast")
+    monkeypatch.setattr(sys.modules[SEARCH], "correct_statistics", lambda *_, **__: None)
+    plain = waterfill.compress(net, batches, rate=2.5, effort="fast")
+    assert plain.size_bytes == pytest.approx(corrected.size_bytes, rel=0.02)
+    assert corrected.distortion < 0.9 * plain.distortion
+
+
+# The report
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_tensor_has_a_row_and_the_rows_add_up(name):
+    model = NETS[name][0]()
+    result = waterfill.compress(model, batches_for(name), size_bytes=room(model))
+    assert [row.name for row in result.tensors] == list(model.state_dict())
+    for row, tensor in zip(result.tensors, model.state_dict().values(), strict=True):
+        assert (row.shape, row.numel) == (tuple(tensor.shape), tensor.numel())
+        assert row.rate == pytest.approx(8 * row.size_bytes / max(1, row.numel))
+        assert row.reconstruction in ("uniform", "relative", "exact", "tied", "constant")
+        assert row.reason or row.reconstruction == "uniform"
+        assert row.distortion is None or row.distortion >= 0
+    total = sum(row.size_bytes for row in result.tensors) + result.overhead_bytes
+    assert total == pytest.approx(result.size_bytes, abs=0.5)
+
+
+def test_the_json_holds_everything_but_the_bytes():
+    result = waterfill.compress(used(mlp()), batches_for("linear"), size_bytes=2000)
+    parsed = json.loads(result.to_json())
+    assert parsed["size_bytes"] == result.size_bytes and parsed["target"] == {"size_bytes": 2000.0}
+    assert [row["name"] for row in parsed["tensors"]] == [row.name for row in result.tensors]
+    assert parsed["distortion"] == result.distortion and "data" not in parsed
+
+
+def test_progress_is_told():
+    seen = set()
+    waterfill.compress(mlp(), batches_for("linear"), size_bytes=2000, progress=lambda *told: seen.add(told[0]))
+    assert "quantize" in seen and len(seen) > 1
+
+
+def test_a_file_that_exists_is_replaced_only_by_force(tmp_path):
+    result, path = waterfill.compress(mlp(), size_bytes=2000), tmp_path / "net.wf"
+    path.write_bytes(b"mine")
+    with pytest.raises(WaterfillError, match="exists"):
+        result.save(path, force=False)
+    assert path.read_bytes() == b"mine"
+    result.save(path)
+    assert path.read_bytes() == result.data
+    assert list(tmp_path.iterdir()) == [path]
