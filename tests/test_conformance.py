@@ -1,6 +1,6 @@
-import conformance
 import pytest
 
+import conformance
 from waterfill.quantize import Scalar, Vector
 from waterfill.records import Layout
 

@@ -6,8 +6,6 @@ from waterfill.quantize import Scalar
 from waterfill.reconstruct import reconstruct
 from waterfill.records import Layout, Weight
 
-E = np.e
-
 
 def weight(matrix, shape=None):
     matrix = np.ascontiguousarray(matrix, np.float32)
@@ -50,10 +48,10 @@ def test_the_rate_falls_and_the_distortion_rises_with_the_water_level(form, lmbd
 
 def test_the_rate_falls_as_a_bit_grows_dearer():
     some = laplace()
-    found = [Scalar(lmbda).quantize(some, None, 0.02) for lmbda in (0.0, 0.03, 0.06, 0.11, 0.2, 0.4, 0.8)]
+    found = [Scalar(lmbda).quantize(some, None, 0.02) for lmbda in (0.03, 0.06, 0.11, 0.2, 0.4, 0.8)]
     assert len({item.rule.step for item in found}) == 1
     assert (np.diff([item.bits for item in found]) < 0).all()
-    assert (np.diff([item.distortion for item in found])[1:] > 0).all()
+    assert (np.diff([item.distortion for item in found]) > 0).all()
 
 
 @pytest.mark.parametrize("level", [1e-3, 1e-5, 1e-7])
@@ -62,8 +60,7 @@ def test_at_high_rate_the_mean_cost_is_the_water_level(level, form):
     assert mean_cost(Scalar(lmbda=0.0).quantize(gaussian(), form, level)) == pytest.approx(level, rel=0.1)
 
 
-@pytest.mark.parametrize("lmbda", [0.0, 0.11])
-@pytest.mark.parametrize("level", [0.1, 0.02, 0.005, 0.001])
+@pytest.mark.parametrize(("lmbda", "level"), [(0.0, 0.02), (0.0, 0.005), (0.11, 0.1), (0.11, 0.02), (0.11, 0.005)])
 def test_a_gaussian_lies_between_its_bound_and_a_quarter_bit_above(lmbda, level):
     some = gaussian()
     quantized = Scalar(lmbda).quantize(some, None, level)
@@ -75,8 +72,8 @@ def test_a_gaussian_lies_between_its_bound_and_a_quarter_bit_above(lmbda, level)
 def test_a_laplacian_is_never_below_its_shannon_bound(level):
     some = laplace()
     quantized = Scalar().quantize(some, None, level)
-    entropy = np.log2(2 * E * np.abs(some.matrix).mean())  # of the Laplacian with this mean magnitude
-    bound = entropy - 0.5 * np.log2(2 * np.pi * E * mean_cost(quantized))
+    entropy = np.log2(2 * np.e * np.abs(some.matrix).mean())  # of the Laplacian with this mean magnitude
+    bound = entropy - 0.5 * np.log2(2 * np.pi * np.e * mean_cost(quantized))
     assert bound <= rate(quantized) <= bound + 0.27
 
 
@@ -117,11 +114,12 @@ def test_importance_of_the_taps_goes_into_the_steps():
     assert np.diff(rule.taps) == pytest.approx(-2 * np.log2(np.sqrt(10)), abs=1)
 
 
-def test_a_sparse_matrix_costs_little():
+@pytest.mark.parametrize(("share_lost", "most"), [(0.3, 0.15), (0.03, 0.2), (0.003, 0.22)])
+def test_a_sparse_matrix_costs_little(share_lost, most):
     rng = np.random.default_rng(0)
-    matrix = np.where(rng.random((300, 300)) < 0.01, rng.normal(size=(300, 300)), 0)
-    quantized = Scalar().quantize(weight(matrix), None, 1e-4)
-    assert rate(quantized) < 0.15
+    matrix = np.where(rng.random((300, 300)) < 0.01, rng.laplace(size=(300, 300)), 0)
+    quantized = Scalar().quantize(weight(matrix), None, share_lost * np.square(matrix).mean())
+    assert rate(quantized) < most
     assert (quantized.symbols[matrix == 0] == 0).all()
 
 

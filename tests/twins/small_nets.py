@@ -52,6 +52,18 @@ def scrambled(module):
     return module
 
 
+def CONV():
+    return nn.Conv2d(2, 3, 2)
+
+
+def time_first(attention, x):
+    turned = x.transpose(0, 1)
+    return attention(turned, turned, turned)[0].transpose(0, 1)
+
+
+SLOWER = {"bilinear", "view of a parameter", "attention", "attention, time first", "weight norm"}
+"""Layers with tensors that no view describes."""
+
 IMAGES = {
     "conv2d": (lambda: nn.Conv2d(2, 3, 3), (2, 5, 6)),
     "strided": (lambda: nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 2)), (2, 6, 5)),
@@ -103,7 +115,7 @@ IMAGES = {
     ),
     "called twice": (lambda: Function(lambda self, x: self.a(self.a(x).tanh()), a=nn.Linear(4, 4)), (4,)),
     "called on two sizes": (
-        lambda: Function(lambda self, x: self.a(x).mean((2, 3)) + self.a(x[:, :, 1:]).amax((2, 3)), a=nn.Conv2d(2, 3, 2)),
+        lambda: Function(lambda self, x: self.a(x).mean(3) + self.a(x[:, :, 1:]).amax((2, 3))[:, :, None], a=CONV()),
         (2, 4, 5),
     ),
     "attention": (
@@ -111,7 +123,7 @@ IMAGES = {
         (3, 4),
     ),
     "attention, time first": (
-        lambda: Function(lambda self, x: self.a(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1), a=nn.MultiheadAttention(4, 2)),
+        lambda: Function(lambda self, x: time_first(self.a, x), a=nn.MultiheadAttention(4, 2)),
         (3, 4),
     ),
     "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 5)), (4,)),

@@ -1,0 +1,235 @@
+import warnings
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
+from waterfill.models.batches import (
+    as_batches,
+    as_predictions,
+    call,
+    class_axis,
+    describe,
+    evaluation,
+    first_tensor,
+    num_samples,
+    output_kind,
+    pick,
+    split,
+    take,
+)
+
+X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "target"),
+    [
+        (X, X, None),
+        ((X, Y), X, Y),
+        ([X, Y], X, Y),
+        ((X, None), X, None),
+        ((X,), (X,), None),
+        ((X, X, X), (X, X, X), None),
+        ({"x": X}, {"x": X}, None),
+        (((X, X), Y), (X, X), Y),
+        (({"x": X}, Y), {"x": X}, Y),
+    ],
+)
+def test_a_pair_is_input_and_target_and_nothing_else_is(batch, inputs, target):
+    found = split(batch)
+    assert found[0] is inputs or found[0] == inputs
+    assert found[1] is target
+
+
+def test_targets_may_be_arrays_and_lists():
+    assert torch.equal(split((X, np.array([0, 1, 2, 0])))[1], Y)
+    assert torch.equal(split((X, [0, 1, 2, 0]))[1], Y)
+    with pytest.raises(CalibrationError, match=r"target of a batch is a dict.*\(\(first, second\), None\)"):
+        split((X, {"y": Y}))
+
+
+def test_samples_are_counted_on_the_first_tensor():
+    assert num_samples(X) == num_samples((X, Y)) == num_samples({"a": [X], "b": 1}) == 4
+    for bad in (torch.tensor(1.0), "text", (), {"a": None}):
+        with pytest.raises(CalibrationError, match=r"no axis that counts samples; expected tensors \[samples"):
+            num_samples(bad)
+
+
+def test_samples_are_taken_from_every_tensor_that_has_them():
+    inputs = {"x": X, "mask": torch.ones(2, 2), "pair": (Y, 3)}
+    part = take(inputs, 1, 3)
+    assert torch.equal(part["x"], X[1:3])
+    assert part["mask"].shape == (2, 2)
+    assert torch.equal(part["pair"][0], Y[1:3])
+    assert part["pair"][1] == 3
+    assert torch.equal(pick(X, [0, 1, 0]), X[[0, 1, 0]])
+
+
+def model(answer):
+    class Answers(nn.Module):
+        def forward(self, x, y=None):
+            return answer(x if y is None else x + y)
+
+    return Answers()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: x,
+        lambda x: (x, None),
+        lambda x: [None, x, 2 * x],
+        lambda x: {"logits": x, "loss": x.sum()},
+        lambda x: {"text": "", "y": x, "z": 2 * x},
+        lambda x: OrderedDict(loss=x.sum(), logits=x),
+        lambda x: SimpleNamespace(logits=x, loss=x.sum()),
+    ],
+)
+def test_outputs_of_every_kind(answer):
+    assert torch.equal(call(model(answer), X), X)
+
+
+def test_inputs_of_every_kind():
+    echo = model(lambda x: x)
+    for inputs in (2 * X, (X, X), [X, X], {"x": X, "y": X}):
+        assert torch.equal(call(echo, inputs), 2 * X)
+
+
+def test_outputs_without_a_tensor_are_refused():
+    for output in (None, "text", (), {"logits": None}, SimpleNamespace(logits=3)):
+        with pytest.raises(
+            UnsupportedModelError, match=f"returns a {type(output).__name__} without a tensor; expected"
+        ):
+            first_tensor(output)
+
+
+def test_a_batch_that_does_not_fit_is_named():
+    with pytest.raises(CalibrationError) as error:
+        call(nn.Linear(5, 2), X, index=7)
+    assert "Batch 7 does not fit the model: its inputs float32[4, 3] raised RuntimeError: " in str(error.value)
+    assert "mat1 and mat2 shapes" in str(error.value)
+    assert "Expected what the model's forward takes; give batches of that shape and dtype" in str(error.value)
+    assert isinstance(error.value.__cause__, RuntimeError)
+    with pytest.raises(CalibrationError, match=r"A batch .*\(x=int64\[4\], z=str\) raised TypeError"):
+        call(nn.Linear(3, 2), {"x": Y, "z": "no"})
+
+
+def test_describe_shows_shapes_and_types():
+    assert describe((X, {"m": Y > 0}, None)) == "(float32[4, 3], (m=bool[4]), NoneType)"
+
+
+def test_batches_can_be_read_again_and_again():
+    data = [X, X]
+    assert as_batches(data) is data
+    loader = DataLoader(TensorDataset(X, Y), batch_size=2)
+    assert as_batches(loader) is loader
+    once = as_batches(x for x in data)
+    assert len(list(once)) == len(list(once)) == 2
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(data)
+
+    stream = Stream()
+    assert as_batches(stream) is stream
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (X, r"a single tensor float32\[4, 3\].*\[batch\]"),
+        ({"x": X}, "a single dict"),
+        ("data.npz", "a str"),
+        ((X, Y), "a single pair"),
+        (3, "a int and cannot be iterated over"),
+        (TensorDataset(X, Y), "DataLoader"),
+        ([], "has no batches; expected at least one"),
+        (iter([]), "has no batches"),
+        ((x for x in ()), "has no batches"),
+    ],
+)
+def test_what_is_no_data_is_refused(data, message):
+    with pytest.raises(CalibrationError, match=message):
+        as_batches(data)
+
+
+def test_a_tuple_of_batches_is_data():
+    pair = (X, X)
+    assert as_batches(pair) is pair
+    assert as_batches(((X, Y), (X, Y)))
+
+
+def test_what_the_model_returns_is_told_from_targets():
+    assert output_kind([(X, Y)], None) == "logits"
+    assert output_kind([(X, Y.to(torch.uint8))], None) == "logits"
+    assert output_kind([(X, Y)], "values") == "values"
+    assert output_kind([X], "logits") == "logits"
+    with pytest.raises(UsageError, match="'logits', 'values' or None"):
+        output_kind([X], "classes")
+    for data, found in (([X], "no targets"), ([(X, X)], r"targets of float32\[4, 3\]"), ([(X, Y > 0)], "bool")):
+        with pytest.raises(CalibrationError, match=f"{found}.*output='logits'.*KL.*output='values'.*squared"):
+            output_kind(data, None)
+
+
+def test_classes_are_on_the_last_axis_unless_the_target_says_axis_1():
+    assert class_axis(torch.zeros(4, 3)) == 1
+    assert class_axis(torch.zeros(4, 6, 3), torch.zeros(4, 6).long()) == 2
+    assert class_axis(torch.zeros(4, 3, 6), torch.zeros(4, 6).long()) == 1
+    assert class_axis(torch.zeros(4, 3, 5, 6), torch.zeros(4, 5, 6).long()) == 1
+    assert class_axis(torch.zeros(4, 5, 5), torch.zeros(4, 5).long()) == 2
+    assert class_axis(torch.zeros(4, 3, 6), torch.zeros(4, 6)) == 2
+    assert class_axis(torch.zeros(4, 6, 3), Y) == 2
+
+
+def test_predictions_are_rows():
+    logits = torch.randn(2, 3, 4, 5)
+    target = torch.randint(0, 3, (2, 4, 5))
+    target[0, 1, 2] = -100
+    rows, labels = as_predictions(logits, target)
+    keep = target.reshape(-1) != -100
+    assert torch.equal(rows, logits.permute(0, 2, 3, 1).reshape(-1, 3)[keep])
+    assert torch.equal(labels, target.reshape(-1)[keep])
+    assert as_predictions(X, X)[1] is None
+    assert torch.equal(as_predictions(X, Y[:, None])[1], Y)
+
+
+def test_targets_that_do_not_fit_are_refused():
+    with pytest.raises(
+        CalibrationError, match=r"int64\[3\] do not fit the logits float32\[4, 3\]; expected one target"
+    ):
+        as_predictions(X, Y[:3])
+    for bad in (Y + 1, Y - 1):
+        with pytest.raises(CalibrationError, match="expected 0 to 2 for 3 classes"):
+            as_predictions(X, bad)
+
+
+def test_evaluation_puts_everything_back():
+    net = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
+    net[1].eval()
+    net[1][0].train()
+    net[0].weight.requires_grad_(False)
+    net[0].bias.grad = torch.ones(2)
+    modes = [module.training for module in net.modules()]
+    with pytest.raises(KeyError), evaluation(net) as same:
+        assert same is net
+        assert not any(module.training for module in net.modules())
+        for parameter in net.parameters():
+            parameter.requires_grad_(True)
+        net(X).sum().backward()
+        raise KeyError
+    assert [module.training for module in net.modules()] == modes
+    assert [p.requires_grad for p in net.parameters()] == [False, True, True, True]
+    assert [p.grad is None for p in net.parameters()] == [True, False, True, True]
+    assert torch.equal(net[0].bias.grad, torch.ones(2))
+
+
+def test_no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(nn.Linear(3, 2), X)

@@ -1,0 +1,387 @@
+"""The command line, mostly called in this process; what depends on signals and the shell in one of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+import waterfill
+from waterfill import cli
+from waterfill.errors import UsageError
+
+NETS = """
+import time
+import torch
+from torch import nn
+
+not_callable = 3
+
+class Raises:
+    def __iter__(self):
+        yield torch.randn(4, 6), torch.zeros(4, dtype=torch.long)
+        raise OSError("disk gone")
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5))
+
+def broken(value=float("nan")):
+    model = net()
+    model[3].weight.data[1, 2] = value
+    return model
+
+def infinite():
+    return broken(float("inf"))
+
+def narrow():
+    return nn.Linear(6, 5)
+
+def odd_names():
+    model = nn.Module()
+    for name in ("[/]", "[bold]x[/bold]", "tab\\tand\\x1b[31m", "n" * 300):
+        model.register_parameter(name, nn.Parameter(torch.randn(9, 9)))
+    return model
+
+def no_module():
+    return [1, 2]
+
+def data():
+    torch.manual_seed(1)
+    model = net().eval()
+    return [(x, model(x).argmax(1)) for x in torch.randn(2, 16, 6)]
+
+def inputs():
+    return [x for x, _ in data()]
+
+def generator():
+    return iter(data())
+
+def empty():
+    return []
+
+def wrong_shape():
+    return [(torch.randn(4, 7), torch.zeros(4, dtype=torch.long))]
+
+def raises():
+    raise ValueError("first line\\nsecond line")
+
+def raises_later():
+    return Raises()
+
+def slow():
+    for _ in range(600):
+        print("waiting", flush=True)
+        time.sleep(0.1)
+        yield torch.randn(4, 6), torch.zeros(4, dtype=torch.long)
+"""
+
+MODULE = "waterfill_cli_test_nets"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a module of factories, weights and a compressed file, as the current one."""
+    (tmp_path / f"{MODULE}.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    nets = __import__(MODULE)
+    safetensors.torch.save_file(nets.net().state_dict(), "net.safetensors")
+    waterfill.compress(nets.net(), size_bytes=1000).save("net.wf")
+    yield tmp_path
+    sys.modules.pop(MODULE, None)
+
+
+@pytest.fixture
+def run(place, monkeypatch, capsys):
+    """Run a command line here: exit code, standard output and standard error."""
+
+    def one(line):
+        words = [word.replace("nets:", f"{MODULE}:") for word in line.split()]
+        monkeypatch.setattr(sys, "argv", ["waterfill", *words])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return one
+
+
+def left(place):
+    """Files beside the ones that the fixture made."""
+    made = {f"{MODULE}.py", "net.safetensors", "net.wf", "__pycache__"}
+    return sorted(path.name for path in place.iterdir() if path.name not in made)
+
+
+# Commands
+
+
+def test_compress_prints_a_table_and_writes_json(run, place):
+    code, out, err = run(
+        "compress nets:net -o out.wf --weights net.safetensors --data nets:data --size 1kB --json r.json"
+    )
+    assert (code, err) == (0, "")
+    assert "3.weight" in out and "out.wf: " in out and "bit/value" in out
+    told = json.loads((place / "r.json").read_text())
+    assert told["size_bytes"] == (place / "out.wf").stat().st_size <= 1000
+    assert {"0.weight", "3.bias"} <= {row["name"] for row in told["tensors"]}
+    assert left(place) == ["out.wf", "r.json"]
+
+
+def test_compress_a_bare_file(run, place):
+    assert run("compress net.safetensors -o out.wf --size 1.5KiB")[0] == 0
+    assert set(waterfill.decompress("out.wf")) == set(safetensors.torch.load_file("net.safetensors"))
+
+
+def test_decompress_gives_ordinary_safetensors(run, place):
+    code, out, _ = run("decompress net.wf -o out.safetensors")
+    assert code == 0 and "out.safetensors: 9 tensors" in out
+    tensors, expected = safetensors.torch.load_file("out.safetensors"), waterfill.decompress("net.wf")
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_inspect_lists_the_tensors(run, place):
+    code, out, _ = run("inspect net.wf --json i.json")
+    assert code == 0 and "0.weight" in out and "all checksums are right" in out
+    told = json.loads((place / "i.json").read_text())
+    assert told["size_bytes"] == (place / "net.wf").stat().st_size
+    assert told["rate"] == pytest.approx(8 * told["size_bytes"] / told["floating_values"])
+    rows = {row["name"]: row for row in told["tensors"]}
+    assert rows["3.weight"]["shape"] == [5, 32] and rows["1.num_batches_tracked"]["reconstruction"] == "exact"
+
+
+def test_evaluate_with_and_without_a_file(run, place):
+    code, out, _ = run("evaluate nets:net --data nets:data --json e.json")
+    assert code == 0 and "accuracy" in out
+    assert json.loads((place / "e.json").read_text())["original"]["accuracy"] == 1
+    code, out, _ = run("evaluate nets:net net.wf --data nets:generator --weights net.safetensors --json e.json")
+    told = json.loads((place / "e.json").read_text())
+    assert code == 0 and 0 < told["compressed"]["kl"] < 1 and told["original"]["samples"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ("--rate 8", "rate"),
+        ("--size 1kB", "size_bytes"),
+        ("--distortion 0.01 --data nets:data", "distortion"),
+        ("--tolerance 10pt --data nets:data", "tolerance"),
+        ("--tolerance 10% --data nets:data", "tolerance"),
+        ("--size 64KiB --data nets:inputs --output values", "size_bytes"),
+        ("--size 1000 --data nets:inputs --output logits --temperature 2", "size_bytes"),
+        ("--size 1000B --importance identity --effort best --no-fold-norms", "size_bytes"),
+        ("--size 1000 --importance weight_scale --include 3.* --exclude 3.bias --seed 4", "size_bytes"),
+        ("--size 1000 --importance regression --data nets:inputs --output values", "size_bytes"),
+    ],
+)
+def test_options_of_compress(run, place, options, key):
+    code, _, err = run(f"compress nets:net -o out.wf --json r.json {options}")
+    assert (code, err) == (0, "")
+    assert list(json.loads((place / "r.json").read_text())["target"]) == [key]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("100kB", 100_000), ("64KiB", 65536), ("5000", 5000), ("1.5MB", 1_500_000), ("2 GiB", 2**31), (".5kb", 500)],
+)
+def test_sizes(text, size):
+    assert cli._size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "kB", "12 apples", "1e3", "-5", "1,000"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(UsageError, match="--size"):
+        cli._size(text)
+
+
+def test_a_percentage_is_one_of_the_accuracy(place):
+    nets = sys.modules[MODULE]
+    half = [(x, torch.where(torch.arange(16) < 8, y, (y + 1) % 5)) for x, y in nets.data()]
+    assert cli._tolerance("0.5pt", nets.net(), half, None) == pytest.approx(0.005)
+    assert cli._tolerance("0.5%", nets.net(), half, None) == pytest.approx(0.0025)
+
+
+def test_names_are_shown_as_they_are(run, place):
+    code, out, _ = run("compress nets:odd_names -o out.wf --size 3kB")
+    assert code == 0
+    for name in ("[/]", "[bold]x[/bold]", r"tab\tand\x1b[31m"):
+        assert name in out
+    assert "\x1b" not in out and out.count("n" * 20)
+    assert "[bold]x[/bold]" in run("inspect out.wf")[1]
+
+
+def test_an_output_that_exists_is_replaced_only_by_force(run, place):
+    before = (place / "net.wf").read_bytes()
+    code, _, err = run("compress nets:net -o net.wf --size 900")
+    assert code == 1 and "net.wf exists" in err and "--force" in err
+    assert (place / "net.wf").read_bytes() == before
+    assert run("compress nets:net -o net.wf --size 900 --force")[0] == 0
+    assert (place / "net.wf").stat().st_size <= 900
+    assert run("decompress net.wf -o net.safetensors")[0] == 1
+    assert run("decompress net.wf -o net.safetensors --force")[0] == 0
+
+
+# Errors
+
+
+def refused(run, place, line, code, *parts):
+    """One line on standard error that has all parts, this exit code, and nothing written."""
+    files = left(place)
+    found, out, err = run(line)
+    assert found == code, err
+    assert out == ""
+    assert err.startswith("waterfill: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    for part in parts:
+        assert part in err, err
+    assert left(place) == files
+
+
+BAD = [
+    ("compress missing.safetensors -o o.wf", 1, ("missing.safetensors", "expected", "Check")),
+    ("compress nets -o o.wf", 1, ("nets", "package.module:factory")),
+    ("compress nets:net --weights missing.safetensors -o o.wf", 1, ("missing.safetensors", "does not exist")),
+    ("compress nets:narrow --weights net.safetensors -o o.wf", 1, ("net.safetensors", "weight")),
+    ("compress net.safetensors --weights net.safetensors -o o.wf", 2, ("--weights", "net.safetensors", "factory")),
+    ("compress . -o o.wf", 1, (". is a folder", "expected a .safetensors file")),
+    ("compress net.wf -o o.wf", 1, ("net.wf", "compressed already", "waterfill decompress")),
+    ("compress nets:net -o o.wf --rate 2 --size 1kB", 2, ("--rate and --size", "expected one target")),
+    ("compress nets:net -o o.wf --rate 0", 2, ("rate=0", "expected a number above zero")),
+    ("compress nets:net -o o.wf --rate nan", 2, ("rate=nan", "expected")),
+    ("compress nets:net -o o.wf --rate 0.01", 1, ("below the floor of", "ask for more")),
+    ("compress nets:net -o o.wf --output scores", 2, ("--output 'scores'", "expected one of logits, values")),
+    ("compress nets:net -o o.wf --importance magic", 2, ("--importance 'magic'", "expected one of")),
+    ("compress nets:net -o o.wf --effort magic", 2, ("--effort 'magic'", "fast, default, best, max")),
+    ("compress nets:net -o o.wf --size many", 2, ("--size 'many'", "expected a number")),
+    ("compress nets:net -o o.wf --tolerance 0.5", 2, ("--tolerance '0.5'", "0.5pt", "0.5%")),
+    ("compress nets:net -o o.wf --tolerance 0.5%", 1, ("--tolerance", "--data")),
+    ("compress nets:net -o o.wf --distortion 0.1", 1, ("distortion=0.1", "pass data")),
+    ("compress nets:net -o o.wf --data nets:inputs", 1, ("no targets", "output='logits'", "output='values'")),
+    ("compress nets:broken -o o.wf", 1, ("'3.weight' [5, 32]", "NaN or infinite", "expected finite", "exclude")),
+    ("compress nets:infinite -o o.wf", 1, ("'3.weight' [5, 32]", "NaN or infinite")),
+    ("compress nets:net -o o.wf --data nets:empty", 1, ("no batches", "expected at least one")),
+    ("compress nets:net -o o.wf --data nets:wrong_shape", 1, ("Batch 0", "float32[4, 7]", "Expected", "give")),
+    ("compress nets:net -o o.wf --data nets:raises", 1, ("--data", ":raises", "ValueError: first line second line")),
+    ("compress nets:net -o o.wf --data nets:raises_later", 1, (":raises_later", "batch 1", "disk gone")),
+    ("compress nets:net -o o.wf --data nets:not_callable", 1, (":not_callable", "int", "expected a callable")),
+    ("compress nets:net -o o.wf --data nets:missing", 1, (":missing", "expected", "Check")),
+    ("compress nets:net -o o.wf --data no_such_package:data", 1, ("no_such_package", "expected", "PYTHONPATH")),
+    ("compress nets:net -o o.wf --data data.npz", 2, ("--data 'data.npz'", "package.module:factory")),
+    ("compress nets:no_module -o o.wf", 1, (":no_module", "list", "expected a torch.nn.Module")),
+    ("compress nets:net -o o.wf --exclude typo*", 1, ("'typo*'", "matches no tensor")),
+    ("compress nets:net -o missing/o.wf", 1, ("missing does not exist", "create it")),
+    ("compress nets:net -o .", 1, ("Output .", "is a folder", "expected a file name")),
+    ("compress nets:net -o o.wf --json missing/r.json", 1, ("missing does not exist",)),
+    ("compress nets:net -o o.wf --json o.wf", 2, ("--out and --json", "o.wf")),
+    ("compress nets:net -o net.wf", 1, ("net.wf exists", "--force")),
+    ("evaluate nets:net", 2, ("--data",)),
+    ("evaluate net.safetensors --data nets:data", 2, ("net.safetensors", "package.module:factory")),
+    ("evaluate nets:narrow net.wf --data nets:data", 1, ("weight",)),
+    ("evaluate nets:net missing.wf --data nets:data", 1, ("missing.wf", "expected")),
+    ("inspect missing.wf", 1, ("missing.wf", "expected")),
+    ("inspect net.safetensors", 1, ("net.safetensors", "not a waterfill file")),
+    ("decompress . -o o.safetensors", 1, (".", "directory")),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "parts"), BAD, ids=[line for line, _, _ in BAD])
+def test_bad_input_is_refused_in_one_line(run, place, line, code, parts):
+    refused(run, place, line, code, *parts)
+
+
+def test_a_pickle_is_refused_with_the_line_that_converts_it(run, place):
+    torch.save(sys.modules[MODULE].net().state_dict(), "net.pth")
+    expected = 'safetensors.torch.save_file(torch.load("net.pth", weights_only=True), "net.safetensors")'
+    refused(run, place, "compress net.pth -o o.wf", 1, "net.pth", expected)
+    refused(run, place, "compress nets:net --weights net.pth -o o.wf", 1, "net.pth", expected)
+    (place / "net.safetensors").unlink()
+    exec(expected, {"safetensors": safetensors, "torch": torch})
+    assert run("compress nets:net --weights net.safetensors -o o.wf --size 1kB")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "command", ["inspect bad.wf", "decompress bad.wf -o o.safetensors", "evaluate nets:net bad.wf --data nets:data"]
+)
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_file_is_refused(run, place, command, damage):
+    whole = bytearray((place / "net.wf").read_bytes())
+    if damage == "flip":
+        whole[len(whole) // 2] ^= 4
+    (place / "bad.wf").write_bytes({"flip": whole, "cut": whole[:-20], "empty": b""}[damage])
+    refused(run, place, command, 1, "bad.wf")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(run, place, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    refused(run, place, "compress nets:net -o o.wf", 1, "is not writable", "permissions")
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(run, place, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(run, place, "decompress net.wf -o o.safetensors", 1, "o.safetensors", "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "line", ["bogus", "compress nets:net --bogus", "compress nets:net -o o.wf --rate many", "compress"]
+)
+def test_wrong_usage_exits_with_2(run, place, line):
+    code, out, err = run(line)
+    assert code == 2 and out == "" and "Error" in err
+    assert left(place) == []
+
+
+# Processes of their own
+
+
+def start(place, *words, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "waterfill", *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
+
+
+def test_the_module_is_the_command(place):
+    process = start(place, "inspect", "net.wf", stdin=subprocess.DEVNULL)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "") and "0.weight" in out
+    process = start(place, "inspect", "missing.wf")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "") and err.startswith("waterfill: missing.wf") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_command_that_is_stopped_writes_nothing(place, number, code):
+    process = start(place, "compress", f"{MODULE}:net", "-o", "o.wf", "--data", f"{MODULE}:slow", "--size", "1kB")
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert left(place) == []
+
+
+def test_killed_while_it_writes_leaves_no_half_file(place):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from waterfill.atomic import write_atomically\n"
+        "def parts():\n    yield b'x' * 100000\n    os.kill(os.getpid(), int(sys.argv[1]))\n    yield b'y'\n"
+        "write_atomically(Path('o.wf'), parts())"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(int(signal.SIGKILL))], cwd=place, check=False)
+    assert done.returncode == -9
+    assert "o.wf" not in left(place) and all(name.endswith(".part") for name in left(place))

@@ -1,0 +1,52 @@
+"""Golden files: what a release wrote, every later one reads to the same bits. Rewritten only by REGENERATE=1."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import waterfill
+from waterfill.files import exact_bytes
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def model():
+    generator = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, groups=1, bias=False),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ConvTranspose2d(8, 4, 3, groups=2),
+        torch.nn.BatchNorm2d(4, affine=False),
+        torch.nn.Embedding(12, 5),
+        torch.nn.Linear(40, 6),
+    )
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator).abs() + 0.1 if tensor.dim() == 1 else
+                         torch.randn(tensor.shape, generator=generator))  # fmt: skip
+    return net.eval()
+
+
+def digests(path):
+    return {name: hashlib.sha256(exact_bytes(tensor)).hexdigest() for name, tensor in waterfill.decompress(path).items()}
+
+
+CASES = {
+    "coarse": {"rate": 6.0},
+    "fine": {"rate": 12.0, "fold_norms": False},
+    "exact": {"rate": 24.0, "exclude": ["5.*"]},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_files_decode_to_the_same_bits(name):
+    path, digest = FOLDER / f"{name}.wf", FOLDER / f"{name}.json"
+    if os.environ.get("REGENERATE") == "1":
+        waterfill.compress(model(), **CASES[name]).save(path)
+        digest.write_text(json.dumps(digests(path), indent=1) + "\n")
+    assert digests(path) == json.loads(digest.read_text())
+
