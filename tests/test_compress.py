@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -247,6 +248,19 @@ def test_every_effort_meets_the_target(wide, effort):
     assert 1.98 <= result.rate <= 2
 
 
+@pytest.mark.parametrize("grown", [-300, -60, 0, 60, 300])
+def test_a_size_is_met_although_corrections_change_the_vectors(grown):
+    def attempt(size):
+        return SimpleNamespace(size_bytes=size)
+
+    work = SimpleNamespace(
+        inventory=SimpleNamespace(floating_values=8000),
+        draft=lambda level: attempt(100 + int(2000 * 2 ** (-level / 4))),
+        finish=lambda draft: attempt(draft.size_bytes + grown),
+    )
+    assert 0.99 * 3000 <= sys.modules[SEARCH]._search_size(work, 3000.0).size_bytes <= 3000
+
+
 @pytest.mark.parametrize("target", [{"rate": 0.01}, {"size_bytes": 10}])
 def test_an_impossible_size_names_a_floor_that_is_reached(wide, target):
     with pytest.raises(TargetError, match=r"below the floor of (\d+) bytes") as caught:
@@ -387,6 +401,12 @@ def test_the_same_input_and_seed_give_the_same_file():
     again = waterfill.compress(copy.deepcopy(net), copy.deepcopy(batches), size_bytes=1500, seed=3)
     torch.manual_seed(99)
     assert first.data == again.data == waterfill.compress(net, iter(batches), size_bytes=1500, seed=3).data
+
+
+def test_the_seed_decides_what_is_sampled():
+    net, batches = used(mlp()), batches_for("linear")
+    files = [waterfill.compress(net, batches, size_bytes=900, importance=kl(draws=1, seed=s)).data for s in (1, 1, 2)]
+    assert files[0] == files[1] != files[2]
 
 
 def test_the_state_of_torch_and_the_model_are_left_alone():

@@ -125,7 +125,9 @@ def test_many_classes_are_measured_in_parts(monkeypatch):
     model, reference = nets()
     whole = evaluate(model, labelled(), reference)
     monkeypatch.setattr(sys.modules["waterfill.evaluate"], "_VALUES_AT_ONCE", 30)
-    assert evaluate(model, labelled(), reference).to_dict() == pytest.approx(whole.to_dict(), rel=1e-12)
+    for name, value in evaluate(model, labelled(), reference).to_dict().items():
+        expected = whole.to_dict()[name]
+        assert value == (None if expected is None else pytest.approx(expected, rel=1e-12))
 
 
 def test_divergence_of_extreme_logits():

@@ -260,13 +260,15 @@ def _call_factory(text: str, what: str) -> Any:
 
 
 def _data(text: str) -> Any:
-    """Batches of a factory, whose own errors while they are read name it."""
+    """Batches of a factory, to be read again and again; its own errors while they are read name it."""
+    from waterfill.models.batches import as_batches
+
     data = _call_factory(text, "--data")
     plain = isinstance(data, Mapping | list | tuple | str | bytes) or hasattr(data, "shape")
     if plain or not isinstance(data, Iterable):
-        return data
+        return as_batches(data)
     batches = _SizedBatches(data, text) if isinstance(data, Sized) else _Batches(data, text)
-    return iter(batches) if isinstance(data, Iterator) else batches
+    return as_batches(iter(batches) if isinstance(data, Iterator) else batches)
 
 
 class _Batches:

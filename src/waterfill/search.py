@@ -26,8 +26,8 @@ PRODUCER = "waterfill 0.1.0"
 WITHIN = 0.01
 """A file is within this fraction below its target."""
 
-PILOT_RATE = 3.0
-"""Rate at which the powers are compared when the target is a quality."""
+FITTING_TRIES = 3
+"""How many files below a size limit are made at most, when none is near it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,11 +185,12 @@ def search(candidates: Sequence[Workshop], name: str, value: float) -> Attempt:
     if name in ("rate", "size_bytes"):
         limit = value * values / 8 if name == "rate" else value
         return min((_search_size(work, limit) for work in candidates), key=_loss)
-    work = candidates[0]
-    if len(candidates) > 1:
-        pilots = [_search_size(work, PILOT_RATE * values / 8 + 4096) for work in candidates]
-        work = candidates[min(range(len(pilots)), key=lambda i: _loss(pilots[i]))]
-    return _search_distortion(work, value) if name == "distortion" else _search_tolerance(work, value)
+    by_quality = _search_distortion if name == "distortion" else _search_tolerance
+    best = by_quality(candidates[0], value)
+    for other in candidates[1:]:  # only one that is better at the same size is worth a search of its own
+        if _loss(_search_size(other, best.size_bytes)) < _loss(best):
+            best = min(best, by_quality(other, value), key=lambda attempt: attempt.size_bytes)
+    return best
 
 
 def _loss(attempt: Attempt) -> float:
@@ -197,10 +198,15 @@ def _loss(attempt: Attempt) -> float:
 
 
 def _search_size(work: Workshop, limit: float) -> Attempt:
-    """The largest file of at most `limit` bytes."""
+    """The largest file of at most `limit` bytes.
+
+    Correcting statistics changes the size of the vectors, so the drafts aim at another size than the limit: what they
+    grew by the last time.
+    """
     values = max(1, work.inventory.floating_values)
     rate = 8 * limit / values
-    aim, first = limit, -2 * rate
+    aim, first, margin = limit, -2 * rate, -limit
+    fitting: list[Attempt] = []
 
     def measure(level: float) -> Trial[Attempt]:
         draft = work.draft(level)
@@ -212,16 +218,22 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
             best = allocate.lowest_within(measure, aim, first, slope=slope, within=WITHIN / 2, precision=1e-3)
             attempt = work.finish(best.made)
             excess = attempt.size_bytes - limit
-            if excess <= 0:
-                return attempt
-            aim, first = aim - 1.2 * excess - 1, best.level + 0.01  # corrected vectors took more than expected
+            fitting += [attempt] if excess <= 0 else []
+            margin = max(0.0, margin + max(0.0, excess + 1))  # the first time it only learns what they grow by
+            previous, first = aim, best.level + 0.01
+            aim = limit - (attempt.size_bytes - best.made.size_bytes) - margin
+            near = -excess <= WITHIN * limit or aim <= previous or len(fitting) == FITTING_TRIES
+            if fitting and near:
+                break
     except TargetError as error:
-        floor = float(error.args[0]) + limit - aim
-        raise TargetError(
-            f"Target of {limit:.0f} bytes ({rate:.3g} bit/value) is below the floor of {floor:.0f} bytes "
-            f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more, "
-            f"from size_bytes={math.ceil(floor)}."
-        ) from error
+        if not fitting:
+            floor = float(error.args[0]) + limit - aim
+            raise TargetError(
+                f"Target of {limit:.0f} bytes ({rate:.3g} bit/value) is below the floor of {floor:.0f} bytes "
+                f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more, "
+                f"from size_bytes={math.ceil(floor)}."
+            ) from error
+    return max(fitting, key=lambda attempt: attempt.size_bytes)
 
 
 def _search_distortion(work: Workshop, limit: float) -> Attempt:

@@ -100,6 +100,15 @@ def test_embeddings_agree_with_the_slow_twin():
     )
 
 
+def test_bags_of_embeddings_agree_with_the_slow_twin():
+    torch.manual_seed(0)
+    model = Function(lambda self, t: self.out(self.bag(t).tanh()), bag=nn.EmbeddingBag(7, 4), out=nn.Linear(4, OUT))
+    model = model.double()
+    close(
+        values(regression().estimate(model, [tokens()], "values"), model), slow_importance.regression(model, tokens())
+    )
+
+
 def test_an_error_in_the_padding_row_counts():
     model, plain = text_net(padding_idx=1), text_net()
     plain.load_state_dict(model.state_dict())

@@ -140,6 +140,17 @@ def test_half_precision_is_estimated_in_single(dtype):
     assert all(value.dtype == before[name].dtype for name, value in half.state_dict().items())
 
 
+def test_autocast_inside_a_model():
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.a(self.conv(x).relu().flatten(1)).float()
+
+    torch.manual_seed(0)
+    model = Function(forward, conv=nn.Conv2d(2, 3, 2), a=nn.Linear(12, OUT))
+    plain = Function(lambda self, x: self.a(self.conv(x).relu().flatten(1)), conv=model.conv, a=model.a)
+    same(kl().estimate(model, batches(), "logits"), kl().estimate(plain, batches(), "logits"), rtol=0.2)
+
+
 def test_positional_and_keyword_inputs():
     model = Function(lambda self, a, b, c=1.0: self.w(a * c) + self.w(b), w=nn.Linear(3, OUT))
     a, b = torch.randn(2, 4, 3)

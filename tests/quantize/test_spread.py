@@ -119,3 +119,10 @@ def test_side_bits_are_those_of_the_cheapest_table_and_a_byte():
     scales = np.array([0, 3, -5, 60, 0, 1], np.int8)
     by_table = [sum(tables.code_lengths(5)[s, abs(int(k))] for k in scales) for s in range(tables.SCALES)]
     assert spread.side_bits(scales) == pytest.approx(min(by_table) + 8)
+
+
+def test_the_largest_symbols_have_a_spread_that_a_file_can_hold():
+    symbols = np.tile(np.array([2**31 - 1, -(2**31) + 1], np.int32), (1, 20))
+    record = spread.fit(symbols, Layout((40,))).spread()
+    assert record.base <= 256
+    assert 8 * spread.LARGEST_SHIFT + tables.SCALES - 1 == 256

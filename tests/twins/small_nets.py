@@ -61,7 +61,7 @@ def time_first(attention, x):
     return attention(turned, turned, turned)[0].transpose(0, 1)
 
 
-SLOWER = {"bilinear", "view of a parameter", "attention", "attention, time first", "weight norm"}
+SLOWER = {"bilinear", "view of a parameter", "attention", "attention, time first", "transformer", "weight norm"}
 """Layers with tensors that no view describes."""
 
 IMAGES = {
@@ -126,6 +126,7 @@ IMAGES = {
         lambda: Function(lambda self, x: time_first(self.a, x), a=nn.MultiheadAttention(4, 2)),
         (3, 4),
     ),
+    "transformer": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (3, 4)),
     "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 5)), (4,)),
     "in place": (lambda: nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 2)), (2, 4, 4)),
     "no grad inside": (lambda: Function(frozen_forward, a=nn.Linear(4, 5)), (4,)),

@@ -67,7 +67,7 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def vmap_squares(
     model: nn.Module, learned: Variables, names: Collection[str], inputs: Inputs, signals: Tensor
 ) -> dict[str, Tensor]:
-    """Sums over samples and signals of squared gradients, by `vmap_gradients`, few enough samples at a time.
+    """Sums over samples and signals of squared gradients, by `vmap_gradients`, few enough at a time.
 
     Args:
         model: the network.
@@ -79,14 +79,15 @@ def vmap_squares(
     Returns:
         By name, float64 of the shape of the tensor.
     """
-    size = sum(learned.tensors[name].nbytes for name in names) * signals.shape[0]
-    step = max(1, CHUNK_BYTES // max(1, size))
+    most = max(1, CHUNK_BYTES // max(1, sum(learned.tensors[name].nbytes for name in names)))
+    together = min(len(signals), most)
+    step = max(1, most // together)
     totals = _zeros(learned, names)
     for start in range(0, num_samples(inputs), step):
         part = take(inputs, start, start + step)
-        gradients = vmap_gradients(model, learned, names, part, signals[:, start : start + step])
-        for name, gradient in gradients.items():
-            totals[name] += gradient.square().sum((0, 1), dtype=torch.float64)
+        for some in torch.split(signals[:, start : start + step], together):
+            for name, gradient in vmap_gradients(model, learned, names, part, some).items():
+                totals[name] += gradient.square().sum((0, 1), dtype=torch.float64)
     return totals
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -75,17 +76,10 @@ def extend(plan: Plan, model: nn.Module, learned: Variables, inputs: Inputs, ind
         output = call(model, probe, index=index)
     check_output(output, samples)
     signals = _one_sample_each(output)
-    tensors = [learned.tensors[name] for name in pending]
-    expected = _by_name(pending, [gradients(output, tensors, signal) for signal in signals])
-    at_sites = [gradients(output, tape.sites, signal) for signal in signals]
-    methods: dict[str, Method] = {}
-    for name, wanted in expected.items():
-        uses = () if name in tape.missed else tape.uses.get(name, ())
-        order = _right_order(uses, at_sites, wanted)
-        if order is not None:
-            methods[name] = order
-    others = {name: wanted for name, wanted in expected.items() if name not in methods}
-    methods |= _general_methods(model, learned, probe, signals, others)
+    orders = _right_orders(tape, learned, pending, output, signals)
+    methods: dict[str, Method] = {name: found[0] for name, found in orders.items() if found}
+    others = [name for name, found in orders.items() if not found]
+    methods |= _general_methods(model, learned, others, probe, output, signals)
     return Plan({**plan.methods, **methods}, samples, max(plan.site_values, tape.site_values // samples))
 
 
@@ -96,16 +90,6 @@ def _one_sample_each(output: Tensor) -> Tensor:
     for sample, signal in enumerate(signals):
         signal[sample] = torch.randn(output.shape[1:], generator=generator, dtype=torch.float64).to(signal)
     return signals
-
-
-def _by_name(names: Sequence[str], found: Sequence[Sequence[Tensor | None]]) -> dict[str, list[Tensor]]:
-    """The gradients of every signal, for the tensors with enough of them that are not zero to be a proof."""
-    result = {}
-    for name, gradient in zip(names, zip(*found, strict=True), strict=True):
-        known = [each for each in gradient if each is not None]
-        if len(known) == len(found) and sum(bool(each.any()) for each in known) >= min(2, len(found)):
-            result[name] = known
-    return result
 
 
 def check_output(output: Tensor, samples: int) -> None:
@@ -145,51 +129,55 @@ def gradients(output: Tensor, at: Sequence[object], signal: Tensor) -> tuple[Ten
         ) from error
 
 
-def _right_order(
-    uses: Sequence[Use], at_sites: Sequence[Sequence[Tensor | None]], expected: Sequence[Tensor]
-) -> Order | None:
-    """The order of rows by which the captured uses give the expected gradient for every sample alone."""
-    samples = len(expected)
-    reached = [use for use in uses if at_sites[0][use.site] is not None]
-    if not reached or any(use.rows % samples for use in reached):
-        return None
-    for order in _ORDERS:
-        found = (
-            per_sample_gradients(
-                reached, [at for use in reached if (at := at_site[use.site]) is not None], samples, order
-            )
-            for at_site in at_sites
-        )
-        if all(
-            _agrees(by_sample, wanted, s) for s, (by_sample, wanted) in enumerate(zip(found, expected, strict=True))
-        ):
-            return order
-    return None
+def _right_orders(
+    tape: Tape, learned: Variables, names: Sequence[str], output: Tensor, signals: Tensor
+) -> dict[str, list[Order]]:
+    """The orders of rows by which the captured uses give the right gradients for every signal.
+
+    Only for tensors with enough gradients that are not zero to be a proof; the lists may be empty.
+    """
+    tensors = [learned.tensors[name] for name in names]
+    proofs: Counter[str] = Counter()
+    orders: dict[str, list[Order]] = {name: [] if name in tape.missed else list(_ORDERS) for name in names}
+    for sample, signal in enumerate(signals):
+        at_sites = gradients(output, tape.sites, signal)
+        for name, wanted in zip(names, gradients(output, tensors, signal), strict=True):
+            if wanted is not None:
+                uses = [use for use in tape.uses.get(name, ()) if at_sites[use.site] is not None]
+                at_uses = [at for use in uses if (at := at_sites[use.site]) is not None]
+                orders[name] = [o for o in orders[name] if _holds(uses, at_uses, o, wanted, sample, len(signals))]
+                proofs[name] += bool(wanted.any())
+    return {name: found for name, found in orders.items() if proofs[name] >= min(2, len(signals))}
 
 
-def _agrees(by_sample: Tensor, expected: Tensor, sample: int) -> bool:
-    """Whether gradients [samples, ...] are the expected one for one sample and zero for the others."""
-    error = by_sample.clone()
-    error[sample] -= expected
-    limit = _TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max()
-    return bool((error.abs() <= limit).all())
+def _holds(
+    uses: Sequence[Use], at_uses: Sequence[Tensor], order: Order, wanted: Tensor, sample: int, samples: int
+) -> bool:
+    """Whether captured uses give the wanted gradient for one sample and zero for the others."""
+    if not uses or any(use.rows % samples for use in uses):
+        return False
+    each = (per_sample_gradients(uses, at_uses, samples, order, slice(s, s + 1))[0] for s in range(samples))
+    return _agrees(each, wanted, sample)
+
+
+def _agrees(by_sample: Iterable[Tensor], wanted: Tensor, sample: int) -> bool:
+    limit = _TOLERANCE.get(wanted.dtype, 1e-3) * wanted.abs().max()
+    errors = (each - wanted if number == sample else each for number, each in enumerate(by_sample))
+    return all(bool((error.abs() <= limit).all()) for error in errors)
 
 
 def _general_methods(
-    model: nn.Module,
-    learned: Variables,
-    probe: Inputs,
-    signals: Tensor,
-    expected: Mapping[str, Sequence[Tensor]],
+    model: nn.Module, learned: Variables, names: Sequence[str], probe: Inputs, output: Tensor, signals: Tensor
 ) -> dict[str, Method]:
-    """`vmap` where it gives the expected gradients, else `loop`."""
-    if not expected:
-        return {}
-    try:
-        found = functional.vmap_gradients(model, learned, list(expected), probe, signals)
-    except _VMAP_ERRORS:
-        return dict.fromkeys(expected, "loop")
-    return {
-        name: "vmap" if all(_agrees(found[name][:, s], each, s) for s, each in enumerate(wanted)) else "loop"
-        for name, wanted in expected.items()
-    }
+    """`vmap` where it gives the right gradients, else `loop`."""
+    methods: dict[str, Method] = dict.fromkeys(names, "vmap")
+    tensors = [learned.tensors[name] for name in names]
+    for sample, signal in enumerate(signals if names else ()):
+        try:
+            found = functional.vmap_gradients(model, learned, names, probe, signal.unsqueeze(0))
+        except _VMAP_ERRORS:
+            return dict.fromkeys(names, "loop")
+        for name, wanted in zip(names, gradients(output, tensors, signal), strict=True):
+            if wanted is None or not _agrees(found[name][:, 0], wanted, sample):
+                methods[name] = "loop"
+    return methods

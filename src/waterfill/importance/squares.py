@@ -85,10 +85,11 @@ def per_sample_gradients(
 def _chunk(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, alike: bool) -> int:
     """How many samples to take at once."""
     groups, out, columns = uses[0].view.sizes
+    signals = len(gradients[0])
     at_outputs = sum(of_use[0].numel() for of_use in gradients) // max(1, samples)
     places = at_outputs // max(1, groups * out)
     written_out = groups * out * columns if places > 1 or not alike else 0
-    values = at_outputs + groups * columns * places + written_out
+    values = signals * at_outputs + groups * columns * places + signals * written_out
     return max(1, CHUNK_BYTES // max(1, values * gradients[0][0].element_size()))
 
 
@@ -111,7 +112,7 @@ def _inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Ten
     for use in uses:
         if use.x is not None:
             x = _by_sample(use.x, samples, order, part)
-            joined.append(_places_last(use.view.inputs(x.flatten(0, 1)), x.shape[:2]))
+            joined.append(_places_last(use.view.inputs(_single(x).flatten(0, 1)), x.shape[:2]))
     return _concatenated(joined) if joined else None
 
 
@@ -120,8 +121,13 @@ def _gradients(uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, o
     joined = []
     for use, gradient in zip(uses, gradients, strict=True):
         g = _gradient_rows(use, gradient, samples, order, part)
-        joined.append(_places_last(use.view.gradients(g.flatten(0, 1)), g.shape[:2]))
+        joined.append(_places_last(use.view.gradients(_single(g).flatten(0, 1)), g.shape[:2]))
     return _concatenated(joined)
+
+
+def _single(t: Tensor) -> Tensor:
+    """At least single precision: models may compute in half precision inside, by autocast."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _places_last(normal: Tensor, lead: Sequence[int]) -> Tensor:
@@ -148,9 +154,14 @@ def _squares(x: Tensor | None, signals: Sequence[Tensor]) -> Tensor:
     if x.shape[-1] == 1:
         power = torch.stack([g[..., 0] for g in signals]).square().sum(0)
         return torch.einsum("bgo,bgi->goi", power, x[..., 0].square())
-    g = torch.cat(list(signals), 2) if len(signals) > 1 else signals[0]
-    squares = _products(g, x).square_().sum(0)
-    return squares.reshape(len(squares), len(signals), -1, x.shape[2]).sum(1)
+    samples, groups, out, _ = signals[0].shape
+    row_bytes = samples * groups * x.shape[2] * x.element_size()
+    if len(signals) * out * row_bytes <= CHUNK_BYTES:
+        squares = _products(torch.cat(list(signals), 2), x).square_().sum(0)
+        return squares.reshape(groups, len(signals), out, -1).sum(1)
+    rows = max(1, CHUNK_BYTES // max(1, row_bytes))
+    parts = zip(*(torch.split(g, rows, 2) for g in signals), strict=True)
+    return torch.cat([sum((_products(g, x).square_().sum(0) for g in part), x.new_zeros(())) for part in parts], 1)
 
 
 def _products(g: Tensor, x: Tensor) -> Tensor:

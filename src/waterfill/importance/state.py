@@ -104,7 +104,9 @@ class State:
             size = math.ceil(samples / math.ceil(samples / most))
             for start in range(0, samples, size):
                 part = take(inputs, start, start + size)
-                labels = target[start : start + size] if target is not None and len(target) == samples else target
+                labels = target
+                if target is not None and target.ndim and len(target) == samples:
+                    labels = target[start : start + size]
                 seen = _measure(here, part, labels, generator, index)
                 here = replace(here, moments=here.moments.merge(seen))
         return here

@@ -312,6 +312,8 @@ def evaluation(model: nn.Module) -> Iterator[nn.Module]:
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     model.eval()
+    for parameter in model.parameters():
+        parameter.grad = None
     try:
         yield model
     finally:
