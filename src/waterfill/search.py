@@ -205,7 +205,8 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
     """
     values = max(1, work.inventory.floating_values)
     rate = 8 * limit / values
-    aim, first, margin = limit, -2 * rate, -limit
+    aim, first, margin = limit, -2 * rate, 0.0
+    made: list[Attempt] = []
     fitting: list[Attempt] = []
 
     def measure(level: float) -> Trial[Attempt]:
@@ -219,9 +220,10 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
             attempt = work.finish(best.made)
             excess = attempt.size_bytes - limit
             fitting += [attempt] if excess <= 0 else []
-            margin = max(0.0, margin + max(0.0, excess + 1))  # the first time it only learns what they grow by
+            margin += max(0.0, excess + 1) if made else 0.0  # the first one only tells how much they grow
+            made.append(attempt)
             previous, first = aim, best.level + 0.01
-            aim = limit - (attempt.size_bytes - best.made.size_bytes) - margin
+            aim = max(1.0, limit - (attempt.size_bytes - best.made.size_bytes) - margin)
             near = -excess <= WITHIN * limit or aim <= previous or len(fitting) == FITTING_TRIES
             if fitting and near:
                 break

@@ -94,16 +94,18 @@ def _chunk(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: 
 
 
 def _by_sample(rows: Tensor, samples: int, order: Order, part: slice) -> Tensor:
-    """Split the axis of rows: [samples of the part, rows of one sample, ...]."""
+    """The rows of the samples of a part, those of a sample together: [samples of the part * rows of one, ...]."""
     each = rows.shape[0] // samples
+    if each == 1:
+        return rows[part]
     if order == "major":
-        return rows.reshape(samples, each, *rows.shape[1:])[part]
-    return rows.reshape(each, samples, *rows.shape[1:]).transpose(0, 1)[part]
+        return rows.reshape(samples, each, *rows.shape[1:])[part].flatten(0, 1)
+    return rows.reshape(each, samples, *rows.shape[1:]).transpose(0, 1)[part].flatten(0, 1)
 
 
 def _gradient_rows(use: Use, gradient: Tensor, samples: int, order: Order, part: slice) -> Tensor:
-    """[samples of the part, rows of one sample, *shape of a row]."""
-    return _by_sample(gradient.reshape(use.rows, *gradient.shape[use.lead :]), samples, order, part)
+    rows = gradient if use.lead == 1 else gradient.reshape(use.rows, *gradient.shape[use.lead :])
+    return _by_sample(rows, samples, order, part)
 
 
 def _inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Tensor | None:
@@ -112,7 +114,7 @@ def _inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Ten
     for use in uses:
         if use.x is not None:
             x = _by_sample(use.x, samples, order, part)
-            joined.append(_places_last(use.view.inputs(_single(x).flatten(0, 1)), x.shape[:2]))
+            joined.append(_places_last(use.view.inputs(_single(x)), use.rows // samples))
     return _concatenated(joined) if joined else None
 
 
@@ -121,18 +123,18 @@ def _gradients(uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, o
     joined = []
     for use, gradient in zip(uses, gradients, strict=True):
         g = _gradient_rows(use, gradient, samples, order, part)
-        joined.append(_places_last(use.view.gradients(_single(g).flatten(0, 1)), g.shape[:2]))
+        joined.append(_places_last(use.view.gradients(_single(g)), use.rows // samples))
     return _concatenated(joined)
 
 
 def _single(t: Tensor) -> Tensor:
     """At least single precision: models may compute in half precision inside, by autocast."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+    return t.float() if t.itemsize < 4 else t
 
 
-def _places_last(normal: Tensor, lead: Sequence[int]) -> Tensor:
-    """[samples * rows, groups, features, places] to [samples, groups, features, rows * places]."""
-    return normal.reshape(*lead, *normal.shape[1:]).movedim(1, -2).flatten(-2)
+def _places_last(normal: Tensor, each: int) -> Tensor:
+    """[samples * rows of one, groups, features, places] to [samples, groups, features, rows of one * places]."""
+    return normal if each == 1 else normal.reshape(-1, each, *normal.shape[1:]).movedim(1, -2).flatten(-2)
 
 
 def _concatenated(parts: Sequence[Tensor]) -> Tensor:
@@ -176,7 +178,7 @@ def _products(g: Tensor, x: Tensor) -> Tensor:
 def _token_keys(use: Use, samples: int, order: Order, part: slice) -> tuple[Tensor, int]:
     """Number of (sample, token) for every row of the part, sample by sample, and how many samples."""
     assert use.x is not None
-    tokens = _by_sample(use.x, samples, order, part)
+    tokens = _by_sample(use.x, samples, order, part).reshape(-1, use.rows // samples)
     first = torch.arange(len(tokens), device=tokens.device) * use.view.layout.shape[0]
     return (tokens + first[:, None]).flatten(), len(tokens)
 
@@ -184,7 +186,7 @@ def _token_keys(use: Use, samples: int, order: Order, part: slice) -> tuple[Tens
 def _token_gradients(use: Use, gradient: Tensor, samples: int, order: Order, part: slice) -> Tensor:
     """Gradients [samples, tokens, features] of a table."""
     keys, count = _token_keys(use, samples, order, part)
-    g = _gradient_rows(use, gradient, samples, order, part).flatten(0, 1)
+    g = _single(_gradient_rows(use, gradient, samples, order, part))
     table = g.new_zeros(count * use.view.layout.shape[0], g.shape[-1])
     return table.index_add_(0, keys, g).reshape(count, *use.view.layout.shape)
 
@@ -198,7 +200,7 @@ def _token_squares(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], s
     total = torch.zeros(layout.shape, dtype=torch.float64, device=keys.device)
     for signal in zip(*gradients, strict=True):
         pairs = zip(uses, signal, strict=True)
-        g = torch.cat([_gradient_rows(use, at, samples, order, whole).flatten(0, 1) for use, at in pairs])
+        g = torch.cat([_single(_gradient_rows(use, at, samples, order, whole)) for use, at in pairs])
         picked = g.new_zeros(len(met), g.shape[-1]).index_add_(0, index, g)
         total.index_add_(0, met % layout.shape[0], picked.square().double())
     return total
