@@ -6,9 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from results import write
-
 import waterfill
+from results import write
 from waterfill import zoo
 
 ALLOWED = 0.005

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import write
 
 import waterfill
+from results import write
 from waterfill import importance, zoo
 from waterfill.protocols import Estimator, QuadraticForm
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import write
 from safetensors.numpy import save_file
 
 import waterfill
+from results import write
 from waterfill.codec import kernels, rans, tables
 
 REPEATS = 7
@@ -51,8 +51,16 @@ def coder(family: int, scale: int, name: str) -> list[dict[str, Any]]:
 
     label = f"rANS, {name}, {ideal:.2f} bit/symbol"
     return [
-        {"what": f"{label}: encode", "measured": round(SYMBOLS / best_of(encode) / 1e6, 1), "unit": "Msymbol/s, one core"},
-        {"what": f"{label}: decode", "measured": round(SYMBOLS / best_of(decode) / 1e6, 1), "unit": "Msymbol/s, one core"},
+        {
+            "what": f"{label}: encode",
+            "measured": round(SYMBOLS / best_of(encode) / 1e6, 1),
+            "unit": "Msymbol/s, one core",
+        },
+        {
+            "what": f"{label}: decode",
+            "measured": round(SYMBOLS / best_of(decode) / 1e6, 1),
+            "unit": "Msymbol/s, one core",
+        },
         {
             "what": f"{label}: size above the ideal code length",
             "measured": round(100 * (8 * (len(stream) - rans.HEADER_BYTES) / SYMBOLS / ideal - 1), 4),
@@ -83,11 +91,19 @@ def whole_file() -> list[dict[str, Any]]:
 def imports() -> list[dict[str, Any]]:
     def seconds(statement: str) -> float:
         code = f"import time; t = time.process_time(); {statement}; print(time.process_time() - t)"
-        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+        runs = [
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)
+        ]
         return statistics.median(float(run.stdout) for run in runs)
 
     both, torch = seconds("import torch; import waterfill"), seconds("import torch")
-    return [{"what": "import waterfill, beyond torch", "measured": round(both - torch, 3), "unit": "s of processor time, median of 5"}]
+    return [
+        {
+            "what": "import waterfill, beyond torch",
+            "measured": round(both - torch, 3),
+            "unit": "s of processor time, median of 5",
+        }
+    ]
 
 
 def main() -> None:

@@ -6,9 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from results import write
-
 import waterfill
+from results import write
 from waterfill import importance, zoo
 
 RATES = (3.0, 4.0, 5.0, 6.0)

@@ -459,7 +459,6 @@ def masked():
     return net
 
 
-@pytest.mark.xfail(reason="the importance looks at excluded buffers as well", raises=WaterfillError, strict=True)
 def test_excluded_infinities_come_back_bit_for_bit_with_data(tmp_path):
     net = masked()
     result = waterfill.compress(net, batches_for("linear"), size_bytes=2000, exclude=["mask"])

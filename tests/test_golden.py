@@ -32,7 +32,9 @@ def model():
 
 
 def digests(path):
-    return {name: hashlib.sha256(exact_bytes(tensor)).hexdigest() for name, tensor in waterfill.decompress(path).items()}
+    return {
+        name: hashlib.sha256(exact_bytes(tensor)).hexdigest() for name, tensor in waterfill.decompress(path).items()
+    }
 
 
 CASES = {
@@ -49,4 +51,3 @@ def test_golden_files_decode_to_the_same_bits(name):
         waterfill.compress(model(), **CASES[name]).save(path)
         digest.write_text(json.dumps(digests(path), indent=1) + "\n")
     assert digests(path) == json.loads(digest.read_text())
-

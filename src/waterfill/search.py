@@ -123,6 +123,19 @@ class Workshop:
         quantized = allocate.quantize(self.jobs, water_level, self.progress)
         return Attempt(water_level, self.power, quantized, self._pack(quantized))
 
+    def mix(self, coarse: Attempt, fine: Attempt, limit: float) -> Attempt:
+        """Take as many tensors of the finer draft as fit, those with the most bits first.
+
+        Rate-distortion optimised rounding can jump from one level to the next, past the limit; tensors jump one by one.
+        """
+        quantized, left = dict(coarse.quantized), 8 * (limit - coarse.size_bytes)
+        more = {name: fine.quantized[name].bits - item.bits for name, item in coarse.quantized.items()}
+        for name in sorted(more, key=lambda name: -more[name]):
+            if 0 < more[name] <= left:
+                quantized[name], left = fine.quantized[name], left - more[name]
+        mixed = replace(coarse, quantized=quantized, packed=self._pack(quantized))
+        return mixed if mixed.size_bytes <= limit else coarse
+
     def finish(self, draft: Attempt) -> Attempt:
         """Correct statistics on the quantized network, quantize the vectors again, encode, measure."""
         if self.live is None:
@@ -206,36 +219,44 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
     values = max(1, work.inventory.floating_values)
     rate = 8 * limit / values
     aim, first, margin = limit, -2 * rate, 0.0
+    drafts: dict[float, Attempt] = {}
     made: list[Attempt] = []
     fitting: list[Attempt] = []
 
     def measure(level: float) -> Trial[Attempt]:
-        draft = work.draft(level)
-        return Trial(level, float(draft.size_bytes), draft)
+        drafts[level] = work.draft(level)
+        return Trial(level, float(drafts[level].size_bytes), drafts[level])
 
     try:
         while True:
             slope = -0.5 / math.log(2) / max(rate, 0.5)
             best = allocate.lowest_within(measure, aim, first, slope=slope, within=WITHIN / 2, precision=1e-3)
-            attempt = work.finish(best.made)
+            finer = [drafts[level] for level in drafts if level < best.level and drafts[level].size_bytes > aim]
+            draft = best.made
+            if finer and best.value < aim * (1 - WITHIN / 2):
+                draft = work.mix(draft, min(finer, key=lambda other: other.size_bytes), aim)
+            attempt = work.finish(draft)
             excess = attempt.size_bytes - limit
             fitting += [attempt] if excess <= 0 else []
             margin += max(0.0, excess + 1) if made else 0.0  # the first one only tells how much they grow
             made.append(attempt)
             previous, first = aim, best.level + 0.01
-            aim = max(1.0, limit - (attempt.size_bytes - best.made.size_bytes) - margin)
+            aim = max(1.0, limit - (attempt.size_bytes - draft.size_bytes) - margin)
             near = -excess <= WITHIN * limit or aim <= previous or len(fitting) == FITTING_TRIES
             if fitting and near:
                 break
     except TargetError as error:
         if not fitting:
-            floor = float(error.args[0]) + limit - aim
-            raise TargetError(
-                f"Target of {limit:.0f} bytes ({rate:.3g} bit/value) is below the floor of {floor:.0f} bytes "
-                f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more, "
-                f"from size_bytes={math.ceil(floor)}."
-            ) from error
+            raise _below_floor(limit, float(error.args[0]) + limit - aim, values) from error
     return max(fitting, key=lambda attempt: attempt.size_bytes)
+
+
+def _below_floor(limit: float, floor: float, values: int) -> TargetError:
+    return TargetError(
+        f"Target of {limit:.0f} bytes ({8 * limit / values:.3g} bit/value) is below the floor of {floor:.0f} bytes "
+        f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more, "
+        f"from size_bytes={math.ceil(floor)}."
+    )
 
 
 def _search_distortion(work: Workshop, limit: float) -> Attempt:

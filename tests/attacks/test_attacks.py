@@ -1,4 +1,4 @@
-"""Files that are damaged or lie: a clear FormatError or the right tensors, never a crash, a hang or a large allocation."""
+"""Files that are damaged or lie: a FormatError or the right tensors, never a crash, a hang or much memory."""
 
 import json
 import random
@@ -201,7 +201,7 @@ BOMBS = {
     "2^30 values in a chunk": {"entries": [["w", "float32", [1 << 30]]], "tensors": [["u", 0, 5, 0]],
                                "chunks": [["s", 32, zlib.crc32(bytes(32)), 1 << 30]]},
     "constant of 2^42 values": {"entries": [["w", "float32", [1 << 42], "c", 1.0]], "tensors": [], "chunks": []},
-    "many ties of a constant": {"entries": [["w", "float32", [1 << 41], "c", 1.0], ["v", "float32", [1 << 41], "=", "w"]],
+    "ties of a constant": {"entries": [["w", "float32", [1 << 41], "c", 1.0], ["v", "float32", [1 << 41], "=", "w"]],
                                 "tensors": [], "chunks": []},
 }  # fmt: skip
 
@@ -216,7 +216,7 @@ def test_bombs_are_refused_within_little_memory(name, tmp_path):
 
 
 def test_a_directory_that_unpacks_to_gigabytes_is_refused_within_little_memory(tmp_path):
-    packed = zstandard.ZstdCompressor(level=1).compress(b'{"entries": [' + b" " * (1 << 30) + b"]}")
+    packed = zstandard.ZstdCompressor(level=1).compress(b'{"entries": [' + b" " * (1 << 28) + b"]}")
     for size in (100, (1 << 26) - 1, 1 << 30):
         head = struct.pack("<8sHHII", container.MAGIC, 1, 0, len(packed), size)
         path = tmp_path / "bomb.wf"

@@ -68,8 +68,8 @@ class identity(_DataFree):
 class weight_scale(_DataFree):
     """`I = rms(W)^-power`, constant in a tensor: between absolute (0) and relative errors (2).
 
-    The default without data. Networks rescale the outputs of a layer by norms and by the next layer, so that neither the absolute nor the
-    relative error of a layer decides alone; see docs/decisions.md for the measurements behind the 1.
+    The default without data. Networks rescale the outputs of a layer by norms and by the next layer, so that neither
+    the absolute nor the relative error of a layer decides alone; docs/decisions.md has the measurements behind the 1.
 
     Attributes:
         power: 0 weighs absolute errors alike, 2 relative errors.

@@ -9,6 +9,7 @@ Functions are watched, not modules: a tensor that modules share, or that a model
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from waterfill.errors import UnsupportedModelError
 from waterfill.models.functions import HANDLERS, LOOK_AT_FIRST
+from waterfill.models.state_dict import CODED_DTYPES
 from waterfill.models.torch_module import folded_norms, inventory
 from waterfill.models.uses import Use, View
 from waterfill.records import Layout
@@ -55,7 +57,8 @@ def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
     Returns:
         Every tensor of `Inventory.weights` that is a parameter, or the scale or shift of a folded norm.
     """
-    weights = inventory(model, fold_norms=fold_norms).weights
+    infinite = [glob.escape(name) for name, tensor in model.state_dict().items() if _is_masked(name, tensor, model)]
+    weights = inventory(model, fold_norms=fold_norms, exclude=infinite).weights
     tensors: dict[str, Tensor] = {
         name: parameter for name, parameter in model.named_parameters(remove_duplicate=False) if name in weights
     }
@@ -69,6 +72,12 @@ def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
         norms[id(variance)] = norm.scale_name, norm.shift_name
     ordered = {name: tensors[name] for name in weights if name in tensors}
     return Variables(ordered, {name: weights[name].layout for name in ordered}, norms)
+
+
+def _is_masked(name: str, tensor: Tensor, model: nn.Module) -> bool:
+    """Whether a tensor is a buffer with values that are not finite, which cannot be quantized (an attention mask)."""
+    is_buffer = name not in dict(model.named_parameters(remove_duplicate=False))
+    return is_buffer and tensor.dtype in CODED_DTYPES and not bool(tensor.isfinite().all())
 
 
 class Tape(TorchFunctionMode):

@@ -283,6 +283,10 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
             f"Weights file {path} has values of the type {error}, which this version of safetensors cannot give to "
             "PyTorch; expected float, integer or boolean values. Convert them, or upgrade safetensors."
         ) from error
+    except OSError as error:
+        raise WaterfillError(
+            f"Weights file {path} cannot be read ({error}); expected an ordinary safetensors file. Name another one."
+        ) from error
 
 
 def _first_bytes(path: Path, count: int) -> bytes:

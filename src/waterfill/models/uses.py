@@ -69,7 +69,7 @@ def to_native(matrix: Tensor, layout: Layout) -> Tensor:
     if layout.transposed:
         _, channels, taps = layout.axes
         matrix = matrix.reshape(*matrix.shape[:-1], channels, taps).transpose(-3, -2)
-    return matrix.reshape(*lead, *layout.shape)
+    return matrix.reshape((*lead, *layout.shape))
 
 
 @dataclass(frozen=True)
