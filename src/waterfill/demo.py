@@ -85,6 +85,7 @@ def run(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights, compressed = folder / "digits.safetensors", folder / "digits.wf"
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # on so small a network threads cost more than they give
     model = digits_net()
     console.print("Training a small convolutional network on scikit-learn's handwritten digits ...")
     train(model, calibration())

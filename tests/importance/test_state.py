@@ -183,6 +183,24 @@ def test_seeds_draw_differently_and_repeatably():
     assert not np.allclose(one["0.weight"].values, other["0.weight"].values)
 
 
+def test_what_is_drawn_depends_on_the_batch():
+    seeds = []
+
+    class Spy:
+        seed = 5
+
+        def signals(self, output, target, generator):
+            seeds.append(generator.initial_seed())
+            return regression().signals(output, target, generator)
+
+    one, other = batches(2)
+    first = state.begin(net(), Spy())
+    for batch in (one, other, one, {"input": one}):
+        first.update(batch)
+    assert seeds[0] == seeds[2] == seeds[3] != seeds[1]
+    assert seeds[0] == 5 ^ state.fingerprint(one)
+
+
 def test_buffers_have_no_form():
     model = net()
     model.register_buffer("table", torch.randn(3))
