@@ -19,7 +19,7 @@ from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
 from waterfill.reconstruct import reconstruct
-from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied
+from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, count_floating
 
 T = TypeVar("T")
 
@@ -114,11 +114,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     @property
     def floating_values(self) -> int:
         """Number of floating-point values, tied ones once."""
-        return sum(
-            math.prod(entry.shape)
-            for entry in self.entries
-            if not isinstance(entry.origin, Tied) and ("float" in entry.dtype or "complex" in entry.dtype)
-        )
+        return count_floating(self.entries)
 
     @property
     def original_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -176,11 +176,16 @@ class Inventory:
     @property
     def floating_values(self) -> int:
         """Number of floating-point values of the state dict, tied ones once: what a rate is divided by."""
-        return sum(
-            math.prod(entry.shape)
-            for entry in self.entries
-            if not isinstance(entry.origin, Tied) and ("float" in entry.dtype or "complex" in entry.dtype)
-        )
+        return count_floating(self.entries)
+
+
+def count_floating(entries: Iterable[Entry]) -> int:
+    """Number of floating-point (or complex) values of a state dict, tied ones once."""
+    return sum(
+        math.prod(entry.shape)
+        for entry in entries
+        if not isinstance(entry.origin, Tied) and ("float" in entry.dtype or "complex" in entry.dtype)
+    )
 
 
 # What a quantizer decides
