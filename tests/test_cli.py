@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -14,6 +16,7 @@ import torch
 import waterfill
 from waterfill import cli
 from waterfill.errors import UsageError
+from waterfill.search import PRODUCER
 
 NETS = """
 import time
@@ -390,3 +393,10 @@ def test_killed_while_it_writes_leaves_no_half_file(place):
     done = subprocess.run([sys.executable, "-c", script, str(int(signal.SIGKILL))], cwd=place, check=False)
     assert done.returncode == -9
     assert "o.wf" not in left(place) and all(name.endswith(".part") for name in left(place))
+
+
+def test_the_version_is_that_of_the_package_and_of_the_project(run):
+    assert run("--version") == (0, f"waterfill {waterfill.__version__}\n", "")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["version"] == waterfill.__version__
+    assert f"waterfill {waterfill.__version__}" == PRODUCER

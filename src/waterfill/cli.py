@@ -43,6 +43,24 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output file tha
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import waterfill
+
+        _print(f"waterfill {waterfill.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Compress trained PyTorch networks to the smallest file at a given loss, by rate-distortion theory."""
+    del version
+
+
 @app.command()
 def compress(
     model: ModelArgument,
