@@ -126,3 +126,11 @@ def test_the_largest_symbols_have_a_spread_that_a_file_can_hold():
     record = spread.fit(symbols, Layout((40,))).spread()
     assert record.base <= 256
     assert 8 * spread.LARGEST_SHIFT + tables.SCALES - 1 == 256
+
+
+def test_wide_values_among_many_zeros_are_escapes_rather_than_low_bits_for_all():
+    rng = np.random.default_rng(0)
+    symbols = np.where(rng.random((200, 200)) < 0.01, rng.integers(-400, 401, (200, 200)), 0).astype(np.int32)
+    found = spread.fit(symbols, Layout(symbols.shape))
+    assert found.shift == 0
+    assert found.bits / symbols.size < 0.5

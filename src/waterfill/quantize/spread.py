@@ -68,10 +68,14 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None) -> Fit:
         layout: its layout.
         start: an earlier fit of nearly the same symbols, whose scales are refined instead of proposed anew.
     """
-    shift = _shift(symbols)
-    high = symbols if not shift else (symbols.astype(np.int64) + (1 << shift >> 1)) >> shift
-    magnitudes = np.minimum(np.abs(high), 255).astype(np.uint8).reshape(layout.axes)
-    best = _fit_base(magnitudes, layout, (None, None, None), shift, [start.family] if start else None)
+    families = [start.family] if start else None
+    shifts = {_shift(symbols)} if start is None else {start.shift}
+    if start is None and 4 * np.count_nonzero(symbols) < symbols.size:
+        shifts.add(0)  # a few escapes may cost less than low bits for all the zeros
+    candidates = [(_magnitudes(symbols, layout, shift), shift) for shift in shifts]
+    fits = [_fit_base(high, layout, (None, None, None), shift, families) for high, shift in candidates]
+    best = min(fits, key=lambda found: found.bits)
+    shift, magnitudes = best.shift, candidates[fits.index(best)][0]
     for axis in range(3):
         if magnitudes.shape[axis] < 2 or magnitudes.size <= magnitudes.shape[axis]:
             continue
@@ -84,6 +88,12 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None) -> Fit:
         if trial.bits < best.bits:
             best = trial
     return _fit_base(magnitudes, layout, best.offsets, shift, None)
+
+
+def _magnitudes(symbols: Symbols, layout: Layout, shift: int) -> NDArray[np.uint8]:
+    """Magnitudes of the high parts, 255 at most, as [out, channels, taps]."""
+    high = symbols if not shift else (symbols.astype(np.int64) + (1 << shift >> 1)) >> shift
+    return np.minimum(np.abs(high), 255).astype(np.uint8).reshape(layout.axes)
 
 
 def _shift(symbols: Symbols) -> int:
