@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import waterfill.importance as importances
-from waterfill.codec.directory import DTYPE_BYTES
+from waterfill.codec.directory import original_bytes
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
@@ -199,11 +199,10 @@ def _result(
         for name in attempt.quantized
         if name in forms
     }
-    kept = [entry for entry in inventory.entries if not isinstance(entry.origin, Tied)]
     return CompressionResult(
         data=attempt.packed.data,
         floating_values=inventory.floating_values,
-        original_bytes=sum(math.prod(entry.shape) * DTYPE_BYTES[entry.dtype] for entry in kept),
+        original_bytes=original_bytes(inventory.entries),
         tensors=tuple(_row(entry, attempt, losses.get(entry.name)) for entry in inventory.entries),
         overhead_bytes=attempt.packed.overhead_bytes,
         water_level=attempt.water_level,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from waterfill.codec.container import Container, Piece
-from waterfill.codec.directory import DTYPE_BYTES, exact_sizes
+from waterfill.codec.directory import exact_sizes, original_bytes
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
@@ -119,11 +118,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     @property
     def original_bytes(self) -> int:
         """Bytes of all tensors when decoded, tied ones once."""
-        return sum(
-            math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
-            for entry in self.entries
-            if not isinstance(entry.origin, Tied)
-        )
+        return original_bytes(self.entries)
 
     def verify(self) -> None:
         """Check the checksum of every chunk.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -117,9 +118,14 @@ class Workshop:
     live: Live | None
     progress: Progress | None
 
+    @cached_property
+    def mean_power(self) -> float:
+        """Cost per weight of setting every matrix to zero; levels are relative to it."""
+        return allocate.mean_power(self.jobs)
+
     def draft(self, level: float) -> Attempt:
         """Quantize and encode at `mean_power * 2^level`, without looking at data."""
-        water_level = allocate.mean_power(self.jobs) * 2.0**level
+        water_level = self.mean_power * 2.0**level
         quantized = allocate.quantize(self.jobs, water_level, self.progress)
         return Attempt(water_level, self.power, quantized, self._pack(quantized))
 

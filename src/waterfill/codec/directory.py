@@ -231,6 +231,12 @@ def exact_sizes(entries: tuple[Entry, ...]) -> dict[str, int]:
     return {e.name: math.prod(e.shape) * DTYPE_BYTES[e.dtype] for e in entries if isinstance(e.origin, Exact)}
 
 
+def original_bytes(entries: tuple[Entry, ...]) -> int:
+    """Bytes of all tensors of a state dict, tied ones once."""
+    own = [entry for entry in entries if not isinstance(entry.origin, Tied)]
+    return sum(math.prod(entry.shape) * DTYPE_BYTES[entry.dtype] for entry in own)
+
+
 # Tensors
 
 

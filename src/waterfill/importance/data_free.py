@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from waterfill.protocols import Output, Progress
 from waterfill.records import Weight
 
 
-class _DataFree:
+class _DataFree(ABC):
     """Estimators that look only at the weights."""
 
     def forms(self, weights: Mapping[str, Weight]) -> dict[str, DiagonalForm]:
@@ -26,8 +27,9 @@ class _DataFree:
             if not weight.is_vector
         }
 
+    @abstractmethod
     def _constant(self, weight: Weight) -> float:
-        raise NotImplementedError
+        """Importance of every element of a matrix."""
 
     def estimate(
         self,

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
-from waterfill.reconstruct import reconstruct, step_sizes
+from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
 from waterfill.records import Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 
 LARGEST_STEP, LARGEST_SUM = 6000, 7000
 """Bounds of the format, in 1/64 octave: of a step, and of a step with the largest scales of its axes."""
 
 LARGEST_SYMBOL = 2**29
-SHRINK_UNIT = 64
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _round(
     symbols = np.empty(x.shape, np.int32)
     if fit.shift:
         return np.rint(x).astype(np.int32)
-    moved = np.array([0, *shrink], np.float32) / SHRINK_UNIT
+    moved = np.array([0, *shrink], np.float32) / LEVEL_UNIT
     rows, channels, taps = fit.exponents(layout)
     kernels.round_to_cost(x, relative, rows, channels, taps, spreads.lengths(fit.family), moved, lmbda, symbols)
     return symbols
@@ -157,5 +156,5 @@ def _centroids(x: Floats, relative: Floats, symbols: NDArray[np.int32]) -> tuple
     from waterfill.quantize import kernels
 
     weights, shortfall = kernels.centroid_sums(x, relative, symbols)
-    shifts = np.rint(SHRINK_UNIT * shortfall / np.maximum(weights, 1e-30)).clip(-32, 32).astype(int)
+    shifts = np.rint(LEVEL_UNIT * shortfall / np.maximum(weights, 1e-30)).clip(-32, 32).astype(int)
     return int(shifts[0]), int(shifts[1]), int(shifts[2])
