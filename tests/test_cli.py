@@ -15,6 +15,7 @@ import torch
 
 import waterfill
 from waterfill import cli
+from waterfill.cli.arguments import as_size, as_tolerance
 from waterfill.errors import UsageError
 from waterfill.search import PRODUCER
 
@@ -201,21 +202,21 @@ def test_options_of_compress(run, place, options, key):
     [("100kB", 100_000), ("64KiB", 65536), ("5000", 5000), ("1.5MB", 1_500_000), ("2 GiB", 2**31), (".5kb", 500)],
 )
 def test_sizes(text, size):
-    assert cli._size(text) == size
+    assert as_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "kB", "12 apples", "1e3", "-5", "1,000"])
 def test_sizes_that_are_none(text):
     with pytest.raises(UsageError, match="--size"):
-        cli._size(text)
+        as_size(text)
 
 
 @pytest.mark.usefixtures("place")
 def test_a_percentage_is_one_of_the_accuracy():
     nets = sys.modules[MODULE]
     half = [(x, torch.where(torch.arange(16) < 8, y, (y + 1) % 5)) for x, y in nets.data()]
-    assert cli._tolerance("0.5pt", nets.net(), half, None) == pytest.approx(0.005)
-    assert cli._tolerance("0.5%", nets.net(), half, None) == pytest.approx(0.0025)
+    assert as_tolerance("0.5pt", nets.net(), half, None) == pytest.approx(0.005)
+    assert as_tolerance("0.5%", nets.net(), half, None) == pytest.approx(0.0025)
 
 
 def test_data_that_can_be_read_once_are_enough(run):

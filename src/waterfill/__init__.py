@@ -12,7 +12,7 @@ from waterfill.files import decompress, load, open
 
 __version__ = "0.1.0"
 
-__all__ = ["compress", "decompress", "errors", "evaluate", "importance", "load", "open", "quantize", "zoo"]
+__all__ = ["compress", "decompress", "errors", "evaluate", "importance", "load", "open", "quantize", "theory", "zoo"]
 
 
 def __getattr__(name: str) -> Any:

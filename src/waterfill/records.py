@@ -281,6 +281,36 @@ class Quantized:
 
 
 @dataclass(frozen=True)
+class TensorLimit:
+    """A lower bound on the rate of one tensor at the distortion that was reached.
+
+    Attributes:
+        rate: bits per value.
+        source_model: what the weights are taken to be drawn from.
+        standard_error: of the fitted entropy, bits per value.
+    """
+
+    rate: float
+    source_model: str
+    standard_error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """Lower bounds at the distortions that were reached.
+
+    Attributes:
+        tensors: of every tensor that has a source model, at its own distortion.
+        bits: of all of them together, at the sum of their distortions, and of the tensors without loss.
+        measure: the distortion, by the name of its importance.
+    """
+
+    tensors: Mapping[str, TensorLimit]
+    bits: float
+    measure: str
+
+
+@dataclass(frozen=True)
 class TensorReport:
     """One row of the table: a tensor of the model and what it costs in the file.
 

@@ -1,0 +1,93 @@
+"""Text of an option to the value that the library takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from waterfill.errors import CalibrationError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from waterfill.compress import Effort
+    from waterfill.protocols import Estimator, Output
+
+T = TypeVar("T", bound=str)
+
+NUMBER = r"\s*([0-9]*\.?[0-9]+)\s*"
+"""An amount without sign or exponent; a unit follows."""
+
+
+def as_size(text: str) -> int:
+    """Bytes of a size such as `100kB`, `1.5 MiB` or `5000`."""
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    match = re.fullmatch(NUMBER + r"([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in units:
+        raise UsageError(
+            f"--size {text!r} is no size; expected a number with B, kB, MB, GB, KiB, MiB or GiB, such as 100kB."
+        )
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def as_tolerance(
+    text: str, network: torch.nn.Module | Path, batches: Iterable[Any] | None, output: str | None
+) -> float:
+    """Largest loss of accuracy as a fraction; a percentage is one of the original accuracy."""
+    from waterfill.evaluate import evaluate
+
+    match = re.fullmatch(NUMBER + r"(pt|%)\s*", text)
+    if match is None:
+        raise UsageError(
+            f"--tolerance {text!r} is no tolerance; expected points such as 0.5pt or percent such as 0.5%."
+        )
+    amount = float(match[1]) / 100
+    if match[2] == "pt":
+        return amount
+    if batches is None or isinstance(network, Path):
+        raise CalibrationError("--tolerance is measured on data, but there are none; give a factory and --data.")
+    accuracy = evaluate(network, batches, output=as_output(output)).accuracy
+    if accuracy is None:
+        raise CalibrationError("A tolerance is measured as top-1 accuracy; the data need integer targets.")
+    return amount * accuracy
+
+
+def as_output(text: str | None) -> Output | None:
+    """What the model returns; None to tell from the targets."""
+    allowed: tuple[Output, ...] = ("logits", "values")
+    return None if text is None else one_of("--output", text, allowed)
+
+
+def as_effort(text: str) -> Effort:
+    """How long to search."""
+    return one_of("--effort", text, ("fast", "default", "best", "max"))
+
+
+def as_importance(text: str | None, temperature: float, seed: int) -> Estimator | None:
+    """An estimator with its options; None for the default, which depends on the model and the data."""
+    from waterfill import importance
+
+    if text is None and temperature == 1.0:
+        return None
+    match one_of("--importance", text or "kl", ("kl", "regression", "identity", "weight_scale")):
+        case "kl":
+            return importance.kl(temperature=temperature, seed=seed)
+        case "regression":
+            return importance.regression(seed=seed)
+        case "weight_scale":
+            return importance.weight_scale()
+    return importance.identity()
+
+
+def one_of(option: str, text: str, allowed: tuple[T, ...]) -> T:
+    """The allowed value that `text` spells.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for value in allowed:
+        if value == text:
+            return value
+    raise UsageError(f"{option} {text!r} is unknown; expected one of {', '.join(allowed)}.")

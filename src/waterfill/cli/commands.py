@@ -1,0 +1,191 @@
+"""The commands: each reads its arguments, makes one library call and tells the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from waterfill.cli.arguments import as_effort, as_importance, as_output, as_size, as_tolerance
+from waterfill.cli.factories import as_data, as_model, as_module
+from waterfill.cli.options import (
+    DataOption,
+    Destination,
+    FileArgument,
+    Force,
+    Json,
+    ModelArgument,
+    OutputKind,
+    WeightsOption,
+)
+from waterfill.cli.output import show, write_json
+from waterfill.errors import UsageError
+
+app = typer.Typer(
+    name="waterfill",
+    help="Compress trained PyTorch networks to the smallest file at a given loss, by rate-distortion theory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import waterfill
+
+        show(f"waterfill {waterfill.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Compress trained PyTorch networks to the smallest file at a given loss, by rate-distortion theory."""
+    del version
+
+
+@app.command()
+def compress(
+    model: ModelArgument,
+    out: Destination,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    rate: Annotated[float | None, typer.Option(help="Bits per value of the whole file (default 4).")] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the whole file, such as 100kB, 64KiB or 5000.")] = None,
+    distortion: Annotated[float | None, typer.Option(help="Mean KL in nats (or squared error) on the data.")] = None,
+    tolerance: Annotated[str | None, typer.Option(help="Loss of top-1 accuracy: 0.5pt (points) or 0.5%.")] = None,
+    output: OutputKind = None,
+    importance: Annotated[str | None, typer.Option(help="kl, regression, identity or weight_scale.")] = None,
+    temperature: Annotated[float, typer.Option(help="Temperature of the softmax for the kl importance.")] = 1.0,
+    include: Annotated[list[str] | None, typer.Option(help="Quantize only tensors that match (repeatable).")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Store matching tensors without loss (repeatable).")] = None,
+    effort: Annotated[str, typer.Option(help="fast, default, best or max.")] = "default",
+    fold_norms: Annotated[bool, typer.Option(help="Store batch norms as one scale and one shift.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is sampled.")] = 0,
+    force: Force = False,
+    json_file: Json = None,
+) -> None:
+    """Compress a model to one file."""
+    from waterfill.atomic import check_destination
+    from waterfill.compress import compress as run
+    from waterfill.progress import progress_bar
+    from waterfill.report.text import result_table
+
+    given = {"rate": rate, "size": size, "distortion": distortion, "tolerance": tolerance}
+    chosen = [f"--{name}" for name, value in given.items() if value is not None]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} were given; expected one target: choose what matters.")
+    if json_file is not None and json_file.resolve() == out.resolve():
+        raise UsageError(f"--out and --json both name {out}; expected two files: choose another name for one.")
+    for path in filter(None, (out, json_file)):
+        check_destination(path, force=force or path == json_file)
+    network = as_model(model, weights)
+    batches = None if data is None else as_data(data)
+    targets: dict[str, Any] = {
+        "rate": rate,
+        "distortion": distortion,
+        "size_bytes": None if size is None else as_size(size),
+    }
+    if tolerance is not None:
+        targets["tolerance"] = as_tolerance(tolerance, network, batches, output)
+    with progress_bar() as progress:
+        result = run(
+            network,
+            batches,
+            **targets,
+            output=as_output(output),
+            importance=as_importance(importance, temperature, seed),
+            include=include or (),
+            exclude=exclude or (),
+            effort=as_effort(effort),
+            fold_norms=fold_norms,
+            seed=seed,
+            progress=progress,
+        )
+    result.save(out, force=force)
+    show(result_table(result, str(out)))
+    write_json(json_file, result.to_json())
+
+
+@app.command()
+def decompress(file: FileArgument, out: Destination, force: Force = False) -> None:
+    """Decode a file to ordinary safetensors."""
+    from waterfill.atomic import check_destination
+    from waterfill.files import decompress as run
+    from waterfill.models.state_dict import save_tensors
+
+    check_destination(out, force=force)
+    tensors = run(file)
+    save_tensors(out, tensors, force=force)
+    show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
+
+
+@app.command()
+def inspect(file: FileArgument, json_file: Json = None) -> None:
+    """Check a file and show what is in it."""
+    from waterfill.files import WaterfillFile
+    from waterfill.report.text import file_rows, file_table
+
+    with WaterfillFile(file) as opened:
+        opened.verify()
+        rows = file_rows(opened)
+        show(file_table(opened, rows))
+        summary = {
+            "file": str(file),
+            "size_bytes": opened.container.size,
+            "floating_values": opened.floating_values,
+            "rate": 8 * opened.container.size / max(1, opened.floating_values),
+            "producer": opened.container.producer,
+            "tensors": rows,
+        }
+    write_json(json_file, json.dumps(summary, indent=1))
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A .wf file to compare with MODEL.")] = None,
+    data: DataOption = None,
+    weights: WeightsOption = None,
+    output: OutputKind = None,
+    json_file: Json = None,
+) -> None:
+    """Measure a model, or a compressed file against it."""
+    from copy import deepcopy
+
+    from waterfill.evaluate import evaluate as run
+    from waterfill.files import load
+    from waterfill.progress import progress_bar
+    from waterfill.report.text import evaluation_table
+
+    if data is None:
+        raise UsageError("evaluate needs --data package.module:factory.")
+    network = as_module(model, weights)
+    batches = as_data(data)
+    compressed = None if file is None else load(file, into=deepcopy(network))
+    kind = as_output(output)
+    with progress_bar() as progress:
+        before = run(network, batches, output=kind, progress=progress)
+        after = None
+        if compressed is not None:
+            after = run(compressed, batches, reference=network, output=kind, progress=progress)
+    show(evaluation_table(before, after))
+    measured = {"original": before.to_dict()} | ({} if after is None else {"compressed": after.to_dict()})
+    write_json(json_file, json.dumps(measured, indent=1))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where to write the files.")] = Path("demo-output"),
+) -> None:
+    """Train a small network on handwritten digits, compress it, load it in another process."""
+    from waterfill.demo import run
+
+    run(folder)

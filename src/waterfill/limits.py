@@ -1,0 +1,82 @@
+"""The limit beside the file: what any code needs for the distortion that was reached, under a source model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from waterfill.allocate import Job
+from waterfill.errors import UsageError
+from waterfill.protocols import QuadraticForm
+from waterfill.records import Limits, Quantized, TensorLimit, Weight
+from waterfill.theory.checks import Array
+from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
+from waterfill.theory.waterfilling import Rectangles
+
+FEWEST = 8
+"""Fewest values to which a source is fitted."""
+
+SOURCE_MODEL = "independent generalized Gaussian weights; shape, and scales of rows, channels, taps, fitted per tensor"
+
+
+def fit_sources(weights: Mapping[str, Weight]) -> dict[str, ScaledSource]:
+    """Fit a source model to every tensor that has one, in parallel.
+
+    A tensor of fewer than eight values, or without spread, has none.
+    """
+
+    def one(weight: Weight) -> ScaledSource | None:
+        try:
+            return fit_scaled_source(weight.matrix.reshape(weight.layout.axes))
+        except UsageError:
+            return None
+
+    large = {name: weight for name, weight in weights.items() if weight.matrix.size >= FEWEST}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(large, pool.map(one, large.values()), strict=True))
+    return {name: source for name, source in found.items() if source is not None}
+
+
+def volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -> Array:
+    """Volumes `I_i N_i` of the rectangles of a tensor, N the entropy power of a weight, [out * in]."""
+    powers = source.source(weight.matrix.reshape(weight.layout.axes)).entropy_power.reshape(weight.matrix.shape)
+    return (powers if form is None else powers * form.diagonal()).reshape(-1)
+
+
+def price(
+    jobs: Mapping[str, Job],
+    quantized: Mapping[str, Quantized],
+    sources: Mapping[str, ScaledSource],
+    exact_bits: float,
+    measure: str,
+) -> Limits:
+    """Shannon lower bounds at the distortions that were reached: of every tensor at its own, of all at their sum.
+
+    A code that is free to share the sum between the tensors needs at most as many bits, so the limit of the file is at
+    most the sum of those of its tensors.
+
+    Args:
+        jobs: weights and what their errors cost.
+        quantized: what became of them, with their distortions by those costs.
+        sources: a source model for every tensor that has one.
+        exact_bits: of tensors that are stored without loss; counted as they are.
+        measure: name of the costs.
+
+    Source:
+        Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2).
+    """
+    tensors: dict[str, TensorLimit] = {}
+    parts, total = [], 0.0
+    for name, source in sources.items():
+        if jobs[name].form is None and jobs[name].weight.is_vector:
+            continue  # its sensitivity is unknown
+        part = Rectangles(volumes(jobs[name].weight, source, jobs[name].form))
+        bits = part.rate(part.level_at_distortion(quantized[name].distortion))
+        tensors[name] = TensorLimit(bits / jobs[name].weight.matrix.size, source.name, source.standard_error)
+        parts.append(part.volumes)
+        total += quantized[name].distortion
+    whole = Rectangles(np.concatenate([*parts, np.zeros(0)]))
+    return Limits(tensors, whole.rate(whole.level_at_distortion(total)) + exact_bits, measure)

@@ -1,0 +1,23 @@
+"""The limits: one function is one equation of the paper or of its correction, over float64 arrays; rates in bits."""
+
+from waterfill.theory.gaussian import (
+    GaussianTestChannel,
+    distortion_at_rate,
+    linear_lower_bound,
+    linear_rate_distortion,
+)
+from waterfill.theory.golden_rules import golden_rules
+from waterfill.theory.shannon_bound import lemma1, shannon_lower_bound
+from waterfill.theory.waterfilling import WaterLevels, weighted_waterfilling
+
+__all__ = [
+    "GaussianTestChannel",
+    "WaterLevels",
+    "distortion_at_rate",
+    "golden_rules",
+    "lemma1",
+    "linear_lower_bound",
+    "linear_rate_distortion",
+    "shannon_lower_bound",
+    "weighted_waterfilling",
+]

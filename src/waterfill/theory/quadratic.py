@@ -1,0 +1,155 @@
+"""The three shapes of an importance matrix `I_w`: diagonal, dense, and a Kronecker product of two factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from waterfill.errors import UsageError
+from waterfill.theory.checks import Array, covariance, not_negative
+
+
+class Quadratic(Protocol):
+    """A quadratic form `e^T I_w e` over errors of one shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weights it is for."""
+        ...
+
+    def times(self, error: Array) -> Array:
+        """`I_w e`, in the shape of the error."""
+        ...
+
+    def eigenvalues(self) -> Array:
+        """Eigenvalues of `I_w`, one for every coordinate of its own basis, not negative."""
+        ...
+
+    def variances(self, variance: Array) -> Array:
+        """Variances of independent weights in the basis of `eigenvalues`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """`I_w = diag(values)`.
+
+    Attributes:
+        values: not negative, in the shape of the weights.
+    """
+
+    values: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weights."""
+        return self.values.shape
+
+    def times(self, error: Array) -> Array:
+        """`I_w e`."""
+        return self.values * error
+
+    def eigenvalues(self) -> Array:
+        """The diagonal."""
+        return self.values
+
+    def variances(self, variance: Array) -> Array:
+        """The same: the basis is that of the weights."""
+        return variance
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """`I_w` as a whole matrix over the flattened weights.
+
+    Attributes:
+        matrix: positive semidefinite [m, m].
+        shape: shape of the weights, with m elements.
+    """
+
+    matrix: Array
+    shape: tuple[int, ...]
+
+    def times(self, error: Array) -> Array:
+        """`I_w e`."""
+        return np.asarray(self.matrix @ error.reshape(-1)).reshape(error.shape)
+
+    def eigenvalues(self) -> Array:
+        """Eigenvalues in ascending order, [m]."""
+        return np.linalg.eigvalsh(self.matrix).clip(0)
+
+    def variances(self, variance: Array) -> Array:
+        """Variances of the weights in the eigenbasis, [m]."""
+        return np.asarray(np.square(np.linalg.eigh(self.matrix)[1]).T @ variance.reshape(-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """`I_w = G (x) A` of a linear layer: `e^T I_w e = tr(G E A E^T)` of an error E [out, in].
+
+    Attributes:
+        inputs: `A = E[x x^T]`, positive semidefinite [in, in].
+        outputs: `G = E[g g^T]`, positive semidefinite [out, out].
+    """
+
+    inputs: Array
+    outputs: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weights, (out, in)."""
+        return (len(self.outputs), len(self.inputs))
+
+    def times(self, error: Array) -> Array:
+        """`G E A`."""
+        return np.asarray(self.outputs @ error @ self.inputs)
+
+    def eigenvalues(self) -> Array:
+        """Products of the eigenvalues of both factors, [out, in]."""
+        values = (np.linalg.eigvalsh(factor).clip(0) for factor in (self.outputs, self.inputs))
+        return np.asarray(np.multiply.outer(*values))
+
+    def variances(self, variance: Array) -> Array:
+        """Variances of the weights in the eigenbasis, [out, in]."""
+        left, right = np.linalg.eigh(self.outputs)[1], np.linalg.eigh(self.inputs)[1]
+        return np.asarray(np.square(left).T @ variance @ np.square(right))
+
+
+def as_quadratic(importance: Any, shape: tuple[int, ...]) -> Quadratic:
+    """Read an importance matrix for weights of a shape.
+
+    Args:
+        importance: an array in the shape of the weights (the diagonal), a matrix [m, m] over the m flattened weights,
+            a pair of matrices (A [in, in], G [out, out]) for weights [out, in], or a `Quadratic`.
+        shape: shape of the weights.
+
+    Raises:
+        UsageError: the importance fits none of these, or is not positive semidefinite.
+
+    Example:
+        >>> as_quadratic([1.0, 2.0], (2,)).eigenvalues().tolist()
+        [1.0, 2.0]
+    """
+    count = int(np.prod(shape))
+    form = importance if hasattr(importance, "eigenvalues") else _read(importance, shape, count)
+    if form is None or tuple(form.shape) != tuple(shape):
+        found = getattr(form, "shape", None) or getattr(importance, "shape", None) or type(importance).__name__
+        raise UsageError(
+            f"Importance {found} does not fit weights of shape {list(shape)}; expected the diagonal in that shape, a "
+            f"matrix [{count}, {count}], or a pair (A [in, in], G [out, out]) for weights [out, in]."
+        )
+    quadratic: Quadratic = form
+    return quadratic
+
+
+def _read(importance: Any, shape: tuple[int, ...], count: int) -> Any:
+    """A form of the right kind; None when the importance is none."""
+    if isinstance(importance, tuple) and len(importance) == 2 and np.ndim(importance[0]) == 2:
+        return Kronecker(covariance("importance A", importance[0]), covariance("importance G", importance[1]))
+    if np.shape(importance) == tuple(shape):
+        return Diagonal(not_negative("importance", importance))
+    if np.shape(importance) == (count, count):
+        return Dense(covariance("importance", importance), tuple(shape))
+    return None

@@ -1,0 +1,194 @@
+"""Source models: what the weights of a tensor are taken to be drawn from, as entropies and variances."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from waterfill.errors import UsageError
+from waterfill.theory.checks import Array, finite, not_negative, number
+
+SHAPES = (0.15, 40.0)
+"""Range of the shapes that are fitted."""
+
+FITTED_VALUES = 1 << 17
+"""A shape is fitted to at most so many values, evenly spaced ones of a larger tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Independent random weights.
+
+    Attributes:
+        name: of the model, for tables.
+        entropy: differential entropy `h(W_i)` in bits, in the shape of the weights; minus infinity for a weight that
+            is known.
+        variance: `E (W_i - E W_i)^2`, in the same shape.
+        standard_error: of the mean entropy, in bits, when it was fitted to or estimated from weights; else 0.
+    """
+
+    name: str
+    entropy: Array
+    variance: Array
+    standard_error: float = 0.0
+
+    @property
+    def entropy_power(self) -> Array:
+        """`N_i = 2^(2 h_i) / (2 pi e)`: the variance of a Gaussian of the same entropy, at most `variance`."""
+        return np.exp2(2 * self.entropy) / (2 * math.pi * math.e)
+
+
+def equal(name: str, entropy: float, variance: float, shape: tuple[int, ...], standard_error: float) -> Source:
+    """Weights of one entropy and one variance, in a shape."""
+    broad = np.broadcast_to(np.float64(entropy), shape), np.broadcast_to(np.float64(variance), shape)
+    return Source(name, *broad, standard_error)
+
+
+def gaussian(variance: ArrayLike) -> Source:
+    """Gaussian weights: `h = 1/2 log2(2 pi e variance)`.
+
+    Args:
+        variance: of every weight, any shape.
+    """
+    power = not_negative("variance", variance)
+    return Source("Gaussian", _log2(2 * math.pi * math.e * power) / 2, power)
+
+
+def laplace(variance: ArrayLike) -> Source:
+    """Laplacian weights: `h = 1/2 log2(2 e^2 variance)`.
+
+    Args:
+        variance: of every weight, any shape.
+    """
+    power = not_negative("variance", variance)
+    return Source("Laplace", _log2(2 * math.e**2 * power) / 2, power)
+
+
+def generalized_gaussian(variance: ArrayLike, shape: float) -> Source:
+    """Weights of density proportional to `exp(-|w / scale|^shape)`: shape 2 is Gaussian, 1 is Laplacian.
+
+    Args:
+        variance: of every weight, any shape.
+        shape: above zero.
+
+    Example:
+        >>> source = generalized_gaussian([1.0], 2.0)
+        >>> bool(abs(source.entropy - gaussian([1.0]).entropy).max() < 1e-12)
+        True
+    """
+    power, beta = not_negative("variance", variance), number("shape", shape, above=0.0)
+    return Source(f"generalized Gaussian {beta:.2f}", unit_entropy(beta) + _log2(power) / 2, power)
+
+
+def unit_entropy(shape: float) -> float:
+    """Entropy in bits of a generalized Gaussian of variance 1."""
+    return scale_entropy(shape) - log2_deviation(shape)
+
+
+def scale_entropy(shape: float) -> float:
+    """Entropy in bits of a generalized Gaussian of scale 1: `log2(2 Gamma(1 + 1 / shape)) + 1 / (shape ln 2)`."""
+    return 1 + (math.lgamma(1 + 1 / shape) + 1 / shape) / math.log(2)
+
+
+def log2_deviation(shape: float) -> float:
+    """Base-2 logarithm of the standard deviation of a generalized Gaussian of scale 1."""
+    return (math.lgamma(3 / shape) - math.lgamma(1 / shape)) / math.log(4)
+
+
+def _log2(values: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log2(values))
+
+
+# Fits, by maximum likelihood
+
+
+def fit_gaussian(weights: ArrayLike) -> Source:
+    """The Gaussian source of the weights' mean and variance.
+
+    Args:
+        weights: at least two, any shape, not all equal.
+    """
+    return _fit(weights, 2.0, "Gaussian")
+
+
+def fit_laplace(weights: ArrayLike) -> Source:
+    """The Laplacian source of the weights' mean and mean absolute deviation.
+
+    Args:
+        weights: at least two, any shape, not all equal.
+    """
+    return _fit(weights, 1.0, "Laplace")
+
+
+def fit_generalized_gaussian(weights: ArrayLike) -> Source:
+    """The generalized Gaussian source of largest likelihood around the weights' mean.
+
+    Args:
+        weights: at least two, any shape, not all equal.
+
+    Returns:
+        The same entropy and variance for every weight, and the standard error of the mean of `-log2 p(w)`.
+
+    Raises:
+        UsageError: there are fewer than two different weights.
+
+    Example:
+        >>> weights = np.random.default_rng(0).laplace(size=100_000)
+        >>> fit_generalized_gaussian(weights).name
+        'generalized Gaussian 1.00'
+    """
+    return _fit(weights, None, "")
+
+
+def _fit(weights: ArrayLike, shape: float | None, name: str) -> Source:
+    values = finite("weights", weights)
+    magnitudes = np.abs(values - values.mean()) if values.size else values
+    if values.size < 2 or not magnitudes.any():
+        raise UsageError(f"{values.size} weights without spread have no density; expected two different ones or more.")
+    beta = fit_shape(magnitudes.reshape(-1)) if shape is None else shape
+    powers = magnitudes**beta
+    scale = (beta * powers.mean()) ** (1 / beta)
+    variance = (scale * 2.0 ** log2_deviation(beta)) ** 2
+    entropy = scale_entropy(beta) + math.log2(scale)
+    error = float(powers.std() / scale**beta / math.log(2) / math.sqrt(values.size))
+    return equal(name or f"generalized Gaussian {beta:.2f}", entropy, variance, values.shape, error)
+
+
+def fit_shape(magnitudes: Array) -> float:
+    """The shape of a generalized Gaussian of largest likelihood, its scale chosen along with it.
+
+    Minimises the entropy `scale_entropy(b) + log2(b mean |x|^b) / b` over the logarithm of the shape b.
+
+    Args:
+        magnitudes: absolute values [n], not all zero; scale plays no role.
+    """
+    from scipy.optimize import minimize_scalar  # here, for `import waterfill` to stay light
+
+    some = magnitudes[:: -(-magnitudes.size // FITTED_VALUES)]
+    some = some[some > 0]
+    if not some.size:
+        return 2.0
+    logs = np.log(some / some.max())
+    bounds = [math.log(bound) for bound in SHAPES]
+    found = minimize_scalar(lambda log_shape: _entropy(logs, math.exp(log_shape)), bounds=bounds, method="bounded")
+    return math.exp(found.x)
+
+
+def fitted_entropy(magnitudes: Array, shape: float) -> float:
+    """Entropy in bits of a generalized Gaussian of a shape with the scale of largest likelihood.
+
+    Args:
+        magnitudes: absolute values [n], not all zero.
+        shape: above zero.
+    """
+    largest = float(magnitudes.max())
+    return _entropy(np.log(magnitudes[magnitudes > 0] / largest), shape) + math.log2(largest)
+
+
+def _entropy(logs: Array, shape: float) -> float:
+    """The same from the logarithms of the magnitudes."""
+    return scale_entropy(shape) + math.log2(shape * float(np.exp(shape * logs).mean())) / shape
