@@ -332,7 +332,7 @@ def clone(model: nn.Module) -> nn.Module:
     computed = {id(v): v.detach().clone() for v in attributes if isinstance(v, Tensor) and not v.is_leaf}
     try:
         return copy.deepcopy(model, computed)
-    except (TypeError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, RuntimeError) as error:
         raise UnsupportedModelError(
             f"The model {type(model).__name__} cannot be copied ({error}); expected one that copy.deepcopy accepts. "
             "Take what cannot be copied (locks, files, handles) out of its attributes."
