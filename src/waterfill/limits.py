@@ -19,8 +19,6 @@ from waterfill.theory.waterfilling import Rectangles
 FEWEST = 8
 """Fewest values to which a source is fitted."""
 
-SOURCE_MODEL = "independent generalized Gaussian weights; shape, and scales of rows, channels, taps, fitted per tensor"
-
 
 def fit_sources(weights: Mapping[str, Weight]) -> dict[str, ScaledSource]:
     """Fit a source model to every tensor that has one, in parallel.
@@ -74,9 +72,9 @@ def price(
         if jobs[name].form is None and jobs[name].weight.is_vector:
             continue  # its sensitivity is unknown
         part = Rectangles(volumes(jobs[name].weight, source, jobs[name].form))
-        bits = part.rate(part.level_at_distortion(quantized[name].distortion))
+        bits = part.rate_at_distortion(quantized[name].distortion)
         tensors[name] = TensorLimit(bits / jobs[name].weight.matrix.size, source.name, source.standard_error)
         parts.append(part.volumes)
         total += quantized[name].distortion
     whole = Rectangles(np.concatenate([*parts, np.zeros(0)]))
-    return Limits(tensors, whole.rate(whole.level_at_distortion(total)) + exact_bits, measure)
+    return Limits(tensors, whole.rate_at_distortion(total) + exact_bits, measure)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from waterfill.errors import UsageError
 from waterfill.theory.blahut_arimoto import (
     blahut_arimoto,
-    generalized_gaussian,
+    generalized_gaussian_density,
     importance_limits,
     rate_at_distortion,
 )
@@ -142,14 +142,14 @@ def test_the_rate_and_the_distortion_are_those_of_the_channel(steps):
 )
 def test_finer_nodes_change_nothing(shape, distortion, rate):
     """The rates are of three times the reproductions and twice the nodes, reaching further."""
-    point = rate_at_distortion(generalized_gaussian(shape), distortion)
+    point = rate_at_distortion(generalized_gaussian_density(shape), distortion)
     there = point.rate + point.slope * (point.distortion - distortion)
     assert there == pytest.approx(rate, abs=DISCRETISATION)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5, 1, 2, 3, 4])
 def test_gaussian(rate):
-    point = rate_at_distortion(generalized_gaussian(2), 4.0**-rate)
+    point = rate_at_distortion(generalized_gaussian_density(2), 4.0**-rate)
     assert point.distortion == pytest.approx(4.0**-rate, rel=2e-5)
     truth = -log2(point.distortion) / 2
     assert point.rate == pytest.approx(truth, abs=DISCRETISATION)
@@ -157,7 +157,7 @@ def test_gaussian(rate):
 
 
 def test_a_gaussian_of_another_variance():
-    wide = rate_at_distortion(lambda w: generalized_gaussian(2)(w / 5) / 5, 25 / 16)
+    wide = rate_at_distortion(lambda w: generalized_gaussian_density(2)(w / 5) / 5, 25 / 16)
     assert wide.rate == pytest.approx(2, abs=DISCRETISATION)
 
 
@@ -166,7 +166,7 @@ def test_never_below_the_shannon_bound_and_close_to_it_at_high_rate(shape):
     """The bound is that of the density, the rate that of its nodes: below it by the discretisation, not by more."""
     rates = []
     for distortion in (0.8, 0.5, 0.2, 0.05, 0.01):
-        point = rate_at_distortion(generalized_gaussian(shape), distortion)
+        point = rate_at_distortion(generalized_gaussian_density(shape), distortion)
         bound = max(0, shannon(shape, point.distortion))
         assert point.lower_bound <= point.rate
         assert bound - DISCRETISATION <= point.lower_bound
@@ -178,7 +178,7 @@ def test_never_below_the_shannon_bound_and_close_to_it_at_high_rate(shape):
 
 
 def test_laplace_is_above_its_bound_at_low_rate():
-    point = rate_at_distortion(generalized_gaussian(1), 0.66)
+    point = rate_at_distortion(generalized_gaussian_density(1), 0.66)
     assert point.rate - shannon(1, point.distortion) == pytest.approx(0.0325, abs=1e-3)
     assert point.values[point.reproduction > 1e-3][0] == 0  # the atom of a dead zone
     assert np.count_nonzero(point.reproduction > 1e-3) < 10
@@ -188,14 +188,14 @@ def test_a_matrix_of_cells_agrees_with_the_nodes():
     grid = np.linspace(-9, 9, 361)
     pmf = np.exp(-(2**0.5) * np.abs(grid))
     cells = blahut_arimoto(pmf / pmf.sum(), (grid[:, None] - grid) ** 2, slope=2.0)
-    nodes = rate_at_distortion(generalized_gaussian(1), cells.distortion)
+    nodes = rate_at_distortion(generalized_gaussian_density(1), cells.distortion)
     assert nodes.slope == pytest.approx(2.0, rel=0.01)
     assert nodes.rate == pytest.approx(cells.rate, abs=1e-3)
 
 
 @pytest.mark.parametrize("distortion", [1.0, 3.0])
 def test_from_the_variance_on_the_rate_is_zero(distortion):
-    point = rate_at_distortion(generalized_gaussian(1), distortion)
+    point = rate_at_distortion(generalized_gaussian_density(1), distortion)
     assert (point.rate, point.lower_bound) == (0, 0)
     assert point.distortion == pytest.approx(1, abs=1e-5)
 
@@ -206,7 +206,7 @@ def test_from_the_variance_on_the_rate_is_zero(distortion):
 )
 def test_importance_known_to_both_to_the_encoder_and_to_nobody(importance, probability, distortion):
     importance, probability = np.array(importance), np.array(probability)
-    limits = importance_limits(generalized_gaussian(2), importance, probability, distortion)
+    limits = importance_limits(generalized_gaussian_density(2), importance, probability, distortion)
     both, encoder = limits.both, limits.encoder_only
     assert both.rate == pytest.approx(weighted_waterfilling(importance, probability, distortion), abs=1e-4)
     ignored = log2(importance @ probability / distortion) / 2
@@ -223,31 +223,31 @@ def test_a_matrix_over_pairs_agrees_with_the_encoder_only_limit():
     pairs = np.kron(probability, pmf)
     costs = np.kron(importance[:, None], (grid[:, None] - grid) ** 2)
     point = blahut_arimoto(pairs, costs, slope=6.0)
-    limits = importance_limits(generalized_gaussian(2), importance, probability, point.distortion)
+    limits = importance_limits(generalized_gaussian_density(2), importance, probability, point.distortion)
     assert limits.encoder_only.rate == pytest.approx(point.rate, abs=1e-4)
     assert limits.encoder_only.slope == pytest.approx(6.0, rel=1e-2)
 
 
 def test_one_importance_is_as_good_as_known():
-    limits = importance_limits(generalized_gaussian(1), [3.0, 3.0, 9.0], [0.5, 0.5, 0.0], 0.6)
-    alone = rate_at_distortion(generalized_gaussian(1), 0.2).rate
+    limits = importance_limits(generalized_gaussian_density(1), [3.0, 3.0, 9.0], [0.5, 0.5, 0.0], 0.6)
+    alone = rate_at_distortion(generalized_gaussian_density(1), 0.2).rate
     assert limits.both.rate == pytest.approx(alone, abs=1e-4)
     assert limits.encoder_only.rate == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_weight_without_importance_costs_nothing_even_if_the_decoder_does_not_know():
     """The encoder lets chance choose its reproduction."""
-    limits = importance_limits(generalized_gaussian(2), [0.0, 2.0], [0.5, 0.5], 0.1)
+    limits = importance_limits(generalized_gaussian_density(2), [0.0, 2.0], [0.5, 0.5], 0.1)
     for point in (limits.both, limits.encoder_only):
         assert point.rate == pytest.approx(log2(1 / 0.1) / 4, abs=1e-4)
 
 
 def test_importance_is_free_from_the_highest_distortion_on():
-    limits = importance_limits(generalized_gaussian(2), [1.0, 3.0], [0.5, 0.5], 2.1)
+    limits = importance_limits(generalized_gaussian_density(2), [1.0, 3.0], [0.5, 0.5], 2.1)
     assert (limits.both.rate, limits.encoder_only.rate) == (0, 0)
 
 
-GAUSSIAN = generalized_gaussian(2)
+GAUSSIAN = generalized_gaussian_density(2)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ GAUSSIAN = generalized_gaussian(2)
         (lambda: blahut_arimoto([0.5, 0.5], HAMMING, -1.0), "slope is -1"),
         (lambda: blahut_arimoto([0.5, 0.5], HAMMING, 1.0, tolerance=0), "tolerance is 0"),
         (lambda: blahut_arimoto([0.5, 0.5], HAMMING, 1.0, iterations=0), "iterations is 0"),
-        (lambda: generalized_gaussian(0), "shape is 0"),
+        (lambda: generalized_gaussian_density(0), "shape is 0"),
         (lambda: rate_at_distortion(GAUSSIAN, 0.0), "distortion is 0"),
         (lambda: rate_at_distortion(GAUSSIAN, 1e-9), "distortion asks for .* nodes"),
         (lambda: rate_at_distortion(lambda w: 2 * GAUSSIAN(w), 0.1), "density has the integral 2 "),

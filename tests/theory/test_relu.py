@@ -13,12 +13,10 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from waterfill.errors import UsageError
+from waterfill.theory.exhaustive import exhaustive_pruning, exhaustive_quantization, exhaustive_refit
 from waterfill.theory.relu import (
     arc_cosine,
     best_scale,
-    exhaustive_pruning,
-    exhaustive_quantization,
-    exhaustive_refit,
     hermite_coefficients,
     hermite_remainder,
     hermite_series,

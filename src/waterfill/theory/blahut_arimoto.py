@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, not_negative, number, same_shape
+from waterfill.theory.sources import log2_deviation
 
 Density: TypeAlias = Callable[[Array], Array]
 
@@ -111,7 +112,7 @@ def blahut_arimoto(
     return _solve(problem, slope, tolerance, int(number("iterations", iterations, above=0)))
 
 
-def generalized_gaussian(shape: float) -> Density:
+def generalized_gaussian_density(shape: float) -> Density:
     """The density `~ exp(-|w / a|^shape)` of unit variance: 2 is Gaussian, 1 Laplace, large nearly uniform.
 
     Args:
@@ -121,11 +122,11 @@ def generalized_gaussian(shape: float) -> Density:
         UsageError: the shape is not above zero.
 
     Example:
-        >>> round(float(generalized_gaussian(1)(np.zeros(1))[0]), 6)  # Laplace: 1 / sqrt(2)
+        >>> round(float(generalized_gaussian_density(1)(np.zeros(1))[0]), 6)  # Laplace: 1 / sqrt(2)
         0.707107
     """
     shape = number("shape", shape, above=0)
-    scale = (gamma(1 / shape) / gamma(3 / shape)) ** 0.5
+    scale = 2 ** -log2_deviation(shape)
     return lambda w: np.asarray(shape / (2 * scale * gamma(1 / shape)) * np.exp(-((np.abs(w) / scale) ** shape)))
 
 
@@ -151,8 +152,8 @@ def rate_at_distortion(density: Density, distortion: float) -> RatePoint:
         Blahut 1972, for nodes instead of letters.
 
     Example:
-        >>> point = rate_at_distortion(generalized_gaussian(2), 0.25)
-        >>> round(point.rate, 4), round(rate_at_distortion(generalized_gaussian(1), 0.25).rate, 4)
+        >>> point = rate_at_distortion(generalized_gaussian_density(2), 0.25)
+        >>> round(point.rate, 4), round(rate_at_distortion(generalized_gaussian_density(1), 0.25).rate, 4)
         (1.0, 0.8992)
     """
     distortion, source = number("distortion", distortion, above=0), _Source(density)
@@ -184,7 +185,7 @@ def importance_limits(
         Theorem 2 of the paper for the first; Blahut 1972 over the pair for the second.
 
     Example:
-        >>> limits = importance_limits(generalized_gaussian(2), [0.5, 1.5], [0.5, 0.5], 0.2)
+        >>> limits = importance_limits(generalized_gaussian_density(2), [0.5, 1.5], [0.5, 0.5], 0.2)
         >>> round(limits.both.rate, 3), round(limits.encoder_only.rate, 3)  # ignored: 1/2 log2(1 / 0.2) = 1.161
         (1.057, 1.063)
     """

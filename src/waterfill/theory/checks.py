@@ -1,4 +1,4 @@
-"""Arguments of the formulas, as float64 arrays that are what they should be."""
+"""Arguments of the formulas, as float64 arrays and numbers that are what they should be."""
 
 from __future__ import annotations
 
@@ -56,6 +56,18 @@ def number(name: str, value: Any, *, above: float | None = None) -> float:
     return float(array)
 
 
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number in [low, high].
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(value, int | np.integer) and low <= value and (high is None or value <= high):
+        return int(value)
+    expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+    raise UsageError(f"{name} is {value!r}; expected a whole number {expected}.")
+
+
 def covariance(name: str, values: ArrayLike) -> Array:
     """A covariance matrix [m, m]; a vector [m] of variances becomes a diagonal one.
 
@@ -76,6 +88,12 @@ def covariance(name: str, values: ArrayLike) -> Array:
     if array.size and np.linalg.eigvalsh(array)[0] < -1e-8 * scale * len(array):
         raise UsageError(f"{name} has a negative eigenvalue; expected a positive semidefinite covariance matrix.")
     return array
+
+
+def root(sigma: Array) -> Array:
+    """A matrix R with `R^T R = Sigma`, also for a singular covariance: its columns have the inner products of Sigma."""
+    values, vectors = np.linalg.eigh(sigma)
+    return np.asarray(np.sqrt(values.clip(0))[:, None] * vectors.T)
 
 
 def same_shape(name: str, array: Array, other_name: str, other: Array) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from waterfill.errors import UsageError
-from waterfill.theory.checks import Array, finite, not_negative, number
+from waterfill.theory.checks import Array, finite, not_negative, number, root
 from waterfill.theory.checks import covariance as as_covariance
 from waterfill.theory.waterfilling import Rectangles, weighted_waterfilling
 
@@ -91,8 +91,7 @@ def linear_rate_distortion(sigma_w: ArrayLike, sigma_x: ArrayLike, distortion: f
         >>> round(linear_rate_distortion([3, 2, 1], [3, 2, 1], 9.0), 6)  # 1/2 log2(9 / 4)
         0.584963
     """
-    spectrum = Rectangles(_Pair(sigma_w, sigma_x).eigenvalues)
-    return spectrum.rate(spectrum.level_at_distortion(number("distortion", distortion)))
+    return Rectangles(_Pair(sigma_w, sigma_x).eigenvalues).rate_at_distortion(number("distortion", distortion))
 
 
 def distortion_at_rate(sigma_w: ArrayLike, sigma_x: ArrayLike, rate: float) -> float:
@@ -117,7 +116,7 @@ def distortion_at_rate(sigma_w: ArrayLike, sigma_x: ArrayLike, rate: float) -> f
 class _Pair:
     """Two covariance matrices and the coordinates in which both are diagonal.
 
-    `u = U^T B^T W` with `Sigma_X = B B^T` has independent components of variance `g_k`, and the distortion is the
+    `u = U^T B W` with `Sigma_X = B^T B` has independent components of variance `g_k`, and the distortion is the
     squared error of `u`. Where both matrices are diagonal, so is the map.
     """
 
@@ -130,13 +129,12 @@ class _Pair:
 
     @cached_property
     def root_x(self) -> Array:
-        """The symmetric square root of `Sigma_X`."""
-        values, vectors = np.linalg.eigh(self.sigma_x)
-        return np.asarray((vectors * np.sqrt(values.clip(0))) @ vectors.T)
+        """B."""
+        return root(self.sigma_x)
 
     @cached_property
     def _decomposition(self) -> tuple[Array, Array]:
-        values, vectors = np.linalg.eigh(self.root_x @ self.sigma_w @ self.root_x)
+        values, vectors = np.linalg.eigh(self.root_x @ self.sigma_w @ self.root_x.T)
         noise = len(values) * np.finfo(float).eps * float(values.max(initial=0.0))
         return np.where(values > noise, values, 0.0), vectors
 
@@ -147,7 +145,7 @@ class _Pair:
 
     @property
     def to_components(self) -> Array:
-        """`U^T Sigma_X^(1/2)`: from weights to components."""
+        """`U^T B`: from weights to components."""
         return np.asarray(self._decomposition[1].T @ self.root_x)
 
 
@@ -213,10 +211,9 @@ class GaussianTestChannel:
 
     @cached_property
     def _rest(self) -> Array:
-        """A factor of the covariance of W given all components: what no input sees."""
+        """A root of the covariance of W given all components: what no input sees."""
         seen = self._from_components
-        values, vectors = np.linalg.eigh(self._pair.sigma_w - (seen * self._pair.eigenvalues) @ seen.T)
-        return np.asarray(vectors * np.sqrt(values.clip(0)))
+        return root(self._pair.sigma_w - (seen * self._pair.eigenvalues) @ seen.T)
 
     def sample(self, samples: int, seed: int) -> tuple[Array, Array]:
         """Draw weights together with their compressed versions.
@@ -231,7 +228,7 @@ class GaussianTestChannel:
         rng = np.random.default_rng(seed)
         u_hat = rng.standard_normal((samples, self.signal.size)) * np.sqrt(self.signal)
         u = u_hat + rng.standard_normal(u_hat.shape) * np.sqrt(self.noise)
-        unseen = rng.standard_normal(u.shape) @ self._rest.T
+        unseen = rng.standard_normal(u.shape) @ self._rest
         return u @ self._from_components.T + unseen, u_hat @ self._from_components.T
 
     def monte_carlo(self, samples: int, seed: int) -> MonteCarlo:

@@ -23,12 +23,8 @@ class Quadratic(Protocol):
         """`I_w e`, in the shape of the error."""
         ...
 
-    def eigenvalues(self) -> Array:
-        """Eigenvalues of `I_w`, one for every coordinate of its own basis, not negative."""
-        ...
-
-    def variances(self, variance: Array) -> Array:
-        """Variances of independent weights in the basis of `eigenvalues`."""
+    def spectrum(self, variance: Array) -> tuple[Array, Array]:
+        """Eigenvalues of `I_w`, not negative, and the variances of independent weights in the basis of each."""
         ...
 
 
@@ -51,13 +47,9 @@ class Diagonal:
         """`I_w e`."""
         return self.values * error
 
-    def eigenvalues(self) -> Array:
-        """The diagonal."""
-        return self.values
-
-    def variances(self, variance: Array) -> Array:
-        """The same: the basis is that of the weights."""
-        return variance
+    def spectrum(self, variance: Array) -> tuple[Array, Array]:
+        """The diagonal and the variances themselves."""
+        return self.values, variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +68,10 @@ class Dense:
         """`I_w e`."""
         return np.asarray(self.matrix @ error.reshape(-1)).reshape(error.shape)
 
-    def eigenvalues(self) -> Array:
-        """Eigenvalues in ascending order, [m]."""
-        return np.linalg.eigvalsh(self.matrix).clip(0)
-
-    def variances(self, variance: Array) -> Array:
-        """Variances of the weights in the eigenbasis, [m]."""
-        return np.asarray(np.square(np.linalg.eigh(self.matrix)[1]).T @ variance.reshape(-1))
+    def spectrum(self, variance: Array) -> tuple[Array, Array]:
+        """Eigenvalues in ascending order and variances, both [m]."""
+        values, vectors = np.linalg.eigh(self.matrix)
+        return values.clip(0), np.asarray(np.square(vectors).T @ variance.reshape(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,15 +95,11 @@ class Kronecker:
         """`G E A`."""
         return np.asarray(self.outputs @ error @ self.inputs)
 
-    def eigenvalues(self) -> Array:
-        """Products of the eigenvalues of both factors, [out, in]."""
-        values = (np.linalg.eigvalsh(factor).clip(0) for factor in (self.outputs, self.inputs))
-        return np.asarray(np.multiply.outer(*values))
-
-    def variances(self, variance: Array) -> Array:
-        """Variances of the weights in the eigenbasis, [out, in]."""
-        left, right = np.linalg.eigh(self.outputs)[1], np.linalg.eigh(self.inputs)[1]
-        return np.asarray(np.square(left).T @ variance @ np.square(right))
+    def spectrum(self, variance: Array) -> tuple[Array, Array]:
+        """Products of the eigenvalues of both factors and variances, both [out, in]."""
+        (rows, left), (columns, right) = np.linalg.eigh(self.outputs), np.linalg.eigh(self.inputs)
+        values = np.multiply.outer(rows.clip(0), columns.clip(0))
+        return np.asarray(values), np.asarray(np.square(left).T @ variance @ np.square(right))
 
 
 def as_quadratic(importance: Any, shape: tuple[int, ...]) -> Quadratic:
@@ -129,11 +114,11 @@ def as_quadratic(importance: Any, shape: tuple[int, ...]) -> Quadratic:
         UsageError: the importance fits none of these, or is not positive semidefinite.
 
     Example:
-        >>> as_quadratic([1.0, 2.0], (2,)).eigenvalues().tolist()
-        [1.0, 2.0]
+        >>> as_quadratic([1.0, 2.0], (2,)).times(np.array([3.0, 3.0])).tolist()
+        [3.0, 6.0]
     """
     count = int(np.prod(shape))
-    form = importance if hasattr(importance, "eigenvalues") else _read(importance, shape, count)
+    form = importance if hasattr(importance, "spectrum") else _read(importance, shape, count)
     if form is None or tuple(form.shape) != tuple(shape):
         found = getattr(form, "shape", None) or getattr(importance, "shape", None) or type(importance).__name__
         raise UsageError(

@@ -1,31 +1,25 @@
-"""One ReLU unit with Gaussian inputs: its true error, and how near the quadratic objective comes to the least of it."""
+"""One ReLU unit with Gaussian inputs: its true error, and the length at which it is least."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from waterfill.errors import UsageError
-from waterfill.theory.checks import Array, finite, number
+from waterfill.theory.checks import Array, finite, number, whole
 from waterfill.theory.checks import covariance as as_covariance
+from waterfill.theory.checks import root as as_root
 
-MOST_WEIGHTS = 16
-"""Most weights of a unit of which an exhaustive search tries all candidates."""
+ROUNDING = 1e-12
+"""A cosine may be above one by this much."""
 
-MOST_PARTITIONS = 100_000
-"""Most partitions that it tries."""
-
-_ROUNDING = 1e-12  # a cosine may be above one by this much
 _BATCH = 1 << 16  # samples drawn at a time
 _WEDGE = [(-1) ** (k + 1) * 2 * k / math.factorial(2 * k + 1) for k in range(1, 10)]
 
 
-# The arc-cosine kernel ------------------------------------------------------------------------------------------------
+# The arc-cosine kernel
 
 
 def arc_cosine(rho: ArrayLike) -> Array:
@@ -65,8 +59,8 @@ def _wedge(angle: Array) -> Array:
 def _correlation(rho: ArrayLike, low: float = -1.0) -> Array:
     """Correlations in [low, 1], rounding clipped."""
     values = finite("rho", rho)
-    if values.size and (values.min() < low - _ROUNDING or values.max() > 1 + _ROUNDING):
-        worst = values.min() if values.min() < low - _ROUNDING else values.max()
+    if values.size and (values.min() < low - ROUNDING or values.max() > 1 + ROUNDING):
+        worst = values.min() if values.min() < low - ROUNDING else values.max()
         raise UsageError(
             f"rho has the entry {worst:.17g}; expected cosines in [{low:g}, 1]. Divide w^T Sigma w_hat by both lengths."
         )
@@ -96,7 +90,7 @@ def hermite_coefficients(terms: int) -> Array:
         >>> (2 * np.pi * hermite_coefficients(7)[[0, 2, 4, 6]] * [1, 2, 24, 720]).round(9).tolist()
         [1.0, 1.0, 1.0, 9.0]
     """
-    coefficients = np.zeros(_whole("terms", terms, 1))
+    coefficients = np.zeros(whole("terms", terms, 1))
     p = np.arange(0.0, len(coefficients) - 2, 2.0)
     ratios = (p - 1) ** 2 / ((p + 1) * (p + 2))
     coefficients[::2] = np.cumprod(np.concatenate([[1 / (2 * np.pi)], ratios]))
@@ -151,12 +145,12 @@ def hermite_remainder(terms: int) -> float:
         >>> 0.9 < left / hermite_remainder(100) < 1
         True
     """
-    if _whole("terms", terms, 1) < 3:
+    if whole("terms", terms, 1) < 3:
         return 0.5 - float(hermite_coefficients(terms).sum())
     return float((math.ceil(terms / 2) - 1) ** -1.5 / (12 * np.pi**1.5))
 
 
-# The error of one unit ------------------------------------------------------------------------------------------------
+# The error of one unit
 
 
 def sigma_cosine(w: ArrayLike, w_hat: ArrayLike, covariance: ArrayLike) -> float:
@@ -216,10 +210,10 @@ def relu_error(w: ArrayLike, w_hat: ArrayLike, covariance: ArrayLike) -> float:
         2.5
     """
     original, compressed, root = _unit(w, w_hat, covariance)
-    return float(_measure(original, compressed, root)[1])
+    return float(measure(original, compressed, root)[1])
 
 
-def _measure(w: Array, w_hat: Array, root: Array) -> tuple[Array, Array]:
+def measure(w: Array, w_hat: Array, root: Array) -> tuple[Array, Array]:
     """Objective and true error of every row of `w_hat` [..., m], with `Sigma = root^T root`."""
     objective = np.square((w - w_hat) @ root.T).sum(axis=-1)
     u, v = w @ root.T, w_hat @ root.T
@@ -259,7 +253,7 @@ def simulate_relu_error(
         True
     """
     original, compressed, root = _unit(w, w_hat, covariance)
-    count, rng = _whole("samples", samples, 2), np.random.default_rng(_whole("seed", seed, 0))
+    count, rng = whole("samples", samples, 2), np.random.default_rng(whole("seed", seed, 0))
     total = squares = 0.0
     for start in range(0, count, _BATCH):
         x = rng.standard_normal((min(_BATCH, count - start), len(root))) @ root
@@ -270,7 +264,7 @@ def simulate_relu_error(
     return mean, math.sqrt(max(0.0, squares / count - mean * mean) / (count - 1))
 
 
-# The length that Corollary 2 misses -----------------------------------------------------------------------------------
+# The length that Corollary 2 misses
 
 
 def best_scale(rho: ArrayLike) -> Array:
@@ -358,242 +352,10 @@ def least_error(rho: ArrayLike, power: float) -> Array:
     return number("power", power) / 2 * (1 - cosines - arc_cosine(-cosines)) * (1 + arc_cosine(cosines))
 
 
-# All candidates of a small unit ---------------------------------------------------------------------------------------
+# Arguments
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One compressed weight vector of a unit.
-
-    Attributes:
-        labels: [m], the cluster of every weight, from 0 in the order of appearance; for pruning 1 is kept and 0 pruned.
-        w_hat: the compressed weights [m].
-        objective: `(w - w_hat)^T Sigma (w - w_hat)` of rule 2.
-        error: the true mean squared error of the output.
-    """
-
-    labels: NDArray[np.int64]
-    w_hat: Array
-    objective: float
-    error: float
-
-
-@dataclass(frozen=True, eq=False)
-class Search:
-    """Two winners among all candidates; at a tie the first one.
-
-    Attributes:
-        by_objective: the smallest objective.
-        by_error: the smallest true error.
-        candidates: number of masks or partitions.
-    """
-
-    by_objective: Candidate
-    by_error: Candidate
-    candidates: int
-
-    @property
-    def agree(self) -> bool:
-        """Whether both chose the same mask or partition."""
-        return bool(np.array_equal(self.by_objective.labels, self.by_error.labels))
-
-
-@dataclass(frozen=True, eq=False)
-class ScaledSearch(Search):
-    """The same for values that are free, so that objective and truth choose them too.
-
-    `by_objective` has the values of least objective, `by_error` those of least true error, each from all candidates.
-
-    Attributes:
-        corrected: `by_objective` times `best_scale`.
-    """
-
-    corrected: Candidate
-
-
-def exhaustive_pruning(w: ArrayLike, covariance: ArrayLike, kept: int) -> Search:
-    """Every mask that keeps a number of weights as they are: the best one by the objective, and in truth.
-
-    For uncorrelated inputs they are the same one (Corollary 1), because every mask obeys rule 1:
-    `w_hat^T Sigma (w - w_hat)` is a sum over weights that are kept and pruned at once. Correlated inputs break the
-    rule, and the two can differ; `exhaustive_refit` restores it.
-
-    Args:
-        w: weights [m].
-        covariance: `Sigma` [m, m] of the inputs, or their variances [m].
-        kept: number of weights to keep, 0 ... m.
-
-    Returns:
-        Both winners.
-
-    Raises:
-        UsageError: shapes differ, or there are more than `MOST_WEIGHTS` weights.
-
-    Source:
-        Corollary 1 of the paper.
-
-    Example:
-        >>> search = exhaustive_pruning([3.0, -2.0, 1.0], [1.0, 1.0, 5.0], kept=2)
-        >>> search.agree, search.by_error.labels.tolist(), search.by_error.objective
-        (True, [1, 0, 1], 4.0)
-    """
-    original, root = _small_unit(w, covariance)
-    masks = _masks(len(original), kept)
-    found = _measured(original, masks * original, masks, root)
-    return Search(found.best_objective(), found.best_error(), len(masks))
-
-
-def exhaustive_refit(w: ArrayLike, covariance: ArrayLike, kept: int) -> ScaledSearch:
-    """Every mask that keeps a number of weights and fits them to the objective, for inputs with any covariance.
-
-    The fit is `Sigma_KK^-1 Sigma_K: w` on the kept set K, so rule 1 holds and the best mask of the objective is the one
-    of least true error; but the class is closed under scaling, so in truth its weights are longer by `best_scale`.
-    Without the scale a fit can even be worse in truth than the weights as they are, if those happen to be longer.
-
-    Args:
-        w: weights [m].
-        covariance: `Sigma` [m, m] of the inputs, or their variances [m].
-        kept: number of weights to keep, 0 ... m.
-
-    Returns:
-        Both winners, and the one by the objective with the correction.
-
-    Raises:
-        UsageError: shapes differ, or there are more than `MOST_WEIGHTS` weights.
-
-    Source:
-        Corollary 1 of the paper, for correlated inputs.
-
-    Example:
-        >>> search = exhaustive_refit([1.0, 1.0], [[1.0, 0.5], [0.5, 2.0]], kept=1)
-        >>> search.agree, search.by_objective.w_hat.tolist(), bool(search.by_error.w_hat[1] > 1.25)
-        (True, [0.0, 1.25], True)
-    """
-    original, root = _small_unit(w, covariance)
-    masks = _masks(len(original), kept)
-    return _scaled_search(original, masks, masks[:, :, None] * np.eye(len(original)), root)
-
-
-def exhaustive_quantization(w: ArrayLike, covariance: ArrayLike, clusters: int) -> ScaledSearch:
-    """Every partition of the weights into at most a number of clusters with free centroids.
-
-    Of a partition the least objective is the projection of w on it: weighted means of the clusters for uncorrelated
-    inputs. The least true error is in the same direction, at the length `n(w) J(rho)` instead of `n(w) rho`. Both fall
-    as rho rises, so both choose the same partition, and the centroids differ by the factor `best_scale`: that is what
-    is left of Corollary 2. Where the projection is zero every direction of the partition has rho = 0, and the truth
-    still takes one, with the length `n(w) / pi`.
-
-    Args:
-        w: weights [m]; about 10 of them.
-        covariance: `Sigma` [m, m] of the inputs, or their variances [m].
-        clusters: most clusters, at least 1.
-
-    Returns:
-        Both winners, and the one by the objective with the correction.
-
-    Raises:
-        UsageError: shapes differ, or there are more weights or partitions than are tried.
-
-    Source:
-        Corollary 2 of the paper, corrected.
-
-    Example:
-        >>> search = exhaustive_quantization([1.0, 1.5, -2.0], [1.0, 3.0, 1.0], clusters=2)
-        >>> search.agree, search.by_error.labels.tolist(), search.by_objective.w_hat.round(9).tolist()
-        (True, [0, 0, 1], [1.375, 1.375, -2.0])
-        >>> search.by_error.error < search.by_objective.error
-        True
-    """
-    original, root = _small_unit(w, covariance)
-    labels = _partitions(len(original), _whole("clusters", clusters, 1))
-    indicators = (labels[:, :, None] == np.arange(labels.max() + 1)).astype(np.float64)
-    return _scaled_search(original, labels, indicators, root)
-
-
-def _scaled_search(w: Array, labels: NDArray[np.int64], bases: Array, root: Array) -> ScaledSearch:
-    """The search over subspaces with the bases [candidates, m, k]."""
-    coefficients = np.linalg.pinv(root @ bases, rcond=_ROUNDING) @ (root @ w)
-    projections = np.einsum("nmk,nk->nm", bases, coefficients)
-    paper = _measured(w, projections, labels, root)
-    truth = _measured(w, _at_best_length(w, projections, bases.sum(axis=2), root), labels, root)
-    chosen = int(paper.objectives.argmin())
-    return ScaledSearch(paper.best_objective(), truth.best_error(), len(labels), truth.candidate(chosen))
-
-
-def _at_best_length(w: Array, projections: Array, others: Array, root: Array) -> Array:
-    """The directions of the projections, or others where those are zero, with the length `n(w) J(rho)`."""
-    u = w @ root.T
-    n, lengths = float(np.linalg.norm(u)), np.linalg.norm(projections @ root.T, axis=1, keepdims=True)
-    # A projection of rounding errors has no direction of its own.
-    directions = np.where(lengths > _ROUNDING * n, projections, others)
-    v = directions @ root.T
-    lengths = np.linalg.norm(v, axis=1)
-    inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    rho = np.clip(v @ u * inverse / (n or 1.0), -1.0, 1.0)
-    longer: Array = directions * (n * arc_cosine(rho) * inverse)[:, None]
-    return longer
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """Candidates [n, m] with their labels, objectives [n] and errors [n]."""
-
-    labels: NDArray[np.int64]
-    w_hats: Array
-    objectives: Array
-    errors: Array
-
-    def candidate(self, row: int) -> Candidate:
-        return Candidate(self.labels[row], self.w_hats[row], float(self.objectives[row]), float(self.errors[row]))
-
-    def best_objective(self) -> Candidate:
-        return self.candidate(int(self.objectives.argmin()))
-
-    def best_error(self) -> Candidate:
-        return self.candidate(int(self.errors.argmin()))
-
-
-def _measured(w: Array, w_hats: Array, labels: NDArray[np.int64], root: Array) -> _Measured:
-    return _Measured(labels, w_hats, *_measure(w, w_hats, root))
-
-
-def _masks(count: int, kept: int) -> NDArray[np.int64]:
-    """All masks [masks, count] with a number of ones."""
-    ones = _whole("kept", kept, 0, count)
-    places = np.array(list(combinations(range(count), ones)), dtype=np.int64).reshape(math.comb(count, ones), ones)
-    masks = np.zeros((len(places), count), dtype=np.int64)
-    np.put_along_axis(masks, places, 1, axis=1)
-    return masks
-
-
-def _partitions(count: int, clusters: int) -> NDArray[np.int64]:
-    """All partitions [partitions, count] into at most so many clusters, as restricted growth strings."""
-    labels = np.zeros((1, 1), dtype=np.int64)
-    for _ in range(1, count):
-        # A weight joins a cluster that is there, or opens the next one: no relabelling is met twice.
-        choices = np.minimum(labels.max(axis=1) + 2, clusters)
-        if choices.sum() > MOST_PARTITIONS:
-            raise UsageError(
-                f"{count} weights in {clusters} clusters have more than {MOST_PARTITIONS} partitions; "
-                "expected few enough to try all. Give fewer weights or clusters."
-            )
-        last = np.concatenate([np.arange(choice) for choice in choices])
-        labels = np.column_stack([labels.repeat(choices, axis=0), last])
-    return labels
-
-
-# Arguments ------------------------------------------------------------------------------------------------------------
-
-
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """A whole number in [low, high]."""
-    if isinstance(value, int | np.integer) and low <= value and (high is None or value <= high):
-        return int(value)
-    expected = f"of at least {low}" if high is None else f"from {low} to {high}"
-    raise UsageError(f"{name} is {value!r}; expected a whole number {expected}.")
-
-
-def _weights(name: str, values: ArrayLike, count: int) -> Array:
+def unit_weights(name: str, values: ArrayLike, count: int) -> Array:
     """A vector of as many weights as the covariance is for."""
     array = finite(name, values)
     if array.shape != (count,) or not count:
@@ -604,26 +366,7 @@ def _weights(name: str, values: ArrayLike, count: int) -> Array:
     return array
 
 
-def _root(sigma: Array) -> Array:
-    """A matrix whose columns have the inner products of Sigma: `root^T root = Sigma`, also for a singular one."""
-    values, vectors = np.linalg.eigh(sigma)
-    root: Array = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-    return root
-
-
 def _unit(w: ArrayLike, w_hat: ArrayLike, covariance: ArrayLike) -> tuple[Array, Array, Array]:
     """Both weight vectors and the root of the covariance."""
     sigma = as_covariance("covariance", covariance)
-    return _weights("w", w, len(sigma)), _weights("w_hat", w_hat, len(sigma)), _root(sigma)
-
-
-def _small_unit(w: ArrayLike, covariance: ArrayLike) -> tuple[Array, Array]:
-    """The weights of a unit small enough to try everything, and the root of the covariance."""
-    sigma = as_covariance("covariance", covariance)
-    original = _weights("w", w, len(sigma))
-    if len(original) > MOST_WEIGHTS:
-        raise UsageError(
-            f"w has {len(original)} weights; expected at most {MOST_WEIGHTS}, to try all candidates. "
-            "Give a smaller unit."
-        )
-    return original, _root(sigma)
+    return unit_weights("w", w, len(sigma)), unit_weights("w_hat", w_hat, len(sigma)), as_root(sigma)

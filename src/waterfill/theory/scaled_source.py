@@ -63,9 +63,9 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
     """Fit shape and scales by maximum likelihood; an axis has scales where they pay for their description.
 
     The shape is 2 unless another one lowers the total entropy by more than `1/2 log2 n` bits; an axis of length L gets
-    its scales when they lower the total entropy by more than `(L - 1) / 2 log2 n` bits (the
-    Bayesian information criterion), the axis that gains most first. Given the shape b, the scales along an axis are
-    `s^b = b mean |x / other scales|^b`, repeated until they agree.
+    its scales when they lower it by more than `(L - 1) / 2 log2 n` bits (the Bayesian information criterion), the axis
+    that gains most first. Given the shape b, the scales along an axis are `s^b = b mean |x / other scales|^b`; scales
+    and shape are fitted to each other a few times.
 
     Args:
         weights: [out, channels, taps], at least two that differ.
@@ -96,11 +96,11 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
         if cost >= fit.bits(best):
             break
         best = fit.refined(found)
-    log2_scales = (np.log2(best.powers[0]), np.log2(best.powers[1]), np.log2(best.powers[2]))
+    rows, channels, taps = (np.log2(power) / best.shape for power in best.powers)
     return ScaledSource(
         shape=best.shape,
         mean=mean,
-        log2_scales=(log2_scales[0] / best.shape, log2_scales[1] / best.shape, log2_scales[2] / best.shape),
+        log2_scales=(rows, channels, taps),
         axes=tuple(AXES[axis] for axis in sorted(best.axes)),
         zeros=1 - fit.count / values.size,
         standard_error=fit.standard_error(best),

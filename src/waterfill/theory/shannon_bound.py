@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import ArrayLike
 from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, not_negative, number
 from waterfill.theory.quadratic import Diagonal, as_quadratic
-from waterfill.theory.sources import Source, gaussian
+from waterfill.theory.sources import Source, entropy_power, gaussian
 from waterfill.theory.waterfilling import Rectangles
 
 
@@ -54,8 +53,7 @@ def lemma1(joint_entropy: float, marginal_entropies: ArrayLike, importance: Arra
             f"joint_entropy {joint_entropy:.6g} is above the sum {joint_entropy - surplus:.6g} of the marginal "
             "entropies; expected at most that. Check the units (bits)."
         )
-    powers = np.exp2(2 * entropies) / (2 * math.pi * math.e)
-    return float(_independent(powers, weights, distortion) + surplus)
+    return float(_independent(entropy_power(entropies), weights, distortion) + surplus)
 
 
 def shannon_lower_bound(source: Source, importance: Any, distortion: float) -> float:
@@ -89,15 +87,13 @@ def shannon_lower_bound(source: Source, importance: Any, distortion: float) -> f
         6.0
     """
     form = as_quadratic(importance, source.entropy.shape)
-    amount = number("distortion", distortion)
     if isinstance(form, Diagonal):
-        return _independent(source.entropy_power, form.values, amount)
-    variances = form.variances(source.variance)
+        return _independent(source.entropy_power, form.values, distortion)
+    eigenvalues, variances = form.spectrum(source.variance)
     surplus = float(source.entropy.sum()) - float(gaussian(variances).entropy.sum())
-    return max(0.0, _independent(variances, form.eigenvalues(), amount) + surplus)
+    return max(0.0, _independent(variances, eigenvalues, distortion) + surplus)
 
 
 def _independent(powers: Array, importance: Array, distortion: float) -> float:
     """`sum_i max(0, 1/2 log2(I_i N_i / mu))`."""
-    rectangles = Rectangles(powers * importance)
-    return rectangles.rate(rectangles.level_at_distortion(number("distortion", distortion)))
+    return Rectangles(powers * importance).rate_at_distortion(number("distortion", distortion))

@@ -37,8 +37,13 @@ class Source:
 
     @property
     def entropy_power(self) -> Array:
-        """`N_i = 2^(2 h_i) / (2 pi e)`: the variance of a Gaussian of the same entropy, at most `variance`."""
-        return np.exp2(2 * self.entropy) / (2 * math.pi * math.e)
+        """`N_i`, at most `variance`."""
+        return entropy_power(self.entropy)
+
+
+def entropy_power(entropy: Array) -> Array:
+    """`N = 2^(2 h) / (2 pi e)`: the variance of a Gaussian of the same entropy h in bits."""
+    return np.asarray(np.exp2(2 * entropy) / (2 * math.pi * math.e))
 
 
 def equal(name: str, entropy: float, variance: float, shape: tuple[int, ...], standard_error: float) -> Source:

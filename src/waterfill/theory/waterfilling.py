@@ -114,6 +114,10 @@ class Rectangles:
             return self.highest
         return float((distortion - self._full[full]) / (count - full))
 
+    def rate_at_distortion(self, distortion: float) -> float:
+        """The rate in bits at a distortion: zero from the total on, infinite at zero."""
+        return self.rate(self.level_at_distortion(distortion))
+
     def level_at_rate(self, rate: float) -> float:
         """The level at which the rate is so many bits; the highest one at zero, 0 at infinity."""
         count = self.volumes.size
