@@ -255,6 +255,7 @@ def test_a_size_is_met_although_corrections_change_the_vectors(grown):
 
     work = SimpleNamespace(
         inventory=SimpleNamespace(floating_values=8000),
+        limit_bytes=50,
         draft=lambda level: attempt(100 + int(2000 * 2 ** (-level / 4))),
         finish=lambda draft: attempt(draft.size_bytes + grown),
     )

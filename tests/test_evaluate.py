@@ -11,7 +11,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
-from waterfill.evaluate import Evaluation, distortion, divergence, evaluate, reference_outputs
+from waterfill.evaluate import Evaluation, divergence, evaluate, reference_outputs
 
 
 def nets(classes=12):
@@ -91,9 +91,7 @@ def test_kept_outputs_replace_the_reference():
     kept = reference_outputs(reference, data)
     assert [out.shape for out in kept] == [(4, 12), (4, 12), (3, 12)]
     assert evaluate(model, data, kept) == evaluate(model, data, reference)
-    assert distortion(model, data, kept, "logits") == pytest.approx(evaluate(model, data, reference).kl, rel=1e-12)
-    squared = evaluate(model, data, reference, output="values").squared_error
-    assert distortion(model, data, kept, "values") == pytest.approx(squared, rel=1e-12)
+    assert evaluate(model, data, kept, output="values") == evaluate(model, data, reference, output="values")
 
 
 def test_sequences_count_every_position_that_is_not_ignored():
@@ -109,7 +107,7 @@ def test_sequences_count_every_position_that_is_not_ignored():
     for name in ("accuracy", "cross_entropy", "kl", "kl_p99", "agreement", "total_variation", "top5"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-6)
     kept = reference_outputs(reference, [(x, y)])
-    assert distortion(model, [(x, y)], kept, "logits") == pytest.approx(found.kl, rel=1e-12)
+    assert evaluate(model, [(x, y)], kept) == found
 
 
 def test_pixels_have_their_classes_on_axis_1():
@@ -186,7 +184,7 @@ def test_data_and_references_that_do_not_fit_are_refused():
     with pytest.raises(CalibrationError, match="Batch 1 has no reference output, there are 1; expected one for every"):
         evaluate(model, data, reference_outputs(reference, data[:1]))
     with pytest.raises(CalibrationError, match="2 batches, but reference outputs for 3; expected as many"):
-        distortion(model, data[:2], reference_outputs(reference, data), "logits")
+        evaluate(model, data[:2], reference_outputs(reference, data))
     with pytest.raises(CalibrationError, match=r"Batch 0 gives float32\[4, 12\].*float32\[4, 3\].*the same shape"):
         evaluate(model, data, nets(3)[0])
     with pytest.raises(CalibrationError, match=r"Targets float32\[4, 2\] do not fit the values float32\[4, 12\]"):

@@ -110,7 +110,7 @@ def test_floating_values_count_every_kind_but_tied_and_integer_ones():
 @pytest.fixture
 def result():
     rows = (
-        TensorReport("a", (4, 5), 20, 10.5, 4.2, 0.01, "uniform"),
+        TensorReport("a", (4, 5), 20, 10.5, 4.2, 0.01, "uniform", "", 4.0, 0.1, "Gaussian"),
         TensorReport("n", (), 1, 8.0, 64.0, None, "exact", "integer"),
     )
     return CompressionResult(
@@ -124,6 +124,9 @@ def result():
         target={"rate": 20.0},
         importance="kl",
         importance_power=0.5,
+        limit=16.0,
+        limit_error=0.1,
+        limit_measure="kl^0.5",
     )
 
 
@@ -134,9 +137,21 @@ def test_sizes_of_a_result(result):
     assert dataclasses.replace(result, floating_values=0).rate == 400
 
 
+def test_a_gap_is_what_lies_above_the_limit(result):
+    assert (result.gap, result.gap_percent) == (4.0, 25.0)
+    below = dataclasses.replace(result, limit=25.0)
+    assert (below.gap, below.gap_percent) == (-5.0, pytest.approx(-20.0))
+    assert dataclasses.replace(result, limit=0.0).gap_percent is None
+    assert [row.gap for row in result.tensors] == [pytest.approx(0.2), None]
+    assert [row.gap_percent for row in result.tensors] == [pytest.approx(5.0), None]
+
+
 def test_a_result_as_json_has_everything_but_the_bytes(result):
     parsed = json.loads(result.to_json())
-    assert parsed.pop("tensors") == [{**dataclasses.asdict(row), "shape": list(row.shape)} for row in result.tensors]
+    rows = parsed.pop("tensors")
+    assert [row.pop("gap") for row in rows] == [pytest.approx(0.2), None]
+    assert [row.pop("gap_percent") for row in rows] == [pytest.approx(5.0), None]
+    assert rows == [{**dataclasses.asdict(row), "shape": list(row.shape)} for row in result.tensors]
     assert parsed == {
         "floating_values": 20,
         "original_bytes": 88,
@@ -149,6 +164,11 @@ def test_a_result_as_json_has_everything_but_the_bytes(result):
         "size_bytes": 50,
         "rate": 20.0,
         "ratio": 88 / 50,
+        "limit": 16.0,
+        "limit_error": 0.1,
+        "limit_measure": "kl^0.5",
+        "gap": 4.0,
+        "gap_percent": 25.0,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -28,6 +29,7 @@ from waterfill.records import (
     NormVariance,
     Quantized,
     Relative,
+    TensorLimit,
     TensorReport,
     Tied,
 )
@@ -114,7 +116,7 @@ def compress(
     forms = _forms(estimator, inventory, place, progress)
     matrix_quantizers = quantizers or (Scalar(rounds=ROUNDS[effort]),)
     powers = (1.0,) if isinstance(estimator, DataFree) else POWERS[effort]
-    candidates = workshops(inventory, forms, matrix_quantizers, powers, place, progress)
+    candidates = workshops(inventory, forms, matrix_quantizers, estimator.name, powers, place, progress)
     attempt = search(candidates, *target)
     return _result(inventory, forms, attempt, target, estimator)
 
@@ -199,17 +201,24 @@ def _result(
         for name in attempt.quantized
         if name in forms
     }
+    limits, values = attempt.limits, max(1, inventory.floating_values)
+    assert limits is not None  # only drafts have none
     return CompressionResult(
         data=attempt.packed.data,
         floating_values=inventory.floating_values,
         original_bytes=original_bytes(inventory.entries),
-        tensors=tuple(_row(entry, attempt, losses.get(entry.name)) for entry in inventory.entries),
+        tensors=tuple(
+            _row(entry, attempt, losses.get(entry.name), limits.tensors.get(entry.name)) for entry in inventory.entries
+        ),
         overhead_bytes=attempt.packed.overhead_bytes,
         water_level=attempt.water_level,
         distortion=attempt.distortion,
         target=dict([target]),
         importance=importance.name,
         importance_power=attempt.power,
+        limit=limits.bits / values,
+        limit_error=limits.standard_error / values,
+        limit_measure=limits.measure,
     )
 
 
@@ -222,14 +231,27 @@ def _cost(name: str, quantized: Quantized, inventory: Inventory, forms: Mapping[
     return forms[name].cost(weight.matrix - values.reshape(weight.matrix.shape))
 
 
-def _row(entry: Entry, attempt: Attempt, loss: float | None) -> TensorReport:
+def _row(entry: Entry, attempt: Attempt, loss: float | None, limit: TensorLimit | None) -> TensorReport:
     """The row of one entry of the state dict."""
     numel = math.prod(entry.shape)
     size = attempt.packed.tensor_bytes.get(entry.name, 0.0)
-    quantized = attempt.quantized.get(entry.name)
-    rate = 8 * size / max(1, numel)
-    kind, reason = _reconstruction(entry, quantized)
-    return TensorReport(entry.name, entry.shape, numel, size, rate, loss, kind, reason)
+    kind, reason = _reconstruction(entry, attempt.quantized.get(entry.name))
+    row = TensorReport(entry.name, entry.shape, numel, size, 8 * size / max(1, numel), loss, kind, reason)
+    if limit is None:
+        return row
+    reason = "; ".join(filter(None, (reason, _why_below(row.rate - limit.rate, limit.standard_error))))
+    return replace(
+        row, reason=reason, limit=limit.rate, limit_error=limit.standard_error, source_model=limit.source_model
+    )
+
+
+def _why_below(gap: float, standard_error: float) -> str:
+    """Why a tensor takes fewer bits than its limit; empty when it does not."""
+    if gap >= 0:
+        return ""
+    if -gap <= 2 * standard_error:
+        return "below the limit within two standard errors of the fitted entropy"
+    return "below the limit: it has structure that the source model lacks"
 
 
 def _reconstruction(entry: Entry, quantized: Quantized | None) -> tuple[str, str]:

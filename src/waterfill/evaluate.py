@@ -121,35 +121,6 @@ def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
         return [result.cpu() for result, _, _ in _passes(model, as_batches(data))]
 
 
-def distortion(model: nn.Module, data: Iterable[Any], references: Sequence[Tensor], output: Output) -> float:
-    """Mean distance between the outputs of a reference and a model.
-
-    Args:
-        model: the network; its modes are left as they were.
-        data: the batches that the references were made with.
-        references: what `reference_outputs` returned.
-        output: what both return.
-
-    Returns:
-        For logits the mean of D(reference || model) per prediction, nats; for values the mean over the samples of the
-        squared distance.
-
-    Raises:
-        CalibrationError: the data do not fit the model or the references.
-    """
-    total, count = 0.0, 0
-    with _quiet(model):
-        for result, target, other in _passes(model, as_batches(data), references):
-            assert other is not None
-            if output == "logits":
-                losses = divergence(as_predictions(other, target)[0], as_predictions(result, target)[0])
-            else:
-                losses = _squared_distances(result, other)
-            total += float(losses.sum())
-            count += losses.numel()
-    return total / max(1, count)
-
-
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
     """D(p || q) = sum p (log p - log q) of the softmax p of the reference and q of the logits, row by row.
 

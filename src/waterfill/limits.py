@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -54,27 +55,31 @@ def price(
     """Shannon lower bounds at the distortions that were reached: of every tensor at its own, of all at their sum.
 
     A code that is free to share the sum between the tensors needs at most as many bits, so the limit of the file is at
-    most the sum of those of its tensors.
+    most the sum of those of its tensors. A tensor without error has no limit, for no density has one there; like all
+    that have none it counts with the bits that it takes.
 
     Args:
         jobs: weights and what their errors cost.
         quantized: what became of them, with their distortions by those costs.
         sources: a source model for every tensor that has one.
-        exact_bits: of tensors that are stored without loss; counted as they are.
+        exact_bits: of tensors that are stored without loss.
         measure: name of the costs.
 
     Source:
         Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2).
     """
     tensors: dict[str, TensorLimit] = {}
-    parts, total = [], 0.0
+    parts, total, variance = [], 0.0, 0.0
     for name, source in sources.items():
-        if jobs[name].form is None and jobs[name].weight.is_vector:
-            continue  # its sensitivity is unknown
-        part = Rectangles(volumes(jobs[name].weight, source, jobs[name].form))
-        bits = part.rate_at_distortion(quantized[name].distortion)
-        tensors[name] = TensorLimit(bits / jobs[name].weight.matrix.size, source.name, source.standard_error)
+        job, distortion = jobs[name], quantized[name].distortion
+        unknown = job.form is None and job.weight.is_vector
+        if unknown or not distortion > 0:
+            continue
+        part, count = Rectangles(volumes(job.weight, source, job.form)), job.weight.matrix.size
+        tensors[name] = TensorLimit(part.rate_at_distortion(distortion) / count, source.name, source.standard_error)
         parts.append(part.volumes)
-        total += quantized[name].distortion
+        total += distortion
+        variance += (count * source.standard_error) ** 2
     whole = Rectangles(np.concatenate([*parts, np.zeros(0)]))
-    return Limits(tensors, whole.rate_at_distortion(total) + exact_bits, measure)
+    stored = exact_bits + sum(item.bits for name, item in quantized.items() if name not in tensors)
+    return Limits(tensors, whole.rate_at_distortion(total) + stored, math.sqrt(variance), measure)

@@ -301,13 +301,35 @@ class Limits:
 
     Attributes:
         tensors: of every tensor that has a source model, at its own distortion.
-        bits: of all of them together, at the sum of their distortions, and of the tensors without loss.
+        bits: of all of them together, at the sum of their distortions; every other tensor counts as it is stored.
+        standard_error: of `bits`, from the fitted entropies.
         measure: the distortion, by the name of its importance.
     """
 
     tensors: Mapping[str, TensorLimit]
     bits: float
+    standard_error: float
     measure: str
+
+
+@dataclass(frozen=True, eq=False)
+class FileLimit:
+    """What a file says about its limit.
+
+    Attributes:
+        bits: lower bound for the whole file, rounded to bits.
+        rates: bits per value of the matrices that have one, by name, rounded to hundredths.
+        measure: the distortion, by the name of its importance.
+    """
+
+    bits: int
+    rates: Mapping[str, float]
+    measure: str
+
+
+def percent_above(rate: float, limit: float) -> float | None:
+    """How many percent a rate lies above a limit; None where the limit is zero."""
+    return 100 * (rate / limit - 1) if limit > 0 else None
 
 
 @dataclass(frozen=True)
@@ -323,7 +345,11 @@ class TensorReport:
         distortion: quadratic form of its error: half of `e^T I_w e` in nats under a KL importance, `e^T I_w e` in
             squared output under a regression importance, the squared error without data; None when it has none.
         reconstruction: how symbols become values: `uniform`, `relative`, `exact`, `tied`, `constant`.
-        reason: why a tensor is not quantized, or is quantized in a special way; empty otherwise.
+        reason: why a tensor is not quantized, or is quantized in a special way, or lies below its limit; else empty.
+        limit: lower bound on the rate at the distortion that was reached, bits per value, under the source model; None
+            for a tensor without one. The distortion is the one of `CompressionResult.limit_measure`.
+        limit_error: standard error of the limit, from the fitted entropy.
+        source_model: what the weights are taken to be drawn from; empty without a limit.
     """
 
     name: str
@@ -334,6 +360,23 @@ class TensorReport:
     distortion: float | None
     reconstruction: str
     reason: str = ""
+    limit: float | None = None
+    limit_error: float | None = None
+    source_model: str = ""
+
+    @property
+    def gap(self) -> float | None:
+        """Bits per value above the limit."""
+        return None if self.limit is None else self.rate - self.limit
+
+    @property
+    def gap_percent(self) -> float | None:
+        """The gap in percent of the limit; None without a limit above zero."""
+        return None if self.limit is None else percent_above(self.rate, self.limit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the gap, by name."""
+        return dataclasses.asdict(self) | {"gap": self.gap, "gap_percent": self.gap_percent}
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,6 +395,11 @@ class CompressionResult:
         target: what was asked, for example `{"rate": 3.0}`.
         importance: name of the importance that was used.
         importance_power: to which power the importances of the matrices were taken when steps were chosen.
+        limit: lower bound on the rate of the whole file at the distortion that was reached, bits per value, under the
+            source models of its tensors; tensors without one count as they are stored. It holds on average over
+            networks drawn from these sources; it is no converse for this one network.
+        limit_error: standard error of the limit, from the fitted entropies.
+        limit_measure: the distortion of the limit: the quadratic form of this importance, to the power kept.
     """
 
     data: bytes = field(repr=False)
@@ -364,6 +412,9 @@ class CompressionResult:
     target: Mapping[str, float]
     importance: str
     importance_power: float
+    limit: float
+    limit_error: float
+    limit_measure: str
 
     @property
     def size_bytes(self) -> int:
@@ -374,6 +425,16 @@ class CompressionResult:
     def rate(self) -> float:
         """Bits of the whole file per floating-point value of the model."""
         return 8 * self.size_bytes / max(1, self.floating_values)
+
+    @property
+    def gap(self) -> float:
+        """Bits per value of the whole file above its limit."""
+        return self.rate - self.limit
+
+    @property
+    def gap_percent(self) -> float | None:
+        """The gap in percent of the limit; None where that is zero."""
+        return percent_above(self.rate, self.limit)
 
     @property
     def ratio(self) -> float:
@@ -395,6 +456,6 @@ class CompressionResult:
     def to_json(self) -> str:
         """Everything but the bytes, as JSON text."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("data", "tensors")}
-        fields |= {"size_bytes": self.size_bytes, "rate": self.rate, "ratio": self.ratio, "target": dict(self.target)}
-        fields["tensors"] = [dataclasses.asdict(row) for row in self.tensors]
+        fields |= {name: getattr(self, name) for name in ("size_bytes", "rate", "ratio", "gap", "gap_percent")}
+        fields |= {"target": dict(self.target), "tensors": [row.to_dict() for row in self.tensors]}
         return json.dumps(fields, indent=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,12 +16,13 @@ from waterfill.allocate import Job, Trial
 from waterfill.calibrate import correct_statistics
 from waterfill.codec import container
 from waterfill.errors import CalibrationError, TargetError
-from waterfill.evaluate import distortion as mean_distortion
 from waterfill.evaluate import evaluate, reference_outputs
 from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.limits import fit_sources, price
 from waterfill.models import torch_module
 from waterfill.protocols import Output, Progress, QuadraticForm, Quantizer
-from waterfill.records import Exact, Inventory, Quantized
+from waterfill.records import Exact, Inventory, Limits, Quantized
+from waterfill.theory.scaled_source import ScaledSource
 
 PRODUCER = "waterfill 0.1.0"
 
@@ -83,12 +85,14 @@ class Attempt:
         packed: the file.
         distortion: measured on the calibration data; None without.
         accuracy: top-1 on the calibration data; None without targets.
+        limits: lower bounds at the distortions of the quantizers; None for a draft.
     """
 
     water_level: float
     power: float
     quantized: Mapping[str, Quantized]
     packed: container.Packed
+    limits: Limits | None = None
     distortion: float | None = None
     accuracy: float | None = None
 
@@ -106,6 +110,8 @@ class Workshop:
         inventory: the model.
         jobs: what quantizes each weight, and what its errors cost.
         power: to which power the importances were taken.
+        measure: name of what the errors cost: the importance and its power.
+        sources: source models of the tensors that have one.
         exact: bytes of the tensors that are stored without loss.
         live: the module with its data, or None.
         progress: called as work goes on.
@@ -114,6 +120,8 @@ class Workshop:
     inventory: Inventory
     jobs: Mapping[str, Job]
     power: float
+    measure: str
+    sources: Mapping[str, ScaledSource]
     exact: Mapping[str, bytes]
     live: Live | None
     progress: Progress | None
@@ -143,28 +151,38 @@ class Workshop:
         return mixed if mixed.size_bytes <= limit else coarse
 
     def finish(self, draft: Attempt) -> Attempt:
-        """Correct statistics on the quantized network, quantize the vectors again, encode, measure."""
+        """Correct statistics on the quantized network, quantize the vectors again, price, encode, measure."""
+        quantized = draft.quantized if self.live is None else self._corrected(draft, self.live)
+        exact_bits = 8 * sum(draft.packed.tensor_bytes[name] for name in self.exact)
+        limits = price(self.jobs, quantized, self.sources, exact_bits, self.measure)
+        done = replace(draft, quantized=quantized, packed=self._pack(quantized, limits), limits=limits)
         if self.live is None:
-            return draft
-        copy, batches = self.live.copy, self.live.batches
-        self._fill(copy, draft)
+            return done
+        self._fill(self.live.copy, done)
+        found = evaluate(self.live.copy, self.live.batches, self.live.references, output=self.live.output)
+        distortion = found.kl if self.live.output == "logits" else found.squared_error
+        return replace(done, distortion=distortion, accuracy=found.accuracy)
+
+    def _corrected(self, draft: Attempt, live: Live) -> dict[str, Quantized]:
+        """A draft with vectors that undo what quantizing did to means and variances."""
+        self._fill(live.copy, draft)
         keep = [entry.name for entry in self.inventory.entries if isinstance(entry.origin, Exact)]
-        correct_statistics(self.live.model, copy, batches, keep=keep, progress=self.progress)
-        corrected = torch_module.inventory(copy, **self.live.options).weights
+        correct_statistics(live.model, live.copy, live.batches, keep=keep, progress=self.progress)
+        corrected = torch_module.inventory(live.copy, **live.options).weights
         vectors = {
             name: replace(job, weight=corrected[name])
             for name, job in self.jobs.items()
             if job.weight.is_vector and name in corrected
         }
-        quantized = dict(draft.quantized) | allocate.quantize(vectors, draft.water_level)
-        done = replace(draft, quantized=quantized, packed=self._pack(quantized))
-        self._fill(copy, done)
-        accuracy = evaluate(copy, batches, output=self.live.output).accuracy
-        distance = mean_distortion(copy, batches, self.live.references, self.live.output)
-        return replace(done, distortion=distance, accuracy=accuracy)
+        return dict(draft.quantized) | allocate.quantize(vectors, draft.water_level)
 
-    def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
-        return container.pack(self.inventory.entries, quantized, self.exact, PRODUCER)
+    @property
+    def limit_bytes(self) -> float:
+        """About how many bytes a file takes to name its limits."""
+        return 40 + 1.5 * sum(not self.jobs[name].weight.is_vector for name in self.sources)
+
+    def _pack(self, quantized: Mapping[str, Quantized], limits: Limits | None = None) -> container.Packed:
+        return container.pack(self.inventory.entries, quantized, self.exact, PRODUCER, limits)
 
     def _fill(self, copy: torch.nn.Module, attempt: Attempt) -> None:
         torch_module.fill(copy, dict(WaterfillFile(attempt.packed.data).tensors()))
@@ -174,16 +192,21 @@ def workshops(
     inventory: Inventory,
     forms: Mapping[str, QuadraticForm],
     quantizers: Sequence[Quantizer],
+    importance: str,
     powers: Sequence[float],
     place: Live | None,
     progress: Progress | None,
 ) -> list[Workshop]:
     """One workshop for every power to which the importances of the matrices may be taken."""
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
-    return [
-        Workshop(inventory, allocate.plan(inventory, forms, quantizers, power), power, exact, place, progress)
-        for power in powers
-    ]
+    sources = fit_sources(inventory.weights)
+
+    def workshop(power: float) -> Workshop:
+        measure = importance if power == 1 else f"{importance}^{power:g}"
+        jobs = allocate.plan(inventory, forms, quantizers, power)
+        return Workshop(inventory, jobs, power, measure, sources, exact, place, progress)
+
+    return [workshop(power) for power in powers]
 
 
 def search(candidates: Sequence[Workshop], name: str, value: float) -> Attempt:
@@ -202,14 +225,27 @@ def search(candidates: Sequence[Workshop], name: str, value: float) -> Attempt:
     if name == "rate" and not values:
         raise TargetError("The model has no floating-point values to which a rate applies; ask for size_bytes instead.")
     if name in ("rate", "size_bytes"):
-        limit = value * values / 8 if name == "rate" else value
-        return min((_search_size(work, limit) for work in candidates), key=_loss)
+        return _best_at_size(candidates, value * values / 8 if name == "rate" else value)
     by_quality = _search_distortion if name == "distortion" else _search_tolerance
     best = by_quality(candidates[0], value)
     for other in candidates[1:]:  # only one that is better at the same size is worth a search of its own
-        if _loss(_search_size(other, best.size_bytes)) < _loss(best):
-            best = min(best, by_quality(other, value), key=lambda attempt: attempt.size_bytes)
+        with suppress(TargetError):  # not even its coarsest file is that small
+            if _loss(_search_size(other, best.size_bytes)) < _loss(best):
+                best = min(best, by_quality(other, value), key=lambda attempt: attempt.size_bytes)
     return best
+
+
+def _best_at_size(candidates: Sequence[Workshop], limit: float) -> Attempt:
+    """The best of the candidates whose floors are within the limit."""
+    attempts, errors = [], []
+    for work in candidates:
+        try:
+            attempts.append(_search_size(work, limit))
+        except TargetError as error:
+            errors.append(error)
+    if not attempts:
+        raise errors[0]
+    return min(attempts, key=_loss)
 
 
 def _loss(attempt: Attempt) -> float:
@@ -219,12 +255,12 @@ def _loss(attempt: Attempt) -> float:
 def _search_size(work: Workshop, limit: float) -> Attempt:
     """The largest file of at most `limit` bytes.
 
-    Correcting statistics changes the size of the vectors, so the drafts aim at another size than the limit: what they
-    grew by the last time.
+    Correcting statistics changes the size of the vectors, and the limits are named, so the drafts aim at another size
+    than the limit: what they grew by the last time.
     """
     values = max(1, work.inventory.floating_values)
     rate = 8 * limit / values
-    aim, first, margin = limit, -2 * rate, 0.0
+    aim, first, margin = max(1.0, limit - work.limit_bytes), -2 * rate, 0.0
     drafts: dict[float, Attempt] = {}
     made: list[Attempt] = []
     fitting: list[Attempt] = []
@@ -252,8 +288,10 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
             if fitting and near:
                 break
     except TargetError as error:
-        if not fitting:
-            raise _below_floor(limit, float(error.args[0]) + limit - aim, values) from error
+        floor = fitting[-1] if fitting else work.finish(drafts[max(drafts)])
+        if floor.size_bytes > limit:
+            raise _below_floor(limit, floor.size_bytes, values) from error
+        fitting.append(floor)
     return max(fitting, key=lambda attempt: attempt.size_bytes)
 
 

@@ -131,20 +131,12 @@ def decompress(file: FileArgument, out: Destination, force: Force = False) -> No
 def inspect(file: FileArgument, json_file: Json = None) -> None:
     """Check a file and show what is in it."""
     from waterfill.files import WaterfillFile
-    from waterfill.report.text import file_rows, file_table
+    from waterfill.report.text import file_summary, file_table
 
     with WaterfillFile(file) as opened:
         opened.verify()
-        rows = file_rows(opened)
-        show(file_table(opened, rows))
-        summary = {
-            "file": str(file),
-            "size_bytes": opened.container.size,
-            "floating_values": opened.floating_values,
-            "rate": 8 * opened.container.size / max(1, opened.floating_values),
-            "producer": opened.container.producer,
-            "tensors": rows,
-        }
+        summary = file_summary(str(file), opened)
+    show(file_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
 
 

@@ -13,7 +13,7 @@ def show(text: Any) -> None:
 
     if sys.stdout is None:  # closed by the shell, `>&-`
         return
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(text, str)).print(text)
 
 

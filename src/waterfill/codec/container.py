@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from waterfill.codec import directory as listing
 from waterfill.codec import rans, symbols, tables
 from waterfill.codec.directory import ChunkLine, Directory
+from waterfill.codec.symbols import Codes
 from waterfill.errors import FormatError
-from waterfill.records import Entry, Layout, Quantized, Rule, Scales, Spread, Symbols
+from waterfill.records import Entry, Layout, Limits, Quantized, Rule, Scales, Spread, Symbols
 
 MAGIC = b"\x89WFL\r\n\x1a\n"
 VERSION = 1
@@ -48,7 +49,11 @@ class Packed:
 
 
 def pack(
-    entries: tuple[Entry, ...], quantized: Mapping[str, Quantized], exact: Mapping[str, bytes], producer: str
+    entries: tuple[Entry, ...],
+    quantized: Mapping[str, Quantized],
+    exact: Mapping[str, bytes],
+    producer: str,
+    limits: Limits | None = None,
 ) -> Packed:
     """Encode a model.
 
@@ -57,11 +62,12 @@ def pack(
         quantized: symbols, rule and spread of every coded entry.
         exact: bytes of every exact entry, little-endian.
         producer: name and version of the writer.
+        limits: how small the file could be, to be named in it.
     """
     layouts = listing.coded_layouts(entries)
     shares = dict.fromkeys([*layouts, *exact], 0.0)
     lines, chunks = [], []
-    vectors: list[tuple[str, Scales, int]] = []
+    vectors: list[ScaleVector] = []
     for name in layouts:
         item = quantized[name]
         scales = listing.scale_vectors(item.rule, item.spread)
@@ -69,14 +75,14 @@ def pack(
         lines.append(listing.tensor_line(item.rule, item.spread, cast(listing.Codes6, tuple(codes))))
         vectors += [(name, s, code) for s, code in zip(scales, codes, strict=True) if s is not None]
     if vectors:
-        chunks.append(_scales_chunk(vectors, shares))
+        stream, count = _scales_chunk(vectors)
+        chunks.append((stream, "a", count))
+        _share(shares, _scales_bits(vectors), len(stream))
     pieces = list(_pieces(layouts))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for stream, count, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
             chunks.append((stream, "s", count))
-            total = sum(parts.values()) or 1.0
-            for name, bits in parts.items():
-                shares[name] += bits / total * (len(stream) - rans.HEADER_BYTES)
+            _share(shares, parts, len(stream))
     chunks += _exact_chunks(listing.exact_sizes(entries), exact, shares)
     body = b"".join(stream for stream, _, _ in chunks)
     directory = Directory(
@@ -84,6 +90,7 @@ def pack(
         tensors=tuple(lines),
         chunks=tuple(ChunkLine(kind, len(stream), zlib.crc32(stream), count) for stream, kind, count in chunks),
         producer=producer,
+        limit=None if limits is None else listing.limit_line(limits, layouts),
     )
     data = _header_and_directory(directory) + body
     return Packed(data, shares, len(data) - sum(shares.values()))
@@ -99,18 +106,33 @@ def _header_and_directory(directory: Directory) -> bytes:
     return head + struct.pack("<I", zlib.crc32(head + packed)) + packed
 
 
-def _scales_chunk(vectors: list[tuple[str, Scales, int]], shares: dict[str, float]) -> Chunk:
-    """All scales of all tensors as one stream; adds their bytes to `shares`."""
+def _share(shares: dict[str, float], bits: Mapping[str, float], size: int, streams: int = 1) -> None:
+    """Share the bytes of streams, without their headers, by ideal bits."""
+    total = sum(bits.values()) or 1.0
+    for name, part in bits.items():
+        shares[name] += part / total * (size - streams * rans.HEADER_BYTES)
+
+
+ScaleVector = tuple[str, Scales, int]
+"""Name of a tensor, scales of one of its axes, and their code."""
+
+
+def _scales_chunk(vectors: list[ScaleVector]) -> tuple[bytes, int]:
+    """All scales of all tensors as one stream, and their number."""
     values = np.concatenate([scales for _, scales, _ in vectors]).astype(np.int32)
     codes = _side_codes([code for _, _, code in vectors], [scales.size for _, scales, _ in vectors])
-    stream = symbols.encode(values, codes)
-    bits = [symbols.ideal_bits(s.astype(np.int32), _side_codes([code], [s.size])) for _, s, code in vectors]
-    for (name, _, _), share in zip(vectors, bits, strict=True):
-        shares[name] += share / (sum(bits) or 1.0) * (len(stream) - rans.HEADER_BYTES)
-    return stream, "a", values.size
+    return symbols.encode(values, codes), values.size
 
 
-def _side_codes(codes: Iterable[int], lengths: Iterable[int]) -> symbols.Codes:
+def _scales_bits(vectors: list[ScaleVector]) -> dict[str, float]:
+    """Ideal bits of the scales of every tensor."""
+    bits = dict.fromkeys([name for name, _, _ in vectors], 0.0)
+    for name, scales, code in vectors:
+        bits[name] += symbols.ideal_bits(scales.astype(np.int32), _side_codes([code], [scales.size]))
+    return bits
+
+
+def _side_codes(codes: Iterable[int], lengths: Iterable[int]) -> Codes:
     classes = [tables.bank_class(symbols.SIDE_FAMILY, max(code, 0)) for code in codes]
     repeated = np.repeat(np.array(classes, np.uint16), list(lengths))
     return repeated, np.zeros(repeated.size, np.uint8)
@@ -137,10 +159,15 @@ def _symbols_chunk(
     """The stream of a group, its number of symbols, and the ideal bits of each tensor in it."""
     codes = [symbols.spread_codes(quantized[name].spread, layouts[name], a, b) for name, a, b in group]
     values = [quantized[name].symbols.reshape(-1)[a:b] for name, a, b in group]
-    bits = {name: symbols.ideal_bits(v, c) for (name, _, _), v, c in zip(group, values, codes, strict=True)}
+    bits = _symbols_bits(group, values, codes)
     everything = np.concatenate([c for c, _ in codes]), np.concatenate([low for _, low in codes])
     stream = symbols.encode(np.concatenate(values), everything)
     return stream, everything[0].size, bits
+
+
+def _symbols_bits(group: list[Piece], values: list[Symbols], codes: list[Codes]) -> dict[str, float]:
+    """Ideal bits of the symbols of every tensor in a group."""
+    return {name: symbols.ideal_bits(v, c) for (name, _, _), v, c in zip(group, values, codes, strict=True)}
 
 
 def _exact_chunks(sizes: Mapping[str, int], exact: Mapping[str, bytes], shares: dict[str, float]) -> list[Chunk]:
@@ -151,9 +178,7 @@ def _exact_chunks(sizes: Mapping[str, int], exact: Mapping[str, bytes], shares: 
     for start in range(0, len(everything), EXACT_CHUNK):
         raw = everything[start : start + EXACT_CHUNK]
         chunks.append((compressor.compress(raw), "x", len(raw)))
-    stored = sum(len(stream) for stream, _, _ in chunks)
-    for name, size in sizes.items():
-        shares[name] += stored * size / max(1, len(everything))
+    _share(shares, sizes, sum(len(stream) for stream, _, _ in chunks), streams=0)
     return chunks
 
 
@@ -170,6 +195,7 @@ class Container:
         layouts: layout of every coded tensor, in order.
         rules: rule and spread of every coded tensor.
         producer: name and version of the writer.
+        limit: how small the file could be; None when it does not say.
     """
 
     def __init__(self, source: Path | bytes) -> None:
@@ -187,6 +213,7 @@ class Container:
             self.entries = listing.entries_of(self._directory)
             self.layouts = listing.coded_layouts(self.entries)
             self.producer = self._directory.producer
+            self.limit = listing.limit_of(self._directory, self.entries)
             self._offsets = at + np.cumsum([0, *(chunk.size for chunk in self._directory.chunks)], dtype=np.int64)
             if self._offsets[-1] != self.size:
                 raise FormatError(f"the file has {self.size} bytes, but its directory needs {self._offsets[-1]}")
@@ -305,7 +332,12 @@ class Container:
         Raises:
             FormatError: the chunk is damaged.
         """
-        codes = [symbols.spread_codes(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
+        return self._decoded(index, pieces, self._codes(pieces))
+
+    def _codes(self, pieces: list[Piece]) -> list[Codes]:
+        return [symbols.spread_codes(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
+
+    def _decoded(self, index: int, pieces: list[Piece], codes: list[Codes]) -> list[Symbols]:
         everything = np.concatenate([c for c, _ in codes]), np.concatenate([low for _, low in codes])
         data = self.chunk(index)
         try:
@@ -313,6 +345,38 @@ class Container:
         except FormatError as error:
             raise FormatError(f"{self.name}: {error}") from error
         return np.split(values, np.cumsum([b - a for _, a, b in pieces])[:-1])
+
+    def tensor_bytes(self) -> dict[str, float]:
+        """Share of every coded or exact tensor in the file, as `Packed` has it; decodes all symbols.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        sizes = listing.exact_sizes(self.entries)
+        shares = dict.fromkeys([*self.layouts, *sizes], 0.0)
+        chunks = self._directory.chunks
+        for kind, bits in (("a", _scales_bits(self._scale_vectors())), ("x", sizes)):
+            indices = self.indices(kind)
+            streams = len(indices) if kind == "a" else 0
+            _share(shares, bits, sum(chunks[index].size for index in indices), streams)
+
+        def one(item: tuple[int, list[Piece]]) -> tuple[int, dict[str, float]]:
+            codes = self._codes(item[1])
+            return item[0], _symbols_bits(item[1], self._decoded(*item, codes), codes)
+
+        spans = self.spans("s", {name: layout.numel for name, layout in self.layouts.items()})
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for index, parts in pool.map(one, spans.items()):
+                _share(shares, parts, chunks[index].size)
+        return shares
+
+    def _scale_vectors(self) -> list[ScaleVector]:
+        found: list[ScaleVector] = []
+        for line, (name, rule) in zip(self._directory.tensors, self.rules.items(), strict=True):
+            codes = line.scales if isinstance(line, listing.UniformLine) else listing.NO_SCALES
+            vectors = zip(listing.scale_vectors(*rule), codes, strict=True)
+            found += [(name, scales, code) for scales, code in vectors if scales is not None]
+        return found
 
     def exact(self, index: int) -> bytes:
         """Decode one chunk of exact bytes.

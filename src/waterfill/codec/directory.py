@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -18,7 +18,9 @@ from waterfill.records import (
     Constant,
     Entry,
     Exact,
+    FileLimit,
     Layout,
+    Limits,
     NormMean,
     NormVariance,
     Origin,
@@ -89,7 +91,15 @@ class ChunkLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True
     count: Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
 
 
-class Directory(Struct, frozen=True, forbid_unknown_fields=True):
+class LimitLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Bits of the whole file, the measure, and hundredths of a bit per value of every coded matrix, -1 for none."""
+
+    bits: Annotated[int, Meta(ge=0, le=1 << 50)]
+    measure: str
+    rates: tuple[Annotated[int, Meta(ge=-1, le=1 << 16)], ...]
+
+
+class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Everything in the file but the chunks themselves.
 
     Attributes:
@@ -97,12 +107,14 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True):
         tensors: rule and spread of every coded entry, in the same order.
         chunks: in the order in which they lie in the file.
         producer: name and version of the writer.
+        limit: how small the file could be; for people, a decoder does not need it.
     """
 
     entries: tuple[EntryLine, ...]
     tensors: tuple[UniformLine | RelativeLine, ...]
     chunks: tuple[ChunkLine, ...]
     producer: str = ""
+    limit: LimitLine | None = None
 
 
 def pack(directory: Directory) -> tuple[bytes, int]:
@@ -131,7 +143,9 @@ def unpack(data: bytes, size: int) -> Directory:
         directory = msgspec.json.decode(text, type=Directory)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"the directory cannot be read ({error})") from error
-    check_chunks(directory, entries_of(directory))
+    entries = entries_of(directory)
+    check_chunks(directory, entries)
+    limit_of(directory, entries)
     return directory
 
 
@@ -273,6 +287,33 @@ def rule_and_spread(line: UniformLine | RelativeLine, scales: Iterator[Scales | 
     if abs(line.step) + 16 * sum(int(np.abs(scale.astype(np.int64)).max()) for scale in present) > 7000:
         raise FormatError("the steps of a tensor are out of range")
     return rule, Spread(line.family, line.base, *spreads)
+
+
+def limit_line(limits: Limits, layouts: Mapping[str, Layout]) -> LimitLine:
+    """The line of the limits of a file with these coded tensors."""
+    found = [limits.tensors.get(name) for name in _matrices(layouts)]
+    rates = tuple(-1 if limit is None else min(round(100 * limit.rate), 1 << 16) for limit in found)
+    return LimitLine(round(limits.bits), limits.measure, rates)
+
+
+def limit_of(directory: Directory, entries: tuple[Entry, ...]) -> FileLimit | None:
+    """Undo `limit_line`; None in a file without one.
+
+    Raises:
+        FormatError: there are not as many rates as coded matrices.
+    """
+    line = directory.limit
+    if line is None:
+        return None
+    matrices = _matrices(coded_layouts(entries))
+    if len(line.rates) != len(matrices):
+        raise FormatError(f"{len(matrices)} matrices are coded, but there are limits for {len(line.rates)}")
+    rates = {name: rate / 100 for name, rate in zip(matrices, line.rates, strict=True) if rate >= 0}
+    return FileLimit(line.bits, rates, line.measure)
+
+
+def _matrices(layouts: Mapping[str, Layout]) -> list[str]:
+    return [name for name, layout in layouts.items() if len(layout.shape) >= 2]
 
 
 def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -13,22 +13,30 @@ from rich.text import Text
 from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
-from waterfill.records import CompressionResult, Entry, Exact, Relative, Tied, Uniform
+from waterfill.records import CompressionResult, Entry, Exact, Relative, Tied, Uniform, percent_above
+
+OVERHEAD = "header, directory, checksums"
+BELOW = "below the limit: chance in the fit, or structure that the source model lacks"
+CAVEAT = (
+    "A limit is a lower bound under a source model (generalized Gaussian weights, fitted to every tensor): proven for "
+    "the average over such networks, not for this one."
+)
 
 
 def result_table(result: CompressionResult, name: str) -> Group:
     """Every tensor of a compression, and the whole file."""
     table = _table(
-        ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("bit/value", "right"), ("distortion", "right"),
-        ("stored as", "left"), ("why", "left"),
+        ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("bit/value", "right"), ("limit", "right"),
+        ("gap", "right"), ("distortion", "right"), ("stored as", "left"), ("why", "left"),
     )  # fmt: skip
     for row in result.tensors:
         loss = "" if row.distortion is None else f"{row.distortion:.3g}"
-        size, rate = (f"{row.size_bytes:,.0f}", f"{row.rate:.2f}") if row.size_bytes else ("", "")
-        cells = (row.name, _shape(row.shape), size, rate, loss, row.reconstruction, row.reason)
+        size, rate = _size_cells(row.size_bytes, row.rate)
+        limit = _limit_cells(row.rate, row.limit)
+        cells = (row.name, _shape(row.shape), size, rate, *limit, loss, row.reconstruction, row.reason)
         table.add_row(*map(_literal, cells))
     table.add_section()
-    table.add_row("header, directory, checksums", "", f"{result.overhead_bytes:,.0f}")
+    table.add_row(OVERHEAD, "", f"{result.overhead_bytes:,.0f}")
     lines = [
         f"{name}: {result.size_bytes:,} bytes, {result.rate:.3f} bit/value over {result.floating_values:,} values, "
         f"{result.ratio:.1f} times smaller than {result.original_bytes:,} bytes",
@@ -36,16 +44,54 @@ def result_table(result: CompressionResult, name: str) -> Group:
     ]
     if result.distortion is not None:
         lines[1] += f", measured distortion on the calibration data {result.distortion:.4g}"
+    lines.append(_limit_line(result.rate, result.limit, result.limit_measure))
     return Group(table, *(Text(line) for line in lines))
 
 
-def file_rows(file: WaterfillFile) -> list[dict[str, Any]]:
-    """What a file says about each of its tensors."""
-    return [_file_row(file, entry) for entry in file.entries]
+def _size_cells(size: float, rate: float) -> tuple[str, str]:
+    """Bytes and bits per value of a tensor; empty for one that takes none."""
+    return (f"{size:,.0f}", f"{rate:.2f}") if size else ("", "")
 
 
-def _file_row(file: WaterfillFile, entry: Entry) -> dict[str, Any]:
+def _limit_cells(rate: float, limit: float | None) -> tuple[str, str]:
+    """A limit, and the gap between the rate and it."""
+    if limit is None:
+        return "", ""
+    percent = percent_above(rate, limit)
+    return f"{limit:.2f}", f"{rate - limit:.2f}" + ("" if percent is None else f" ({percent:.0f} %)")
+
+
+def _limit_line(rate: float, limit: float, measure: str) -> str:
+    percent = percent_above(rate, limit)
+    share = "" if percent is None else f" ({percent:.1f} %)"
+    where = (
+        f"{rate - limit:.3f} bit/value{share} above it" if rate >= limit else f"{limit - rate:.3f} bit/value {BELOW}"
+    )
+    return f"limit {limit:.3f} bit/value at this distortion (measured by {measure}); the file is {where}. {CAVEAT}"
+
+
+def file_summary(path: str, file: WaterfillFile) -> dict[str, Any]:
+    """What a file says about itself and each of its tensors; decodes all symbols."""
+    size, values, limit = file.container.size, max(1, file.floating_values), file.container.limit
+    shares = file.container.tensor_bytes()
+    return {
+        "file": path,
+        "size_bytes": size,
+        "floating_values": file.floating_values,
+        "original_bytes": file.original_bytes,
+        "rate": 8 * size / values,
+        "limit": None if limit is None else limit.bits / values,
+        "limit_measure": None if limit is None else limit.measure,
+        "producer": file.container.producer,
+        "overhead_bytes": size - sum(shares.values()),
+        "tensors": [_file_row(file, entry, shares.get(entry.name, 0.0)) for entry in file.entries],
+    }
+
+
+def _file_row(file: WaterfillFile, entry: Entry, size: float) -> dict[str, Any]:
     row: dict[str, Any] = {"name": entry.name, "shape": list(entry.shape), "dtype": entry.dtype}
+    row |= {"size_bytes": size, "rate": 8 * size / max(1, math.prod(entry.shape))}
+    row["limit"] = None if file.container.limit is None else file.container.limit.rates.get(entry.name)
     rule = file.container.rules.get(entry.name, (None, None))[0]
     match entry.origin:
         case Exact(reason):
@@ -63,19 +109,29 @@ def _file_row(file: WaterfillFile, entry: Entry) -> dict[str, Any]:
     return row | {"reconstruction": "constant", "detail": "folded into scale and shift of its norm"}
 
 
-def file_table(file: WaterfillFile, rows: Sequence[dict[str, Any]]) -> Group:
-    """The rows of a file, and the whole of it."""
-    table = _table(("tensor", "left"), ("type", "left"), ("shape", "left"), ("stored as", "left"), ("detail", "left"))
-    for row in rows:
-        cells = (row["name"], row["dtype"], _shape(row["shape"]), row["reconstruction"], row["detail"])
-        table.add_row(*map(_literal, cells))
-    size, values = file.container.size, file.floating_values
-    line = (
-        f"{file.container.name}: {size:,} bytes, {8 * size / max(1, values):.3f} bit/value over {values:,} values, "
-        f"{file.original_bytes / size:.1f} times smaller than {file.original_bytes:,} bytes; "
-        f"written by {file.container.producer}; all checksums are right"
-    )
-    return Group(table, Text(line))
+def file_table(summary: Mapping[str, Any]) -> Group:
+    """The rows of a summary, and the whole of it."""
+    table = _table(
+        ("tensor", "left"), ("type", "left"), ("shape", "left"), ("bytes", "right"), ("bit/value", "right"),
+        ("limit", "right"), ("gap", "right"), ("stored as", "left"), ("detail", "left"),
+    )  # fmt: skip
+    for row in summary["tensors"]:
+        size, rate = _size_cells(row["size_bytes"], row["rate"])
+        limit = _limit_cells(row["rate"], row["limit"])
+        cells = (row["name"], row["dtype"], _shape(row["shape"]), size, rate, *limit, row["reconstruction"])
+        below = row["limit"] is not None and row["rate"] < row["limit"]
+        table.add_row(*map(_literal, (*cells, f"{row['detail']}; {BELOW}" if below else row["detail"])))
+    table.add_section()
+    table.add_row(OVERHEAD, "", "", f"{summary['overhead_bytes']:,.0f}")
+    size, original = summary["size_bytes"], summary["original_bytes"]
+    lines = [
+        f"{summary['file']}: {size:,} bytes, {summary['rate']:.3f} bit/value over {summary['floating_values']:,} "
+        f"values, {original / size:.1f} times smaller than {original:,} bytes; "
+        f"written by {summary['producer']}; all checksums are right"
+    ]
+    if summary["limit"] is not None:
+        lines.append(_limit_line(summary["rate"], summary["limit"], summary["limit_measure"]))
+    return Group(table, *(Text(line) for line in lines))
 
 
 def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:

@@ -1,0 +1,127 @@
+"""Pictures of the theory, drawn from what a benchmark measured; SVG in docs/pictures, the same in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "pictures"
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"  # Okabe and Ito
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def save(figure: Figure, name: str) -> str:
+    """Write `docs/pictures/<name>.svg`; returns the file name."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "waterfill"}):
+        figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+    return f"{name}.svg"
+
+
+def fill_levels(
+    widths: Sequence[float],
+    heights: Sequence[float],
+    levels: Mapping[float, tuple[float, Sequence[float]]],
+    rate: Curve,
+) -> str:
+    """Rectangles filled to `D_i` at a few distortions, beside R(D).
+
+    Args:
+        widths: `lambda_i`.
+        heights: `E W_i^2`.
+        levels: distortion to (mu, the `D_i`).
+        rate: distortions and rates of the curve.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    *boxes, plot = figure.subplots(1, len(levels) + 1, width_ratios=[1] * len(levels) + [1.9])
+    for axes, (distortion, (mu, filled)) in zip(boxes, levels.items(), strict=True):
+        left = np.concatenate([[0.0], np.cumsum(widths)[:-1]])
+        axes.bar(left, filled, widths, align="edge", color=BLUE, alpha=0.55)
+        axes.bar(left, heights, widths, align="edge", fill=False, edgecolor="black", linewidth=1.3)
+        for start, width, height, depth in zip(left, widths, heights, filled, strict=True):
+            place = depth + 0.06 if depth < height else height + 0.06
+            axes.text(start + width / 2, place, f"{depth:.3g}", ha="center", fontsize=9)
+        axes.set(title=f"D = {distortion:g}, μ = {mu:.3g}", xlabel="width $λ_i$", ylim=(0, max(heights) + 0.5))
+        axes.set_xticks(left + np.array(widths) / 2, [f"{width:g}" for width in widths])
+    boxes[0].set_ylabel("height E$W_i^2$, filled to $D_i$")
+    _segments(plot, list(levels), rate)
+    return save(figure, "fill-levels")
+
+
+def _segments(axes: Axes, ends: list[float], rate: Curve) -> None:
+    distortions, rates = np.array(rate[0]), np.array(rate[1])
+    starts = [0.0, *ends[:-1]]
+    for number, (start, end, color) in enumerate(zip(starts, ends, (BLUE, RED, GREEN), strict=True)):
+        inside = (distortions >= start) & (distortions <= end)
+        label = f"{len(ends) - number} not full" if number < len(ends) - 1 else "1 not full"
+        axes.plot(distortions[inside], rates[inside], color=color, linewidth=2.2, label=label)
+        axes.plot(end, np.interp(end, distortions, rates), "o", color=color)
+        axes.annotate(f"D = {end:g}", (end, np.interp(end, distortions, rates)), (-4, 9), textcoords="offset points")
+    axes.set(xlabel="distortion D", ylabel="R(D), bit for three weights", xlim=(0, 1.2 * ends[-1]), ylim=(-0.15, None))
+    axes.legend(title="rectangles", frameon=False)
+    axes.grid(alpha=0.3)
+
+
+def theorem_4(curve: Curve, pruned: Curve, codebooks: Curve, paths: Mapping[str, tuple[Curve, Curve, Curve]]) -> str:
+    """True error against objective: all masks on one curve, codebooks of any length beside it; and what length does.
+
+    Args:
+        curve: objectives and errors under rule 1, in units of the power.
+        pruned: those of all masks.
+        codebooks: those of all partitions, each with a random length.
+        paths: label to (a direction at all lengths, its least objective, its least error).
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(*codebooks, ".", color=ORANGE, markersize=4, label="codebooks of two values, any length")
+    left.plot(*curve, color="black", linewidth=1, label="rule 1 holds")
+    left.plot(*pruned, "o", color=BLUE, markersize=4, fillstyle="none", label="all masks, weights as they are")
+    left.set(xlim=(0, 1.5), ylim=(0, 0.62))
+    right.plot(*curve, color="black", linewidth=1, label="rule 1 holds")
+    for (label, (path, least_objective, least_error)), color in zip(paths.items(), (BLUE, GREEN, RED), strict=True):
+        right.plot(*path, color=color, linewidth=1.6, label=label)
+        right.plot(*least_objective, "o", color=color, fillstyle="none", markersize=7)
+        right.plot(*least_error, "*", color=color, markersize=10)
+    right.plot([], [], "o", color="grey", fillstyle="none", label=r"least objective: length $n(w)\,\rho$")
+    right.plot([], [], "*", color="grey", markersize=10, label=r"least error: length $n(w)\,J(\rho)$")
+    right.set(xlim=(0.35, 1.1), ylim=(0.15, 0.5))
+    for axes, title in ((left, "all candidates of a unit of 8 weights"), (right, "one direction, all lengths")):
+        axes.set(
+            xlabel="objective $(w-\\hat w)^T Σ (w-\\hat w)\\ /\\ n(w)^2$", ylabel="true error / $n(w)^2$", title=title
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=9, loc="lower right" if axes is left else "upper left")
+    return save(figure, "theorem-4")
+
+
+def _curves(curves: Mapping[str, Curve], level: float, label: str) -> tuple[Figure, Axes]:
+    """Curves over the rate, and a dashed line at a level."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, curve), color, marker in zip(curves.items(), (BLUE, RED, GREEN, PURPLE), "osD^", strict=False):
+        axes.plot(*curve, color=color, marker=marker, markersize=5, label=name)
+    axes.axhline(level, color="black", linestyle="--", linewidth=1, label=label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure, axes
+
+
+def looseness(curves: Mapping[str, Curve], accuracy: float) -> str:
+    """R(D) above the Shannon lower bound against that bound, a curve per shape, and how exactly it is computed."""
+    figure, axes = _curves(curves, accuracy, f"accuracy of the computation: {accuracy:g}")
+    axes.set(xlabel="Shannon lower bound, bit per weight", ylabel="R(D) above it, bit per weight")
+    axes.set(yscale="log", ylim=(accuracy / 2, 0.3))
+    return save(figure, "shannon-gap")
+
+
+def gaps(curves: Mapping[str, Curve], plain: float) -> str:
+    """Gap of codes to R(D) against their rate, a curve per source, and that of plain uniform steps at high rate."""
+    figure, axes = _curves(curves, plain, f"uniform steps at high rate: {plain:.3f}")
+    axes.set(xlabel="rate, bit per weight", ylabel="rate above R(D), bit per weight", ylim=(0, None))
+    return save(figure, "code-gap")
