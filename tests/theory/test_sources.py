@@ -191,7 +191,6 @@ def test_weights_without_spread_have_no_density(fit, weights):
         fit(weights)
 
 
-@pytest.mark.xfail(strict=True, reason="the mean of equal weights rounds, and its rounding error passes for a spread")
 @pytest.mark.parametrize("fit", [sources.fit_gaussian, sources.fit_laplace, sources.fit_generalized_gaussian])
 def test_rounding_is_no_spread(fit):
     with pytest.raises(UsageError, match="3 weights without spread"):

@@ -15,8 +15,10 @@ from waterfill.theory.sources import Source, equal
 FEWEST = 8
 """Fewest weights whose entropy is estimated."""
 
+SPACING = 3
 
-def estimate_entropy(weights: ArrayLike, spacing: int | None = None) -> Source:
+
+def estimate_entropy(weights: ArrayLike, spacing: int = SPACING) -> Source:
     """Entropy from the spacings between sorted weights.
 
     With the sorted weights `w_(1) <= ... <= w_(n)` and the spacing m,
@@ -25,7 +27,9 @@ def estimate_entropy(weights: ArrayLike, spacing: int | None = None) -> Source:
 
     Args:
         weights: independent draws from one density, any shape, at least 8.
-        spacing: m; by default the cube root of their number.
+        spacing: m. A larger one varies less, but counts the outermost weights less, and the entropy comes out low by
+            the tails: with the cube root of n by 1.5 standard errors for 1,000 to 10,000 Gaussian weights, with 3 by
+            less than half of one.
 
     Returns:
         The same entropy and the sample variance for every weight, and the standard error of the entropy in bits.
@@ -43,11 +47,12 @@ def estimate_entropy(weights: ArrayLike, spacing: int | None = None) -> Source:
     """
     values = finite("weights", weights)
     count = values.size
-    m = max(1, round(count ** (1 / 3))) if spacing is None else spacing
-    if count < FEWEST or not 1 <= m < count:
-        raise UsageError(f"Spacing {m} does not fit {count} weights; expected at least {FEWEST} and a smaller spacing.")
+    if count < FEWEST or not 1 <= spacing < count:
+        raise UsageError(
+            f"Spacing {spacing} does not fit {count} weights; expected at least {FEWEST} and a smaller spacing."
+        )
     ordered = np.sort(values, axis=None)
-    gaps = ordered[m:] - ordered[:-m]
+    gaps = ordered[spacing:] - ordered[:-spacing]
     if not gaps.all():
         tied = 100 * (1 - np.count_nonzero(np.diff(ordered)) / (count - 1))
         raise UsageError(
@@ -55,8 +60,8 @@ def estimate_entropy(weights: ArrayLike, spacing: int | None = None) -> Source:
             "Leave out the zeros of a pruned tensor, or give a larger spacing."
         )
     terms = np.log((count + 1) * gaps)
-    entropy = float(terms.mean() - digamma(m)) / math.log(2)
-    within = (2 * m * m - 2 * m + 1) * polygamma(1, m) - 2 * m + 1
-    spread = max(0.0, float(terms.var()) - float(polygamma(1, m)))
+    entropy = float(terms.mean() - digamma(spacing)) / math.log(2)
+    within = (2 * spacing**2 - 2 * spacing + 1) * polygamma(1, spacing) - 2 * spacing + 1
+    spread = max(0.0, float(terms.var()) - float(polygamma(1, spacing)))
     error = math.sqrt((spread + max(0.0, float(within))) / count) / math.log(2)
     return equal("estimated entropy", entropy, float(values.var()), values.shape, error)

@@ -151,9 +151,9 @@ def fit_generalized_gaussian(weights: ArrayLike) -> Source:
 
 def _fit(weights: ArrayLike, shape: float | None, name: str) -> Source:
     values = finite("weights", weights)
-    magnitudes = np.abs(values - values.mean()) if values.size else values
-    if values.size < 2 or not magnitudes.any():
+    if not values.size or np.ptp(values) == 0:
         raise UsageError(f"{values.size} weights without spread have no density; expected two different ones or more.")
+    magnitudes = np.abs(values - values.mean())
     beta = fit_shape(magnitudes.reshape(-1)) if shape is None else shape
     powers = magnitudes**beta
     scale = (beta * powers.mean()) ** (1 / beta)

@@ -123,5 +123,5 @@ class Rectangles:
         count = self.volumes.size
         if not count:
             return 0.0
-        full = bisect_left(range(count), -rate, key=lambda k: -self.rate(float(self.volumes[k])))
+        full = bisect_left(range(count - 1), -rate, key=lambda k: -self.rate(float(self.volumes[k])))
         return float(np.exp2((self._logs[full] - 2 * rate) / (count - full)))
