@@ -6,13 +6,26 @@ import importlib
 from typing import Any
 
 from waterfill import errors
+from waterfill.bound import bound
 from waterfill.compress import compress
 from waterfill.evaluate import evaluate
 from waterfill.files import decompress, load, open
 
 __version__ = "0.1.0"
 
-__all__ = ["compress", "decompress", "errors", "evaluate", "importance", "load", "open", "quantize", "theory", "zoo"]
+__all__ = [
+    "bound",
+    "compress",
+    "decompress",
+    "errors",
+    "evaluate",
+    "importance",
+    "load",
+    "open",
+    "quantize",
+    "theory",
+    "zoo",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,15 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 
-import waterfill.importance as importances
 from waterfill.codec.directory import original_bytes
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.models import state_dict, torch_module
-from waterfill.models.batches import as_batches, output_kind
-from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quantizer
+from waterfill.prepare import Prepared, prepare
+from waterfill.protocols import DataFree, Estimator, Output, Progress, Quantizer
 from waterfill.quantize import Scalar
 from waterfill.reconstruct import reconstruct
 from waterfill.records import (
@@ -24,7 +21,6 @@ from waterfill.records import (
     Constant,
     Entry,
     Exact,
-    Inventory,
     NormMean,
     NormVariance,
     Quantized,
@@ -33,7 +29,7 @@ from waterfill.records import (
     TensorReport,
     Tied,
 )
-from waterfill.search import Attempt, Live, live, search, workshops
+from waterfill.search import Attempt, search, workshops
 
 Effort: TypeAlias = Literal["fast", "default", "best", "max"]
 ROUNDS: Mapping[str, int] = {"fast": 1, "default": 3, "best": 5, "max": 8}
@@ -106,19 +102,14 @@ def compress(
     if not 0 <= seed < 2**63:
         raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
     target = _target(rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance)
-    options: dict[str, Any] = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
-    if isinstance(model, torch.nn.Module):
-        inventory = torch_module.inventory(model, **options)
-    else:
-        inventory = state_dict.read(Path(model), include=include, exclude=exclude)
-    place = _calibration(model, data, output, target, options)
-    estimator = importance or _default_importance(place, seed)
-    forms = _forms(estimator, inventory, place, progress)
+    if data is None and target[0] in ("distortion", "tolerance"):
+        raise CalibrationError(f"Target {target[0]}={target[1]} is measured on data, but there are none; pass data.")
+    options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
+    ready = prepare(model, data, output, importance, options, seed, progress)
     matrix_quantizers = quantizers or (Scalar(rounds=ROUNDS[effort]),)
-    powers = (1.0,) if isinstance(estimator, DataFree) else POWERS[effort]
-    candidates = workshops(inventory, forms, matrix_quantizers, estimator.name, powers, place, progress)
-    attempt = search(candidates, *target)
-    return _result(inventory, forms, attempt, target, estimator)
+    powers = (1.0,) if isinstance(ready.estimator, DataFree) else POWERS[effort]
+    attempt = search(workshops(ready, matrix_quantizers, powers, progress), *target)
+    return _result(ready, attempt, target)
 
 
 def _target(**targets: float | None) -> tuple[str, float]:
@@ -134,72 +125,15 @@ def _target(**targets: float | None) -> tuple[str, float]:
     return name, value
 
 
-def _calibration(
-    model: torch.nn.Module | str | Path,
-    data: Iterable[Any] | None,
-    output: Output | None,
-    target: tuple[str, float],
-    options: Mapping[str, Any],
-) -> Live | None:
-    """The module with its batches, which can be read again and again; None without data."""
-    if data is None:
-        if target[0] in ("distortion", "tolerance"):
-            raise CalibrationError(
-                f"Target {target[0]}={target[1]} is measured on data, but there are none; pass data."
-            )
-        return None
-    if not isinstance(model, torch.nn.Module):
-        raise CalibrationError(
-            f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
-        )
-    batches = as_batches(data)
-    return live(model, batches, output_kind(batches, output), options)
-
-
-def _default_importance(place: Live | None, seed: int) -> Estimator:
-    if place is None:
-        return importances.weight_scale()
-    return importances.kl(seed=seed) if place.output == "logits" else importances.regression(seed=seed)
-
-
-def _forms(
-    estimator: Estimator, inventory: Inventory, place: Live | None, progress: Progress | None
-) -> Mapping[str, QuadraticForm]:
-    """What errors cost in every weight.
-
-    Raises:
-        CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
-    """
-    if isinstance(estimator, DataFree):
-        return estimator.forms(inventory.weights)
-    if place is None:
-        raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
-    fold_norms = place.options["fold_norms"]
-    forms = estimator.estimate(place.model, place.batches, place.output, fold_norms=fold_norms, progress=progress)
-    for name, form in forms.items():
-        if not np.isfinite(form.diagonal()).all():
-            raise CalibrationError(
-                f"Importance {estimator.name} of tensor {name!r} is NaN or infinite on the data; expected finite "
-                "gradients. Check the range of the data and of the weights, or use weight_scale()."
-            )
-    return forms
-
-
 # The report
 
 
-def _result(
-    inventory: Inventory,
-    forms: Mapping[str, QuadraticForm],
-    attempt: Attempt,
-    target: tuple[str, float],
-    importance: Estimator,
-) -> CompressionResult:
-    factor = 0.5 if importance.name.startswith("kl") else 1.0
+def _result(ready: Prepared, attempt: Attempt, target: tuple[str, float]) -> CompressionResult:
+    inventory = ready.inventory
     losses = {
-        name: factor * _cost(name, attempt.quantized[name], inventory, forms)
-        for name in attempt.quantized
-        if name in forms
+        name: ready.factor * _cost(name, quantized, ready)
+        for name, quantized in attempt.quantized.items()
+        if name in ready.forms
     }
     limits, values = attempt.limits, max(1, inventory.floating_values)
     assert limits is not None  # only drafts have none
@@ -214,7 +148,7 @@ def _result(
         water_level=attempt.water_level,
         distortion=attempt.distortion,
         target=dict([target]),
-        importance=importance.name,
+        importance=ready.estimator.name,
         importance_power=attempt.power,
         limit=limits.bits / values,
         limit_error=limits.standard_error / values,
@@ -222,13 +156,13 @@ def _result(
     )
 
 
-def _cost(name: str, quantized: Quantized, inventory: Inventory, forms: Mapping[str, QuadraticForm]) -> float:
+def _cost(name: str, quantized: Quantized, ready: Prepared) -> float:
     """What the error of a tensor costs by its own form; of a vector, against what corrected statistics ask for."""
-    weight = inventory.weights[name]
+    weight = ready.inventory.weights[name]
     if weight.is_vector:
         return quantized.distortion
     values = reconstruct(quantized.symbols.reshape(-1), quantized.rule, weight.layout)
-    return forms[name].cost(weight.matrix - values.reshape(weight.matrix.shape))
+    return ready.forms[name].cost(weight.matrix - values.reshape(weight.matrix.shape))
 
 
 def _row(entry: Entry, attempt: Attempt, loss: float | None, limit: TensorLimit | None) -> TensorReport:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -16,11 +15,12 @@ from waterfill.allocate import Job, Trial
 from waterfill.calibrate import correct_statistics
 from waterfill.codec import container
 from waterfill.errors import CalibrationError, TargetError
-from waterfill.evaluate import evaluate, reference_outputs
+from waterfill.evaluate import evaluate
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.limits import fit_sources, price
 from waterfill.models import torch_module
-from waterfill.protocols import Output, Progress, QuadraticForm, Quantizer
+from waterfill.prepare import Live, Prepared
+from waterfill.protocols import Progress, Quantizer
 from waterfill.records import Exact, Inventory, Limits, Quantized
 from waterfill.theory.scaled_source import ScaledSource
 
@@ -31,47 +31,6 @@ WITHIN = 0.01
 
 FITTING_TRIES = 3
 """How many files below a size limit are made at most, when none is near it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Live:
-    """A module with calibration data: what correcting and measuring need.
-
-    Attributes:
-        model: the original, which is never changed.
-        copy: a copy to fill with trial weights.
-        batches: calibration data, to be read again and again.
-        references: outputs of the original on each batch.
-        output: what the model returns.
-        options: `fold_norms`, `include` and `exclude` of its inventory.
-    """
-
-    model: torch.nn.Module
-    copy: torch.nn.Module
-    batches: Iterable[Any]
-    references: Sequence[torch.Tensor]
-    output: Output
-    options: Mapping[str, Any]
-
-
-def live(model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any]) -> Live:
-    """Prepare a module for measuring.
-
-    Raises:
-        CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
-    """
-    references = reference_outputs(model, batches)
-    for index, reference in enumerate(references):
-        if not len(reference):
-            raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
-        finite = reference.isfinite()
-        bad = int((~(finite | (reference == -torch.inf) if output == "logits" else finite)).sum())
-        if bad:
-            raise CalibrationError(
-                f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
-                "Check the batch and the weights."
-            )
-    return Live(model, torch_module.clone(model), batches, references, output, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,22 +148,17 @@ class Workshop:
 
 
 def workshops(
-    inventory: Inventory,
-    forms: Mapping[str, QuadraticForm],
-    quantizers: Sequence[Quantizer],
-    importance: str,
-    powers: Sequence[float],
-    place: Live | None,
-    progress: Progress | None,
+    ready: Prepared, quantizers: Sequence[Quantizer], powers: Sequence[float], progress: Progress | None
 ) -> list[Workshop]:
     """One workshop for every power to which the importances of the matrices may be taken."""
+    inventory, importance = ready.inventory, ready.estimator.name
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
     sources = fit_sources(inventory.weights)
 
     def workshop(power: float) -> Workshop:
         measure = importance if power == 1 else f"{importance}^{power:g}"
-        jobs = allocate.plan(inventory, forms, quantizers, power)
-        return Workshop(inventory, jobs, power, measure, sources, exact, place, progress)
+        jobs = allocate.plan(inventory, ready.forms, quantizers, power)
+        return Workshop(inventory, jobs, power, measure, sources, exact, ready.live, progress)
 
     return [workshop(power) for power in powers]
 

@@ -13,14 +13,20 @@ from waterfill.cli.factories import as_data, as_model, as_module
 from waterfill.cli.options import (
     DataOption,
     Destination,
+    Exclude,
     FileArgument,
+    FoldNorms,
     Force,
+    Importance,
+    Include,
     Json,
     ModelArgument,
     OutputKind,
+    Seed,
+    Temperature,
     WeightsOption,
 )
-from waterfill.cli.output import show, write_json
+from waterfill.cli.output import check_outputs, show, write_json
 from waterfill.errors import UsageError
 
 app = typer.Typer(
@@ -62,18 +68,17 @@ def compress(
     distortion: Annotated[float | None, typer.Option(help="Mean KL in nats (or squared error) on the data.")] = None,
     tolerance: Annotated[str | None, typer.Option(help="Loss of top-1 accuracy: 0.5pt (points) or 0.5%.")] = None,
     output: OutputKind = None,
-    importance: Annotated[str | None, typer.Option(help="kl, regression, identity or weight_scale.")] = None,
-    temperature: Annotated[float, typer.Option(help="Temperature of the softmax for the kl importance.")] = 1.0,
-    include: Annotated[list[str] | None, typer.Option(help="Quantize only tensors that match (repeatable).")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Store matching tensors without loss (repeatable).")] = None,
+    importance: Importance = None,
+    temperature: Temperature = 1.0,
+    include: Include = None,
+    exclude: Exclude = None,
     effort: Annotated[str, typer.Option(help="fast, default, best or max.")] = "default",
-    fold_norms: Annotated[bool, typer.Option(help="Store batch norms as one scale and one shift.")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is sampled.")] = 0,
+    fold_norms: FoldNorms = True,
+    seed: Seed = 0,
     force: Force = False,
     json_file: Json = None,
 ) -> None:
     """Compress a model to one file."""
-    from waterfill.atomic import check_destination
     from waterfill.compress import compress as run
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
@@ -82,10 +87,7 @@ def compress(
     chosen = [f"--{name}" for name, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} were given; expected one target: choose what matters.")
-    if json_file is not None and json_file.resolve() == out.resolve():
-        raise UsageError(f"--out and --json both name {out}; expected two files: choose another name for one.")
-    for path in filter(None, (out, json_file)):
-        check_destination(path, force=force or path == json_file)
+    check_outputs(out, json_file, force=force)
     network = as_model(model, weights)
     batches = None if data is None else as_data(data)
     targets: dict[str, Any] = {
@@ -138,6 +140,60 @@ def inspect(file: FileArgument, json_file: Json = None) -> None:
         summary = file_summary(str(file), opened)
     show(file_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
+
+
+@app.command()
+def bound(
+    model: ModelArgument,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    rate: Annotated[float | None, typer.Option(help="Bits per value at which tensors are shown (default 4).")] = None,
+    distortion: Annotated[float | None, typer.Option(help="Show the tensors at this distortion instead.")] = None,
+    output: OutputKind = None,
+    importance: Importance = None,
+    temperature: Temperature = 1.0,
+    include: Include = None,
+    exclude: Exclude = None,
+    fold_norms: FoldNorms = True,
+    seed: Seed = 0,
+    picture: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Also draw the curve to this .png, .svg or .pdf file.")
+    ] = None,
+    force: Force = False,
+    json_file: Json = None,
+) -> None:
+    """Show how small any file of a model can be at every distortion, before it is compressed."""
+    from waterfill.atomic import write_atomically
+    from waterfill.bound import bound as run
+    from waterfill.progress import progress_bar
+    from waterfill.report.picture import bound_picture, picture_format
+    from waterfill.report.text import bound_table
+
+    if rate is not None and distortion is not None:
+        raise UsageError("--rate and --distortion were given; expected one: choose what matters.")
+    if picture is not None:
+        kind = picture_format(picture)
+    check_outputs(picture, json_file, force=force)
+    network = as_model(model, weights)
+    with progress_bar() as progress:
+        found = run(
+            network,
+            None if data is None else as_data(data),
+            output=as_output(output),
+            importance=as_importance(importance, temperature, seed),
+            include=include or (),
+            exclude=exclude or (),
+            fold_norms=fold_norms,
+            seed=seed,
+            progress=progress,
+        )
+    at = 4.0 if rate is None else rate
+    if distortion is not None:
+        at = found.rate(distortion)
+    show(bound_table(found, at))
+    if picture is not None:
+        write_atomically(picture, [bound_picture(found, at, model, kind)], force=force)
+    write_json(json_file, found.to_json(at))
 
 
 @app.command()

@@ -18,6 +18,16 @@ DataOption = Annotated[
 OutputKind = Annotated[
     str | None, typer.Option("--output", help="What the model returns: logits or values (told from integer targets).")
 ]
+Importance = Annotated[str | None, typer.Option("--importance", help="kl, regression, identity or weight_scale.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="Temperature of the softmax for the kl importance.")]
+Include = Annotated[list[str] | None, typer.Option("--include", help="Quantize only tensors that match (repeatable).")]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", help="Store matching tensors without loss (repeatable).")
+]
+FoldNorms = Annotated[
+    bool, typer.Option("--fold-norms/--no-fold-norms", help="Store batch norms as one scale and one shift.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is sampled.")]
 Destination = Annotated[Path, typer.Option("-o", "--out", help="File to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from waterfill.errors import UsageError
+
 
 def show(text: Any) -> None:
     """Print text, or a table of rich, without reading markup in the names of tensors."""
@@ -15,6 +17,23 @@ def show(text: Any) -> None:
         return
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(text, str)).print(text)
+
+
+def check_outputs(out: Path | None, json_file: Path | None, *, force: bool) -> None:
+    """Check that both files of a command can be written, before any work.
+
+    Raises:
+        UsageError: they are the same file.
+        WaterfillError: a folder is missing or not writable, or `out` exists and `force` is False.
+    """
+    from waterfill.atomic import check_destination
+
+    if out is not None and json_file is not None and json_file.resolve() == out.resolve():
+        raise UsageError(f"--out and --json both name {out}; expected two files: choose another name for one.")
+    if out is not None:
+        check_destination(out, force=force)
+    if json_file is not None:
+        check_destination(json_file, force=True)
 
 
 def write_json(path: Path | None, text: str) -> None:

@@ -83,7 +83,10 @@ def pack(
         for stream, count, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
             chunks.append((stream, "s", count))
             _share(shares, parts, len(stream))
-    chunks += _exact_chunks(listing.exact_sizes(entries), exact, shares)
+    exact_sizes = listing.exact_sizes(entries)
+    exact_chunks = _exact_chunks(exact_sizes, exact)
+    _share(shares, exact_sizes, sum(len(stream) for stream, _, _ in exact_chunks), streams=0)
+    chunks += exact_chunks
     body = b"".join(stream for stream, _, _ in chunks)
     directory = Directory(
         entries=tuple(listing.entry_line(entry) for entry in entries),
@@ -170,15 +173,19 @@ def _symbols_bits(group: list[Piece], values: list[Symbols], codes: list[Codes])
     return {name: symbols.ideal_bits(v, c) for (name, _, _), v, c in zip(group, values, codes, strict=True)}
 
 
-def _exact_chunks(sizes: Mapping[str, int], exact: Mapping[str, bytes], shares: dict[str, float]) -> list[Chunk]:
+def exact_size(entries: tuple[Entry, ...], exact: Mapping[str, bytes]) -> int:
+    """Bytes that tensors without loss take in a file."""
+    return sum(len(stream) for stream, _, _ in _exact_chunks(listing.exact_sizes(entries), exact))
+
+
+def _exact_chunks(names: Iterable[str], exact: Mapping[str, bytes]) -> list[Chunk]:
     """Exact bytes of all tensors one after the other, compressed in frames of a few megabytes."""
-    everything = b"".join(exact[name] for name in sizes)
+    everything = b"".join(exact[name] for name in names)
     compressor = zstandard.ZstdCompressor(level=19, write_content_size=True)
     chunks = []
     for start in range(0, len(everything), EXACT_CHUNK):
         raw = everything[start : start + EXACT_CHUNK]
         chunks.append((compressor.compress(raw), "x", len(raw)))
-    _share(shares, sizes, sum(len(stream) for stream, _, _ in chunks), streams=0)
     return chunks
 
 

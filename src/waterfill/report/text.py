@@ -10,10 +10,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from waterfill.bound import ModelBound
 from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
 from waterfill.records import CompressionResult, Entry, Exact, Relative, Tied, Uniform, percent_above
+
+BAR = 40
+"""Characters of the longest bar."""
 
 OVERHEAD = "header, directory, checksums"
 BELOW = "below the limit: chance in the fit, or structure that the source model lacks"
@@ -134,6 +138,42 @@ def file_table(summary: Mapping[str, Any]) -> Group:
     return Group(table, *(Text(line) for line in lines))
 
 
+def bound_table(bound: ModelBound, rate: float) -> Group:
+    """The curve of a model with a bar for every point, and its tensors at one rate."""
+    curve = _table(
+        ("bit/value", "right"), ("bytes", "right"), ("times smaller", "right"), ("distortion", "right"), ("", "left")
+    )
+    points = bound.curve()
+    logs = [math.log10(max(distortion, 1e-300)) for _, distortion in points]
+    low, high = min(logs, default=0.0), max(logs, default=0.0)
+    for (each, distortion), log in zip(points, logs, strict=True):
+        size = each * bound.floating_values / 8
+        smaller = f"{bound.original_bytes / size:.1f}" if size else ""
+        bar = "█" * (1 + round(BAR * (log - low) / max(high - low, 1e-12)))
+        curve.add_row(f"{each:g}", f"{size:,.0f}", smaller, f"{distortion:.3g}", bar)
+    rows = _table(
+        ("tensor", "left"), ("shape", "left"), ("bit/value", "right"), ("+-", "right"), ("distortion", "right"),
+        ("source model", "left"),
+    )  # fmt: skip
+    for row in bound.tensors(rate):
+        cells = ("", "", "") if row.rate is None else (
+            f"{row.rate:.2f}", f"{row.standard_error:.2f}", f"{row.distortion:.3g}"
+        )  # fmt: skip
+        rows.add_row(*map(_literal, (row.name, _shape(row.shape), *cells, row.source_model or "left out: no density")))
+    return Group(
+        Text(f"The least distortion ({bound.unit}) at every rate, bars in its logarithm:"), curve,
+        Text(f"\nAt {rate:.4g} bit/value, distortion {bound.distortion(rate):.4g}:"), rows, Text(_bound_line(bound)),
+    )  # fmt: skip
+
+
+def _bound_line(bound: ModelBound) -> str:
+    exact = f"{bound.exact_bits / 8:,.0f} bytes of tensors without loss are in every rate. " if bound.exact_bits else ""
+    return (
+        f"{bound.floating_values:,} values, {bound.original_bytes:,} bytes, importance {bound.importance}. {exact}"
+        f"{CAVEAT} Distortions are those of the importance, true for small errors; nothing was compressed or measured."
+    )
+
+
 def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:
     """Measured qualities of a model, and of its compressed copy beside it."""
     names = ("original",) if after is None else ("original", "compressed")
@@ -149,7 +189,7 @@ def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:
 def _table(*columns: tuple[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, side in columns:
-        wraps = name in ("tensor", "why")
+        wraps = name in ("tensor", "why", "detail", "source model")
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=not wraps, overflow="fold")
     return table
 

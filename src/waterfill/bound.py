@@ -1,0 +1,226 @@
+"""The limit before anything is compressed: rate against distortion of a whole model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from waterfill.codec import container
+from waterfill.codec.directory import original_bytes
+from waterfill.errors import TargetError, UsageError
+from waterfill.files import exact_bytes
+from waterfill.limits import fit_sources, volumes
+from waterfill.prepare import Prepared, prepare
+from waterfill.protocols import Estimator, Output, Progress
+from waterfill.theory.scaled_source import ScaledSource
+from waterfill.theory.waterfilling import Rectangles
+
+GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+"""Rates at which a curve is told."""
+
+
+@dataclass(frozen=True)
+class BoundRow:
+    """One tensor at one point of the curve.
+
+    Attributes:
+        name: name in the state dict.
+        shape: its shape.
+        numel: number of values.
+        rate: bits per value at the common water level; None for a tensor that is left out.
+        distortion: its share, in the unit of the bound.
+        source_model: what the weights are taken to be drawn from.
+        standard_error: of the fitted entropy, bits per value.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    rate: float | None
+    distortion: float | None
+    source_model: str = ""
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ModelBound:
+    """Rate against distortion of a model, under a source model of every tensor: a lower bound for any code.
+
+    It holds on average over networks whose weights are drawn from these sources, for distortions that are the quadratic
+    form of the importance; it is no converse for one fixed network, and no measurement of the KL divergence.
+
+    Attributes:
+        floating_values: number of floating-point values of the model, tied ones once.
+        original_bytes: bytes of all tensors, tied ones once.
+        importance: name of the importance.
+        unit: of the distortion.
+        exact_bits: what tensors that are stored without loss take in a file of ours; part of every rate.
+        left_out: tensors of unknown sensitivity or without spread; they cost nothing here.
+        factor: what `e^T I_w e` is multiplied by to be a distortion.
+        shapes: of every coded tensor.
+        sources: source models of those that have one.
+        parts: volumes `I_i N_i` of those that are not left out.
+    """
+
+    floating_values: int
+    original_bytes: int
+    importance: str
+    unit: str
+    exact_bits: float
+    left_out: tuple[str, ...]
+    factor: float
+    shapes: Mapping[str, tuple[int, ...]]
+    sources: Mapping[str, ScaledSource]
+    parts: Mapping[str, Rectangles]
+
+    @cached_property
+    def _whole(self) -> Rectangles:
+        return Rectangles(np.concatenate([*(part.volumes for part in self.parts.values()), np.zeros(0)]))
+
+    @property
+    def largest_distortion(self) -> float:
+        """Where every tensor is zero bits."""
+        return self.factor * self._whole.total
+
+    @property
+    def lowest_rate(self) -> float:
+        """Bits per value where every tensor is zero bits: what is stored without loss."""
+        return self.exact_bits / max(1, self.floating_values)
+
+    def rate(self, distortion: float) -> float:
+        """Fewest bits of the whole file per floating-point value at a distortion.
+
+        Raises:
+            UsageError: the distortion is not above zero.
+        """
+        if not (math.isfinite(distortion) and distortion > 0):
+            raise UsageError(f"Distortion {distortion} is out of range; expected a number above zero.")
+        bits = self._whole.rate_at_distortion(distortion / self.factor)
+        return (bits + self.exact_bits) / max(1, self.floating_values)
+
+    def distortion(self, rate: float) -> float:
+        """Least distortion at a rate in bits of the whole file per floating-point value.
+
+        Raises:
+            TargetError: the rate is not above `lowest_rate`.
+        """
+        return self.factor * self._whole.distortion(self._level(rate))
+
+    def _level(self, rate: float) -> float:
+        if not (math.isfinite(rate) and rate > 0):
+            raise UsageError(f"Rate {rate} is out of range; expected a number above zero.")
+        bits = rate * self.floating_values - self.exact_bits
+        if bits < 0:
+            raise TargetError(
+                f"Rate {rate:.3g} is below the {self.lowest_rate:.3g} bit/value of the tensors that are stored without "
+                "loss; ask for more."
+            )
+        return self._whole.level_at_rate(bits)
+
+    def curve(self, rates: Sequence[float] = GRID) -> list[tuple[float, float]]:
+        """(rate, distortion) at rates; those below `lowest_rate` are left out."""
+        return [(rate, self.distortion(rate)) for rate in rates if rate >= self.lowest_rate]
+
+    def tensors(self, rate: float) -> list[BoundRow]:
+        """How the least distortion at a rate is shared: a row for every coded tensor.
+
+        Raises:
+            TargetError: the rate is not above `lowest_rate`.
+        """
+        level = self._level(rate)
+        return [self._row(name, shape, level) for name, shape in self.shapes.items()]
+
+    def _row(self, name: str, shape: tuple[int, ...], level: float) -> BoundRow:
+        numel, part = math.prod(shape), self.parts.get(name)
+        if part is None:
+            return BoundRow(name, shape, numel, None, None)
+        source, loss = self.sources[name], self.factor * part.distortion(level)
+        return BoundRow(name, shape, numel, part.rate(level) / numel, loss, source.name, source.standard_error)
+
+    def to_json(self, rate: float) -> str:
+        """The curve, and the tensors at a rate, as JSON text."""
+        fields = {
+            "floating_values": self.floating_values,
+            "original_bytes": self.original_bytes,
+            "importance": self.importance,
+            "unit": self.unit,
+            "exact_bits": self.exact_bits,
+            "left_out": self.left_out,
+            "lowest_rate": self.lowest_rate,
+            "largest_distortion": self.largest_distortion,
+            "curve": [{"rate": r, "distortion": d} for r, d in self.curve()],
+            "rate": rate,
+            "distortion": self.distortion(rate),
+            "tensors": [asdict(row) for row in self.tensors(rate)],
+        }
+        return json.dumps(fields, indent=1)
+
+
+def bound(
+    model: torch.nn.Module | str | Path,
+    data: Iterable[Any] | None = None,
+    *,
+    output: Output | None = None,
+    importance: Estimator | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    fold_norms: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ModelBound:
+    """Bound the size of a compressed model at every distortion, before it is compressed.
+
+    Args:
+        model: a module, or a path to a safetensors file (then without data).
+        data: calibration batches as in `compress`; None to work without data.
+        output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
+        importance: an estimator; by default that of `compress`.
+        include: name patterns; when given, only tensors that match one are coded.
+        exclude: name patterns of tensors that are stored without loss.
+        fold_norms: count a batch norm as one scale and one shift.
+        seed: of everything that is sampled.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The curve and what it is made of.
+
+    Raises:
+        CalibrationError: the data do not fit the model, or the importance needs data and there are none.
+        WaterfillError: the model cannot be read, or has a tensor with NaN.
+
+    Source:
+        Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); docs/theory.md.
+
+    Example:
+        >>> limit = waterfill.bound(model, data)  # doctest: +SKIP
+        >>> limit.rate(0.01)  # bits per value that 0.01 nats need at least  # doctest: +SKIP
+    """
+    options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
+    return _bound(prepare(model, data, output, importance, options, seed, progress))
+
+
+def _bound(ready: Prepared) -> ModelBound:
+    weights = ready.inventory.weights
+    sources = fit_sources(weights)
+    known = [name for name in sources if not weights[name].is_vector or name in ready.forms]
+    exact = {name: exact_bytes(tensor) for name, tensor in ready.inventory.exact.items()}
+    return ModelBound(
+        floating_values=ready.inventory.floating_values,
+        original_bytes=original_bytes(ready.inventory.entries),
+        importance=ready.estimator.name,
+        unit=ready.unit,
+        exact_bits=8.0 * container.exact_size(ready.inventory.entries, exact),
+        left_out=tuple(name for name in weights if name not in known),
+        factor=ready.factor,
+        shapes={name: weight.layout.shape for name, weight in weights.items()},
+        sources=sources,
+        parts={name: Rectangles(volumes(weights[name], sources[name], ready.forms.get(name))) for name in known},
+    )

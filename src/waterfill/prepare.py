@@ -1,0 +1,162 @@
+"""What compressing and bounding need to know about a model: its weights, its data, and what errors cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import waterfill.importance as importances
+from waterfill.errors import CalibrationError
+from waterfill.evaluate import reference_outputs
+from waterfill.models import state_dict, torch_module
+from waterfill.models.batches import as_batches, output_kind
+from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm
+from waterfill.records import Inventory
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A module with calibration data: what correcting and measuring need.
+
+    Attributes:
+        model: the original, which is never changed.
+        copy: a copy to fill with trial weights.
+        batches: calibration data, to be read again and again.
+        references: outputs of the original on each batch.
+        output: what the model returns.
+        options: `fold_norms`, `include` and `exclude` of its inventory.
+    """
+
+    model: torch.nn.Module
+    copy: torch.nn.Module
+    batches: Iterable[Any]
+    references: Sequence[torch.Tensor]
+    output: Output
+    options: Mapping[str, Any]
+
+
+def _live(model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any]) -> Live:
+    """Prepare a module for measuring.
+
+    Raises:
+        CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
+    """
+    references = reference_outputs(model, batches)
+    for index, reference in enumerate(references):
+        if not len(reference):
+            raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
+        finite = reference.isfinite()
+        bad = int((~(finite | (reference == -torch.inf) if output == "logits" else finite)).sum())
+        if bad:
+            raise CalibrationError(
+                f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
+                "Check the batch and the weights."
+            )
+    return Live(model, torch_module.clone(model), batches, references, output, options)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model that is ready to be compressed or bounded.
+
+    Attributes:
+        inventory: its tensors.
+        estimator: what estimated the importances.
+        forms: what errors cost, by name.
+        live: the module with its data; None without data.
+    """
+
+    inventory: Inventory
+    estimator: Estimator
+    forms: Mapping[str, QuadraticForm]
+    live: Live | None
+
+    @property
+    def factor(self) -> float:
+        """What `e^T I_w e` is multiplied by to be a distortion: 1/2 for KL importances (Eq. 6), which gives nats."""
+        return 0.5 if self.estimator.name.startswith("kl") else 1.0
+
+    @property
+    def unit(self) -> str:
+        """Of the distortion."""
+        kind = self.estimator.name.partition("(")[0]
+        return {"kl": "nats of KL", "regression": "squared output", "identity": "squared weight"}.get(kind, "I e^2")
+
+
+def prepare(
+    model: torch.nn.Module | str | Path,
+    data: Iterable[Any] | None,
+    output: Output | None,
+    importance: Estimator | None,
+    options: Mapping[str, Any],
+    seed: int,
+    progress: Progress | None,
+) -> Prepared:
+    """Take stock of a model, look at its data, estimate what errors cost.
+
+    Args:
+        model: a module, or the path of a safetensors file.
+        data: calibration batches, or None.
+        output: what the model returns; None to tell from the targets.
+        importance: an estimator; None for the default: `kl()`, `regression()`, or `weight_scale()` without data.
+        options: `fold_norms`, `include` and `exclude`.
+        seed: of the default estimators.
+        progress: called as work goes on.
+
+    Raises:
+        CalibrationError: the data do not fit the model, or an importance needs data and there are none.
+        WaterfillError: the model cannot be read.
+    """
+    if isinstance(model, torch.nn.Module):
+        inventory = torch_module.inventory(model, **options)
+    else:
+        inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
+    live = None if data is None else _with_data(model, data, output, options)
+    estimator = importance or _default_importance(live, seed)
+    return Prepared(inventory, estimator, _forms(estimator, inventory, live, progress), live)
+
+
+def _with_data(
+    model: torch.nn.Module | str | Path, data: Iterable[Any], output: Output | None, options: Mapping[str, Any]
+) -> Live:
+    """The module with its batches, which can be read again and again."""
+    if not isinstance(model, torch.nn.Module):
+        raise CalibrationError(
+            f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
+        )
+    batches = as_batches(data)
+    return _live(model, batches, output_kind(batches, output), options)
+
+
+def _default_importance(live: Live | None, seed: int) -> Estimator:
+    if live is None:
+        return importances.weight_scale()
+    return importances.kl(seed=seed) if live.output == "logits" else importances.regression(seed=seed)
+
+
+def _forms(
+    estimator: Estimator, inventory: Inventory, live: Live | None, progress: Progress | None
+) -> Mapping[str, QuadraticForm]:
+    """What errors cost in every weight.
+
+    Raises:
+        CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
+    """
+    if isinstance(estimator, DataFree):
+        return estimator.forms(inventory.weights)
+    if live is None:
+        raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
+    fold_norms = live.options["fold_norms"]
+    forms = estimator.estimate(live.model, live.batches, live.output, fold_norms=fold_norms, progress=progress)
+    for name, form in forms.items():
+        if not np.isfinite(form.diagonal()).all():
+            raise CalibrationError(
+                f"Importance {estimator.name} of tensor {name!r} is NaN or infinite on the data; expected finite "
+                "gradients. Check the range of the data and of the weights, or use weight_scale()."
+            )
+    return forms
