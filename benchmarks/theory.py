@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+import networks
 import pictures
 import relu_units
 from results import Section, write_page
@@ -302,6 +303,8 @@ SECTIONS = (
     relu_units.quantization,
     relu_units.length_correction,
     codes,
+    networks.files,
+    networks.layers,
 )
 """Everything on the page, in order: functions without arguments that measure and return a `Section`."""
 

@@ -52,6 +52,12 @@ def odd_names():
         model.register_parameter(name, nn.Parameter(torch.randn(9, 9)))
     return model
 
+def signs():
+    model = nn.Linear(64, 64, bias=False)
+    torch.manual_seed(0)
+    model.weight.data = torch.randn(64, 64).sign() + 1e-4 * torch.randn(64, 64)
+    return model
+
 def no_module():
     return [1, 2]
 
@@ -232,6 +238,43 @@ def test_names_are_shown_as_they_are(run):
     assert "[bold]x[/bold]" in run("inspect out.wf")[1]
 
 
+def test_compress_and_inspect_print_the_limit(run):
+    code, out, _ = run("compress nets:net -o out.wf --size 900 --data nets:data --json r.json")
+    assert code == 0
+    assert "limit" in out and "gap" in out and "bit/value above it" in " ".join(out.split())
+    assert "proven for the average over such networks, not for this one" in " ".join(out.split())
+    result = json.loads(Path("r.json").read_text())
+    code, out, _ = run("inspect out.wf --json i.json")
+    found = json.loads(Path("i.json").read_text())
+    assert code == 0 and "bit/value above it" in " ".join(out.split())
+    assert found["limit"] == pytest.approx(result["limit"], abs=0.01)
+    assert found["limit_measure"] == result["limit_measure"]
+    assert found["overhead_bytes"] == pytest.approx(result["overhead_bytes"])
+    for row, other in zip(found["tensors"], result["tensors"], strict=True):
+        assert row["rate"] == pytest.approx(other["rate"])
+        if len(row["shape"]) > 1:
+            assert row["limit"] == pytest.approx(other["limit"], abs=0.006)
+
+
+def test_inspect_explains_a_rate_below_its_limit(run):
+    assert run("compress nets:signs -o out.wf --rate 4")[0] == 0
+    out = " ".join(run("inspect out.wf")[1].split())
+    assert out.count("below the limit: chance in the fit, or structure that the source model lacks") == 2
+
+
+def test_bound_shows_the_curve_and_the_tensors(run, place):
+    code, out, _ = run("bound nets:net --data nets:data --rate 2 --json b.json -o b.svg")
+    assert code == 0
+    parsed = json.loads((place / "b.json").read_text())
+    assert len([line for line in out.splitlines() if "█" in line]) == len(parsed["curve"])
+    assert "nats of KL" in out and "0.weight" in out and "At 2 bit/value" in out
+    assert (place / "b.svg").read_text().startswith("<?xml")
+    code, out, _ = run(f"bound nets:net --data nets:data --distortion {parsed['distortion']} --json c.json")
+    assert code == 0 and json.loads((place / "c.json").read_text())["rate"] == pytest.approx(2)
+    code, out, _ = run("bound net.safetensors --include 3.*")
+    assert code == 0 and "without loss are in every rate" in out and "At 4 bit/value" not in out
+
+
 def test_an_output_that_exists_is_replaced_only_by_force(run, place):
     before = (place / "net.wf").read_bytes()
     code, _, err = run("compress nets:net -o net.wf --size 900")
@@ -299,6 +342,15 @@ BAD = [
     ("evaluate net.safetensors --data nets:data", 2, ("net.safetensors", "package.module:factory")),
     ("evaluate nets:narrow net.wf --data nets:data", 1, ("weight",)),
     ("evaluate nets:net missing.wf --data nets:data", 1, ("missing.wf", "expected")),
+    ("bound nets:net --data nets:data --rate 2 --distortion 1", 2, ("--rate and --distortion", "one")),
+    ("bound nets:net --rate 0", 2, ("Rate 0.0", "above zero")),
+    ("bound nets:net --distortion -1", 2, ("Distortion -1.0", "above zero")),
+    ("bound nets:net -o b.jpg", 2, ("b.jpg", ".png, .svg or .pdf")),
+    ("bound nets:net -o nowhere/b.png", 1, ("nowhere",)),
+    ("bound nets:net --importance kl", 1, ("kl", "there are none", "pass data")),
+    ("bound nets:net --data nets:wrong_shape", 1, ("Batch 0", "Expected")),
+    ("bound nets:broken", 1, ("3.weight", "NaN")),
+    ("bound missing.safetensors", 1, ("missing.safetensors", "expected")),
     ("inspect missing.wf", 1, ("missing.wf", "expected")),
     ("inspect net.safetensors", 1, ("net.safetensors", "not a waterfill file")),
     ("decompress . -o o.safetensors", 1, (".", "directory")),

@@ -41,6 +41,7 @@ CASES = {
     "coarse": {"rate": 6.0},
     "fine": {"rate": 12.0, "fold_norms": False},
     "exact": {"rate": 24.0, "exclude": ["5.*"]},
+    "limited": {"rate": 8.0},
 }
 
 
@@ -51,3 +52,13 @@ def test_golden_files_decode_to_the_same_bits(name):
         waterfill.compress(model(), **CASES[name]).save(path)
         digest.write_text(json.dumps(digests(path), indent=1) + "\n")
     assert digests(path) == json.loads(digest.read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_name_their_limit_since_they_can(name):
+    with waterfill.open(FOLDER / f"{name}.wf") as file:
+        limit = file.container.limit
+    if name == "limited":
+        assert (limit.bits, limit.measure) == (1765, "weight_scale(1)")
+    else:
+        assert limit is None  # written before

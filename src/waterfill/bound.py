@@ -24,7 +24,9 @@ from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.waterfilling import Rectangles
 
 GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-"""Rates at which a curve is told."""
+"""Rates at which a curve is told, and the one at which tensors are shown."""
+
+USUAL = 4.0
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class BoundRow:
         numel: number of values.
         rate: bits per value at the common water level; None for a tensor that is left out.
         distortion: its share, in the unit of the bound.
-        source_model: what the weights are taken to be drawn from.
+        source_model: what the weights are taken to be drawn from; empty for a tensor that is left out.
         standard_error: of the fitted entropy, bits per value.
+        reason: why a tensor is left out.
     """
 
     name: str
@@ -48,6 +51,7 @@ class BoundRow:
     distortion: float | None
     source_model: str = ""
     standard_error: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +97,7 @@ class ModelBound:
     @property
     def lowest_rate(self) -> float:
         """Bits per value where every tensor is zero bits: what is stored without loss."""
-        return self.exact_bits / max(1, self.floating_values)
+        return self.exact_bits / self.floating_values
 
     def rate(self, distortion: float) -> float:
         """Fewest bits of the whole file per floating-point value at a distortion.
@@ -104,7 +108,7 @@ class ModelBound:
         if not (math.isfinite(distortion) and distortion > 0):
             raise UsageError(f"Distortion {distortion} is out of range; expected a number above zero.")
         bits = self._whole.rate_at_distortion(distortion / self.factor)
-        return (bits + self.exact_bits) / max(1, self.floating_values)
+        return (bits + self.exact_bits) / self.floating_values
 
     def distortion(self, rate: float) -> float:
         """Least distortion at a rate in bits of the whole file per floating-point value.
@@ -125,9 +129,18 @@ class ModelBound:
             )
         return self._whole.level_at_rate(bits)
 
-    def curve(self, rates: Sequence[float] = GRID) -> list[tuple[float, float]]:
-        """(rate, distortion) at rates; those below `lowest_rate` are left out."""
-        return [(rate, self.distortion(rate)) for rate in rates if rate >= self.lowest_rate]
+    def usual_rates(self, grid: Sequence[float] = GRID) -> list[float]:
+        """Bits per value that spend those of a grid on every weight that is not known to be zero.
+
+        They are the grid itself, unless most of the weights are zero.
+        """
+        live = self._whole.volumes.size / self.floating_values
+        return list(grid) if live > 0.5 else [self.lowest_rate + rate * live for rate in grid]
+
+    def curve(self, rates: Sequence[float] | None = None) -> list[tuple[float, float]]:
+        """(rate, distortion) at rates, by default the usual ones; those below `lowest_rate` are left out."""
+        wanted = self.usual_rates() if rates is None else rates
+        return [(rate, self.distortion(rate)) for rate in wanted if rate >= self.lowest_rate]
 
     def tensors(self, rate: float) -> list[BoundRow]:
         """How the least distortion at a rate is shared: a row for every coded tensor.
@@ -141,7 +154,8 @@ class ModelBound:
     def _row(self, name: str, shape: tuple[int, ...], level: float) -> BoundRow:
         numel, part = math.prod(shape), self.parts.get(name)
         if part is None:
-            return BoundRow(name, shape, numel, None, None)
+            reason = "sensitivity unknown" if name in self.sources else "no spread, or fewer than 8 values"
+            return BoundRow(name, shape, numel, None, None, reason=reason)
         source, loss = self.sources[name], self.factor * part.distortion(level)
         return BoundRow(name, shape, numel, part.rate(level) / numel, loss, source.name, source.standard_error)
 
@@ -194,6 +208,7 @@ def bound(
 
     Raises:
         CalibrationError: the data do not fit the model, or the importance needs data and there are none.
+        TargetError: the model has no floating-point values.
         WaterfillError: the model cannot be read, or has a tensor with NaN.
 
     Source:
@@ -209,6 +224,8 @@ def bound(
 
 def _bound(ready: Prepared) -> ModelBound:
     weights = ready.inventory.weights
+    if not ready.inventory.floating_values:
+        raise TargetError("The model has no floating-point values; expected at least one, to which a rate applies.")
     sources = fit_sources(weights)
     known = [name for name in sources if not weights[name].is_vector or name in ready.forms]
     exact = {name: exact_bytes(tensor) for name, tensor in ready.inventory.exact.items()}

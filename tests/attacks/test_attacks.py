@@ -17,8 +17,10 @@ from waterfill import allocate
 from waterfill.codec import container
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.limits import fit_sources, price
 from waterfill.models import torch_module
 from waterfill.quantize import Scalar
+from waterfill.report.text import file_summary
 
 
 def small_file():
@@ -29,7 +31,8 @@ def small_file():
     jobs = allocate.plan(inventory, {}, [Scalar()])
     quantized = allocate.quantize(jobs, allocate.mean_power(jobs) * 2.0**-5)
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
-    return container.pack(inventory.entries, quantized, exact, "test").data
+    limits = price(jobs, quantized, fit_sources(inventory.weights), 0.0, "identity")
+    return container.pack(inventory.entries, quantized, exact, "test", limits).data
 
 
 GOOD = small_file()
@@ -40,6 +43,8 @@ PACKED = struct.unpack_from("<I", GOOD, 12)[0]
 def read(data):
     file = WaterfillFile(data, threads=1)
     file.verify()
+    shares = file_summary("a", file)["tensors"]
+    assert all(row["size_bytes"] >= 0 for row in shares)
     return {name: exact_bytes(tensor) for name, tensor in file.tensors()}
 
 
@@ -145,6 +150,24 @@ def opens_or_refuses(data):
         read(data)
     except FormatError:
         return
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [[], [1], [1, "kl"], [1, "kl", []], [1, "kl", [1, 2, 3]], [-1, "kl", [1, 2]], [1, 2, [1, 2]], [1, "kl", [-2, 2]],
+     [1, "kl", [1, 2**17]], [1.5, "kl", [1, 2]], [1, "kl", [1, 2], 0], {}, "limit"],
+)  # fmt: skip
+def test_limits_that_do_not_fit_are_refused(limit):
+    assert directory_of(GOOD)["limit"][2] != []
+    with pytest.raises(FormatError):
+        read(with_directory({**directory_of(GOOD), "limit": limit}))
+
+
+def test_a_file_need_not_name_its_limit():
+    directory = directory_of(GOOD)
+    del directory["limit"]
+    assert not refused(with_directory(directory))
+    assert WaterfillFile(with_directory(directory)).container.limit is None
 
 
 def test_every_value_of_the_directory_replaced_by_lies():

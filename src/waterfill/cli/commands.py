@@ -147,7 +147,10 @@ def bound(
     model: ModelArgument,
     weights: WeightsOption = None,
     data: DataOption = None,
-    rate: Annotated[float | None, typer.Option(help="Bits per value at which tensors are shown (default 4).")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Show the tensors at so many bits per value (default 4)."),
+    ] = None,
     distortion: Annotated[float | None, typer.Option(help="Show the tensors at this distortion instead.")] = None,
     output: OutputKind = None,
     importance: Importance = None,
@@ -164,6 +167,7 @@ def bound(
 ) -> None:
     """Show how small any file of a model can be at every distortion, before it is compressed."""
     from waterfill.atomic import write_atomically
+    from waterfill.bound import USUAL
     from waterfill.bound import bound as run
     from waterfill.progress import progress_bar
     from waterfill.report.picture import bound_picture, picture_format
@@ -187,9 +191,8 @@ def bound(
             seed=seed,
             progress=progress,
         )
-    at = 4.0 if rate is None else rate
-    if distortion is not None:
-        at = found.rate(distortion)
+    (usual,) = found.usual_rates([USUAL])
+    at = found.rate(distortion) if distortion is not None else usual if rate is None else rate
     show(bound_table(found, at))
     if picture is not None:
         write_atomically(picture, [bound_picture(found, at, model, kind)], force=force)

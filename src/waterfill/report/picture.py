@@ -43,7 +43,7 @@ def bound_picture(bound: ModelBound, rate: float, name: str, kind: str) -> bytes
     rows = [row for row in every if row.name in shown]
     figure = Figure(figsize=(12, max(4.5, 1.5 + 0.16 * len(rows))), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rates = [each / 10 for each in range(1, 81)]
+    rates = bound.usual_rates([each / 10 for each in range(1, 81)])
     points = [(each, distortion) for each, distortion in bound.curve(rates) if distortion > 0]
     left.plot([each for each, _ in points], [distortion for _, distortion in points], color=BLUE)
     left.plot(rate, bound.distortion(rate), "o", color=ORANGE)

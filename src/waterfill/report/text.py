@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from waterfill.bound import ModelBound
+from waterfill.bound import BoundRow, ModelBound
 from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
@@ -68,9 +68,7 @@ def _limit_cells(rate: float, limit: float | None) -> tuple[str, str]:
 def _limit_line(rate: float, limit: float, measure: str) -> str:
     percent = percent_above(rate, limit)
     share = "" if percent is None else f" ({percent:.1f} %)"
-    where = (
-        f"{rate - limit:.3f} bit/value{share} above it" if rate >= limit else f"{limit - rate:.3f} bit/value {BELOW}"
-    )
+    where = f"{abs(rate - limit):.3f} bit/value {BELOW if rate < limit else f'above it{share}'}"
     return f"limit {limit:.3f} bit/value at this distortion (measured by {measure}); the file is {where}. {CAVEAT}"
 
 
@@ -150,20 +148,30 @@ def bound_table(bound: ModelBound, rate: float) -> Group:
         size = each * bound.floating_values / 8
         smaller = f"{bound.original_bytes / size:.1f}" if size else ""
         bar = "█" * (1 + round(BAR * (log - low) / max(high - low, 1e-12)))
-        curve.add_row(f"{each:g}", f"{size:,.0f}", smaller, f"{distortion:.3g}", bar)
-    rows = _table(
+        curve.add_row(f"{each:.3g}", f"{size:,.0f}", smaller, f"{distortion:.3g}", bar)
+    return Group(
+        Text(f"The least distortion ({bound.unit}) at every rate, bars in its logarithm:"),
+        curve,
+        Text(f"\nAt {rate:.4g} bit/value, distortion {bound.distortion(rate):.4g}:"),
+        _bound_rows(bound.tensors(rate)),
+        Text(_bound_line(bound)),
+    )
+
+
+def _bound_rows(rows: Sequence[BoundRow]) -> Table:
+    table = _table(
         ("tensor", "left"), ("shape", "left"), ("bit/value", "right"), ("+-", "right"), ("distortion", "right"),
         ("source model", "left"),
     )  # fmt: skip
-    for row in bound.tensors(rate):
-        cells = ("", "", "") if row.rate is None else (
-            f"{row.rate:.2f}", f"{row.standard_error:.2f}", f"{row.distortion:.3g}"
-        )  # fmt: skip
-        rows.add_row(*map(_literal, (row.name, _shape(row.shape), *cells, row.source_model or "left out: no density")))
-    return Group(
-        Text(f"The least distortion ({bound.unit}) at every rate, bars in its logarithm:"), curve,
-        Text(f"\nAt {rate:.4g} bit/value, distortion {bound.distortion(rate):.4g}:"), rows, Text(_bound_line(bound)),
-    )  # fmt: skip
+    for row in rows:
+        name, shape = _literal(row.name), _shape(row.shape)
+        if row.rate is None:
+            table.add_row(name, shape, "", "", "", f"left out: {row.reason}")
+        else:
+            table.add_row(
+                name, shape, f"{row.rate:.2f}", f"{row.standard_error:.2f}", f"{row.distortion:.3g}", row.source_model
+            )
+    return table
 
 
 def _bound_line(bound: ModelBound) -> str:

@@ -1,0 +1,158 @@
+"""The curve of a model before it is compressed."""
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import waterfill
+from waterfill.bound import GRID
+from waterfill.errors import CalibrationError, TargetError, UsageError
+from waterfill.importance import identity, kl, regression, weight_scale
+from waterfill.report.picture import MOST_TENSORS, bound_picture, picture_format
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 5)).eval()
+
+
+def batches():
+    torch.manual_seed(1)
+    return [(x, net()(x).argmax(1)) for x in torch.randn(3, 32, 16)]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return waterfill.bound(net(), batches())
+
+
+def test_rate_and_distortion_are_inverse(found):
+    for rate in (0.2, 1.0, 3.3, 8.0):
+        assert found.rate(found.distortion(rate)) == pytest.approx(rate, rel=1e-9)
+    assert found.rate(2 * found.largest_distortion) == found.lowest_rate
+    assert found.distortion(found.lowest_rate) == pytest.approx(found.largest_distortion)
+
+
+def test_the_curve_falls_and_is_convex(found):
+    rates = [0.1 * k + found.lowest_rate for k in range(60)]
+    distortions = [distortion for _, distortion in found.curve(rates)]
+    steps = [b - a for a, b in pairwise(distortions)]
+    assert max(steps) < 0
+    assert all(b > a for a, b in pairwise(steps))
+
+
+def test_tensors_add_up_to_the_whole(found):
+    for rate in (0.3, 2.0, 5.0):
+        rows = found.tensors(rate)
+        bits = sum(row.rate * row.numel for row in rows if row.rate is not None)
+        assert bits + found.exact_bits == pytest.approx(rate * found.floating_values)
+        distortions = sum(row.distortion for row in rows if row.distortion is not None)
+        assert distortions == pytest.approx(found.distortion(rate), rel=1e-9)
+
+
+def test_with_a_kl_importance_the_distortion_is_half_the_form():
+    model, data = net(), batches()
+    form = waterfill.importance.kl().estimate(model, data)
+    bound = waterfill.bound(model, data)
+    assert (bound.unit, bound.importance) == ("nats of KL", "kl")
+    assert bound.largest_distortion < 0.5 * sum(
+        form[name].cost(weight.matrix - weight.matrix.mean())
+        for name, weight in waterfill.models.torch_module.inventory(model).weights.items()
+    )
+    half = waterfill.bound(model, data, importance=regression(), output="values")
+    assert half.unit == "squared output"
+
+
+def test_the_limit_of_a_file_is_on_the_curve():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40, bias=False), nn.Linear(40, 30, bias=False))
+    bound = waterfill.bound(model, importance=identity())
+    for rate in (1.0, 3.0, 6.0):
+        result = waterfill.compress(model, rate=rate, importance=identity())
+        distortion = sum(row.distortion for row in result.tensors)
+        assert result.limit == pytest.approx(bound.rate(distortion), rel=1e-6)
+        assert result.rate > bound.rate(distortion)
+
+
+def test_without_data_vectors_are_left_out():
+    bound = waterfill.bound(net())
+    assert bound.importance == weight_scale().name and bound.unit == "I e^2"
+    assert set(bound.left_out) == {"0.bias", "1.weight", "1.bias", "3.bias"}
+    rows = {row.name: row for row in bound.tensors(4.0)}
+    assert rows["0.bias"].rate is None and rows["0.bias"].reason == "sensitivity unknown"
+    assert rows["3.bias"].reason == "no spread, or fewer than 8 values"
+    assert rows["0.weight"].reason == ""
+
+
+def test_most_weights_being_zero_moves_the_usual_rates():
+    model = nn.Linear(100, 100, bias=False)
+    assert waterfill.bound(model).usual_rates() == list(GRID)
+    model.weight.data[torch.rand(100, 100, generator=torch.Generator().manual_seed(0)) < 0.9] = 0
+    live = int((model.weight != 0).sum()) / 10_000
+    assert waterfill.bound(model).usual_rates([4.0]) == pytest.approx([4 * live])
+
+
+def test_what_is_stored_without_loss_is_in_every_rate():
+    model = net()
+    model.register_buffer("table", torch.randn(400, generator=torch.Generator().manual_seed(0)))
+    bound = waterfill.bound(model, exclude=["table"])
+    assert bound.exact_bits > 8 * 1200
+    with pytest.raises(
+        TargetError, match=r"Rate 0\.01 is below the .* bit/value of the tensors that are stored without"
+    ):
+        bound.distortion(0.01)
+    assert all(rate >= bound.lowest_rate for rate, _ in bound.curve())
+
+
+def test_a_model_without_floating_point_values_has_no_rate():
+    model = nn.Module()
+    model.register_buffer("table", torch.arange(9))
+    with pytest.raises(TargetError, match="no floating-point values; expected at least one"):
+        waterfill.bound(model)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_values_out_of_range_are_refused(found, value):
+    with pytest.raises(UsageError, match=r"Rate .* is out of range; expected a number above zero"):
+        found.distortion(value)
+    with pytest.raises(UsageError, match=r"Distortion .* is out of range; expected a number above zero"):
+        found.rate(value)
+
+
+def test_an_importance_that_needs_data_says_so():
+    with pytest.raises(CalibrationError, match="Importance kl is estimated on data, but there are none"):
+        waterfill.bound(net(), importance=kl())
+
+
+def test_json_has_the_curve_and_the_tensors(found):
+    parsed = json.loads(found.to_json(2.0))
+    assert [point["rate"] for point in parsed["curve"]] == list(GRID)
+    assert parsed["distortion"] == found.distortion(2.0)
+    assert [row["name"] for row in parsed["tensors"]] == [row.name for row in found.tensors(2.0)]
+
+
+# Pictures
+
+
+def test_a_picture_is_the_same_every_time(found):
+    for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        data = bound_picture(found, 2.0, "net", kind)
+        assert data.startswith(magic)
+        assert data == bound_picture(found, 2.0, "net", kind)
+
+
+def test_a_picture_of_many_tensors_shows_the_largest():
+    model = nn.ParameterDict({f"t{k:03}": nn.Parameter(torch.randn(4, 4 + k // 50)) for k in range(100)})
+    text = bound_picture(waterfill.bound(model), 3.0, "many", "svg").decode()
+    assert f"the {MOST_TENSORS} largest of 100 tensors" in text
+    assert "t099" in text and "t049" not in text
+
+
+def test_the_format_of_a_picture_is_its_ending(tmp_path):
+    assert picture_format(tmp_path / "a.PNG") == "png"
+    with pytest.raises(UsageError, match=r"has the ending '\.jpg'; expected \.png, \.svg or \.pdf"):
+        picture_format(tmp_path / "a.jpg")

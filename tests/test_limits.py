@@ -1,0 +1,177 @@
+"""The limit beside a file, against sums over every weight."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import waterfill
+from waterfill.allocate import Job
+from waterfill.files import WaterfillFile
+from waterfill.importance import identity, kl
+from waterfill.importance.forms import DiagonalForm
+from waterfill.limits import fit_sources, price, volumes
+from waterfill.quantize import Scalar
+from waterfill.records import Layout, Quantized, Relative, Spread, Uniform, Weight
+from waterfill.theory import shannon_lower_bound
+
+NO_BITS = {"symbols": np.zeros((1, 1), np.int32), "rule": Uniform(0), "spread": Spread(0, 0)}
+
+
+def weight(name, *shape, seed=0, scale=1.0):
+    matrix = (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+    return Weight(name, matrix.reshape(shape[0] if len(shape) > 1 else 1, -1), Layout(shape))
+
+
+def form(like, seed=1):
+    return DiagonalForm(np.exp(np.random.default_rng(seed).normal(size=like.matrix.shape)).astype(np.float32))
+
+
+def jobs(*weights):
+    return {each.name: Job(each, Scalar(), form(each)) for each in weights}
+
+
+def reached(**distortions):
+    return {name: Quantized(**NO_BITS, bits=100.0, distortion=value) for name, value in distortions.items()}
+
+
+def by_bisection(volumes, distortion):
+    """`sum max(0, 1/2 log2(v / mu))` with `sum min(mu, v)` the distortion."""
+    low, high = 0.0, float(volumes.max())
+    for _ in range(200):
+        level = (low + high) / 2
+        low, high = (level, high) if np.minimum(volumes, level).sum() < distortion else (low, level)
+    return float(np.maximum(0, np.log2(volumes / high) / 2).sum())
+
+
+def test_a_tensor_is_priced_by_the_shannon_lower_bound_of_its_source():
+    plan = jobs(weight("conv", 12, 5, 3, 3))
+    sources = fit_sources({"conv": plan["conv"].weight})
+    found = price(plan, reached(conv=3.0), sources, 0.0, "kl").tensors["conv"]
+    importance = plan["conv"].form.diagonal().reshape(12, 5, 9).astype(np.float64)
+    source = sources["conv"].source(plan["conv"].weight.matrix.reshape(12, 5, 9))
+    assert found.rate == pytest.approx(shannon_lower_bound(source, importance, 3.0) / 540, rel=1e-12)
+    assert (found.source_model, found.standard_error) == (sources["conv"].name, sources["conv"].standard_error)
+
+
+def test_all_tensors_share_the_sum_of_their_distortions():
+    plan = jobs(weight("a", 20, 30), weight("b", 40, 10, seed=5, scale=0.1))
+    sources = fit_sources({name: job.weight for name, job in plan.items()})
+    found = price(plan, reached(a=100.0, b=0.5), sources, 7.0, "kl^0.5")
+    everything = np.concatenate([volumes(plan[name].weight, sources[name], plan[name].form) for name in plan])
+    assert found.bits == pytest.approx(7.0 + by_bisection(everything, 100.5), rel=1e-9)
+    apart = sum(found.tensors[name].rate * plan[name].weight.matrix.size for name in plan)
+    assert found.bits - 7.0 < apart
+    assert found.measure == "kl^0.5"
+    errors = [sources[name].standard_error * plan[name].weight.matrix.size for name in plan]
+    assert found.standard_error == pytest.approx(math.hypot(*errors))
+
+
+def test_a_common_water_level_has_no_gain_from_sharing():
+    plan = jobs(weight("a", 20, 30), weight("b", 40, 10, seed=5))
+    sources = fit_sources({name: job.weight for name, job in plan.items()})
+    level = 0.01
+    at_level = {
+        name: float(np.minimum(volumes(job.weight, sources[name], job.form), level).sum()) for name, job in plan.items()
+    }
+    found = price(plan, reached(**at_level), sources, 0.0, "")
+    apart = sum(found.tensors[name].rate * plan[name].weight.matrix.size for name in plan)
+    assert found.bits == pytest.approx(apart, rel=1e-9)
+
+
+def test_what_has_no_limit_counts_as_it_is_stored():
+    plan = jobs(weight("a", 20, 30), weight("exactly", 20, 30, seed=1), weight("few", 2, 3))
+    plan["unknown"] = Job(weight("unknown", 50), Scalar(), None)
+    sources = fit_sources({name: job.weight for name, job in plan.items()})
+    assert set(sources) == {"a", "exactly", "unknown"}
+    found = price(plan, reached(a=10.0, exactly=0.0, few=1.0, unknown=1.0), sources, 16.0, "")
+    assert set(found.tensors) == {"a"}
+    assert found.bits == pytest.approx(16 + 3 * 100 + 600 * found.tensors["a"].rate)
+
+
+def test_sources_need_values_that_differ():
+    weights = [weight("seven", 7), Weight("same", np.full((4, 4), 0.3, np.float32), Layout((4, 4))), weight("eight", 8)]
+    assert set(fit_sources({each.name: each for each in weights})) == {"eight"}
+
+
+# In a result and in its file
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 5)).eval()
+
+
+def batches():
+    torch.manual_seed(1)
+    return [(x, net()(x).argmax(1)) for x in torch.randn(3, 32, 16)]
+
+
+@pytest.fixture(scope="module")
+def result():
+    return waterfill.compress(net(), batches(), rate=4)
+
+
+def test_every_matrix_and_the_file_have_a_limit_below_their_rate(result):
+    rows = {row.name: row for row in result.tensors}
+    for name in ("0.weight", "3.weight"):
+        row = rows[name]
+        assert 0 < row.limit < row.rate and row.gap == row.rate - row.limit
+        assert row.gap_percent == pytest.approx(100 * row.gap / row.limit)
+        assert 0 < row.limit_error < 0.1 and "Gaussian" in row.source_model
+    assert rows["1.num_batches_tracked"].limit is None and rows["1.running_var"].gap is None
+    assert 0 < result.limit < result.rate
+    assert 0 < result.limit_error < 0.1
+    assert result.limit_measure == ("kl" if result.importance_power == 1 else f"kl^{result.importance_power:g}")
+
+
+def test_the_file_has_the_limits_of_the_result(result):
+    found = WaterfillFile(result.data).container.limit
+    assert found.bits == round(result.limit * result.floating_values)
+    assert found.measure == result.limit_measure
+    matrices = {row.name: row.limit for row in result.tensors if row.limit is not None and len(row.shape) > 1}
+    assert found.rates == {name: round(100 * limit) / 100 for name, limit in matrices.items()}
+
+
+def test_a_reader_finds_the_shares_of_the_tensors(result):
+    found = WaterfillFile(result.data).container.tensor_bytes()
+    assert found == pytest.approx({row.name: row.size_bytes for row in result.tensors if row.name in found})
+    assert sum(found.values()) + result.overhead_bytes == pytest.approx(result.size_bytes)
+
+
+def test_the_measure_is_the_importance_that_chose_the_steps():
+    one = waterfill.compress(net(), batches(), rate=4, importance=kl(), effort="fast")
+    assert (one.importance_power, one.limit_measure) == (0.5, "kl^0.5")
+    other = waterfill.compress(net(), rate=4, importance=identity())
+    assert (other.importance_power, other.limit_measure) == (1.0, "identity")
+
+
+def test_structure_that_the_source_lacks_lies_below_the_limit_and_says_so():
+    model = nn.Linear(128, 128, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (128, 128), generator=generator) * 2.0 - 1
+    model.weight.data = 0.5 * signs + 1e-4 * torch.randn(128, 128, generator=generator)
+    result = waterfill.compress(model, rate=4)
+    (row,) = result.tensors
+    assert row.gap < 0 and row.gap_percent < 0
+    assert row.reason == "below the limit: it has structure that the source model lacks"
+    assert result.gap < 0 and json.loads(result.to_json())["gap"] == result.gap
+
+
+def test_a_small_gap_below_the_limit_may_be_chance():
+    from waterfill.compress import _why_below
+
+    assert _why_below(0.0, 0.1) == _why_below(0.3, 0.1) == ""
+    assert _why_below(-0.2, 0.1) == "below the limit within two standard errors of the fitted entropy"
+    assert "structure" in _why_below(-0.21, 0.1)
+
+
+def test_a_vector_of_unknown_sensitivity_has_no_limit():
+    result = waterfill.compress(nn.Linear(40, 30), rate=4)
+    bias = {row.name: row for row in result.tensors}["bias"]
+    assert (bias.reconstruction, bias.limit, bias.source_model) == ("relative", None, "")
+    rule = WaterfillFile(result.data).container.rules["bias"][0]
+    assert isinstance(rule, Relative)
