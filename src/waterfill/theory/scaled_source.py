@@ -124,7 +124,7 @@ class _Fit:
         self._magnitudes = magnitudes
         self._live = live
         self.count = int(np.count_nonzero(live))
-        self._counts = [np.maximum(live.sum(axis=tuple({0, 1, 2} - {axis})), 1) for axis in range(3)]
+        self._counts = [live.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
         self._some = np.flatnonzero(live)[:: -(-self.count // FITTED_VALUES)]
 
     def start(self) -> _Found:
@@ -139,7 +139,11 @@ class _Fit:
             others = [np.ones(size) if other == axis else powers[other] for other, size in enumerate(self._live.shape)]
             inverse = [1 / other for other in others]
             sums = np.einsum("oct,o,c,t->" + "oct"[axis], found.raised, *inverse, optimize=True)
-            means = found.shape * sums / self._counts[axis] if axes else found.shape * sums.sum() / self.count
+            means = (
+                found.shape * sums / np.maximum(self._counts[axis], 1)
+                if axes
+                else found.shape * sums.sum() / self.count
+            )
             whole = np.broadcast_to(means, powers[axis].shape)
             powers[axis] = np.maximum(whole, 1e-12 * float(whole.max()))  # a row of equal weights has no scale
         return _Found(found.shape, found.raised, tuple(powers), axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def lemma1(joint_entropy: float, marginal_entropies: ArrayLike, importance: Arra
         Bits for all weights; it can fall below zero, where it says nothing.
 
     Raises:
-        UsageError: shapes differ, or the joint entropy is above the sum of the marginal ones.
+        UsageError: shapes differ, an entropy is no number, or the joint one is above the sum of the marginal ones.
 
     Source:
         Lemma 1 of the paper (appendix A).
@@ -39,18 +40,23 @@ def lemma1(joint_entropy: float, marginal_entropies: ArrayLike, importance: Arra
         >>> round(lemma1(2 * h, [h, h], [1, 1], 0.5), 9)  # 2 * 1/2 log2(1 / 0.25)
         2.0
     """
-    entropies = np.asarray(marginal_entropies, dtype=np.float64)
     weights = not_negative("importance", importance)
+    try:
+        joint, entropies = float(joint_entropy), np.asarray(marginal_entropies, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"An entropy is no number ({error}); give h(W) and h(W_i) in bits.") from error
+    if not math.isfinite(joint):
+        raise UsageError(f"joint_entropy is {joint}; expected a finite number of bits.")
     if entropies.shape != weights.shape or np.isnan(entropies).any() or (entropies == np.inf).any():
         raise UsageError(
             f"marginal_entropies {list(entropies.shape)} must be numbers or minus infinity in the shape of importance "
             f"{list(weights.shape)}; give h(W_i) in bits for every weight."
         )
     known = np.isneginf(entropies)
-    surplus = float(joint_entropy) - float(entropies[~known].sum())
-    if surplus > 1e-9 * max(1.0, abs(joint_entropy)):
+    surplus = joint - float(entropies[~known].sum())
+    if surplus > 1e-9 * max(1.0, abs(joint)):
         raise UsageError(
-            f"joint_entropy {joint_entropy:.6g} is above the sum {joint_entropy - surplus:.6g} of the marginal "
+            f"joint_entropy {joint:.6g} is above the sum {joint - surplus:.6g} of the marginal "
             "entropies; expected at most that. Check the units (bits)."
         )
     return float(_independent(entropy_power(entropies), weights, distortion) + surplus)
