@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from waterfill.codec import container
@@ -87,7 +86,7 @@ class ModelBound:
 
     @cached_property
     def _whole(self) -> Rectangles:
-        return Rectangles(np.concatenate([*(part.volumes for part in self.parts.values()), np.zeros(0)]))
+        return Rectangles.joined(self.parts.values())
 
     @property
     def largest_distortion(self) -> float:

@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from waterfill.allocate import Job
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
@@ -77,9 +75,8 @@ def price(
             continue
         part, count = Rectangles(volumes(job.weight, source, job.form)), job.weight.matrix.size
         tensors[name] = TensorLimit(part.rate_at_distortion(distortion) / count, source.name, source.standard_error)
-        parts.append(part.volumes)
+        parts.append(part)
         total += distortion
         variance += (count * source.standard_error) ** 2
-    whole = Rectangles(np.concatenate([*parts, np.zeros(0)]))
     stored = exact_bits + sum(item.bits for name, item in quantized.items() if name not in tensors)
-    return Limits(tensors, whole.rate_at_distortion(total) + stored, math.sqrt(variance), measure)
+    return Limits(tensors, Rectangles.joined(parts).rate_at_distortion(total) + stored, math.sqrt(variance), measure)

@@ -100,7 +100,9 @@ def test_weights_that_are_often_equal_have_no_density():
 
 
 def test_weights_that_are_no_numbers_are_named():
-    with pytest.raises(UsageError, match="weights has 1 of 9 entries that are NaN or infinite; expected finite numbers"):
+    with pytest.raises(
+        UsageError, match="weights has 1 of 9 entries that are NaN or infinite; expected finite numbers"
+    ):
         estimate_entropy([*range(8), np.nan])
 
 

@@ -99,7 +99,10 @@ def shape_error(shape, count):
 
     information = np.array(
         [
-            [quad(lambda x, i=i, j=j: 2 * density(x) * scores(x)[i] * scores(x)[j], 0, 200, limit=500)[0] for j in (0, 1)]
+            [
+                quad(lambda x, i=i, j=j: 2 * density(x) * scores(x)[i] * scores(x)[j], 0, 200, limit=500)[0]
+                for j in (0, 1)
+            ]
             for i in (0, 1)
         ]
     )

@@ -267,3 +267,10 @@ def test_a_bad_argument_is_named(arguments, text):
 def test_a_bad_volume_is_named():
     with pytest.raises(UsageError, match="volumes has the entry -1; expected numbers of at least zero"):
         Rectangles([1.0, -1.0])
+
+
+@laws
+@given(st.lists(volumes_that_hold, min_size=0, max_size=4))
+def test_joined_rectangles_are_those_of_all_volumes(parts):
+    joined = Rectangles.joined([Rectangles(part) for part in parts])
+    assert joined.volumes.tolist() == Rectangles(np.concatenate([*parts, np.zeros(0)])).volumes.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -19,7 +19,7 @@ from waterfill.records import CompressionResult, Entry, Exact, Relative, Tied, U
 BAR = 40
 """Characters of the longest bar."""
 
-OVERHEAD = "header, directory, checksums"
+OVERHEAD = "header, directory"
 BELOW = "below the limit: chance in the fit, or structure that the source model lacks"
 CAVEAT = (
     "A limit is a lower bound under a source model (generalized Gaussian weights, fitted to every tensor): proven for "
@@ -30,15 +30,13 @@ CAVEAT = (
 def result_table(result: CompressionResult, name: str) -> Group:
     """Every tensor of a compression, and the whole file."""
     table = _table(
-        ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("bit/value", "right"), ("limit", "right"),
-        ("gap", "right"), ("distortion", "right"), ("stored as", "left"), ("why", "left"),
+        ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("rate", "right"), ("limit", "right"),
+        ("gap", "right"), ("distortion", "right"), ("stored as", "left"),
     )  # fmt: skip
     for row in result.tensors:
         loss = "" if row.distortion is None else f"{row.distortion:.3g}"
-        size, rate = _size_cells(row.size_bytes, row.rate)
-        limit = _limit_cells(row.rate, row.limit)
-        cells = (row.name, _shape(row.shape), size, rate, *limit, loss, row.reconstruction, row.reason)
-        table.add_row(*map(_literal, cells))
+        rates = _rate_cells(row.size_bytes, row.rate, row.limit)
+        table.add_row(_literal(row.name), _shape(row.shape), *rates, loss, row.reconstruction)
     table.add_section()
     table.add_row(OVERHEAD, "", f"{result.overhead_bytes:,.0f}")
     lines = [
@@ -49,20 +47,29 @@ def result_table(result: CompressionResult, name: str) -> Group:
     if result.distortion is not None:
         lines[1] += f", measured distortion on the calibration data {result.distortion:.4g}"
     lines.append(_limit_line(result.rate, result.limit, result.limit_measure))
-    return Group(table, *(Text(line) for line in lines))
+    notes = _notes((row.reconstruction, row.reason, row.name) for row in result.tensors)
+    return Group(table, *map(Text, (*notes, *lines)))
 
 
-def _size_cells(size: float, rate: float) -> tuple[str, str]:
-    """Bytes and bits per value of a tensor; empty for one that takes none."""
-    return (f"{size:,.0f}", f"{rate:.2f}") if size else ("", "")
-
-
-def _limit_cells(rate: float, limit: float | None) -> tuple[str, str]:
-    """A limit, and the gap between the rate and it."""
+def _rate_cells(size: float, rate: float, limit: float | None) -> tuple[str, str, str, str]:
+    """Bytes, bits per value, the limit, and the gap between them in bits per value and percent; empty for none."""
+    sizes = (f"{size:,.0f}", f"{rate:.2f}") if size else ("", "")
     if limit is None:
-        return "", ""
+        return *sizes, "", ""
     percent = percent_above(rate, limit)
-    return f"{limit:.2f}", f"{rate - limit:.2f}" + ("" if percent is None else f" ({percent:.0f} %)")
+    return *sizes, f"{limit:.2f}", f"{rate - limit:.2f}" + ("" if percent is None else f" {percent:.0f}%")
+
+
+def _notes(rows: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Why tensors are stored as they are: a line for every reason, from (how, reason, name)."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for kind, reason, name in rows:
+        if reason:
+            names.setdefault((kind, reason), []).append(_printable(name))
+    return [
+        f"{kind}, {_printable(reason)}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+        for (kind, reason), found in names.items()
+    ]
 
 
 def _limit_line(rate: float, limit: float, measure: str) -> str:
@@ -106,25 +113,23 @@ def _file_row(file: WaterfillFile, entry: Entry, size: float) -> dict[str, Any]:
         layout = file.container.layouts[entry.name]
         steps = step_sizes(rule, layout, 0, layout.numel)
         low, high = (float(steps.min()), float(steps.max())) if steps.size else (0.0, 0.0)
-        detail = f"step {low:.3g}" if math.isclose(low, high) else f"steps {low:.3g} to {high:.3g}"
-        return row | {"reconstruction": "uniform", "detail": detail}
+        below = row["limit"] is not None and row["rate"] < row["limit"]
+        return row | {"reconstruction": "uniform", "detail": BELOW if below else "", "steps": [low, high]}
     return row | {"reconstruction": "constant", "detail": "folded into scale and shift of its norm"}
 
 
 def file_table(summary: Mapping[str, Any]) -> Group:
     """The rows of a summary, and the whole of it."""
     table = _table(
-        ("tensor", "left"), ("type", "left"), ("shape", "left"), ("bytes", "right"), ("bit/value", "right"),
-        ("limit", "right"), ("gap", "right"), ("stored as", "left"), ("detail", "left"),
+        ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("rate", "right"), ("limit", "right"),
+        ("gap", "right"), ("stored as", "left"),
     )  # fmt: skip
     for row in summary["tensors"]:
-        size, rate = _size_cells(row["size_bytes"], row["rate"])
-        limit = _limit_cells(row["rate"], row["limit"])
-        cells = (row["name"], row["dtype"], _shape(row["shape"]), size, rate, *limit, row["reconstruction"])
-        below = row["limit"] is not None and row["rate"] < row["limit"]
-        table.add_row(*map(_literal, (*cells, f"{row['detail']}; {BELOW}" if below else row["detail"])))
+        rates = _rate_cells(row["size_bytes"], row["rate"], row["limit"])
+        shape = _shape(row["shape"]) + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
+        table.add_row(_literal(row["name"]), shape, *rates, row["reconstruction"])
     table.add_section()
-    table.add_row(OVERHEAD, "", "", f"{summary['overhead_bytes']:,.0f}")
+    table.add_row(OVERHEAD, "", f"{summary['overhead_bytes']:,.0f}")
     size, original = summary["size_bytes"], summary["original_bytes"]
     lines = [
         f"{summary['file']}: {size:,} bytes, {summary['rate']:.3f} bit/value over {summary['floating_values']:,} "
@@ -133,7 +138,8 @@ def file_table(summary: Mapping[str, Any]) -> Group:
     ]
     if summary["limit"] is not None:
         lines.append(_limit_line(summary["rate"], summary["limit"], summary["limit_measure"]))
-    return Group(table, *(Text(line) for line in lines))
+    notes = _notes((row["reconstruction"], row["detail"], row["name"]) for row in summary["tensors"])
+    return Group(table, *map(Text, (*notes, *lines)))
 
 
 def bound_table(bound: ModelBound, rate: float) -> Group:
@@ -195,9 +201,9 @@ def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:
 
 
 def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
     for name, side in columns:
-        wraps = name in ("tensor", "why", "detail", "source model")
+        wraps = name in ("tensor", "source model")
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=not wraps, overflow="fold")
     return table
 
@@ -208,4 +214,8 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _literal(text: str) -> Text:
     """Text as it is: no markup, and no control characters for the terminal."""
-    return Text(text if text.isprintable() else repr(text)[1:-1])
+    return Text(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)[1:-1]

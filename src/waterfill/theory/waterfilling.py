@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,6 +73,13 @@ class Rectangles:
     def __init__(self, volumes: ArrayLike) -> None:
         flat = not_negative("volumes", volumes).reshape(-1)
         self.volumes: Array = np.sort(flat[flat > 0])
+
+    @classmethod
+    def joined(cls, parts: Iterable[Rectangles]) -> Rectangles:
+        """The rectangles of several together, under one level; merged, not sorted again."""
+        whole = cls(())
+        whole.volumes = np.sort(np.concatenate([whole.volumes, *(part.volumes for part in parts)]), kind="stable")
+        return whole
 
     @cached_property
     def _full(self) -> Array:
