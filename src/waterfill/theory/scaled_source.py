@@ -26,9 +26,9 @@ class ScaledSource:
 
     Attributes:
         shape: 2 is Gaussian, 1 is Laplacian.
-        mean: around which the weights lie.
-        log2_scales: base-2 logarithms of the scales along each axis, [out], [channels], [taps]; the axes along which
-            the scale does not change enough to pay for itself have zeros.
+        mean: around which the weights lie; 0 when some are exactly zero.
+        log2_scales: base-2 logarithms of the scales along each axis, [out], [channels], [taps]; constant along the axes
+            where the scale does not change enough to pay for itself.
         axes: names of the axes along which it changes.
         zeros: fraction of the weights that are exactly zero.
         standard_error: of the mean entropy of a weight, bits.
@@ -65,7 +65,8 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
     The shape is 2 unless another one lowers the total entropy by more than `1/2 log2 n` bits; an axis of length L gets
     its scales when they lower it by more than `(L - 1) / 2 log2 n` bits (the Bayesian information criterion), the axis
     that gains most first. Given the shape b, the scales along an axis are `s^b = b mean |x / other scales|^b`; scales
-    and shape are fitted to each other a few times.
+    and shape are fitted to each other a few times, and so is the mean, `sum x / s^2` over `sum 1 / s^2`: a plain mean
+    is as uncertain as the widest rows, and would hide the narrow ones.
 
     Args:
         weights: [out, channels, taps], at least two that differ.
@@ -81,21 +82,16 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
     if values.ndim != 3:
         raise UsageError(f"weights have the shape {list(values.shape)}; expected [out, channels, taps].")
     live = values != 0
-    mean = 0.0 if not live.all() else float(values.mean())
-    magnitudes = np.abs(values - mean)
     if not live.any() or np.ptp(values[live]) == 0:
         raise UsageError("The weights have no spread, so they have no density; expected two different ones or more.")
-    fit = _Fit(magnitudes, live)
-    best = fit.refined(fit.start())
-    price = math.log2(fit.count) / 2
-    while True:
-        options = [axis for axis in range(3) if axis not in best.axes and 1 < values.shape[axis] < values.size]
-        tried = [(fit.bits(found) + price * (values.shape[found.axes[-1]] - 1), found)
-                 for found in (fit.rescaled(best, (*best.axes, axis)) for axis in options)]  # fmt: skip
-        cost, found = min(tried, key=lambda pair: pair[0], default=(math.inf, best))
-        if cost >= fit.bits(best):
+    mean = float(values.mean()) if live.all() else 0.0
+    fit, best = _fitted(values, live, mean)
+    for _ in range(ROUNDS if live.all() else 0):
+        better = fit.mean(best, values)
+        if abs(better - mean) <= 1e-3 * fit.least_scale(best):
             break
-        best = fit.refined(found)
+        mean = better
+        fit, best = _fitted(values, live, mean)
     rows, channels, taps = (np.log2(power) / best.shape for power in best.powers)
     return ScaledSource(
         shape=best.shape,
@@ -105,6 +101,21 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
         zeros=1 - fit.count / values.size,
         standard_error=fit.standard_error(best),
     )
+
+
+def _fitted(values: Array, live: NDArray[np.bool_], mean: float) -> tuple[_Fit, _Found]:
+    """The fit around a mean, with the axes that pay for themselves."""
+    fit = _Fit(np.abs(values - mean), live)
+    best = fit.refined(fit.start())
+    price = math.log2(fit.count) / 2
+    while True:
+        options = [axis for axis in range(3) if axis not in best.axes and 1 < values.shape[axis] < values.size]
+        tried = [(fit.bits(found) + price * (values.shape[found.axes[-1]] - 1), found)
+                 for found in (fit.refined(fit.rescaled(best, (*best.axes, axis))) for axis in options)]  # fmt: skip
+        cost, found = min(tried, key=lambda pair: pair[0], default=(math.inf, best))
+        if cost >= fit.bits(best):
+            return fit, best
+        best = found
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +177,15 @@ class _Fit:
     def _log_powers(self, found: _Found) -> Array:
         rows, channels, taps = (np.log(power) for power in found.powers)
         return np.asarray(rows[:, None, None] + channels[:, None] + taps)
+
+    def mean(self, found: _Found, values: Array) -> float:
+        """The mean of the weights, each by its precision: wide rows say little about it."""
+        precision = [power ** (-2 / found.shape) for power in found.powers]
+        return float(np.einsum("oct,o,c,t->", values, *precision, optimize=True) / math.prod(map(np.sum, precision)))
+
+    def least_scale(self, found: _Found) -> float:
+        """The smallest of all scales."""
+        return float(math.prod(power.min() for power in found.powers) ** (1 / found.shape))
 
     def bits(self, found: _Found) -> float:
         """Total entropy of the weights under their own fit."""

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, not_negative, number
-from waterfill.theory.quadratic import Diagonal, as_quadratic
+from waterfill.theory.quadratic import Dense, Diagonal, as_quadratic
 from waterfill.theory.sources import Source, entropy_power, gaussian
 from waterfill.theory.waterfilling import Rectangles
 
@@ -68,7 +68,9 @@ def shannon_lower_bound(source: Source, importance: Any, distortion: float) -> f
     Lemma 1 in the basis in which `I_w` is diagonal. There the marginal entropies are those of the source when `I_w` is
     diagonal already (then a weight whose entropy power is below its share of distortion costs nothing), and at most
     those of Gaussians of the same variance otherwise:
-    `R(D) >= sum h(W_i) - sum 1/2 log2(2 pi e D_i)`, weighted water-filling over the eigenvalues of `I_w`.
+    `R(D) >= sum h(W_i) - sum 1/2 log2(2 pi e D_i)`, weighted water-filling over the eigenvalues of `I_w`. A known
+    weight is its own best reconstruction, so a matrix loses its row and column; a pair of factors has no such block,
+    and with known weights the bound is zero.
 
     Args:
         source: entropies and variances of the weights.
@@ -95,8 +97,15 @@ def shannon_lower_bound(source: Source, importance: Any, distortion: float) -> f
     form = as_quadratic(importance, source.entropy.shape)
     if isinstance(form, Diagonal):
         return _independent(source.entropy_power, form.values, distortion)
-    eigenvalues, variances = form.spectrum(source.variance)
-    surplus = float(source.entropy.sum()) - float(gaussian(variances).entropy.sum())
+    live = np.isfinite(source.entropy)
+    if isinstance(form, Dense):
+        form = Dense(form.matrix[np.ix_(live.reshape(-1), live.reshape(-1))], (int(live.sum()),))
+        eigenvalues, variances = form.spectrum(source.variance[live])
+    elif live.all():
+        eigenvalues, variances = form.spectrum(source.variance)
+    else:
+        return 0.0
+    surplus = float(source.entropy[live].sum()) - float(gaussian(variances).entropy.sum())
     return max(0.0, _independent(variances, eigenvalues, distortion) + surplus)
 
 
