@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 
+from waterfill.codec.rans import HEADER_BYTES
+from waterfill.codec.symbols import encode, spread_codes
 from waterfill.importance.forms import DiagonalForm
 from waterfill.quantize import Scalar
+from waterfill.quantize.spread import side_bits
 from waterfill.reconstruct import reconstruct
 from waterfill.records import Layout, Weight
 
@@ -163,3 +166,17 @@ def test_levels_move_to_the_centroids():
     for k in (1, -1, 2, -2):
         inside = quantized.symbols == k
         assert values[inside].mean() == pytest.approx(some.matrix[inside].mean(), abs=0.02 * step)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.1, 0.01])
+def test_bits_are_those_of_the_stream_also_where_wide_rows_leave_out_low_bits(level):
+    rng = np.random.default_rng(0)
+    matrix = (rng.normal(size=(128, 256)) * np.exp2(rng.uniform(-3, 3, size=(128, 1)))).astype(np.float32)
+    wide = weight(matrix)
+    quantized = Scalar().quantize(wide, factored(128, 256), level)
+    codes = spread_codes(quantized.spread, wide.layout, 0, matrix.size)
+    stream = len(encode(quantized.symbols.reshape(-1), codes)) - HEADER_BYTES
+    spread, rule = quantized.spread, quantized.rule
+    scales = (spread.rows, spread.channels, spread.taps, rule.rows, rule.channels, rule.taps)
+    side = sum(side_bits(each) for each in scales if each is not None)
+    assert quantized.bits == pytest.approx(8 * stream + side, rel=2e-3)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.codec import tables
 from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
@@ -67,12 +68,14 @@ def finish(
     side = sum(spreads.side_bits(s) for s in scales if s is not None)
     error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
-    bits = fit.bits if not fit.shift else _exact_bits(symbols, fit, weight.layout)
+    widest = sum(int(exponents.max(initial=0)) for exponents in fit.exponents(weight.layout))
+    leaves_out = fit.shift > 0 or widest >= tables.SCALES
+    bits = _exact_bits(symbols, fit, weight.layout) if leaves_out else fit.bits
     return Quantized(symbols, rule, fit.spread(), bits + side, cost)
 
 
 def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) -> float:
-    """Bits of symbols and spread; where low bits are left out, every element leaves out as many as suit it."""
+    """Bits of symbols and spread where low bits are left out: every element leaves out as many as suit it."""
     spread = fit.spread()
     bits = ideal_bits(symbols.reshape(-1), spread_codes(spread, layout, 0, symbols.size))
     return bits + sum(spreads.side_bits(s) for s in (spread.rows, spread.channels, spread.taps) if s is not None)
