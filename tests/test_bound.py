@@ -152,6 +152,23 @@ def test_a_picture_of_many_tensors_shows_the_largest():
     assert "t099" in text and "t049" not in text
 
 
+def test_a_picture_of_long_and_odd_names_fits():
+    long = [f"{'n' * 200}{k}" for k in range(2)]
+    model = nn.Module()
+    for name in ("a$b", *long):
+        model.register_parameter(name, nn.Parameter(torch.randn(9, 9)))
+    text = bound_picture(waterfill.bound(model), 3.0, "x" * 300, "svg").decode()
+    assert "a$b" in text and f"{'n' * 20}…{'n' * 19}0" in text and f"{'n' * 20}…{'n' * 19}1" in text
+
+
+def test_a_model_without_any_density_has_a_curve_all_the_same():
+    model = nn.Linear(8, 8, bias=False)
+    nn.init.zeros_(model.weight)
+    bound = waterfill.bound(model)
+    assert bound.curve() == [(rate, 0.0) for rate in GRID]
+    assert bound_picture(bound, 4.0, "zeros", "svg")
+
+
 def test_the_format_of_a_picture_is_its_ending(tmp_path):
     assert picture_format(tmp_path / "a.PNG") == "png"
     with pytest.raises(UsageError, match=r"has the ending '\.jpg'; expected \.png, \.svg or \.pdf"):

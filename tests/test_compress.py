@@ -275,6 +275,14 @@ def test_an_impossible_distortion_names_the_floor(wide):
         waterfill.compress(*wide, distortion=1e-30, effort="fast")
 
 
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e30])
+def test_weights_of_any_scale_are_compressed(scale):
+    model = nn.Linear(16, 16, bias=False)
+    model.weight.data = scale * torch.randn(16, 16)
+    result = waterfill.compress(model, size_bytes=2000)
+    assert all(row.distortion >= 0 for row in result.tensors) and result.limit >= 0
+
+
 def test_a_rate_needs_floating_point_values():
     model = nn.Module()
     model.register_buffer("table", torch.arange(9))

@@ -134,7 +134,7 @@ class ModelBound:
         They are the grid itself, unless most of the weights are zero.
         """
         live = self._whole.volumes.size / self.floating_values
-        return list(grid) if live > 0.5 else [self.lowest_rate + rate * live for rate in grid]
+        return list(grid) if live > 0.5 or not live else [self.lowest_rate + rate * live for rate in grid]
 
     def curve(self, rates: Sequence[float] | None = None) -> list[tuple[float, float]]:
         """(rate, distortion) at rates, by default the usual ones; those below `lowest_rate` are left out."""

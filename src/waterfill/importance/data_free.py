@@ -15,6 +15,9 @@ from waterfill.models.torch_module import inventory
 from waterfill.protocols import Output, Progress
 from waterfill.records import Weight
 
+LARGEST = 1e30
+"""Of an importance: float32 holds it, and its product with any weight of that tensor."""
+
 
 class _DataFree(ABC):
     """Estimators that look only at the weights."""
@@ -86,4 +89,4 @@ class weight_scale(_DataFree):
 
     def _constant(self, weight: Weight) -> float:
         power = float(np.square(weight.matrix, dtype=np.float64).mean()) if weight.matrix.size else 0.0
-        return power ** (-self.power / 2) if power > 0 else 1.0
+        return min(power ** (-self.power / 2), LARGEST) if power > 0 else 1.0

@@ -10,6 +10,7 @@ from waterfill.errors import UsageError
 
 FORMATS = ("png", "svg", "pdf")
 BLUE, ORANGE = "#0072B2", "#D55E00"
+LONGEST_NAME = 40
 MOST_TENSORS = 80
 """Most tensors that have a bar each; of a larger model the largest ones."""
 
@@ -53,10 +54,15 @@ def bound_picture(bound: ModelBound, rate: float, name: str, kind: str) -> bytes
         (8, 6),
         textcoords="offset points",
     )
-    left.set(yscale="log", xlabel="rate of the whole file, bit per value", ylabel=f"distortion, {bound.unit}")
-    left.set_title(f"{name}: no code does better on average (under the source model)", fontsize=10)
+    left.set(
+        yscale="log" if points else "linear",
+        xlabel="rate of the whole file, bit per value",
+        ylabel=f"distortion, {bound.unit}",
+    )
+    left.set_title(f"{_short(name)}: no code does better on average (under the source model)", fontsize=10)
     left.grid(alpha=0.3)
-    right.barh([row.name for row in rows], [row.rate or 0.0 for row in rows], color=BLUE)
+    right.barh(range(len(rows)), [row.rate or 0.0 for row in rows], color=BLUE)
+    right.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
     right.invert_yaxis()
     right.tick_params(axis="y", labelsize=7)
     more = "" if len(rows) == len(every) else f" (the {len(rows)} largest of {len(every)} tensors)"
@@ -68,3 +74,9 @@ def bound_picture(bound: ModelBound, rate: float, name: str, kind: str) -> bytes
     with rc_context({"svg.hashsalt": "waterfill"}):
         figure.savefig(data, format=kind, facecolor="white", dpi=120, metadata=undated[kind])
     return data.getvalue()
+
+
+def _short(name: str) -> str:
+    """A name without its middle, where it is long; no character starts a formula."""
+    text = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}"
+    return text.replace("$", r"\$")
