@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from small_nets import batches, net
 from torch import nn
 
 import waterfill
@@ -13,16 +14,6 @@ from waterfill.bound import GRID
 from waterfill.errors import CalibrationError, TargetError, UsageError
 from waterfill.importance import identity, kl, regression, weight_scale
 from waterfill.report.picture import MOST_TENSORS, bound_picture, picture_format
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 5)).eval()
-
-
-def batches():
-    torch.manual_seed(1)
-    return [(x, net()(x).argmax(1)) for x in torch.randn(3, 32, 16)]
 
 
 @pytest.fixture(scope="module")

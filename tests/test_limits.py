@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_nets import batches, net
 from torch import nn
 
 import waterfill
@@ -98,16 +99,6 @@ def test_sources_need_values_that_differ():
 
 
 # In a result and in its file
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 5)).eval()
-
-
-def batches():
-    torch.manual_seed(1)
-    return [(x, net()(x).argmax(1)) for x in torch.randn(3, 32, 16)]
 
 
 @pytest.fixture(scope="module")

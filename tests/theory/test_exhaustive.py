@@ -217,25 +217,6 @@ def test_records_are_frozen():
 # Arguments ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda w, sigma: exhaustive_pruning(w, sigma, 1),
-        lambda w, sigma: exhaustive_refit(w, sigma, 1),
-        lambda w, sigma: exhaustive_quantization(w, sigma, 1),
-    ],
-)
-def test_weights_and_covariances_that_are_none(call):
-    with pytest.raises(UsageError, match=r"w has the shape \[3\], the covariance is for 2 weights; expected"):
-        call([1.0, 2.0, 3.0], [1.0, 1.0])
-    with pytest.raises(UsageError, match=r"w has 1 of 2 entries that are NaN or infinite"):
-        call([1.0, math.nan], [1.0, 1.0])
-    with pytest.raises(UsageError, match="covariance has the entry -1"):
-        call([1.0, 2.0], [1.0, -1.0])
-    with pytest.raises(UsageError, match="covariance is not symmetric"):
-        call([1.0, 2.0], [[1.0, 0.5], [0.0, 1.0]])
-
-
 def test_numbers_out_of_range_are_named():
     with pytest.raises(UsageError, match=r"kept is 3; expected a whole number from 0 to 2"):
         exhaustive_pruning([1.0, 2.0], [1.0, 1.0], 3)

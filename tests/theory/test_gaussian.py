@@ -21,13 +21,6 @@ def pair(m, seed):
     return a @ a.T / m, b @ b.T / m
 
 
-@pytest.mark.parametrize(("distortion", "mu"), [(1.0, 1 / 3), (3.0, 1.0), (9.0, 4.0), (14.0, 9.0), (20.0, 9.0)])
-def test_figure_6(distortion, mu):
-    levels = weighted_waterfilling([3, 2, 1], [3, 2, 1], distortion)
-    assert levels.mu == pytest.approx(mu)
-    assert np.dot([3, 2, 1], levels.per_weight_distortion) == pytest.approx(min(distortion, 14.0))
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_the_exact_function_is_convex_falls_and_can_be_inverted(seed):
     w, x = pair(12, seed)

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from waterfill.errors import UsageError
+from waterfill.theory.exhaustive import exhaustive_pruning, exhaustive_quantization, exhaustive_refit
 from waterfill.theory.relu import (
     arc_cosine,
     best_scale,
@@ -260,6 +261,9 @@ def test_both_errors_keep_their_digits_near_one():
         lambda w, sigma: relu_error(w, [1.0, 2.0], sigma),
         lambda w, sigma: sigma_cosine(w, [1.0, 2.0], sigma),
         lambda w, sigma: simulate_relu_error(w, [1.0, 2.0], sigma, 10, 0),
+        lambda w, sigma: exhaustive_pruning(w, sigma, 1),
+        lambda w, sigma: exhaustive_refit(w, sigma, 1),
+        lambda w, sigma: exhaustive_quantization(w, sigma, 1),
     ],
 )
 def test_weights_and_covariances_that_are_none(call):

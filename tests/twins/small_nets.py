@@ -146,3 +146,15 @@ def close(found, expected, rtol=2e-5):
         torch.testing.assert_close(
             found[name].double(), value, rtol=rtol, atol=1e-6 * scale, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def net():
+    """A classifier with a norm; the same weights every time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 5)).eval()
+
+
+def batches():
+    """Inputs with the labels that `net` gives them."""
+    torch.manual_seed(1)
+    return [(x, net()(x).argmax(1)) for x in torch.randn(3, 32, 16)]
