@@ -33,6 +33,27 @@ def test_the_exact_function_is_convex_falls_and_can_be_inverted(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
+def test_the_bound_of_theorem_2_is_convex_and_falls(seed):
+    w, x = pair(12, seed)
+    values, vectors = np.linalg.eigh(x)
+    turned = vectors.T @ w @ vectors
+    distortions = np.linspace(0.01, 1.0, 60) * np.trace(w @ x)
+    rates = np.array([linear_lower_bound(turned, values, d) for d in distortions])
+    assert (np.diff(rates) < 0).all()
+    assert (np.diff(rates, 2) > -1e-9).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_common_rotation_changes_nothing_of_the_exact_function(seed):
+    w, x = pair(12, seed)
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(12, 12)))
+    for share in (1e-3, 0.1, 0.6):
+        exact = linear_rate_distortion(w, x, share * np.trace(w @ x))
+        turned = linear_rate_distortion(q @ w @ q.T, q @ x @ q.T, share * np.trace(w @ x))
+        assert turned == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_bound_and_exact_function_agree_where_they_must(seed):
     w, x = pair(10, seed)
     values, vectors = np.linalg.eigh(x)
