@@ -412,8 +412,13 @@ def test_wrong_usage_exits_with_2(run, place, line):
 def start(place, *words, **options):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "waterfill", *words]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=place, env=environment, preexec_fn=not_in_background, **options)
+
+
+def not_in_background():
+    """Listen to SIGINT again, which a shell lets the commands of its background ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_the_module_is_the_command(place):
