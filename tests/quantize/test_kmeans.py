@@ -168,6 +168,12 @@ def test_bins_and_polish_stay_within_1e_5_of_the_optimum():
         assert best * (1 - 1e-12) <= merged <= best * (1 + 1e-5)
 
 
+def test_a_quarter_of_the_bins_is_enough_with_polish():
+    w, importance = weights_like_a_network(50_000)
+    best = cost(w, importance, *exact_kmeans(w, importance, 64, exact=True))
+    assert cost(w, importance, *exact_kmeans(w, importance, 64, bins=4096)) <= best * (1 + 1e-5)
+
+
 def test_bins_of_a_quartic_cost_stay_within_1e_5_of_the_optimum():
     w, importance = weights_like_a_network(20_000, seed=1)
     quartic = 30 * importance[::-1]
@@ -214,7 +220,20 @@ def test_costs_of_intervals_obey_the_quadrangle_inequality(name):
         assert costs[a, c] + costs[b, d] <= (costs[a, d] + costs[b, c]) * (1 + 1e-12)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-6, 1.0, 1e6, 1e12]), st.sampled_from([1, 2, 40]))
+def test_merged_weights_cost_what_they_cost_apart():
+    rng = np.random.default_rng(4)
+    w = np.sort(rng.laplace(size=60))
+    importance, quartic = rng.lognormal(size=(2, 60))
+    starts = np.array([0, 1, 9, 10, 24, 40, 41, 58, 60])
+    places, moments = kernels.merge(w, importance, quartic, starts)
+    table = kernels.sparse_table(places, moments)
+    for a, b in combinations(range(len(starts)), 2):
+        run = slice(starts[a], starts[b])
+        expected = cluster_cost(w[run], importance[run], quartic[run])
+        assert kernels.range_cost(table, moments, a, b - 1) == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-6, 1.0, 1e6, 1e30]), st.sampled_from([1, 2, 40]))
 @settings(max_examples=150, deadline=None)
 def test_the_quartic_centroid_is_where_the_cost_is_least(seed, factor, n):
     rng = np.random.default_rng(seed)
