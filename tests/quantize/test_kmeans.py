@@ -168,6 +168,20 @@ def test_bins_and_polish_stay_within_1e_5_of_the_optimum():
         assert best * (1 - 1e-12) <= merged <= best * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("name", ["clumps", "outliers", "heavy"])
+def test_gaps_outliers_and_heavy_weights_do_not_use_up_the_bins(name):
+    rng = np.random.default_rng(6)
+    w = np.sort(rng.normal(size=40_000))
+    importance = rng.pareto(0.6, size=w.size) if name == "heavy" else None
+    if name == "clumps":
+        w = 1e-6 * w + rng.choice([-1.0, 1.0], size=w.size)
+    if name == "outliers":
+        w[::400] *= 1e6
+    best = cost(w, importance, *exact_kmeans(w, importance, 128, exact=True))
+    merged = cost(w, importance, *exact_kmeans(w, importance, 128, bins=1 << 14))
+    assert best * (1 - 1e-12) <= merged <= best * (1 + 1e-4)
+
+
 def test_a_quarter_of_the_bins_is_enough_with_polish():
     w, importance = weights_like_a_network(50_000)
     best = cost(w, importance, *exact_kmeans(w, importance, 64, exact=True))
