@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -68,8 +68,7 @@ def extend(plan: Plan, model: nn.Module, learned: Variables, inputs: Inputs, ind
     pending = [name for name in learned.tensors if name not in plan.methods]
     if not pending:
         return plan
-    count = num_samples(inputs)
-    probe = pick(inputs, [number % count for number in range(_SAMPLES if count > 1 else 1)])
+    probe = _probe(inputs)
     samples = num_samples(probe)
     tape = Tape(learned)
     with tape:
@@ -81,6 +80,32 @@ def extend(plan: Plan, model: nn.Module, learned: Variables, inputs: Inputs, ind
     others = [name for name, found in orders.items() if not found]
     methods |= _general_methods(model, learned, others, probe, output, signals)
     return Plan({**plan.methods, **methods}, samples, max(plan.site_values, tape.site_values // samples))
+
+
+def without_series(plan: Plan, model: nn.Module, learned: Variables, inputs: Inputs) -> Plan:
+    """Move tensors that are used in series to methods that look at the tensor itself, not at its uses one by one.
+
+    First derivatives need no such care, second ones do: an error in the tensor meets itself on the way.
+
+    Args:
+        plan: what `extend` found for these inputs.
+        model: the network, prepared for gradients.
+        learned: its learned tensors.
+        inputs: a batch, on the model's device.
+    """
+    probe = _probe(inputs)
+    tape = Tape(learned)
+    with tape:
+        output = call(model, probe)
+    names = [name for name in tape.in_series() if plan.methods.get(name) in _ORDERS]
+    signals = _one_sample_each(output)
+    return replace(plan, methods={**plan.methods, **_general_methods(model, learned, names, probe, output, signals)})
+
+
+def _probe(inputs: Inputs) -> Inputs:
+    """Three samples of a batch, or its only one."""
+    count = num_samples(inputs)
+    return pick(inputs, [number % count for number in range(_SAMPLES if count > 1 else 1)])
 
 
 def _one_sample_each(output: Tensor) -> Tensor:
@@ -110,8 +135,16 @@ def check_output(output: Tensor, samples: int) -> None:
         )
 
 
-def gradients(output: Tensor, at: Sequence[object], signal: Tensor) -> tuple[Tensor | None, ...]:
+def gradients(
+    output: Tensor, at: Sequence[object], signal: Tensor, *, differentiable: bool = False
+) -> tuple[Tensor | None, ...]:
     """Send one signal back, keeping the graph.
+
+    Args:
+        output: where to start.
+        at: tensors or edges.
+        signal: of the shape of the output.
+        differentiable: whether the gradients can be differentiated again.
 
     Raises:
         UnsupportedModelError: the backward pass fails.
@@ -119,7 +152,14 @@ def gradients(output: Tensor, at: Sequence[object], signal: Tensor) -> tuple[Ten
     if not at:
         return ()
     try:
-        return torch.autograd.grad(output, at, signal, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+        return torch.autograd.grad(
+            output,
+            at,  # type: ignore[arg-type]
+            signal,
+            retain_graph=True,
+            create_graph=differentiable,
+            allow_unused=True,
+        )
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
