@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
 from waterfill.importance import functional
+from waterfill.importance.backward import gradients
 from waterfill.importance.squares import Order, per_sample_gradients
 from waterfill.models.batches import Inputs, call, describe, num_samples, pick
 from waterfill.models.capture import Tape, Variables
@@ -23,7 +24,7 @@ Method: TypeAlias = Literal["major", "minor", "vmap", "loop"]
 _ORDERS: tuple[Order, ...] = ("major", "minor")
 _SAMPLES = 3
 _TOLERANCE = {torch.float64: 1e-6}
-_VMAP_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
+VMAP_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -135,40 +136,6 @@ def check_output(output: Tensor, samples: int) -> None:
         )
 
 
-def gradients(
-    output: Tensor, at: Sequence[object], signal: Tensor, *, differentiable: bool = False
-) -> tuple[Tensor | None, ...]:
-    """Send one signal back, keeping the graph.
-
-    Args:
-        output: where to start.
-        at: tensors or edges.
-        signal: of the shape of the output.
-        differentiable: whether the gradients can be differentiated again.
-
-    Raises:
-        UnsupportedModelError: the backward pass fails.
-    """
-    if not at:
-        return ()
-    try:
-        return torch.autograd.grad(
-            output,
-            at,  # type: ignore[arg-type]
-            signal,
-            retain_graph=True,
-            create_graph=differentiable,
-            allow_unused=True,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise UnsupportedModelError(
-            f"The backward pass of the model fails: {str(error).splitlines()[0]} Expected a model that can be "
-            "differentiated. Take in-place changes out of its forward, or use the identity importance."
-        ) from error
-
-
 def _right_orders(
     tape: Tape, learned: Variables, names: Sequence[str], output: Tensor, signals: Tensor
 ) -> dict[str, list[Order]]:
@@ -215,7 +182,7 @@ def _general_methods(
     for sample, signal in enumerate(signals if names else ()):
         try:
             found = functional.vmap_gradients(model, learned, names, probe, signal.unsqueeze(0))
-        except _VMAP_ERRORS:
+        except VMAP_ERRORS:
             return dict.fromkeys(names, "loop")
         for name, wanted in zip(names, gradients(output, tensors, signal), strict=True):
             if wanted is None or not _agrees(found[name][:, 0], wanted, sample):

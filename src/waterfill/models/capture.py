@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,7 +158,7 @@ class Tape(TorchFunctionMode):
         found = set()
         for name, uses in self.uses.items():
             sites = {self.sites[use.site].node for use in uses}
-            if len(sites) > 1 and _reaches(sites):
+            if len(sites) > 1 and any(step in sites for step in steps_before(sites)):
                 found.add(name)
         return found
 
@@ -198,15 +198,13 @@ def _has_gradient(result: Any) -> bool:
     return isinstance(result, tuple | list) and any(map(_has_gradient, result))
 
 
-def _reaches(sites: set[Node]) -> bool:
-    """Whether one of these steps of a forward pass comes after another."""
-    ahead = list(sites)
+def steps_before(steps: Iterable[Node]) -> Iterator[Node]:
+    """Every step of the passes that lead to these steps, each once; one of these only where it leads to another."""
+    ahead = list(steps)
     seen: set[Node] = set()
     while ahead:
         for node, _ in ahead.pop().next_functions:
-            if node in sites:
-                return True
             if node is not None and node not in seen:
                 seen.add(node)
                 ahead.append(node)
-    return False
+                yield node
