@@ -288,7 +288,7 @@ def smooth():
 
 def test_standard_errors_are_those_of_other_seeds():
     model, x, y = smooth()
-    runs = [hessian(draws=4, seed=seed).estimate(model, [(x, y)]) for seed in range(600)]
+    runs = [hessian(draws=4, seed=seed).estimate(model, [(x, y)]) for seed in range(300)]
     for name in ("0.weight", "0.bias"):
         spread = np.stack([run[name].values for run in runs]).var(0, ddof=1)
         claimed = np.square([run[name].standard_errors for run in runs]).mean(0)
@@ -435,7 +435,7 @@ def test_both_derivatives_of_a_piecewise_linear_network_are_exact():
 def test_the_square_of_a_noisy_second_derivative_has_no_bias():
     model, x, y = smooth()
     curved = slow_importance.curvatures(model, x, y)
-    number = 400
+    number = 200
     runs = [
         native(gradient_hessian(draws=2, seed=seed).estimate(model, [(x, y)]), model, "fourth")
         for seed in range(number)
