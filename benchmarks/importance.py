@@ -87,10 +87,10 @@ def main() -> None:
     few = data[: max(2, len(data) // 4)]
     text = (
         "Passes: seconds over those of one forward and backward pass on the same images, the mean of one just before "
-        f"and one just after; {torch.get_num_threads()} thread(s) of a shared machine. Errors are standard errors, root "
-        "mean square over the entries of a tensor as a share of that of the values, median over tensors. By samples: "
-        "half the difference between the two halves of the images. By draws: what the importance says of itself, on "
-        "all images; 0 where nothing had to be drawn. Negative entries: of the fourth powers where there are any. T = 1."
+        f"and one just after; {torch.get_num_threads()} thread(s) of a shared machine. Errors are standard errors: "
+        "root mean square over the entries of a tensor as a share of that of the values, median over tensors. By "
+        "samples: half the difference between the two halves of the images. By draws: what the importance says of "
+        "itself; 0 where nothing had to be drawn. Negative entries: of the fourth powers where there are any. T = 1."
     )
     sections = [
         Section("ResNet-20", f"{images:,} CIFAR-10 images.", [row(each, model, data) for each in importances]),

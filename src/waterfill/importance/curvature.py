@@ -195,14 +195,13 @@ def by_tensor(
     """
     signals = torch.cat([sent.exact, sent.drawn, sent.slope.unsqueeze(0)])
     for name, method in names.items():
-        if method not in ("vmap", "loop"):
-            continue
-        size = (len(signals) + 2 * sent.draws) * learned.tensors[name].nbytes
-        step = max(1, functional.CHUNK_BYTES // max(1, size))
-        for start in range(0, num_samples(inputs), step):
-            part = take(inputs, start, start + step)
-            found = _Moved(model, learned, name, part, method == "vmap")
-            yield name, found.derivatives(signals[:, start : start + step], sent)
+        if method in ("vmap", "loop"):
+            size = (len(signals) + 2 * sent.draws) * learned.tensors[name].nbytes
+            step = max(1, functional.CHUNK_BYTES // max(1, size))
+            for start in range(0, num_samples(inputs), step):
+                part = take(inputs, start, start + step)
+                found = _Moved(model, learned, name, part, method == "vmap")
+                yield name, found.derivatives(signals[:, start : start + step], sent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,10 +225,15 @@ class _Moved:
         return Derivatives(written_out(torch.cat([found, v, turned])), len(sent.exact), len(sent.drawn), pairs)
 
     def turned(self, signal: Tensor, v: Tensor) -> Tensor:
-        """`R v`, [directions, samples, *shape of the tensor]."""
+        """`R v`, [directions, samples, *shape of the tensor], one direction at a time: each keeps a whole graph."""
         if self.vectorised:
             try:
-                return functional.vmap_curvatures(self.model, self.learned, self.name, self.inputs, signal, v)
+                each = [
+                    functional.vmap_curvatures(self.model, self.learned, self.name, self.inputs, signal, one)
+                    for one in torch.split(v, 1)
+                ]
             except VMAP_ERRORS:
                 pass
+            else:
+                return torch.cat(each)
         return functional.loop_curvatures(self.model, self.learned, self.name, self.inputs, signal, v)
