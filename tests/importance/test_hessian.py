@@ -187,6 +187,31 @@ def test_tensors_that_meet_themselves_are_moved_themselves(case):
     check(forms, model, mean(slow_importance.curvatures(twin, x, y)))
 
 
+def test_they_are_vectorised_where_that_is_right():
+    make, size = SERIES["lstm"]
+    model, x = make().double(), torch.randn(5, *size, dtype=torch.float64)
+    methods = hessian().begin(model).update((x, labels(x))).plan.methods
+    assert [name for name, method in methods.items() if method == "vmap"] == ["layer.weight_hh_l0"]
+    assert set(methods.values()) == {"major", "minor", "vmap"}
+
+
+def test_a_series_that_only_a_later_batch_has():
+    def forward(self, x):
+        h = x[:, 0]
+        for _ in range(x.shape[1]):
+            h = self.a(h).tanh()
+        return self.out(h)
+
+    torch.manual_seed(0)
+    model = Function(forward, a=nn.Linear(4, 4), out=nn.Linear(4, OUT)).double()
+    state, expected = hessian(draws=100).begin(model), []
+    for length in (1, 3):
+        x = torch.randn(4, length, 4, dtype=torch.float64)
+        state = state.update((x, labels(x)))
+        expected.append(mean(slow_importance.curvatures(model, x, labels(x))))
+    check(state.forms(), model, {name: (value + expected[1][name]) / 2 for name, value in expected[0].items()})
+
+
 def unrolled(case):
     """Recurrent layers written out, since `torch.func` has no second derivatives of them."""
 
@@ -384,6 +409,9 @@ def test_functions_that_can_be_differentiated_only_once_are_refused():
     gradient().estimate(model, [(x, labels(x))])
     with pytest.raises(UnsupportedModelError, match="once_differentiable"):
         hessian().estimate(model, [(x, labels(x))])
+    twice = Function(lambda self, x: self.a(Once.apply(self.a(x))), a=nn.Linear(3, 3))
+    with pytest.raises(UnsupportedModelError, match="once_differentiable"):
+        hessian().estimate(twice, [(x, labels(x))])
 
 
 def test_options_out_of_range_are_refused():

@@ -154,11 +154,13 @@ class Tape(TorchFunctionMode):
         """Names of tensors with a use whose input depends on another use, as in recurrent layers and tied tables.
 
         An output is linear in a tensor's uses taken one by one, but not in the tensor itself where they are in series.
+        Terms such as biases have no input, and never are.
         """
         found = set()
         for name, uses in self.uses.items():
             sites = {self.sites[use.site].node for use in uses}
-            if len(sites) > 1 and any(step in sites for step in steps_before(sites)):
+            products = {self.sites[use.site].node for use in uses if use.x is not None}
+            if len(sites) > 1 and any(step in sites for step in steps_before(products)):
                 found.add(name)
         return found
 
