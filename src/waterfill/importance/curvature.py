@@ -21,7 +21,8 @@ probability 1 only if R is: that is asked for every few samples, and signs are d
 
 Curvature propagation (Martens, Sutskever, Swersky 2012) draws at every nonlinear unit instead. Both have no noise for
 piecewise linear networks; but it needs a factor of the second derivative of every function that a model may call, and
-`R v` needs only autograd.
+`R v` needs only autograd. The price: the variance of `v_i (R v)_i` is the sum of the squares of the whole row i of R,
+over all layers, so that a deep curved network needs very many samples or draws, and would need fewer there.
 """
 
 from __future__ import annotations
