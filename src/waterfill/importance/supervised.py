@@ -102,7 +102,8 @@ class hessian:
     mode) it is exactly `kl` at the same temperature, whatever the labels; then nothing is drawn for up to 32 classes.
     Otherwise the part from curved functions is drawn at random, without bias (see `curvature`), and the forms carry the
     standard error of every entry. Look at it: in deep curved networks it is larger than the entries themselves at the
-    default number of draws and a few hundred samples, and such a form is of no use. Networks with fused layers that autograd cannot differentiate twice are refused.
+    default number of draws and a few hundred samples, and such a form is of no use.
+    Networks with fused layers that autograd cannot differentiate twice are refused.
 
     Entries may be negative, where the loss curves down along a weight or by the noise of an entry that is nearly zero.
     Sorted by `I_i w_i^2`, such weights are pruned first: the form says that an error gains, which holds for small
