@@ -12,7 +12,7 @@ from torch import nn
 import waterfill
 from waterfill.bound import GRID
 from waterfill.errors import CalibrationError, TargetError, UsageError
-from waterfill.importance import identity, kl, regression, weight_scale
+from waterfill.importance import hessian, identity, kl, regression, weight_scale
 from waterfill.report.picture import MOST_TENSORS, bound_picture, picture_format
 
 
@@ -54,6 +54,8 @@ def test_with_a_kl_importance_the_distortion_is_half_the_form():
         form[name].cost(weight.matrix - weight.matrix.mean())
         for name, weight in waterfill.models.torch_module.inventory(model).weights.items()
     )
+    same = waterfill.bound(model, data, importance=hessian())
+    assert same.unit == "loss" and same.largest_distortion == pytest.approx(bound.largest_distortion, rel=1e-4)
     half = waterfill.bound(model, data, importance=regression(), output="values")
     assert half.unit == "squared output"
 

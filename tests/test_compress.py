@@ -12,7 +12,7 @@ from torch import nn
 
 import waterfill
 from waterfill.errors import CalibrationError, TargetError, UsageError, WaterfillError
-from waterfill.importance import identity, kl, regression, weight_scale
+from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, regression, weight_scale
 
 SEARCH = "waterfill.search"
 
@@ -395,13 +395,35 @@ def test_values_are_measured_as_squared_error(tmp_path):
     assert waterfill.compress(net, inputs, distortion=0.02, output="values").distortion <= 0.02
 
 
-@pytest.mark.parametrize("importance", [identity(), weight_scale(), weight_scale(0.0), kl(temperature=2), regression()])
+@pytest.mark.parametrize(
+    "importance",
+    [
+        identity(),
+        weight_scale(),
+        weight_scale(0.0),
+        kl(temperature=2),
+        regression(),
+        gradient(),
+        hessian(mu=0.1),
+        gradient_hessian(),
+    ],
+    ids=lambda importance: importance.name,
+)
 def test_importances_by_name(importance):
     output = "values" if importance == regression() else None
     net, batches = used(mlp()), batches_for("linear")
     result = waterfill.compress(net, batches, size_bytes=800, importance=importance, output=output)
     assert result.importance == importance.name
     assert result.size_bytes <= 800 and result.distortion < 0.1
+
+
+def test_negative_importances_are_refused():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))
+    batches = [(torch.randn(6, 4), torch.randint(0, 3, (6,)))]
+    with pytest.raises(CalibrationError, match=r"hessian of tensor '0.weight' is negative for \d+ of 32 weights.*mu="):
+        waterfill.compress(net, batches, size_bytes=800, importance=hessian())
+    assert waterfill.compress(net, batches, size_bytes=800, importance=hessian(mu=10)).size_bytes > 0
 
 
 def test_the_same_input_and_seed_give_the_same_file():

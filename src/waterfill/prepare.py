@@ -78,14 +78,15 @@ class Prepared:
 
     @property
     def factor(self) -> float:
-        """What `e^T I_w e` is multiplied by to be a distortion: 1/2 for KL importances (Eq. 6), which gives nats."""
-        return 0.5 if self.estimator.name.startswith("kl") else 1.0
+        """What `e^T I_w e` is multiplied by to be a distortion: 1/2 for second derivatives, such as KL's (Eq. 6)."""
+        return 0.5 if self.estimator.name.startswith(("kl", "hessian")) else 1.0
 
     @property
     def unit(self) -> str:
         """Of the distortion."""
         kind = self.estimator.name.partition("(")[0]
-        return {"kl": "nats of KL", "regression": "squared output", "identity": "squared weight"}.get(kind, "I e^2")
+        named = {"kl": "nats of KL", "regression": "squared output", "identity": "squared weight", "hessian": "loss"}
+        return named.get(kind, "I e^2")
 
 
 def prepare(
@@ -158,5 +159,11 @@ def _forms(
             raise CalibrationError(
                 f"Importance {estimator.name} of tensor {name!r} is NaN or infinite on the data; expected finite "
                 "gradients. Check the range of the data and of the weights, or use weight_scale()."
+            )
+        if (form.diagonal() < 0).any():
+            raise CalibrationError(
+                f"Importance {estimator.name} of tensor {name!r} is negative for {int((form.diagonal() < 0).sum())} of "
+                f"{form.diagonal().size} weights; expected none, or the search would seek errors there. Use kl() or "
+                "gradient(), or outweigh them by hessian(mu=...)."
             )
     return forms

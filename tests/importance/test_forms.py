@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from waterfill.errors import UsageError
-from waterfill.importance import DiagonalForm, identity
+from waterfill.importance import DiagonalForm, QuarticForm, identity
 from waterfill.protocols import QuadraticForm
 
 
@@ -32,3 +32,14 @@ def test_identity_needs_no_data():
     forms = identity().estimate(torch.nn.Conv2d(2, 3, 3), None)
     assert forms["weight"].values.shape == (3, 18)
     assert np.all(forms["weight"].values == 1)
+
+
+def test_quartic_forms_price_squares_and_fourth_powers():
+    values, fourth, error = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
+    form: QuadraticForm = QuarticForm(values, fourth)
+    e = error.astype(float)
+    assert form.cost(error) == pytest.approx((values * e**2 + fourth * e**4).sum(), rel=1e-12)
+    assert form.diagonal() is values
+    assert form.quartic() is fourth
+    with pytest.raises(UsageError, match=r"\[2\].*\[4, 5\].*normal form"):
+        form.cost(np.ones(2, np.float32))

@@ -71,11 +71,15 @@ def as_importance(text: str | None, temperature: float, seed: int) -> Estimator 
 
     if text is None and temperature == 1.0:
         return None
-    match one_of("--importance", text or "kl", ("kl", "regression", "identity", "weight_scale")):
+    match one_of("--importance", text or "kl", ("kl", "regression", "gradient", "hessian", "identity", "weight_scale")):
         case "kl":
             return importance.kl(temperature=temperature, seed=seed)
         case "regression":
             return importance.regression(seed=seed)
+        case "gradient":
+            return importance.gradient(temperature=temperature, seed=seed)
+        case "hessian":
+            return importance.hessian(temperature=temperature, seed=seed)
         case "weight_scale":
             return importance.weight_scale()
     return importance.identity()

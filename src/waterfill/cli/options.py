@@ -18,8 +18,13 @@ DataOption = Annotated[
 OutputKind = Annotated[
     str | None, typer.Option("--output", help="What the model returns: logits or values (told from integer targets).")
 ]
-Importance = Annotated[str | None, typer.Option("--importance", help="kl, regression, identity or weight_scale.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="Temperature of the softmax for the kl importance.")]
+Importance = Annotated[
+    str | None,
+    typer.Option("--importance", help="kl, regression, gradient, hessian, identity or weight_scale."),
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", help="Temperature of the softmax for kl, gradient and hessian.")
+]
 Include = Annotated[list[str] | None, typer.Option("--include", help="Quantize only tensors that match (repeatable).")]
 Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", help="Store matching tensors without loss (repeatable).")

@@ -2,8 +2,22 @@
 
 from waterfill.importance.data_free import identity, weight_scale
 from waterfill.importance.fisher import kl, regression
-from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.forms import DiagonalForm, DrawnForm, QuarticForm
 from waterfill.importance.moments import Moments
 from waterfill.importance.state import State
+from waterfill.importance.supervised import gradient, gradient_hessian, hessian
 
-__all__ = ["DiagonalForm", "Moments", "State", "identity", "kl", "regression", "weight_scale"]
+__all__ = [
+    "DiagonalForm",
+    "DrawnForm",
+    "Moments",
+    "QuarticForm",
+    "State",
+    "gradient",
+    "gradient_hessian",
+    "hessian",
+    "identity",
+    "kl",
+    "regression",
+    "weight_scale",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance import signals
 from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.losses import check_classes
 from waterfill.importance.signals import Signals
-from waterfill.importance.state import State, begin
-from waterfill.models.batches import IGNORED, as_batches, class_axis, describe, is_integer, output_kind, split
+from waterfill.importance.state import State, begin, run
+from waterfill.models.batches import IGNORED, as_batches, class_axis, is_integer, output_kind, split
 from waterfill.protocols import Output, Progress
 
 DRAWS = 8
@@ -45,9 +46,8 @@ class kl:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise UsageError(f"Temperature is {self.temperature}; expected a number above 0. The plain softmax has 1.")
-        _check_draws(self.draws)
+        check_temperature(self.temperature)
+        check_draws(self.draws)
 
     @property
     def name(self) -> str:
@@ -92,11 +92,7 @@ class kl:
 
     def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
         """Give the signals for logits; they stand for predictions."""
-        if output.ndim < 2:
-            raise CalibrationError(
-                f"The model returns {describe(output)}, which has no axis of classes; expected logits [samples, "
-                "classes]. Give output='values' if these are values."
-            )
+        check_classes(output)
         axis = class_axis(output, target)
         logits = output.movedim(axis, -1)
         rows = logits.reshape(-1, logits.shape[-1])
@@ -133,7 +129,7 @@ class regression:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_draws(self.draws)
+        check_draws(self.draws)
 
     @property
     def name(self) -> str:
@@ -168,9 +164,38 @@ class regression:
         return Signals((row.reshape(output.shape) for row in sent), number, len(output))
 
 
-def _check_draws(draws: int | None) -> None:
+def check_temperature(temperature: float) -> None:
+    """Check the temperature of a softmax.
+
+    Raises:
+        UsageError: it is not a number above 0.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise UsageError(f"Temperature is {temperature}; expected a number above 0. The plain softmax has 1.")
+
+
+def check_draws(draws: int | None) -> None:
+    """Check the number of random signals.
+
+    Raises:
+        UsageError: there is none.
+    """
     if draws is not None and draws < 1:
         raise UsageError(f"Draws is {draws}; expected at least 1, or None. Give the number of random signals.")
+
+
+def needed(name: str, data: Iterable[Any] | None) -> Iterable[Any]:
+    """Check that there are data, and that they can be iterated over again.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    if data is None:
+        raise CalibrationError(
+            f"The {name} importance is measured on data, but there are none; expected batches. Pass data, or use the "
+            "identity importance."
+        )
+    return as_batches(data)
 
 
 def _estimate(
@@ -183,20 +208,9 @@ def _estimate(
     fold_norms: bool,
     progress: Progress | None,
 ) -> dict[str, DiagonalForm]:
-    if data is None:
-        raise CalibrationError(
-            f"The {importance.name} importance is measured on data, but there are none; expected batches. Pass data, "
-            "or use the identity importance."
-        )
-    batches = as_batches(data)
+    batches = needed(importance.name, data)
     _check_kind(importance, kind, batches, output)
-    state = importance.begin(model, fold_norms=fold_norms)
-    total = len(batches) if isinstance(batches, Sized) else 0
-    for index, batch in enumerate(batches):
-        state = state.update(batch, index=index)
-        if progress is not None:
-            progress("importance", index + 1, max(index + 1, total))
-    return state.forms()
+    return run(importance.begin(model, fold_norms=fold_norms), batches, progress).forms()
 
 
 def _check_kind(importance: kl | regression, kind: Output, batches: Iterable[Any], output: Output | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from waterfill.importance.backward import check_twice, gradients
 from waterfill.models.batches import Inputs, call, first_tensor, map_tensors, num_samples, take, tensors_in
 from waterfill.models.capture import Tape, Variables
 
@@ -34,9 +35,56 @@ def vmap_gradients(
     Raises:
         Exception: whatever `torch.vmap` raises for a model that it cannot vectorise.
     """
+    values = {name: learned.tensors[name].detach() for name in names}
+    response, parts, split = _response(model, learned, inputs)
+    over_signals = vmap(grad(response), in_dims=(None, 0, *(None for _ in parts)))
+    over_samples = vmap(over_signals, in_dims=(None, 1, *split))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        result: dict[str, Tensor] = over_samples(values, signals, *parts)
+    return result
+
+
+def vmap_curvatures(
+    model: nn.Module, learned: Variables, name: str, inputs: Inputs, signal: Tensor, directions: Tensor
+) -> Tensor:
+    """Second derivatives of `<signal, output>` of all samples at once, times directions.
+
+    Args:
+        model: the network.
+        learned: its learned tensors.
+        name: of the tensor by which it is differentiated.
+        inputs: on the model's device.
+        signal: [samples, *shape of one output].
+        directions: [directions, samples, *shape of the tensor].
+
+    Returns:
+        [directions, samples, *shape of the tensor].
+    """
+    response, parts, split = _response(model, learned, inputs)
+
+    def slope(value: Tensor, direction: Tensor, *rest: Tensor) -> Tensor:
+        found: Tensor = grad(response)({name: value}, *rest)[name]
+        return (found * direction).sum()
+
+    over_directions = vmap(grad(slope), in_dims=(None, 0, None, *(None for _ in parts)))
+    over_samples = vmap(over_directions, in_dims=(None, 1, 0, *split), out_dims=1)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        result: Tensor = over_samples(learned.tensors[name].detach(), directions, signal, *parts)
+    return result
+
+
+def _response(
+    model: nn.Module, learned: Variables, inputs: Inputs
+) -> tuple[Callable[..., Tensor], list[Tensor], list[int | None]]:
+    """Make `<signal, output>` of one sample as a function of (learned tensors by name, signal, *parts of the inputs).
+
+    Returns:
+        The function, the parts for all samples, and on which axis of each the samples are.
+    """
     samples = num_samples(inputs)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    values = {name: learned.tensors[name].detach() for name in names}
     tensors = tensors_in(inputs)
     batched = [t.ndim > 0 and t.shape[0] == samples for t in tensors]
 
@@ -47,15 +95,10 @@ def vmap_gradients(
         own = {name: value for name, value in values.items() if name in parameters}
         with Tape(learned, values):
             output = first_tensor(functional_call(model, own, args, kwargs))
-        return (output[0] * signal).sum()
+        answer: Tensor = (output[0] * signal).sum()
+        return answer
 
-    unbatched = [None] * len(tensors)
-    over_signals = vmap(grad(response), in_dims=(None, 0, *unbatched))
-    over_samples = vmap(over_signals, in_dims=(None, 1, *(0 if split else None for split in batched)))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        result: dict[str, Tensor] = over_samples(values, signals, *tensors)
-    return result
+    return response, tensors, [0 if split else None for split in batched]
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -100,11 +143,49 @@ def loop_squares(
     for sample in range(num_samples(inputs)):
         with Tape(learned, {}):
             output = call(model, take(inputs, sample, sample + 1))
-        for gradients in _backward(output, tensors, signals[:, sample : sample + 1]):
-            for name, gradient in zip(names, gradients, strict=True):
+        for of_signal in _backward(output, tensors, signals[:, sample : sample + 1]):
+            for name, gradient in zip(names, of_signal, strict=True):
                 if gradient is not None:
                     totals[name] += gradient.double().square()
     return totals
+
+
+def loop_curvatures(
+    model: nn.Module, learned: Variables, name: str, inputs: Inputs, signal: Tensor, directions: Tensor
+) -> Tensor:
+    """The same as `vmap_curvatures`, one sample and one direction after the other."""
+    result = torch.zeros_like(directions)
+    tensor = learned.tensors[name]
+    for sample in range(num_samples(inputs)):
+        with Tape(learned, {}):
+            output = call(model, take(inputs, sample, sample + 1))
+        (slope,) = gradients(output, [tensor], signal[sample : sample + 1], differentiable=True)
+        if slope is None or not slope.requires_grad:
+            continue
+        check_twice(slope)
+        for direction in range(len(directions)):
+            (found,) = gradients(slope, [tensor], directions[direction, sample])
+            if found is not None:
+                result[direction, sample] = found
+    return result
+
+
+def loop_gradients(
+    model: nn.Module, learned: Variables, names: Collection[str], inputs: Inputs, signals: Tensor
+) -> dict[str, Tensor]:
+    """The same as `vmap_gradients`, one sample and one signal after the other."""
+    tensors = [learned.tensors[name] for name in names]
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    for sample in range(num_samples(inputs)):
+        with Tape(learned, {}):
+            output = call(model, take(inputs, sample, sample + 1))
+        every = [
+            [torch.zeros_like(t) if g is None else g for g, t in zip(of_signal, tensors, strict=True)]
+            for of_signal in _backward(output, tensors, signals[:, sample : sample + 1])
+        ]
+        for name, found in zip(names, zip(*every, strict=True), strict=True):
+            rows[name].append(torch.stack(found))
+    return {name: torch.stack(found) for name, found in rows.items()}
 
 
 def _backward(output: Tensor, tensors: Sequence[Tensor], signals: Tensor) -> Iterator[tuple[Tensor | None, ...]]:

@@ -18,7 +18,8 @@ class Moments:
     """Sums over samples; they can be merged in any order.
 
     Attributes:
-        sums: squared gradients, by name, float64 of the shape of the tensor, on the CPU.
+        sums: squared gradients, by name, float64 of the shape of the tensor, on the CPU; or several sums of each
+            tensor, [kinds, *shape], of which `forms` makes no forms.
         count: number of predictions or samples that the sums are over.
     """
 
@@ -47,11 +48,19 @@ class Moments:
         Raises:
             CalibrationError: nothing was seen.
         """
-        if self.count == 0:
-            raise CalibrationError(
-                "No prediction was seen; expected at least one. Give batches with samples, not all of them ignored."
-            )
+        self.check()
         return {
             name: DiagonalForm(layouts[name].to_matrix((total.numpy() / self.count).astype(np.float32)))
             for name, total in self.sums.items()
         }
+
+    def check(self) -> None:
+        """Check that there is something to take a mean of.
+
+        Raises:
+            CalibrationError: nothing was seen.
+        """
+        if self.count == 0:
+            raise CalibrationError(
+                "No prediction was seen; expected at least one. Give batches with samples, not all of them ignored."
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
 from waterfill.importance import functional
+from waterfill.importance.backward import gradients
 from waterfill.importance.squares import Order, per_sample_gradients
 from waterfill.models.batches import Inputs, call, describe, num_samples, pick
 from waterfill.models.capture import Tape, Variables
@@ -23,7 +24,7 @@ Method: TypeAlias = Literal["major", "minor", "vmap", "loop"]
 _ORDERS: tuple[Order, ...] = ("major", "minor")
 _SAMPLES = 3
 _TOLERANCE = {torch.float64: 1e-6}
-_VMAP_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
+VMAP_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ def extend(plan: Plan, model: nn.Module, learned: Variables, inputs: Inputs, ind
     pending = [name for name in learned.tensors if name not in plan.methods]
     if not pending:
         return plan
-    count = num_samples(inputs)
-    probe = pick(inputs, [number % count for number in range(_SAMPLES if count > 1 else 1)])
+    probe = _probe(inputs)
     samples = num_samples(probe)
     tape = Tape(learned)
     with tape:
@@ -81,6 +81,32 @@ def extend(plan: Plan, model: nn.Module, learned: Variables, inputs: Inputs, ind
     others = [name for name, found in orders.items() if not found]
     methods |= _general_methods(model, learned, others, probe, output, signals)
     return Plan({**plan.methods, **methods}, samples, max(plan.site_values, tape.site_values // samples))
+
+
+def without_series(plan: Plan, model: nn.Module, learned: Variables, inputs: Inputs) -> Plan:
+    """Move tensors that are used in series to methods that look at the tensor itself, not at its uses one by one.
+
+    First derivatives need no such care, second ones do: an error in the tensor meets itself on the way.
+
+    Args:
+        plan: what `extend` found for these inputs.
+        model: the network, prepared for gradients.
+        learned: its learned tensors.
+        inputs: a batch, on the model's device.
+    """
+    probe = _probe(inputs)
+    tape = Tape(learned)
+    with tape:
+        output = call(model, probe)
+    names = [name for name in tape.in_series() if plan.methods.get(name) in _ORDERS]
+    signals = _one_sample_each(output)
+    return replace(plan, methods={**plan.methods, **_general_methods(model, learned, names, probe, output, signals)})
+
+
+def _probe(inputs: Inputs) -> Inputs:
+    """Three samples of a batch, or its only one."""
+    count = num_samples(inputs)
+    return pick(inputs, [number % count for number in range(_SAMPLES if count > 1 else 1)])
 
 
 def _one_sample_each(output: Tensor) -> Tensor:
@@ -108,25 +134,6 @@ def check_output(output: Tensor, samples: int) -> None:
             f"The model's output {describe(output)} does not depend on its parameters by gradients; expected logits or "
             "values. Return them before argmax or rounding, or use the identity importance."
         )
-
-
-def gradients(output: Tensor, at: Sequence[object], signal: Tensor) -> tuple[Tensor | None, ...]:
-    """Send one signal back, keeping the graph.
-
-    Raises:
-        UnsupportedModelError: the backward pass fails.
-    """
-    if not at:
-        return ()
-    try:
-        return torch.autograd.grad(output, at, signal, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise UnsupportedModelError(
-            f"The backward pass of the model fails: {str(error).splitlines()[0]} Expected a model that can be "
-            "differentiated. Take in-place changes out of its forward, or use the identity importance."
-        ) from error
 
 
 def _right_orders(
@@ -175,7 +182,7 @@ def _general_methods(
     for sample, signal in enumerate(signals if names else ()):
         try:
             found = functional.vmap_gradients(model, learned, names, probe, signal.unsqueeze(0))
-        except _VMAP_ERRORS:
+        except VMAP_ERRORS:
             return dict.fromkeys(names, "loop")
         for name, wanted in zip(names, gradients(output, tensors, signal), strict=True):
             if wanted is None or not _agrees(found[name][:, 0], wanted, sample):

@@ -10,7 +10,8 @@ Never more than `CHUNK_BYTES` of such gradients exist at once, and none where on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -39,17 +40,14 @@ def square_sum(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], sampl
     first = uses[0].view
     if all(isinstance(use.view, Tokens) for use in uses):
         return _token_squares(uses, gradients, samples, order)
-    alike = all(
-        use.view.sizes == first.sizes and use.view.layout == first.layout and not isinstance(use.view, Tokens)
-        for use in uses
-    )
+    same = alike(uses)
     total = torch.zeros(first.layout.shape, dtype=torch.float64, device=gradients[0][0].device)
-    step = _chunk(uses, gradients, samples, alike)
+    step = chunk(uses, gradients, samples, same)
     for start in range(0, samples, step):
         part = slice(start, start + step)
-        if alike:
-            x = _inputs(uses, samples, order, part)
-            g = [_gradients(uses, signal, samples, order, part) for signal in zip(*gradients, strict=True)]
+        if same:
+            x = inputs(uses, samples, order, part)
+            g = [gradients_at(uses, signal, samples, order, part) for signal in zip(*gradients, strict=True)]
             total += to_native(_squares(x, g), first.layout)
             continue
         for signal in zip(*gradients, strict=True):
@@ -77,18 +75,27 @@ def per_sample_gradients(
         if isinstance(use.view, Tokens):
             by_use.append(_token_gradients(use, gradient, samples, order, part))
             continue
-        x, g = _inputs([use], samples, order, part), _gradients([use], [gradient], samples, order, part)
-        by_use.append(to_native(g.sum(-1, keepdim=True) if x is None else _products(g, x), use.view.layout))
+        x, g = inputs([use], samples, order, part), gradients_at([use], [gradient], samples, order, part)
+        by_use.append(to_native(g.sum(-1, keepdim=True) if x is None else products(g, x), use.view.layout))
     return torch.stack(by_use).sum(0) if len(by_use) > 1 else by_use[0]
 
 
-def _chunk(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, alike: bool) -> int:
-    """How many samples to take at once."""
+def alike(uses: Sequence[Use]) -> bool:
+    """Whether all uses have one normal form, so that they can be joined."""
+    first = uses[0].view
+    return all(
+        use.view.sizes == first.sizes and use.view.layout == first.layout and not isinstance(use.view, Tokens)
+        for use in uses
+    )
+
+
+def chunk(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, same: bool) -> int:
+    """Tell how many samples to take at once; `same` is what `alike` says."""
     groups, out, columns = uses[0].view.sizes
     signals = len(gradients[0])
     at_outputs = sum(of_use[0].numel() for of_use in gradients) // max(1, samples)
     places = at_outputs // max(1, groups * out)
-    written_out = groups * out * columns if places > 1 or not alike else 0
+    written_out = groups * out * columns if places > 1 or not same else 0
     values = signals * at_outputs + groups * columns * places + signals * written_out
     return max(1, CHUNK_BYTES // max(1, values * gradients[0][0].element_size()))
 
@@ -108,8 +115,8 @@ def _gradient_rows(use: Use, gradient: Tensor, samples: int, order: Order, part:
     return _by_sample(rows, samples, order, part)
 
 
-def _inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Tensor | None:
-    """Inputs [samples, groups, in, places] of all uses; None where they are 1."""
+def inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Tensor | None:
+    """Bring the inputs of all uses to [samples, groups, in, places]; None where they are 1."""
     joined = []
     for use in uses:
         if use.x is not None:
@@ -118,8 +125,8 @@ def _inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Ten
     return _concatenated(joined) if joined else None
 
 
-def _gradients(uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, order: Order, part: slice) -> Tensor:
-    """Gradients [samples, groups, out, places] of all uses."""
+def gradients_at(uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, order: Order, part: slice) -> Tensor:
+    """Bring the gradients of all uses to [samples, groups, out, places]."""
     joined = []
     for use, gradient in zip(uses, gradients, strict=True):
         g = _gradient_rows(use, gradient, samples, order, part)
@@ -159,15 +166,15 @@ def _squares(x: Tensor | None, signals: Sequence[Tensor]) -> Tensor:
     samples, groups, out, _ = signals[0].shape
     row_bytes = samples * groups * x.shape[2] * x.element_size()
     if len(signals) * out * row_bytes <= CHUNK_BYTES:
-        squares = _products(torch.cat(list(signals), 2), x).square_().sum(0)
+        squares = products(torch.cat(list(signals), 2), x).square_().sum(0)
         return squares.reshape(groups, len(signals), out, -1).sum(1)
     rows = max(1, CHUNK_BYTES // max(1, row_bytes))
     parts = zip(*(torch.split(g, rows, 2) for g in signals), strict=True)
-    return torch.cat([sum((_products(g, x).square_().sum(0) for g in part), x.new_zeros(())) for part in parts], 1)
+    return torch.cat([sum((products(g, x).square_().sum(0) for g in part), x.new_zeros(())) for part in parts], 1)
 
 
-def _products(g: Tensor, x: Tensor) -> Tensor:
-    """`g x^T` for each sample and group, [samples, groups, out, in].
+def products(g: Tensor, x: Tensor) -> Tensor:
+    """Multiply `g x^T` for each sample and group, [samples, groups, out, in].
 
     The batch axes are joined by hand: `torch.matmul` copies tensors with axes of length 1 to do so.
     """
@@ -191,16 +198,37 @@ def _token_gradients(use: Use, gradient: Tensor, samples: int, order: Order, par
     return table.index_add_(0, keys, g).reshape(count, *use.view.layout.shape)
 
 
-def _token_squares(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
-    """`square_sum` of a table: only the rows that a sample picks are written out, each once for a sample."""
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """The rows of a table that samples pick, each once for a sample.
+
+    Attributes:
+        tokens: which row of the table each is, [rows].
+        gradients: for each signal their gradients [rows, features].
+    """
+
+    tokens: Tensor
+    gradients: Iterator[Tensor]
+
+
+def picked_rows(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Picked:
+    """Find the rows of a table that samples pick; arguments as in `square_sum`."""
     whole = slice(None)
     keys = torch.cat([_token_keys(use, samples, order, whole)[0] for use in uses])
     met, index = torch.unique(keys, return_inverse=True)
-    layout = uses[0].view.layout
-    total = torch.zeros(layout.shape, dtype=torch.float64, device=keys.device)
-    for signal in zip(*gradients, strict=True):
+
+    def of_signal(signal: Sequence[Tensor]) -> Tensor:
         pairs = zip(uses, signal, strict=True)
         g = torch.cat([_single(_gradient_rows(use, at, samples, order, whole)) for use, at in pairs])
-        picked = g.new_zeros(len(met), g.shape[-1]).index_add_(0, index, g)
-        total.index_add_(0, met % layout.shape[0], picked.square().double())
+        return g.new_zeros(len(met), g.shape[-1]).index_add_(0, index, g)
+
+    return Picked(met % uses[0].view.layout.shape[0], map(of_signal, zip(*gradients, strict=True)))
+
+
+def _token_squares(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
+    """`square_sum` of a table: only the rows that a sample picks are written out, each once for a sample."""
+    met = picked_rows(uses, gradients, samples, order)
+    total = torch.zeros(uses[0].view.layout.shape, dtype=torch.float64, device=met.tokens.device)
+    for picked in met.gradients:
+        total.index_add_(0, met.tokens, picked.square().double())
     return total

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from waterfill.importance import functional
+from waterfill.importance.backward import gradients
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.moments import Moments
-from waterfill.importance.plan import Method, Plan, check_output, extend, gradients
+from waterfill.importance.plan import Method, Plan, check_output, extend
 from waterfill.importance.signals import Signals
 from waterfill.importance.squares import square_sum
 from waterfill.models import torch_module
@@ -37,12 +39,15 @@ from waterfill.models.batches import (
     tensors_in,
 )
 from waterfill.models.capture import Tape, Variables, variables
+from waterfill.protocols import Progress
 
 SITE_BYTES = 2**28
 """Most memory for the gradients at all sites together."""
 
 _SIGNALS_TOGETHER = 10
 _SAMPLES_TOGETHER = 8
+
+S = TypeVar("S", bound="Seen")
 
 
 class Source(Protocol):
@@ -59,24 +64,40 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class Seen(ABC):
     """What an estimator has seen of a model's data.
 
     Attributes:
         model: the network, in single or double precision.
         learned: its learned tensors.
-        source: what is sent back.
         moments: the sums.
         plan: how gradients are taken.
     """
 
     model: nn.Module
     learned: Variables
-    source: Source
     moments: Moments
     plan: Plan
 
-    def update(self, batch: Any, *, index: int | None = None) -> State:
+    @property
+    @abstractmethod
+    def seed(self) -> int:
+        """Seed of everything that is drawn."""
+
+    @abstractmethod
+    def measure(self, inputs: Inputs, target: Tensor | None, generator: torch.Generator, index: int | None) -> Moments:
+        """Sums over a few samples, whose plan is made."""
+
+    @property
+    def together(self) -> int:
+        """For how many signals at once the gradients at all sites are kept."""
+        return _SIGNALS_TOGETHER
+
+    def planned(self, inputs: Inputs, index: int | None) -> Plan:
+        """The plan with everything that a batch meets."""
+        return extend(self.plan, self.model, self.learned, inputs, index)
+
+    def update(self, batch: Any, *, index: int | None = None) -> Self:
         """Take in one batch.
 
         What is drawn depends on the seed and on the inputs alone, so that batches can come in any order and states
@@ -95,29 +116,48 @@ class State:
         """
         inputs, target = split(batch)
         samples = num_samples(inputs)
-        generator = torch.Generator().manual_seed(self.source.seed ^ fingerprint(inputs))
+        generator = torch.Generator().manual_seed(self.seed ^ fingerprint(inputs))
         inputs = map_tensors(inputs, lambda t: full_precision(t).to(device_of(self.model)).contiguous())
         with differentiable(self.model):
-            plan = extend(self.plan, self.model, self.learned, inputs, index)
-            here = replace(self, plan=plan)
-            most = max(_SAMPLES_TOGETHER, SITE_BYTES // (_SIGNALS_TOGETHER * 4 * plan.site_values))
+            here = replace(self, plan=self.planned(inputs, index))
+            most = max(_SAMPLES_TOGETHER, SITE_BYTES // (self.together * 4 * here.plan.site_values))
             size = math.ceil(samples / math.ceil(samples / most))
             for start in range(0, samples, size):
                 part = take(inputs, start, start + size)
                 labels = target
                 if target is not None and target.ndim and len(target) == samples:
                     labels = target[start : start + size]
-                seen = _measure(here, part, labels, generator, index)
+                seen = here.measure(part, labels, generator, index)
                 here = replace(here, moments=here.moments.merge(seen))
         return here
 
-    def merge(self, other: State) -> State:
+    def merge(self, other: Self) -> Self:
         """Add what another state of the same model and importance has seen.
 
         Raises:
             UsageError: it is about other tensors.
         """
         return replace(self, moments=self.moments.merge(other.moments))
+
+
+@dataclass(frozen=True, eq=False)
+class State(Seen):
+    """Sums of squared gradients of what an importance sends back.
+
+    Attributes:
+        source: what is sent back.
+    """
+
+    source: Source
+
+    @property
+    def seed(self) -> int:
+        """Seed of the source."""
+        return self.source.seed
+
+    def measure(self, inputs: Inputs, target: Tensor | None, generator: torch.Generator, index: int | None) -> Moments:
+        """Square the gradients of all signals."""
+        return _measure(self, inputs, target, generator, index)
 
     def forms(self) -> dict[str, DiagonalForm]:
         """Means so far, by name.
@@ -128,6 +168,22 @@ class State:
         return self.moments.forms(self.learned.layouts)
 
 
+def run(state: S, data: Iterable[Any], progress: Progress | None) -> S:
+    """Take in all batches.
+
+    Args:
+        state: the state before.
+        data: batches that can be iterated over.
+        progress: called with ("importance", done, total) after every batch.
+    """
+    total = len(data) if isinstance(data, Sized) else 0
+    for index, batch in enumerate(data):
+        state = state.update(batch, index=index)
+        if progress is not None:
+            progress("importance", index + 1, max(index + 1, total))
+    return state
+
+
 def begin(model: nn.Module, source: Source, *, fold_norms: bool = True) -> State:
     """Make the state before the first batch.
 
@@ -136,10 +192,16 @@ def begin(model: nn.Module, source: Source, *, fold_norms: bool = True) -> State
         source: what is sent back.
         fold_norms: as in `inventory`.
     """
-    if any(_is_half(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        model = torch_module.clone(model).float()
+    model = in_full_precision(model)
     learned = variables(model, fold_norms=fold_norms)
-    return State(model, learned, source, _nothing(learned), Plan())
+    return State(model, learned, nothing(learned), Plan(), source)
+
+
+def in_full_precision(model: nn.Module) -> nn.Module:
+    """The model itself, or a copy in single precision of one in half precision."""
+    if any(_is_half(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        return torch_module.clone(model).float()
+    return model
 
 
 def fingerprint(inputs: Inputs) -> int:
@@ -168,8 +230,11 @@ def differentiable(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _nothing(learned: Variables) -> Moments:
-    return Moments({name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in learned.tensors.items()})
+def nothing(learned: Variables, *kinds: int) -> Moments:
+    """Sums of nothing, [*kinds, *shape of the tensor]."""
+    return Moments(
+        {name: torch.zeros(*kinds, *tensor.shape, dtype=torch.float64) for name, tensor in learned.tensors.items()}
+    )
 
 
 def _measure(
@@ -182,21 +247,21 @@ def _measure(
         output = call(state.model, inputs, index=index)
     check_output(output, samples)
     signals = state.source.signals(output.detach(), target, generator)
-    methods = _methods(state, tape, output, samples)
+    methods = methods_for(state.plan, state.learned, tape, output, samples)
     most = max(1, SITE_BYTES // (max(1, tape.site_values) * output.element_size()))
     together = math.ceil(signals.number / max(1, math.ceil(signals.number / most)))
-    sums = dict(_nothing(state.learned).sums)
+    sums = dict(nothing(state.learned).sums)
     for stack in _stacks(signals.sent, together):
         for name, squares in _squares(state, tape, methods, inputs, output, stack.to(output)):
             sums[name] += squares.cpu()
     return Moments(sums, signals.count)
 
 
-def _methods(state: State, tape: Tape, output: Tensor, samples: int) -> dict[str, Method]:
+def methods_for(plan: Plan, learned: Variables, tape: Tape, output: Tensor, samples: int) -> dict[str, Method]:
     """The method for every tensor in this pass; the slow one for what the plan did not foresee."""
-    methods = dict(state.plan.methods)
-    pending = [name for name in state.learned.tensors if name not in methods]
-    found = gradients(output, [state.learned.tensors[name] for name in pending], torch.ones_like(output))
+    methods = dict(plan.methods)
+    pending = [name for name in learned.tensors if name not in methods]
+    found = gradients(output, [learned.tensors[name] for name in pending], torch.ones_like(output))
     methods |= {name: "loop" for name, gradient in zip(pending, found, strict=True) if gradient is not None}
     for name, method in methods.items():
         captured = method in ("major", "minor")

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from waterfill.errors import UnsupportedModelError
@@ -150,6 +150,20 @@ class Tape(TorchFunctionMode):
             elif isinstance(value, Mapping):
                 self.miss(*value.values())
 
+    def in_series(self) -> set[str]:
+        """Names of tensors with a use whose input depends on another use, as in recurrent layers and tied tables.
+
+        An output is linear in a tensor's uses taken one by one, but not in the tensor itself where they are in series.
+        Terms such as biases have no input, and never are.
+        """
+        found = set()
+        for name, uses in self.uses.items():
+            sites = {self.sites[use.site].node for use in uses}
+            products = {self.sites[use.site].node for use in uses if use.x is not None}
+            if len(sites) > 1 and any(step in sites for step in steps_before(products)):
+                found.add(name)
+        return found
+
     def record(self, y: Tensor, tensor: Tensor, view: View, x: Callable[[], Tensor] | None, lead: int) -> None:
         """Note that `tensor` was used to compute `y`; nothing is noted for a tensor that is not learned.
 
@@ -184,3 +198,15 @@ def _has_gradient(result: Any) -> bool:
     if isinstance(result, Tensor):
         return result.requires_grad
     return isinstance(result, tuple | list) and any(map(_has_gradient, result))
+
+
+def steps_before(steps: Iterable[Node]) -> Iterator[Node]:
+    """Every step of the passes that lead to these steps, each once; one of these only where it leads to another."""
+    ahead = list(steps)
+    seen: set[Node] = set()
+    while ahead:
+        for node, _ in ahead.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                ahead.append(node)
+                yield node
