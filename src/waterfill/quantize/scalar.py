@@ -13,7 +13,7 @@ from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
-from waterfill.records import Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
+from waterfill.records import Codebook, Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 
 LARGEST_STEP, LARGEST_SUM = 6000, 7000
 """Bounds of the format, in 1/64 octave: of a step, and of a step with the largest scales of its axes."""
@@ -66,6 +66,7 @@ def finish(
     """The record of symbols that are decided, with their bits and their distortion."""
     scales = (rule.rows, rule.channels, rule.taps) if isinstance(rule, Uniform) else ()
     side = sum(spreads.side_bits(s) for s in scales if s is not None)
+    side += 32 * len(rule.values) if isinstance(rule, Codebook) else 0
     error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
     widest = sum(int(exponents.max(initial=0)) for exponents in fit.exponents(weight.layout))
