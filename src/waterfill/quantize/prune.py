@@ -16,7 +16,10 @@ from waterfill.quantize.scalar import LARGEST_STEP, LARGEST_SYMBOL, finest_step,
 from waterfill.records import Quantized, Uniform, Weight
 
 ROUNDING = 0.01
-"""Rounding a weight that is kept costs on average this fraction of the threshold, the least that losing one costs."""
+"""A rounding costs on average at most this fraction of the threshold, the least that losing a kept weight costs."""
+
+FINEST = 2.0**-16
+"""`Prune` rounds no finer than this fraction of what is kept, where little or nothing is lost."""
 
 Costs = NDArray[np.float64]
 
@@ -25,13 +28,14 @@ Costs = NDArray[np.float64]
 class Prune:
     """Keep the same fraction of every matrix: the weights with the largest `I w^2` (`+ H w^4` where a form has H).
 
-    What is kept is rounded with one uniform step, so finely that a rounding costs a hundredth of the threshold on
-    average: up to half of the weights kept, all roundings together cost less than 5 % of pruning (Laplacian weights).
+    What is kept is rounded with one uniform step, so finely that a rounding costs on average a hundredth of the least
+    that losing a kept weight costs, and all roundings at most a hundredth of what was lost; but not more finely than
+    2^-16 of what was kept (about eight bits, where hardly anything was lost).
     The fraction sets the rate, so the water level is ignored: there is one file, and a target cannot move it.
 
     Attributes:
         keep: fraction of the weights to keep, above 0, at most 1; rounded to whole weights. Among equal costs the
-            first weights are kept.
+            first weights are kept, and none that costs nothing to lose.
 
     Raises:
         UsageError: the fraction is out of its range.
@@ -60,9 +64,8 @@ class Prune:
         costs = _costs(weight, form).reshape(-1)
         order = np.argsort(-costs, kind="stable")[: round(self.keep * costs.size)]
         kept = np.zeros(costs.size, bool)
-        kept[order] = True
-        threshold = float(costs[order[-1]]) if order.size else 0.0
-        return _rounded(weight, form, kept.reshape(weight.matrix.shape), threshold)
+        kept[order] = costs[order] > 0
+        return _rounded(weight, form, kept.reshape(weight.matrix.shape), _budget(costs, kept))
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Threshold:
     """One threshold for the whole model: keep the weights whose `I w^2` (`+ H w^4`) is at least the water level.
 
     Every matrix keeps as much of itself as pays, and a target such as `rate=` finds the level. What is kept is rounded
-    as by `Prune`.
+    with one uniform step a matrix, so finely that a rounding costs a hundredth of the level on average.
 
     Source:
         Section 5.3 and Corollary 1 of the paper, with one threshold instead of one fraction.
@@ -86,7 +89,7 @@ class Threshold:
             form: what an error costs; None for 1 everywhere.
             water_level: the threshold.
         """
-        return _rounded(weight, form, _costs(weight, form) >= water_level, water_level)
+        return _rounded(weight, form, _costs(weight, form) >= water_level, ROUNDING * water_level)
 
 
 def _costs(weight: Weight, form: QuadraticForm | None) -> Costs:
@@ -98,10 +101,17 @@ def _costs(weight: Weight, form: QuadraticForm | None) -> Costs:
     return costs
 
 
-def _rounded(weight: Weight, form: QuadraticForm | None, kept: NDArray[np.bool_], threshold: float) -> Quantized:
-    """Zero all but the kept weights and round those."""
+def _budget(costs: Costs, kept: NDArray[np.bool_]) -> float:
+    """What a rounding may cost on average."""
+    count, threshold = max(1, int(kept.sum())), float(costs[kept].min(initial=np.inf))
+    lost, left = float(costs[~kept].clip(min=0).sum()), float(costs[kept].sum())
+    return max(ROUNDING * min(threshold, lost / count), FINEST * left / count)
+
+
+def _rounded(weight: Weight, form: QuadraticForm | None, kept: NDArray[np.bool_], budget: float) -> Quantized:
+    """Zero all but the kept weights and round those; a rounding costs the budget on average."""
     values = np.where(kept, weight.matrix, np.float32(0))
-    step = _step(form, kept, ROUNDING * threshold)
+    step = _step(form, kept, budget)
     step = int(np.clip(max(step, finest_step(values)), -LARGEST_STEP, LARGEST_STEP))
     k = np.rint(values / np.exp2(step / 64)).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL)
     symbols = k.astype(np.int32)

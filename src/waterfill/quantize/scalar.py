@@ -70,13 +70,14 @@ def finish(
     error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
     widest = sum(int(exponents.max(initial=0)) for exponents in fit.exponents(weight.layout))
-    leaves_out = fit.shift > 0 or widest >= tables.SCALES
-    bits = _exact_bits(symbols, fit, weight.layout) if leaves_out else fit.bits
+    largest = int(np.abs(symbols).max(initial=0))
+    beyond = fit.shift > 0 or widest >= tables.SCALES or largest >= spreads.lengths(fit.family).shape[1]
+    bits = _exact_bits(symbols, fit, weight.layout) if beyond else fit.bits
     return Quantized(symbols, rule, fit.spread(), bits + side, cost)
 
 
 def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) -> float:
-    """Bits of symbols and spread where low bits are left out: every element leaves out as many as suit it."""
+    """Bits of symbols and spread where low bits are left out, by every element as many as suit it, or escapes long."""
     spread = fit.spread()
     bits = ideal_bits(symbols.reshape(-1), spread_codes(spread, layout, 0, symbols.size))
     return bits + sum(spreads.side_bits(s) for s in (spread.rows, spread.channels, spread.taps) if s is not None)
