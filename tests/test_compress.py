@@ -15,7 +15,7 @@ from waterfill.errors import CalibrationError, TargetError, UsageError, Waterfil
 from waterfill.files import WaterfillFile
 from waterfill.importance import identity, kl, regression, weight_scale
 from waterfill.models import torch_module
-from waterfill.quantize import KMeans, Prune, Threshold
+from waterfill.quantize import KMeans, Prune, Scalar, Threshold
 from waterfill.search import Workshop
 
 SEARCH = "waterfill.search"
@@ -382,11 +382,24 @@ def test_one_threshold_meets_a_target_with_importances_as_they_are(wide):
         assert result.importance_power == 1.0
 
 
-def test_vectors_beside_a_codebook_are_filled_to_the_level_it_reaches(wide):
-    coarse, fine = (waterfill.compress(*wide, quantizers=[KMeans(k)]) for k in (2, 64))
+def test_a_quantizer_that_only_says_that_it_is_fixed_is_tried_with_importances_as_they_are(wide):
+    class Rounding:
+        fixed = True
+
+        def quantize(self, weight, form, _):
+            return Scalar().quantize(weight, form, 0.01)
+
+    result = waterfill.compress(*wide, quantizers=[Rounding()], effort="max")
+    assert (result.target, result.importance_power) == ({}, 1.0)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_vectors_beside_a_codebook_are_filled_to_the_level_it_reaches(wide, with_data):
+    model, batches = wide[0], wide[1] if with_data else None
+    coarse, fine = (waterfill.compress(model, batches, quantizers=[KMeans(k)]) for k in (2, 64))
     assert coarse.water_level > 10 * fine.water_level
     sizes = [{row.name: row.size_bytes for row in result.tensors} for result in (coarse, fine)]
-    assert sizes[0]["4.bias"] < sizes[1]["4.bias"]
+    assert sizes[0]["0.bias"] < 0.85 * sizes[1]["0.bias"]
 
 
 def test_odd_models_have_codebooks_too(tmp_path):
