@@ -9,7 +9,7 @@ from waterfill.files import WaterfillFile
 from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import Quantizer
 from waterfill.reconstruct import reconstruct
-from waterfill.records import Coded, Entry, Layout, Relative, Uniform, Weight
+from waterfill.records import Codebook, Coded, Entry, Layout, Relative, Uniform, Weight
 
 SMALLEST_STEP = 2.0**-93
 """Steps of the format are not much smaller."""
@@ -56,7 +56,7 @@ def check_record(quantized, weight, form):
     """Types and shapes are those of the record, values are finite, distortion is what the form says."""
     assert quantized.symbols.dtype == np.int32
     assert quantized.symbols.shape == weight.matrix.shape
-    assert isinstance(quantized.rule, Uniform | Relative)
+    assert isinstance(quantized.rule, Uniform | Relative | Codebook)
     values = w_hat(quantized, weight.layout)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
@@ -232,3 +232,13 @@ CHECKS = (
     importance_zero_in_some_places,
     memory_order_does_not_matter,
 )
+
+FIXED_CHECKS = (
+    every_water_level_is_packed_in_the_bits_it_says,
+    the_same_input_gives_the_same_output,
+    zeros_stay_zero_and_cost_little,
+    no_elements,
+    importance_zero_everywhere,
+    memory_order_does_not_matter,
+)
+"""Those of a quantizer with a rate of its own, which the water level does not move."""

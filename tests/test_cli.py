@@ -15,8 +15,9 @@ import torch
 
 import waterfill
 from waterfill import cli
-from waterfill.cli.arguments import as_size, as_tolerance
+from waterfill.cli.arguments import as_quantizers, as_size, as_tolerance
 from waterfill.errors import UsageError
+from waterfill.quantize import KMeans, Prune, Threshold
 from waterfill.search import PRODUCER
 
 NETS = """
@@ -136,6 +137,30 @@ def left(place):
 
 
 # Commands
+
+
+@pytest.mark.parametrize(
+    ("text", "quantizers"),
+    [("scalar", ()), ("threshold", (Threshold(),)), ("kmeans:16", (KMeans(16),)), ("prune:0.1", (Prune(0.1),)),
+     ("prune:.5", (Prune(0.5),)), ("prune:1", (Prune(1.0),))],
+)  # fmt: skip
+def test_quantizers_by_name(text, quantizers):
+    assert as_quantizers(text) == quantizers
+
+
+@pytest.mark.parametrize(("text", "kind"), [("kmeans:4", "codebook"), ("prune:0.3", "uniform")])
+def test_a_quantizer_of_a_fixed_rate_needs_no_target(run, place, text, kind):
+    code, out, _ = run(f"compress nets:net --data nets:data --quantizer {text} -o o.wf --json o.json")
+    assert (code, json.loads((place / "o.json").read_text())["target"]) == (0, {})
+    assert kind in out
+    code, out, _ = run("inspect o.wf --json i.json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads((place / "i.json").read_text())["tensors"]}
+    assert rows["0.weight"]["reconstruction"] == kind
+    assert kind != "codebook" or rows["0.weight"]["values"] == 4
+    code, _, err = run(f"compress nets:net --data nets:data --quantizer {text} -o p.wf --size 100B")
+    assert code == 1
+    assert "size_bytes=100 is not met" in err
 
 
 def test_compress_prints_a_table_and_writes_json(run, place):
@@ -317,6 +342,12 @@ BAD = [
     ("compress nets:net -o o.wf --rate 0.01", 1, ("below the floor of", "ask for more")),
     ("compress nets:net -o o.wf --output scores", 2, ("--output 'scores'", "expected one of logits, values")),
     ("compress nets:net -o o.wf --importance magic", 2, ("--importance 'magic'", "expected one of")),
+    ("compress nets:net -o o.wf --quantizer magic", 2, ("--quantizer 'magic'", "scalar, threshold, kmeans:16")),
+    ("compress nets:net -o o.wf --quantizer kmeans", 2, ("--quantizer 'kmeans'", "kmeans:16")),
+    ("compress nets:net -o o.wf --quantizer kmeans:few", 2, ("--quantizer 'kmeans:few'", "kmeans:16")),
+    ("compress nets:net -o o.wf --quantizer scalar:3", 2, ("--quantizer 'scalar:3'", "prune:0.1")),
+    ("compress nets:net -o o.wf --quantizer kmeans:0", 2, ("k=0", "expected 1 to 65536")),
+    ("compress nets:net -o o.wf --quantizer prune:1.5", 2, ("keep=1.5", "above 0, at most 1")),
     ("compress nets:net -o o.wf --effort magic", 2, ("--effort 'magic'", "fast, default, best, max")),
     ("compress nets:net -o o.wf --size many", 2, ("--size 'many'", "expected a number")),
     ("compress nets:net -o o.wf --tolerance 0.5", 2, ("--tolerance '0.5'", "0.5pt", "0.5%")),

@@ -12,7 +12,11 @@ from torch import nn
 
 import waterfill
 from waterfill.errors import CalibrationError, TargetError, UsageError, WaterfillError
+from waterfill.files import WaterfillFile
 from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, regression, weight_scale
+from waterfill.models import torch_module
+from waterfill.quantize import KMeans, Prune, Scalar, Threshold
+from waterfill.search import Workshop
 
 SEARCH = "waterfill.search"
 
@@ -289,6 +293,122 @@ def test_a_rate_needs_floating_point_values():
     with pytest.raises(TargetError, match="no floating-point values"):
         waterfill.compress(model)
     assert waterfill.compress(model, size_bytes=1000).size_bytes < 300
+
+
+# Quantizers with a rate of their own
+
+FIXED = [KMeans(8), KMeans(8, start="quantile"), Prune(0.2), Prune(1.0)]
+
+
+@pytest.mark.parametrize("quantizer", FIXED, ids=str)
+@pytest.mark.parametrize("with_data", [False, True])
+def test_a_fixed_rate_is_one_file_that_goes_round(wide, quantizer, with_data, tmp_path):
+    model, batches = wide
+    result = waterfill.compress(model, batches if with_data else None, quantizers=[quantizer])
+    assert (result.target, result.importance_power) == ({}, 1.0)
+    assert json.loads(result.to_json())["target"] == {}
+    kinds = {row.name: row.reconstruction for row in result.tensors}
+    assert kinds["0.weight"] == ("codebook" if isinstance(quantizer, KMeans) else "uniform")
+    twin = round_trip(result, tmp_path / "net.wf", copy.deepcopy(model))
+    with waterfill.open(tmp_path / "net.wf") as file:
+        assert torch.equal(file["3.weight"], twin[3].weight)
+        shares = file.container.tensor_bytes()
+    assert shares == pytest.approx({row.name: row.size_bytes for row in result.tensors if row.name in shares})
+    if isinstance(quantizer, KMeans):
+        assert len(twin[3].weight.unique()) == 8
+    elif quantizer.keep < 1:
+        assert twin[3].weight.count_nonzero() <= round(quantizer.keep * twin[3].weight.numel())
+    if with_data:
+        assert waterfill.evaluate(twin, batches, model).kl == pytest.approx(result.distortion, rel=1e-4)
+
+
+@pytest.mark.parametrize("quantizer", FIXED[::2], ids=str)
+def test_a_fixed_rate_is_quantized_once(wide, quantizer, monkeypatch):
+    drafts = []
+    make = Workshop.draft_fixed
+    monkeypatch.setattr(Workshop, "draft_fixed", lambda work: drafts.append(work.power) or make(work))
+    monkeypatch.setattr(Workshop, "draft", None)
+    for effort in ("default", "max"):
+        waterfill.compress(*wide, quantizers=[quantizer], effort=effort)
+    assert drafts == [1.0, 1.0]
+
+
+def test_smaller_codebooks_and_fractions_are_smaller_files(wide):
+    for kind, numbers in ((KMeans, (256, 32, 4, 1)), (Prune, (0.8, 0.3, 0.1, 0.02))):
+        made = [waterfill.compress(*wide, quantizers=[kind(number)]) for number in numbers]
+        sizes = [result.size_bytes for result in made]
+        assert sizes == sorted(sizes, reverse=True)
+        assert made[0].distortion < made[-1].distortion
+
+
+@pytest.mark.parametrize("quantizer", FIXED[::2], ids=str)
+def test_a_target_that_a_fixed_rate_does_not_meet_is_refused_with_what_it_takes(wide, quantizer):
+    result = waterfill.compress(*wide, quantizers=[quantizer])
+    original = waterfill.evaluate(*wide).accuracy
+    met = {
+        "rate": result.rate,
+        "size_bytes": result.size_bytes,
+        "distortion": result.distortion,
+        "tolerance": original - waterfill.evaluate(filled(result, wide[0]), wide[1]).accuracy,
+    }
+    for name, value in met.items():
+        again = waterfill.compress(*wide, quantizers=[quantizer], **{name: value * 1.001})
+        assert again.data == result.data
+        assert again.target == {name: value * 1.001}
+        with pytest.raises(TargetError, match=f"{name}=.* is not met: .* takes {result.size_bytes} bytes"):
+            waterfill.compress(*wide, quantizers=[quantizer], **{name: value * 0.99})
+
+
+def filled(result, model):
+    twin = copy.deepcopy(model)
+    torch_module.fill(twin, dict(WaterfillFile(result.data).tensors()))
+    return twin
+
+
+def test_a_fixed_rate_needs_its_data_for_a_tolerance_too(wide):
+    with pytest.raises(CalibrationError, match="measured on data"):
+        waterfill.compress(wide[0], quantizers=[KMeans()], tolerance=0.1)
+    with pytest.raises(CalibrationError, match="integer targets"):
+        inputs = [x for x, _ in wide[1]]
+        waterfill.compress(wide[0], inputs, quantizers=[KMeans()], tolerance=0.1, output="logits")
+
+
+def test_one_threshold_meets_a_target_with_importances_as_they_are(wide):
+    for target in ({"rate": 1.5}, {"size_bytes": 4000}):
+        result = waterfill.compress(*wide, quantizers=[Threshold()], effort="max", **target)
+        reached = result.rate if "rate" in target else result.size_bytes
+        (limit,) = target.values()
+        assert 0.97 * limit <= reached <= limit
+        assert result.importance_power == 1.0
+
+
+def test_a_quantizer_that_only_says_that_it_is_fixed_is_tried_with_importances_as_they_are(wide):
+    class Rounding:
+        fixed = True
+
+        def quantize(self, weight, form, _):
+            return Scalar().quantize(weight, form, 0.01)
+
+    result = waterfill.compress(*wide, quantizers=[Rounding()], effort="max")
+    assert (result.target, result.importance_power) == ({}, 1.0)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_vectors_beside_a_codebook_are_filled_to_the_level_it_reaches(wide, with_data):
+    model, batches = wide[0], wide[1] if with_data else None
+    coarse, fine = (waterfill.compress(model, batches, quantizers=[KMeans(k)]) for k in (2, 64))
+    assert coarse.water_level > 10 * fine.water_level
+    sizes = [{row.name: row.size_bytes for row in result.tensors} for result in (coarse, fine)]
+    assert sizes[0]["0.bias"] < 0.85 * sizes[1]["0.bias"]
+
+
+def test_odd_models_have_codebooks_too(tmp_path):
+    for model in (Bare(), Recurrent(), nn.BatchNorm1d(4)):
+        result = waterfill.compress(model.eval(), quantizers=[KMeans(4)])
+        round_trip(result, tmp_path / "net.wf", copy.deepcopy(model))
+    table = nn.Module()
+    table.register_buffer("table", torch.arange(9))
+    assert waterfill.compress(table, quantizers=[KMeans()]).target == {}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 import conformance
-from waterfill.quantize import Scalar, Vector
+from waterfill.quantize import KMeans, Prune, Scalar, Threshold, Vector
 from waterfill.records import Layout
 
 MATRICES = (Layout((12, 10)), Layout((6, 4, 3, 3)), Layout((8, 5), transposed=True))
@@ -10,12 +10,29 @@ SUBJECTS = {
     "scalar": conformance.Subject(Scalar(), MATRICES),
     "scalar that only rounds": conformance.Subject(Scalar(lmbda=0.0), MATRICES),
     "scalar with one round": conformance.Subject(Scalar(lmbda=0.3, rounds=1), MATRICES[1:2]),
+    "threshold": conformance.Subject(Threshold(), MATRICES),
     "vector": conformance.Subject(Vector(), VECTORS),
     "coarse vector": conformance.Subject(Vector(fineness=1.0), VECTORS),
+}
+FIXED = {
+    "k-means": conformance.Subject(KMeans(), MATRICES),
+    "k-means of two": conformance.Subject(KMeans(2), MATRICES),
+    "k-means from quantiles": conformance.Subject(KMeans(5, start="quantile"), MATRICES),
+    "k-means from random weights": conformance.Subject(KMeans(200, start="kmeans++"), MATRICES),
+    "prune": conformance.Subject(Prune(0.1), MATRICES),
+    "prune nothing": conformance.Subject(Prune(1.0), MATRICES),
+    "prune half": conformance.Subject(Prune(0.5), MATRICES),
 }
 
 
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
 def test_a_quantizer_conforms(check, subject):
+    check(subject)
+
+
+@pytest.mark.parametrize("subject", FIXED.values(), ids=FIXED)
+@pytest.mark.parametrize("check", conformance.FIXED_CHECKS, ids=lambda check: check.__name__)
+def test_a_quantizer_of_a_fixed_rate_conforms(check, subject):
+    assert subject.quantizer.fixed
     check(subject)

@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import slow_decoder
 import torch
 
 import waterfill
 from waterfill.files import exact_bytes
+from waterfill.quantize import KMeans
+from waterfill.records import Codebook
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -42,6 +45,7 @@ CASES = {
     "fine": {"rate": 12.0, "fold_norms": False},
     "exact": {"rate": 24.0, "exclude": ["5.*"]},
     "limited": {"rate": 8.0},
+    "codebook": {"quantizers": [KMeans(8)]},
 }
 
 
@@ -60,5 +64,19 @@ def test_files_name_their_limit_since_they_can(name):
         limit = file.container.limit
     if name == "limited":
         assert (limit.bits, limit.measure) == (1765, "weight_scale(1)")
-    else:
+    elif name != "codebook":
         assert limit is None  # written before
+
+
+def test_a_golden_file_has_codebooks():
+    with waterfill.open(FOLDER / "codebook.wf") as file:
+        rules = [rule for rule, _ in file.container.rules.values() if isinstance(rule, Codebook)]
+    assert [len(rule.values) for rule in rules] == [8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_slow_decoder_reads_golden_files_too(name):
+    path = FOLDER / f"{name}.wf"
+    slow = slow_decoder.decode(path.read_bytes())
+    for key, tensor in waterfill.decompress(path).items():
+        assert (tensor.numpy() == slow[key]).all()

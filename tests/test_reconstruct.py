@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from waterfill.reconstruct import reconstruct, step_sizes
-from waterfill.records import Layout, Relative, Uniform
+from waterfill.records import Codebook, Layout, Relative, Uniform
 
 
 def scales(length):
@@ -89,11 +89,22 @@ def test_relative_values_are_bit_patterns(mantissa, signed, offset, symbols):
         assert np.isfinite(value)
 
 
+@given(hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(-(2.0**20), 2.0**20, width=32)), st.data())
+@settings(max_examples=100, deadline=None)
+def test_values_of_a_codebook_are_looked_up(values, data):
+    first = data.draw(st.integers(1 - len(values), 0))
+    symbols = data.draw(st.lists(st.integers(first, first + len(values) - 1)))
+    found = reconstruct(np.array(symbols, np.int32), Codebook(values, first), Layout((len(symbols),)))
+    assert found.dtype == np.float32
+    assert found.tolist() == [values.tolist()[k - first] for k in symbols]
+
+
 def test_relative_values_that_are_known():
     rule = Relative(2, 127 << 2, signed=True)
     assert reconstruct(np.array([0, 1, 2, 8, -8], np.int32), rule, Layout((5,))).tolist() == [1.0, -1.0, 1.25, 2.0, 0.5]
 
 
-@pytest.mark.parametrize("rule", [Uniform(3), Uniform(3, rows=np.zeros(0, np.int8)), Relative(4, 0, signed=True)])
+@pytest.mark.parametrize("rule", [Uniform(3), Uniform(3, rows=np.zeros(0, np.int8)), Relative(4, 0, signed=True),
+                                  Codebook(np.ones(1, np.float32))])  # fmt: skip
 def test_no_symbols_at_all(rule):
     assert reconstruct(np.zeros(0, np.int32), rule, Layout((0, 4))).size == 0

@@ -17,6 +17,7 @@ from waterfill.protocols import DataFree, Estimator, Output, Progress, Quantizer
 from waterfill.quantize import Scalar
 from waterfill.reconstruct import reconstruct
 from waterfill.records import (
+    Codebook,
     CompressionResult,
     Constant,
     Entry,
@@ -29,7 +30,10 @@ from waterfill.records import (
     TensorReport,
     Tied,
 )
-from waterfill.search import Attempt, search, workshops
+from waterfill.search import Attempt, fixed_attempt, search, workshops
+
+DEFAULT_RATE = 4.0
+"""Bits per value where no target is given."""
 
 Effort: TypeAlias = Literal["fast", "default", "best", "max"]
 ROUNDS: Mapping[str, int] = {"fast": 1, "default": 3, "best": 5, "max": 8}
@@ -64,6 +68,8 @@ def compress(
 ) -> CompressionResult:
     """Compress a trained network to the smallest file at a given loss.
 
+    Without a target the rate is 4, unless the quantizers have a fixed rate of their own.
+
     Args:
         model: a module, or a path to a safetensors file (then without data). A module is left as it is: weights,
             modes, hooks and gradients.
@@ -76,7 +82,8 @@ def compress(
         output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
         importance: an estimator; by default `kl()` for logits, `regression()` for values, `weight_scale()` without
             data.
-        quantizers: quantizer of the matrices; by default `Scalar()`.
+        quantizers: quantizer of the matrices; by default `Scalar()`. One of a fixed rate, such as `KMeans(16)` or
+            `Prune(0.1)`, makes one file, which meets a target or does not.
         include: name patterns; when given, only tensors that match one are quantized.
         exclude: name patterns of tensors that are stored without loss.
         effort: `"fast"`, `"default"`, `"best"` or `"max"`: how long to search for better symbols.
@@ -102,22 +109,29 @@ def compress(
     if not 0 <= seed < 2**63:
         raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
     target = _target(rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance)
-    if data is None and target[0] in ("distortion", "tolerance"):
+    if data is None and target is not None and target[0] in ("distortion", "tolerance"):
         raise CalibrationError(f"Target {target[0]}={target[1]} is measured on data, but there are none; pass data.")
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
     ready = prepare(model, data, output, importance, options, seed, progress)
     matrix_quantizers = quantizers or (Scalar(rounds=ROUNDS[effort]),)
-    powers = (1.0,) if isinstance(ready.estimator, DataFree) else POWERS[effort]
-    attempt = search(workshops(ready, matrix_quantizers, powers, progress), *target)
-    return _result(ready, attempt, target)
+    fixed = any(getattr(quantizer, "fixed", False) for quantizer in matrix_quantizers)
+    tempered = all(getattr(quantizer, "tempered", True) for quantizer in matrix_quantizers)
+    powers = POWERS[effort] if tempered and not fixed and not isinstance(ready.estimator, DataFree) else (1.0,)
+    works = workshops(ready, matrix_quantizers, powers, progress)
+    if fixed:
+        return _result(ready, fixed_attempt(works[0], target), target)
+    target = target or ("rate", DEFAULT_RATE)
+    return _result(ready, search(works, *target), target)
 
 
-def _target(**targets: float | None) -> tuple[str, float]:
-    """The one target that was given; a rate of 4 when none was."""
+def _target(**targets: float | None) -> tuple[str, float] | None:
+    """The one target that was given; None when none was."""
     given = {name: float(value) for name, value in targets.items() if value is not None}
     if len(given) > 1:
         raise UsageError(f"Got the targets {' and '.join(given)}; expected one: choose what matters.")
-    name, value = next(iter(given.items()), ("rate", 4.0))
+    if not given:
+        return None
+    name, value = next(iter(given.items()))
     if not (math.isfinite(value) and value > 0):
         raise UsageError(f"Target {name}={value} is out of range; expected a number above zero.")
     if name == "rate" and value > 32:
@@ -128,7 +142,7 @@ def _target(**targets: float | None) -> tuple[str, float]:
 # The report
 
 
-def _result(ready: Prepared, attempt: Attempt, target: tuple[str, float]) -> CompressionResult:
+def _result(ready: Prepared, attempt: Attempt, target: tuple[str, float] | None) -> CompressionResult:
     inventory = ready.inventory
     losses = {
         name: ready.factor * _cost(name, quantized, ready)
@@ -147,7 +161,7 @@ def _result(ready: Prepared, attempt: Attempt, target: tuple[str, float]) -> Com
         overhead_bytes=attempt.packed.overhead_bytes,
         water_level=attempt.water_level,
         distortion=attempt.distortion,
-        target=dict([target]),
+        target={} if target is None else dict([target]),
         importance=ready.estimator.name,
         importance_power=attempt.power,
         limit=limits.bits / values,
@@ -203,4 +217,6 @@ def _reconstruction(entry: Entry, quantized: Quantized | None) -> tuple[str, str
             return "uniform", "stored as the shift of its norm"
     if quantized is not None and isinstance(quantized.rule, Relative):
         return "relative", "sensitivity unknown: a short floating-point number"
+    if quantized is not None and isinstance(quantized.rule, Codebook):
+        return "codebook", ""
     return "uniform", ""

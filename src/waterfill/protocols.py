@@ -38,6 +38,23 @@ class QuadraticForm(Protocol):
         ...
 
 
+@runtime_checkable
+class Quartic(Protocol):
+    """A form that also prices fourth powers: `sum_i I_i e_i^2 + H_i e_i^4` (gradient and Hessian of section 5.3)."""
+
+    def diagonal(self) -> NDArray[np.float32]:
+        """I in normal form [out, in]."""
+        ...
+
+    def quartic(self) -> NDArray[np.float32]:
+        """H in normal form [out, in]."""
+        ...
+
+    def cost(self, error: NDArray[np.float32]) -> float:
+        """The price of an error [out, in]."""
+        ...
+
+
 class Estimator(Protocol):
     """Options of an importance, as an object that can estimate it."""
 
@@ -77,7 +94,12 @@ class DataFree(Protocol):
 
 
 class Quantizer(Protocol):
-    """A search for symbols: any method, as long as its result is one of the reconstructions of the format."""
+    """A search for symbols: any method, as long as its result is one of the reconstructions of the format.
+
+    Two attributes may be there. `fixed = True` says that the result does not depend on the water level, so that there
+    is one file and nothing to search. `tempered = False` says that importances are wanted as they are estimated, not
+    to powers that are compared on the data.
+    """
 
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
         """Quantize one weight.

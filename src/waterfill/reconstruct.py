@@ -1,7 +1,7 @@
 """Symbols to values: the closed set of reconstructions that a file can name.
 
-Every value is one float32 product of an exact integer and a table entry, or a bit pattern, so it is the same on every
-machine.
+Every value is one float32 product of an exact integer and a table entry, a bit pattern, or an entry of a codebook: the
+same on every machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from waterfill.codec import tables
 from waterfill.codec.symbols import axis_sum
-from waterfill.records import Floats, Layout, Relative, Rule, Symbols, Uniform
+from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform
 
 LEVEL_UNIT = 64
 """Levels are whole multiples of 1/64 step."""
@@ -21,6 +21,8 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0) ->
     """Values of the symbols [n] that stand at `start` in the flattened normal form of a tensor; float32 [n]."""
     if isinstance(rule, Relative):
         return _relative(symbols, rule)
+    if isinstance(rule, Codebook):
+        return rule.values[symbols.astype(np.int64) - rule.first]
     steps = step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT)
     low, high = int(symbols.min(initial=0)), int(symbols.max(initial=0))
     if high - low < symbols.size:

@@ -233,7 +233,22 @@ class Relative:
     signed: bool
 
 
-Rule: TypeAlias = Uniform | Relative
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """Reconstruction by table: `value = values[k - first]`.
+
+    Symbols count from the value nearest zero, so that they are small where weights are.
+
+    Attributes:
+        values: float32 [at least 1, at most 65,536], finite; rising, so that symbols are in the order of the values.
+        first: the symbol of the first value, from `1 - len(values)` to 0.
+    """
+
+    values: Floats
+    first: int = 0
+
+
+Rule: TypeAlias = Uniform | Relative | Codebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,7 +281,7 @@ class Quantized:
         symbols: int32 [out, in].
         rule: the reconstruction.
         spread: the entropy model.
-        bits: ideal code length of the symbols and scales under the frozen tables.
+        bits: ideal code length of the symbols and scales under the frozen tables, and the values of a codebook.
         distortion: what the errors cost by the quadratic form the quantizer was given: `e^T I_w e`.
     """
 
@@ -344,7 +359,7 @@ class TensorReport:
         rate: bits per value.
         distortion: quadratic form of its error: half of `e^T I_w e` in nats under a KL importance, `e^T I_w e` in
             squared output under a regression importance, the squared error without data; None when it has none.
-        reconstruction: how symbols become values: `uniform`, `relative`, `exact`, `tied`, `constant`.
+        reconstruction: how symbols become values: `uniform`, `relative`, `codebook`, `exact`, `tied`, `constant`.
         reason: why a tensor is not quantized, or is quantized in a special way, or lies below its limit; else empty.
         limit: lower bound on the rate at the distortion that was reached, bits per value, under the source model; None
             for a tensor without one. The distortion is the one of `CompressionResult.limit_measure`.
@@ -392,7 +407,7 @@ class CompressionResult:
         water_level: distortion per weight at which every weight is filled.
         distortion: mean distortion on the calibration data, measured: D(original || compressed) in nats for logits,
             squared error for values; None without data.
-        target: what was asked, for example `{"rate": 3.0}`.
+        target: what was asked, for example `{"rate": 3.0}`; empty for quantizers of a fixed rate without a target.
         importance: name of the importance that was used.
         importance_power: to which power the importances of the matrices were taken when steps were chosen.
         limit: lower bound on the rate of the whole file at the distortion that was reached, bits per value, under the

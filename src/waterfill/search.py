@@ -29,6 +29,9 @@ PRODUCER = "waterfill 0.1.0"
 WITHIN = 0.01
 """A file is within this fraction below its target."""
 
+FIXED_LEVEL_LOG2 = -24.0
+"""Vectors beside matrices of a fixed rate are filled to the level that those reach, but to no lower one than this."""
+
 FITTING_TRIES = 3
 """How many files below a size limit are made at most, when none is near it."""
 
@@ -95,6 +98,17 @@ class Workshop:
         water_level = self.mean_power * 2.0**level
         quantized = allocate.quantize(self.jobs, water_level, self.progress)
         return Attempt(water_level, self.power, quantized, self._pack(quantized))
+
+    def draft_fixed(self) -> Attempt:
+        """The same where the level moves nothing but the vectors: they are filled to the level of the matrices."""
+        matrices = {name: job for name, job in self.jobs.items() if not job.weight.is_vector}
+        vectors = {name: job for name, job in self.jobs.items() if job.weight.is_vector}
+        done = allocate.quantize(matrices, self.mean_power, self.progress)
+        count = sum(job.weight.matrix.size for job in matrices.values())
+        reached = sum(item.distortion for item in done.values()) / max(1, count)
+        water_level = max(reached, self.mean_power * 2.0**FIXED_LEVEL_LOG2)
+        done |= allocate.quantize(vectors, water_level)
+        return Attempt(water_level, self.power, done, self._pack(done))
 
     def mix(self, coarse: Attempt, fine: Attempt, limit: float) -> Attempt:
         """Take as many tensors of the finer draft as fit, those with the most bits first.
@@ -189,6 +203,37 @@ def search(candidates: Sequence[Workshop], name: str, value: float) -> Attempt:
     return best
 
 
+def fixed_attempt(work: Workshop, target: tuple[str, float] | None) -> Attempt:
+    """The one file of quantizers that do not depend on the water level.
+
+    Args:
+        work: the workshop.
+        target: as for `search`; None for none.
+
+    Raises:
+        TargetError: it does not meet the target; the text says what it takes.
+        CalibrationError: a tolerance is asked for, but the data have no integer targets.
+    """
+    original = _original_accuracy(work) if target is not None and target[0] == "tolerance" else 0.0
+    attempt = work.finish(work.draft_fixed())
+    if target is None:
+        return attempt
+    name, limit = target
+    reached = {
+        "rate": 8 * attempt.size_bytes / max(1, work.inventory.floating_values),
+        "size_bytes": attempt.size_bytes,
+        "distortion": math.inf if attempt.distortion is None else attempt.distortion,
+        "tolerance": original - (attempt.accuracy or 0.0),
+    }[name]
+    if not reached <= limit:
+        raise TargetError(
+            f"Target {name}={limit:.6g} is not met: the one file that quantizers of a fixed rate make takes "
+            f"{attempt.size_bytes} bytes and has {name}={reached:.6g}. Ask for more, for no target, or change the "
+            "quantizer's own options."
+        )
+    return attempt
+
+
 def _best_at_size(candidates: Sequence[Workshop], limit: float) -> Attempt:
     """The best of the candidates whose floors are within the limit."""
     attempts, errors = [], []
@@ -271,16 +316,21 @@ def _search_distortion(work: Workshop, limit: float) -> Attempt:
 
 def _search_tolerance(work: Workshop, limit: float) -> Attempt:
     """The smallest file whose top-1 accuracy is at most `limit` below the original's."""
-    assert work.live is not None
-    original = evaluate(work.live.model, work.live.batches, output=work.live.output).accuracy
-    if original is None:
-        raise CalibrationError("A tolerance is measured as top-1 accuracy; the data need integer targets.")
+    original = _original_accuracy(work)
 
     def measure(fineness: float) -> Trial[Attempt]:
         attempt = work.finish(work.draft(-fineness))
         return Trial(fineness, original - (attempt.accuracy or 0.0), attempt)
 
     return _search_quality(measure, limit, "tolerance")
+
+
+def _original_accuracy(work: Workshop) -> float:
+    assert work.live is not None
+    original = evaluate(work.live.model, work.live.batches, output=work.live.output).accuracy
+    if original is None:
+        raise CalibrationError("A tolerance is measured as top-1 accuracy; the data need integer targets.")
+    return original
 
 
 def _search_quality(measure: Callable[[float], Trial[Attempt]], limit: float, name: str) -> Attempt:

@@ -6,7 +6,9 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import zstandard
@@ -19,7 +21,8 @@ from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.limits import fit_sources, price
 from waterfill.models import torch_module
-from waterfill.quantize import Scalar
+from waterfill.quantize import KMeans, Scalar
+from waterfill.records import Codebook, Coded, Entry, Layout, Quantized, Spread
 from waterfill.report.text import file_summary
 
 
@@ -29,6 +32,7 @@ def small_file():
     model.register_buffer("steps", torch.arange(9))
     inventory = torch_module.inventory(model)
     jobs = allocate.plan(inventory, {}, [Scalar()])
+    jobs["2.weight"] = replace(jobs["2.weight"], quantizer=KMeans(5))
     quantized = allocate.quantize(jobs, allocate.mean_power(jobs) * 2.0**-5)
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
     limits = price(jobs, quantized, fit_sources(inventory.weights), 0.0, "identity")
@@ -67,6 +71,9 @@ def directory_of(data):
     text = zstandard.ZstdDecompressor().decompressobj().decompress(data[HEADER : HEADER + packed])
     assert len(text) == size
     return json.loads(text)
+
+
+GOOD_LINES = [line[0] for line in directory_of(GOOD)["tensors"]]
 
 
 def with_directory(directory, data=GOOD, size=None):
@@ -170,6 +177,70 @@ def test_a_file_need_not_name_its_limit():
     assert WaterfillFile(with_directory(directory)).container.limit is None
 
 
+def codebook_file(values=(-1.0, 0.0, 2.0), first=-1, symbols=(0, 1, -1)):
+    """A file of one tensor with a codebook, which may be a lie."""
+    layout = Layout((len(symbols),))
+    rule = Codebook(np.array(values, np.float32), first)
+    item = Quantized(np.array([symbols], np.int32), rule, Spread(5, 32))
+    return container.pack((Entry("w", layout.shape, "float32", Coded(layout)),), {"w": item}, {}, "test").data
+
+
+def test_a_file_with_a_codebook_is_right():
+    assert np.frombuffer(read(codebook_file())["w"], np.float32).tolist() == [0.0, 2.0, -1.0]
+    assert set(GOOD_LINES) == {"u", "r", "c"}
+
+
+@pytest.mark.parametrize(
+    ("lie", "text"),
+    [
+        ({"symbols": (0, 2)}, "a symbol is none of the 3 of its codebook"),
+        ({"symbols": (-2,)}, "a symbol is none of the 3 of its codebook"),
+        ({"symbols": (0, 2**30, -(2**30))}, "a symbol is none of the 3 of its codebook"),
+        ({"first": -3}, "no value for the symbol 0"),
+        ({"first": 1}, "cannot be read"),
+        ({"first": -(2**16)}, "cannot be read"),
+        ({"values": (-1.0, np.nan, 2.0)}, "not finite"),
+        ({"values": (-1.0, 0.0, np.inf)}, "not finite"),
+        ({"values": (), "first": 0}, "cannot be read"),
+        ({"values": np.zeros(2**16 + 1), "first": 0}, "cannot be read"),
+    ],
+)
+def test_codebooks_that_lie_are_refused(lie, text):
+    for whole in (read, lambda data: WaterfillFile(data, threads=1)["w"]):
+        with pytest.raises(FormatError, match=f"^the data: .*{text}"):
+            whole(codebook_file(**lie))
+
+
+def test_a_symbol_outside_its_codebook_is_found_when_a_file_is_inspected():
+    with pytest.raises(FormatError, match="its codebook"):
+        file_summary("a", WaterfillFile(codebook_file(symbols=(0, 2))))
+
+
+def test_chunks_of_codebooks_hold_what_the_tensors_need():
+    data = codebook_file()
+    directory = directory_of(data)
+    assert [chunk[0] for chunk in directory["chunks"]] == ["c", "s"]
+    for size in (1, 2, 4, 100):
+        with pytest.raises(FormatError, match="the chunks hold"):
+            read(with_directory(replaced(directory, ("tensors", 0, 1), size), data))
+    for count in (0, 2, 4):
+        with pytest.raises(FormatError, match=f"kind 'c' cannot hold {count} units in 12 bytes"):
+            read(with_directory(replaced(directory, ("chunks", 0, 3), count), data))
+    with pytest.raises(FormatError, match="order"):
+        read(with_directory(replaced(directory, ("chunks",), directory["chunks"][::-1]), data))
+    for scales in ([-1, -1], [-1] * 6, [57, -1, -1], None):
+        with pytest.raises(FormatError):
+            read(with_directory(replaced(directory, ("tensors", 0), [*directory["tensors"][0], scales]), data))
+
+
+def test_a_codebook_may_be_cut_into_chunks():
+    data = codebook_file()
+    directory, body = directory_of(data), data[HEADER + struct.unpack_from("<I", data, 12)[0] :]
+    parts = [["c", 4, zlib.crc32(body[:4]), 1], ["c", 8, zlib.crc32(body[4:12]), 2]]
+    cut = with_directory(replaced(directory, ("chunks",), [*parts, directory["chunks"][1]]), data)
+    assert read(cut) == read(data)
+
+
 def test_every_value_of_the_directory_replaced_by_lies():
     directory = directory_of(GOOD)
     everywhere = [path for path in places(directory) if path]
@@ -186,7 +257,13 @@ def test_random_combinations_of_lies(seed):
     directory = directory_of(GOOD)
     for _ in range(rng.randint(1, 4)):
         path = rng.choice([p for p in places(directory) if p])
-        value = rng.choice([rng.choice(HUGE), rng.randint(-300, 300), rng.choice(["q", "t", "x", "=", "c", "v", "m"])])
+        value = rng.choice(
+            [
+                rng.choice(HUGE),
+                rng.randint(-300, 300),
+                rng.choice(["q", "t", "x", "=", "c", "v", "m", "u", "r", "a", "s"]),
+            ]
+        )
         directory = replaced(directory, path, value)
         if not isinstance(directory, dict):
             break

@@ -14,7 +14,10 @@ from waterfill import allocate
 from waterfill.codec import container
 from waterfill.files import WaterfillFile, decompress, exact_bytes
 from waterfill.models import torch_module
-from waterfill.quantize import Scalar
+from waterfill.quantize import KMeans, Scalar
+from waterfill.records import Codebook
+
+SCALAR = Scalar()
 
 
 class Mixed(torch.nn.Module):
@@ -35,9 +38,9 @@ class Mixed(torch.nn.Module):
         self.register_buffer("indices", torch.arange(12).reshape(3, 4))
 
 
-def pack(model, level=-5.0, **options):
+def pack(model, level=-5.0, quantizer=SCALAR, **options):
     inventory = torch_module.inventory(model, **options)
-    jobs = allocate.plan(inventory, {}, [Scalar()])
+    jobs = allocate.plan(inventory, {}, [quantizer])
     quantized = allocate.quantize(jobs, allocate.mean_power(jobs) * 2.0**level)
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
     return container.pack(inventory.entries, quantized, exact, "test")
@@ -47,11 +50,12 @@ def same(a, b):
     return (a.shape, a.dtype, exact_bytes(a)) == (b.shape, b.dtype, exact_bytes(b))
 
 
+@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(3), KMeans(300)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_round_trip_is_strict_and_the_slow_decoder_agrees_bit_for_bit(dtype):
+def test_round_trip_is_strict_and_the_slow_decoder_agrees_bit_for_bit(dtype, quantizer):
     torch.manual_seed(0)
     model = Mixed(dtype)
-    packed = pack(model)
+    packed = pack(model, quantizer=quantizer)
     tensors = dict(WaterfillFile(packed.data).tensors())
     state = model.state_dict()
     assert list(tensors) == list(state)
@@ -77,25 +81,41 @@ def test_any_water_level_decodes_to_what_was_encoded(seed, level):
         assert (tensor.numpy() == slow[name]).all()
 
 
-def test_shares_and_overhead_add_up_to_the_file():
-    packed = pack(Mixed())
+@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(3)], ids=str)
+def test_shares_and_overhead_add_up_to_the_file(quantizer):
+    packed = pack(Mixed(), quantizer=quantizer)
+    assert WaterfillFile(packed.data).container.tensor_bytes() == pytest.approx(packed.tensor_bytes)
     assert sum(packed.tensor_bytes.values()) + packed.overhead_bytes == pytest.approx(len(packed.data))
     assert all(share >= 0 for share in packed.tensor_bytes.values())
 
 
-def test_large_tensors_are_cut_and_small_ones_share_chunks(monkeypatch):
+@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(9)], ids=str)
+@pytest.mark.parametrize("threads", [1, 5])
+def test_large_tensors_are_cut_and_small_ones_share_chunks(monkeypatch, quantizer, threads):
     monkeypatch.setattr(container, "SMALL_CHUNK", 40)
     monkeypatch.setattr(container, "LARGE_CHUNK", 64)
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(30, 21), torch.nn.Linear(200, 2), torch.nn.Linear(3, 3))
-    packed = pack(model)
-    file = WaterfillFile(packed.data)
+    packed = pack(model, quantizer=quantizer)
+    file = WaterfillFile(packed.data, threads=threads)
     assert len(file.container.indices("s")) > 10
     slow = slow_decoder.decode(packed.data)
     names = list(file)
     random.Random(0).shuffle(names)
     for name in names:
         assert (file[name].numpy() == slow[name]).all()
+
+
+def test_codebooks_lie_in_a_chunk_of_their_own_as_they_are():
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(30, 21), torch.nn.Linear(21, 2))
+    packed = pack(model, quantizer=KMeans(9))
+    container_ = WaterfillFile(packed.data).container
+    (index,) = container_.indices("c")
+    rules = [rule for rule, _ in container_.rules.values() if isinstance(rule, Codebook)]
+    assert container_.chunk(index) == b"".join(rule.values.astype("<f4").tobytes() for rule in rules)
+    assert len(container_.chunk(index)) == 2 * 9 * 4
+    assert not WaterfillFile(pack(model).data).container.indices("c")
 
 
 def test_another_process_another_thread_count_another_order(tmp_path, monkeypatch):

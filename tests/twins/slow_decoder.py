@@ -81,7 +81,7 @@ def decode(data):
     text = zstandard.ZstdDecompressor().decompressobj().decompress(body)
     assert len(text) == size
     directory = json.loads(text)
-    at, chunks = 24 + packed, {"a": [], "s": [], "x": []}
+    at, chunks = 24 + packed, {"a": [], "c": [], "s": [], "x": []}
     for kind, length, checksum, count in directory["chunks"]:
         assert zlib.crc32(data[at : at + length]) == checksum
         chunks[kind].append((data[at : at + length], count))
@@ -105,7 +105,8 @@ def axes_of(entry):
 def decode_matrices(coded, lines, chunks):
     places, exponents = [], []
     for entry, line in zip(coded, lines, strict=True):
-        codes = line[5] if line[0] == "u" and len(line) > 5 else [-1] * 6
+        codes = line[5] if line[0] in "uc" and len(line) > 5 else [-1] * 6
+        codes = [-1] * (6 - len(codes)) + codes
         for code, length in zip(codes, axes_of(entry) * 2, strict=True):
             places.append(length if code >= 0 else 0)
             exponents += [(5, code)] * (length if code >= 0 else 0)
@@ -116,18 +117,23 @@ def decode_matrices(coded, lines, chunks):
         at += length
     exponents, shapes = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
-        family, base = (line[2], line[3]) if line[0] == "u" else (line[4], line[5])
+        family, base = line[{"u": 2, "r": 4, "c": 3}[line[0]] :][:2]
         axes = axes_of(entry)
         exponents += [(family, base + 2 * s) for s in axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)]
         shapes.append(axes)
+    books = iter(np.frombuffer(b"".join(c for c, _ in chunks["c"]), "<f4"))
     symbols, at, values = take_all(chunks["s"], exponents), 0, {}
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
         out, channels, taps = shapes[n]
         some = symbols[at : at + out * channels * taps]
         at += len(some)
         steps = axis_sums(parts[6 * n : 6 * n + 3], shapes[n])
-        value = uniform if line[0] == "u" else relative
-        flat = [value(k, line, s) for k, s in zip(some, steps, strict=True)]
+        if line[0] == "c":
+            book = [next(books) for _ in range(line[1])]
+            flat = [book[k - line[2]] for k in some]
+        else:
+            value = uniform if line[0] == "u" else relative
+            flat = [value(k, line, s) for k, s in zip(some, steps, strict=True)]
         values[entry[0]] = np.array(flat, np.float32).reshape(out, channels * taps)
     return values
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from waterfill.compress import Effort
-    from waterfill.protocols import Estimator, Output
+    from waterfill.protocols import Estimator, Output, Quantizer
 
 T = TypeVar("T", bound=str)
 
@@ -63,6 +63,22 @@ def as_output(text: str | None) -> Output | None:
 def as_effort(text: str) -> Effort:
     """How long to search."""
     return one_of("--effort", text, ("fast", "default", "best", "max"))
+
+
+def as_quantizers(text: str) -> tuple[Quantizer, ...]:
+    """The quantizer of the matrices, alone in its sequence; empty for the default, which depends on the effort."""
+    from waterfill import quantize
+
+    match = re.fullmatch(r"(scalar|threshold)|kmeans:([0-9]{1,9})|prune:([0-9]*\.?[0-9]+)", text)
+    if match is None:
+        raise UsageError(
+            f"--quantizer {text!r} is unknown; expected scalar, threshold, kmeans:16 (so many centroids a tensor) or "
+            "prune:0.1 (the fraction to keep)."
+        )
+    name, k, keep = match.groups()
+    if name is None:
+        return (quantize.KMeans(int(k)) if k else quantize.Prune(float(keep)),)
+    return () if name == "scalar" else (quantize.Threshold(),)
 
 
 def as_importance(text: str | None, temperature: float, seed: int) -> Estimator | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from waterfill.cli.arguments import as_effort, as_importance, as_output, as_size, as_tolerance
+from waterfill.cli.arguments import as_effort, as_importance, as_output, as_quantizers, as_size, as_tolerance
 from waterfill.cli.factories import as_data, as_model, as_module
 from waterfill.cli.options import (
     DataOption,
@@ -63,7 +63,9 @@ def compress(
     out: Destination,
     weights: WeightsOption = None,
     data: DataOption = None,
-    rate: Annotated[float | None, typer.Option(help="Bits per value of the whole file (default 4).")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Bits per value of the whole file (default 4, but for kmeans and prune).")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Size of the whole file, such as 100kB, 64KiB or 5000.")] = None,
     distortion: Annotated[float | None, typer.Option(help="Mean KL in nats (or squared error) on the data.")] = None,
     tolerance: Annotated[str | None, typer.Option(help="Loss of top-1 accuracy: 0.5pt (points) or 0.5%.")] = None,
@@ -72,6 +74,7 @@ def compress(
     temperature: Temperature = 1.0,
     include: Include = None,
     exclude: Exclude = None,
+    quantizer: Annotated[str, typer.Option(help="scalar, threshold, kmeans:K or prune:KEEP, as kmeans:16.")] = "scalar",
     effort: Annotated[str, typer.Option(help="fast, default, best or max.")] = "default",
     fold_norms: FoldNorms = True,
     seed: Seed = 0,
@@ -104,6 +107,7 @@ def compress(
             **targets,
             output=as_output(output),
             importance=as_importance(importance, temperature, seed),
+            quantizers=as_quantizers(quantizer),
             include=include or (),
             exclude=exclude or (),
             effort=as_effort(effort),

@@ -20,7 +20,7 @@ from waterfill.codec import rans, symbols, tables
 from waterfill.codec.directory import ChunkLine, Directory
 from waterfill.codec.symbols import Codes
 from waterfill.errors import FormatError
-from waterfill.records import Entry, Layout, Limits, Quantized, Rule, Scales, Spread, Symbols
+from waterfill.records import Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Scales, Spread, Symbols
 
 MAGIC = b"\x89WFL\r\n\x1a\n"
 VERSION = 1
@@ -36,7 +36,7 @@ class Packed:
 
     Attributes:
         data: the whole file.
-        tensor_bytes: share of every coded or exact tensor, by name: symbols and scales, or exact bytes.
+        tensor_bytes: share of every coded or exact tensor, by name: symbols, scales and codebook, or exact bytes.
         overhead_bytes: all the rest: header, directory with rules and checksums, stream ends.
     """
 
@@ -78,6 +78,10 @@ def pack(
         stream, count = _scales_chunk(vectors)
         chunks.append((stream, "a", count))
         _share(shares, _scales_bits(vectors), len(stream))
+    books = _codebooks({name: quantized[name].rule for name in layouts})
+    if books:
+        chunks.append((b"".join(books.values()), "c", sum(map(len, books.values())) // 4))
+        _share_codebooks(shares, books)
     pieces = list(_pieces(layouts))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for stream, count, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
@@ -114,6 +118,16 @@ def _share(shares: dict[str, float], bits: Mapping[str, float], size: int, strea
     total = sum(bits.values()) or 1.0
     for name, part in bits.items():
         shares[name] += part / total * (size - streams * rans.HEADER_BYTES)
+
+
+def _codebooks(rules: Mapping[str, Rule]) -> dict[str, bytes]:
+    """The values of every codebook."""
+    return {name: rule.values.astype("<f4").tobytes() for name, rule in rules.items() if isinstance(rule, Codebook)}
+
+
+def _share_codebooks(shares: dict[str, float], books: Mapping[str, bytes]) -> None:
+    for name, book in books.items():
+        shares[name] += len(book)
 
 
 ScaleVector = tuple[str, Scales, int]
@@ -296,7 +310,7 @@ class Container:
         codes: list[int] = []
         for line, layout in zip(self._directory.tensors, self.layouts.values(), strict=True):
             lengths += listing.scale_lengths(line, layout)
-            codes += line.scales if isinstance(line, listing.UniformLine) else listing.NO_SCALES
+            codes += listing.scale_codes(line)
         values: list[NDArray[np.int32]] = []
         todo = _side_codes(codes, lengths) if self._directory.chunks else _side_codes([], [])
         for index in self.indices("a"):
@@ -308,10 +322,20 @@ class Container:
             raise FormatError("a scale is out of range")
         parts = np.split(everything.astype(np.int8), np.cumsum(lengths)[:-1]) if lengths else []
         scales = iter([part if code >= 0 else None for part, code in zip(parts, codes, strict=True)])
+        lines = self._directory.tensors
         return {
-            name: listing.rule_and_spread(line, scales)
-            for line, name in zip(self._directory.tensors, self.layouts, strict=True)
+            name: listing.rule_and_spread(line, scales, codebook)
+            for line, name, codebook in zip(lines, self.layouts, self._read_codebooks(), strict=True)
         }
+
+    def _read_codebooks(self) -> list[Floats]:
+        """The values of the codebook of every coded tensor; empty without one."""
+        data = b"".join(self._chunk(index) for index in self.indices("c"))
+        values, ends = np.frombuffer(data, "<f4").astype(np.float32), np.cumsum(self._codebook_sizes())
+        return [values[end - size : end] for size, end in zip(self._codebook_sizes(), ends, strict=True)]
+
+    def _codebook_sizes(self) -> list[int]:
+        return [listing.codebook_size(line) for line in self._directory.tensors]
 
     def indices(self, kind: str) -> list[int]:
         """Indices of the chunks of one kind, in order."""
@@ -349,9 +373,12 @@ class Container:
         data = self.chunk(index)
         try:
             values = symbols.decode(data, everything)
+            parts = np.split(values, np.cumsum([b - a for _, a, b in pieces])[:-1])
+            for (name, _, _), part in zip(pieces, parts, strict=True):
+                listing.check_symbols(part, self.rules[name][0])
         except FormatError as error:
             raise FormatError(f"{self.name}: {error}") from error
-        return np.split(values, np.cumsum([b - a for _, a, b in pieces])[:-1])
+        return parts
 
     def tensor_bytes(self) -> dict[str, float]:
         """Share of every coded or exact tensor in the file, as `Packed` has it; decodes all symbols.
@@ -362,6 +389,7 @@ class Container:
         sizes = listing.exact_sizes(self.entries)
         shares = dict.fromkeys([*self.layouts, *sizes], 0.0)
         chunks = self._directory.chunks
+        _share_codebooks(shares, _codebooks({name: rule for name, (rule, _) in self.rules.items()}))
         for kind, bits in (("a", _scales_bits(self._scale_vectors())), ("x", sizes)):
             indices = self.indices(kind)
             streams = len(indices) if kind == "a" else 0
@@ -380,8 +408,7 @@ class Container:
     def _scale_vectors(self) -> list[ScaleVector]:
         found: list[ScaleVector] = []
         for line, (name, rule) in zip(self._directory.tensors, self.rules.items(), strict=True):
-            codes = line.scales if isinstance(line, listing.UniformLine) else listing.NO_SCALES
-            vectors = zip(listing.scale_vectors(*rule), codes, strict=True)
+            vectors = zip(listing.scale_vectors(*rule), listing.scale_codes(line), strict=True)
             found += [(name, scales, code) for scales, code in vectors if scales is not None]
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, TypeAlias
 
 import msgspec
 import numpy as np
@@ -14,11 +14,13 @@ from msgspec import Meta, Struct
 from waterfill.codec import tables
 from waterfill.errors import FormatError
 from waterfill.records import (
+    Codebook,
     Coded,
     Constant,
     Entry,
     Exact,
     FileLimit,
+    Floats,
     Layout,
     Limits,
     NormMean,
@@ -28,6 +30,7 @@ from waterfill.records import (
     Rule,
     Scales,
     Spread,
+    Symbols,
     Tied,
     Uniform,
 )
@@ -43,11 +46,13 @@ MAX_DIRECTORY_BYTES = 1 << 26
 MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 MAX_NUMEL = 1 << 42
+MAX_CODEBOOK = 1 << 16
 
 Dimension = Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
 Code = Annotated[int, Meta(ge=-1, lt=tables.SCALES)]
 Codes6 = tuple[Code, Code, Code, Code, Code, Code]
 Shrink = Annotated[int, Meta(ge=-64, le=64)]
+Codes3 = tuple[Code, Code, Code]
 NO_SCALES: Codes6 = (-1, -1, -1, -1, -1, -1)
 
 
@@ -82,8 +87,21 @@ class RelativeLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     base: Annotated[int, Meta(ge=-400, le=256)]
 
 
+class CodebookLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="c"):
+    """A `Codebook` rule without its values, and its `Spread`; the three codes are those of the spread."""
+
+    size: Annotated[int, Meta(ge=1, le=MAX_CODEBOOK)]
+    first: Annotated[int, Meta(gt=-MAX_CODEBOOK, le=0)]
+    family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
+    base: Annotated[int, Meta(ge=-400, le=256)]
+    scales: Codes3 = (-1, -1, -1)
+
+
+TensorLine: TypeAlias = UniformLine | RelativeLine | CodebookLine
+
+
 class ChunkLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """A chunk: `a` scales, `s` symbols, `x` exact bytes; its length, its CRC-32, and how many units it decodes to."""
+    """A chunk: `a` scales, `c` codebooks, `s` symbols, `x` exact bytes; its length, its CRC-32, its number of units."""
 
     kind: str
     size: Annotated[int, Meta(ge=0, le=1 << 50)]
@@ -111,7 +129,7 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     """
 
     entries: tuple[EntryLine, ...]
-    tensors: tuple[UniformLine | RelativeLine, ...]
+    tensors: tuple[TensorLine, ...]
     chunks: tuple[ChunkLine, ...]
     producer: str = ""
     limit: LimitLine | None = None
@@ -260,33 +278,66 @@ def scale_vectors(rule: Rule, spread: Spread) -> tuple[Scales | None, ...]:
     return (*steps, spread.rows, spread.channels, spread.taps)
 
 
-def scale_lengths(line: UniformLine | RelativeLine, layout: Layout) -> tuple[int, ...]:
+def scale_codes(line: TensorLine) -> Codes6:
+    """With which table each of the six vectors of scales is coded; -1 for none."""
+    match line:
+        case UniformLine():
+            return line.scales
+        case CodebookLine():
+            return (-1, -1, -1, *line.scales)
+    return NO_SCALES
+
+
+def scale_lengths(line: TensorLine, layout: Layout) -> tuple[int, ...]:
     """How many values each of the six vectors of scales has in the file; 0 for none."""
-    codes = line.scales if isinstance(line, UniformLine) else NO_SCALES
-    return tuple(length if code >= 0 else 0 for code, length in zip(codes, (*layout.axes, *layout.axes), strict=True))
+    lengths = (*layout.axes, *layout.axes)
+    return tuple(length if code >= 0 else 0 for code, length in zip(scale_codes(line), lengths, strict=True))
 
 
-def tensor_line(rule: Rule, spread: Spread, codes: Codes6) -> UniformLine | RelativeLine:
+def codebook_size(line: TensorLine) -> int:
+    """How many values the codebook of a tensor has; 0 without one."""
+    return line.size if isinstance(line, CodebookLine) else 0
+
+
+def tensor_line(rule: Rule, spread: Spread, codes: Codes6) -> TensorLine:
     """The line of a coded tensor."""
     if isinstance(rule, Relative):
         return RelativeLine(rule.mantissa, rule.offset, rule.signed, spread.family, spread.base)
+    if isinstance(rule, Codebook):
+        return CodebookLine(len(rule.values), rule.first, spread.family, spread.base, codes[3:])
     return UniformLine(rule.step, spread.family, spread.base, rule.shrink, codes, rule.offset)
 
 
-def rule_and_spread(line: UniformLine | RelativeLine, scales: Iterator[Scales | None]) -> tuple[Rule, Spread]:
+def rule_and_spread(line: TensorLine, scales: Iterator[Scales | None], codebook: Floats) -> tuple[Rule, Spread]:
     """Undo `tensor_line`; takes six vectors from `scales`.
 
     Raises:
-        FormatError: steps leave the range of normal float32 numbers.
+        FormatError: steps leave the range of normal float32 numbers, or a codebook is not finite or lacks its zero.
     """
     rows, channels, taps, *spreads = (next(scales) for _ in range(6))
     if isinstance(line, RelativeLine):
         return Relative(line.mantissa, line.offset, line.signed), Spread(line.family, line.base)
+    if isinstance(line, CodebookLine):
+        if line.first + line.size <= 0 or not np.isfinite(codebook).all():
+            raise FormatError("a codebook has no value for the symbol 0, or one that is not finite")
+        return Codebook(codebook, line.first), Spread(line.family, line.base, *spreads)
     rule = Uniform(line.step, line.offset, line.shrink, rows, channels, taps)
     present = [scale for scale in (rows, channels, taps) if scale is not None and scale.size]
     if abs(line.step) + 16 * sum(int(np.abs(scale.astype(np.int64)).max()) for scale in present) > 7000:
         raise FormatError("the steps of a tensor are out of range")
     return rule, Spread(line.family, line.base, *spreads)
+
+
+def check_symbols(symbols: Symbols, rule: Rule) -> None:
+    """Check that the symbols of a tensor with a codebook are in it.
+
+    Raises:
+        FormatError: they are not.
+    """
+    if isinstance(rule, Codebook) and symbols.size:
+        low, high = int(symbols.min()) - rule.first, int(symbols.max()) - rule.first
+        if low < 0 or high >= len(rule.values):
+            raise FormatError(f"a symbol is none of the {len(rule.values)} of its codebook")
 
 
 def limit_line(limits: Limits, layouts: Mapping[str, Layout]) -> LimitLine:
@@ -330,19 +381,27 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
     )
     needed = {
         "a": scales,
+        "c": sum(codebook_size(line) for line in directory.tensors),
         "s": sum(layout.numel for layout in layouts.values()),
         "x": sum(exact_sizes(entries).values()),
     }
     constant = sum(math.prod(entry.shape) for entry in entries if isinstance(entry.origin, Constant))
     if constant > needed["s"]:
         raise FormatError(f"{constant} values are constant, more than the {needed['s']} that are coded")
-    found: dict[str, Any] = dict.fromkeys(needed, 0)
+    found = dict.fromkeys(needed, 0)
     for chunk in directory.chunks:
-        if chunk.kind not in found or chunk.count > chunk.size * MAX_UNITS_PER_BYTE[chunk.kind]:
+        if chunk.kind not in found or not _can_hold(chunk):
             raise FormatError(f"a chunk of kind {chunk.kind!r} cannot hold {chunk.count} units in {chunk.size} bytes")
         found[chunk.kind] += chunk.count
     kinds = [chunk.kind for chunk in directory.chunks]
-    if kinds != sorted(kinds, key="asx".index):
-        raise FormatError("the chunks are not in the order scales, symbols, exact bytes")
+    if kinds != sorted(kinds, key="acsx".index):
+        raise FormatError("the chunks are not in the order scales, codebooks, symbols, exact bytes")
     if found != needed:
         raise FormatError(f"the chunks hold {found}, but the tensors need {needed}")
+
+
+def _can_hold(chunk: ChunkLine) -> bool:
+    """Whether a chunk of that length may decode to that many units."""
+    if chunk.kind == "c":
+        return chunk.size == 4 * chunk.count
+    return chunk.count <= chunk.size * MAX_UNITS_PER_BYTE[chunk.kind]

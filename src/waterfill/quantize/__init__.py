@@ -1,6 +1,8 @@
 """Searches for symbols, one method a file; every result is one of the reconstructions of the format."""
 
+from waterfill.quantize.codebook import KMeans
+from waterfill.quantize.prune import Prune, Threshold
 from waterfill.quantize.scalar import Scalar
 from waterfill.quantize.vector import Vector
 
-__all__ = ["Scalar", "Vector"]
+__all__ = ["KMeans", "Prune", "Scalar", "Threshold", "Vector"]

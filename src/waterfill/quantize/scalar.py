@@ -13,7 +13,7 @@ from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
-from waterfill.records import Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
+from waterfill.records import Codebook, Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 
 LARGEST_STEP, LARGEST_SUM = 6000, 7000
 """Bounds of the format, in 1/64 octave: of a step, and of a step with the largest scales of its axes."""
@@ -66,16 +66,18 @@ def finish(
     """The record of symbols that are decided, with their bits and their distortion."""
     scales = (rule.rows, rule.channels, rule.taps) if isinstance(rule, Uniform) else ()
     side = sum(spreads.side_bits(s) for s in scales if s is not None)
+    side += 32 * len(rule.values) if isinstance(rule, Codebook) else 0
     error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
     widest = sum(int(exponents.max(initial=0)) for exponents in fit.exponents(weight.layout))
-    leaves_out = fit.shift > 0 or widest >= tables.SCALES
-    bits = _exact_bits(symbols, fit, weight.layout) if leaves_out else fit.bits
+    largest = int(np.abs(symbols).max(initial=0))
+    beyond = fit.shift > 0 or widest >= tables.SCALES or largest >= spreads.lengths(fit.family).shape[1]
+    bits = _exact_bits(symbols, fit, weight.layout) if beyond else fit.bits
     return Quantized(symbols, rule, fit.spread(), bits + side, cost)
 
 
 def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) -> float:
-    """Bits of symbols and spread where low bits are left out: every element leaves out as many as suit it."""
+    """Bits of symbols and spread where low bits are left out, by every element as many as suit it, or escapes long."""
     spread = fit.spread()
     bits = ideal_bits(symbols.reshape(-1), spread_codes(spread, layout, 0, symbols.size))
     return bits + sum(spreads.side_bits(s) for s in (spread.rows, spread.channels, spread.taps) if s is not None)

@@ -14,7 +14,7 @@ from waterfill.bound import BoundRow, ModelBound
 from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
-from waterfill.records import CompressionResult, Entry, Exact, Relative, Tied, Uniform, percent_above
+from waterfill.records import Codebook, CompressionResult, Entry, Exact, Relative, Tied, Uniform, percent_above
 
 BAR = 40
 """Characters of the longest bar."""
@@ -109,11 +109,13 @@ def _file_row(file: WaterfillFile, entry: Entry, size: float) -> dict[str, Any]:
             return row | {"reconstruction": "tied", "detail": f"the same tensor as {to}"}
     if isinstance(rule, Relative):
         return row | {"reconstruction": "relative", "detail": f"{rule.mantissa} mantissa bits"}
+    below = row["limit"] is not None and row["rate"] < row["limit"]
+    if isinstance(rule, Codebook):
+        return row | {"reconstruction": "codebook", "detail": BELOW if below else "", "values": len(rule.values)}
     if isinstance(rule, Uniform):
         layout = file.container.layouts[entry.name]
         steps = step_sizes(rule, layout, 0, layout.numel)
         low, high = (float(steps.min()), float(steps.max())) if steps.size else (0.0, 0.0)
-        below = row["limit"] is not None and row["rate"] < row["limit"]
         return row | {"reconstruction": "uniform", "detail": BELOW if below else "", "steps": [low, high]}
     return row | {"reconstruction": "constant", "detail": "folded into scale and shift of its norm"}
 
