@@ -121,20 +121,21 @@ class ModelBound:
         if not (math.isfinite(rate) and rate > 0):
             raise UsageError(f"Rate {rate} is out of range; expected a number above zero.")
         bits = rate * self.floating_values - self.exact_bits
-        if bits < 0:
+        if bits < -1e-9 * self.exact_bits:
             raise TargetError(
                 f"Rate {rate:.3g} is below the {self.lowest_rate:.3g} bit/value of the tensors that are stored without "
                 "loss; ask for more."
             )
-        return self._whole.level_at_rate(bits)
+        return self._whole.level_at_rate(max(0.0, bits))
 
     def usual_rates(self, grid: Sequence[float] = GRID) -> list[float]:
         """Bits per value that spend those of a grid on every weight that is not known to be zero.
 
-        They are the grid itself, unless most of the weights are zero.
+        They are the grid itself, unless most of the weights are zero or much is stored without loss.
         """
         live = self._whole.volumes.size / self.floating_values
-        return list(grid) if live > 0.5 or not live else [self.lowest_rate + rate * live for rate in grid]
+        plain = self.lowest_rate < GRID[0] and (live > 0.5 or not live)
+        return list(grid) if plain else [self.lowest_rate + rate * live for rate in grid]
 
     def curve(self, rates: Sequence[float] | None = None) -> list[tuple[float, float]]:
         """(rate, distortion) at rates, by default the usual ones; those below `lowest_rate` are left out."""

@@ -343,8 +343,8 @@ class FileLimit:
 
 
 def percent_above(rate: float, limit: float) -> float | None:
-    """How many percent a rate lies above a limit; None where the limit is zero."""
-    return 100 * (rate / limit - 1) if limit > 0 else None
+    """How many percent a rate lies above a limit; None where the limit is less than anybody would print."""
+    return 100 * (rate / limit - 1) if limit >= 5e-4 else None
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def opens_or_refuses(data):
 @pytest.mark.parametrize(
     "limit",
     [[], [1], [1, "kl"], [1, "kl", []], [1, "kl", [1, 2, 3]], [-1, "kl", [1, 2]], [1, 2, [1, 2]], [1, "kl", [-2, 2]],
-     [1, "kl", [1, 2**17]], [1.5, "kl", [1, 2]], [1, "kl", [1, 2], 0], {}, "limit"],
+     [1, "kl", [1, 2**17]], [1.5, "kl", [1, 2]], [1, "k" * 65, [1, 2]], [1, "kl", [1, 2], 0], {}, "limit"],
 )  # fmt: skip
 def test_limits_that_do_not_fit_are_refused(limit):
     assert directory_of(GOOD)["limit"][2] != []

@@ -1,7 +1,7 @@
 """The fitted source of scales along axes, on weights whose scales and shape are known."""
 
 from itertools import combinations
-from math import log, log2, sqrt
+from math import inf, log, log2, sqrt
 
 import numpy as np
 import pytest
@@ -98,6 +98,27 @@ def test_wide_rows_do_not_hide_narrow_ones(axes, spread, seed):
     assert abs(source.entropy.mean() - truth) < 4 * source.standard_error
 
 
+@pytest.mark.parametrize("exponent", [-100, -33, 27, 100])
+@pytest.mark.parametrize("shape", [1.0, 2.0, inf])
+def test_the_unit_of_the_weights_plays_no_role(shape, exponent):
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(-1, 1, size=SIZES) if shape == inf else drawn(shape, octaves(("row",), 1), 1)
+    plain, scaled = fit_scaled_source(weights), fit_scaled_source(np.ldexp(weights, exponent))
+    assert (scaled.shape, scaled.axes, scaled.standard_error) == (plain.shape, plain.axes, plain.standard_error)
+    shifted = plain.source(weights).entropy + exponent
+    np.testing.assert_allclose(scaled.source(weights).entropy, shifted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.01, 1e-3, 1e-5])
+def test_rows_of_uniform_weights_have_their_scales(ratio):
+    """At one scale they look peaky, and a shape of 40 makes small numbers of small scales."""
+    scales = np.where(np.arange(64) < 8, 1.0, ratio)[:, None, None]
+    weights = np.random.default_rng(0).uniform(-1, 1, size=(64, 256, 1)) * scales
+    found = fit_scaled_source(weights)
+    assert found.axes == ("row",)
+    assert found.source(weights).entropy.mean() == pytest.approx(np.log2(2 * scales).mean(), abs=0.03)
+
+
 def test_row_scales_are_found_among_many_zeros():
     """At one scale such weights look like heavy tails; only a fit with its own shape shows that rows explain more."""
     weights = drawn(2.0, octaves(("row",), 0, spread=1.5), 0)
@@ -191,8 +212,9 @@ def test_exact_zeros_are_known_and_have_no_say_in_the_rest(shape, pruned):
     live = np.count_nonzero(~zero)
     truth = unit_entropy(shape) + broad(logs)[~zero].mean()
     fitted = (2 + number_of_scales(found.axes)) / (2 * log(2) * live)
-    assert abs(source.entropy[~zero].mean() + fitted - truth) < 4 * source.standard_error
-    assert source.standard_error == pytest.approx(1 / (sqrt(shape * live) * log(2)), rel=0.25)
+    of_live = source.standard_error * COUNT / live
+    assert abs(source.entropy[~zero].mean() + fitted - truth) < 4 * of_live
+    assert of_live == pytest.approx(1 / (sqrt(shape * live) * log(2)), rel=0.25)
 
 
 def test_without_zeros_no_weight_is_known():

@@ -90,7 +90,7 @@ def compress(
     chosen = [f"--{name}" for name, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} were given; expected one target: choose what matters.")
-    check_outputs(out, json_file, force=force)
+    check_outputs(out, json_file, force=force, inputs=(Path(model), weights))
     network = as_model(model, weights)
     batches = None if data is None else as_data(data)
     targets: dict[str, Any] = {
@@ -123,11 +123,10 @@ def compress(
 @app.command()
 def decompress(file: FileArgument, out: Destination, force: Force = False) -> None:
     """Decode a file to ordinary safetensors."""
-    from waterfill.atomic import check_destination
     from waterfill.files import decompress as run
     from waterfill.models.state_dict import save_tensors
 
-    check_destination(out, force=force)
+    check_outputs(out, None, force=force, inputs=(file,))
     tensors = run(file)
     save_tensors(out, tensors, force=force)
     show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
@@ -139,6 +138,7 @@ def inspect(file: FileArgument, json_file: Json = None) -> None:
     from waterfill.files import WaterfillFile
     from waterfill.report.text import file_summary, file_table
 
+    check_outputs(None, json_file, force=True, inputs=(file,))
     with WaterfillFile(file) as opened:
         opened.verify()
         summary = file_summary(str(file), opened)
@@ -181,7 +181,7 @@ def bound(
         raise UsageError("--rate and --distortion were given; expected one: choose what matters.")
     if picture is not None:
         kind = picture_format(picture)
-    check_outputs(picture, json_file, force=force)
+    check_outputs(picture, json_file, force=force, inputs=(Path(model), weights))
     network = as_model(model, weights)
     with progress_bar() as progress:
         found = run(
@@ -196,6 +196,11 @@ def bound(
             progress=progress,
         )
     (usual,) = found.usual_rates([USUAL])
+    if distortion is not None and distortion >= found.largest_distortion:
+        raise UsageError(
+            f"--distortion {distortion:g} is not below {found.largest_distortion:g}, where no tensor takes a bit; "
+            "ask for less."
+        )
     at = found.rate(distortion) if distortion is not None else usual if rate is None else rate
     show(bound_table(found, at))
     if picture is not None:
@@ -222,6 +227,7 @@ def evaluate(
 
     if data is None:
         raise UsageError("evaluate needs --data package.module:factory.")
+    check_outputs(None, json_file, force=True, inputs=(file, weights))
     network = as_module(model, weights)
     batches = as_data(data)
     compressed = None if file is None else load(file, into=deepcopy(network))

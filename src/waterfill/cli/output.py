@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,21 @@ def show(text: Any) -> None:
     Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(text, str)).print(text)
 
 
-def check_outputs(out: Path | None, json_file: Path | None, *, force: bool) -> None:
+def check_outputs(out: Path | None, json_file: Path | None, *, force: bool, inputs: Sequence[Path | None] = ()) -> None:
     """Check that both files of a command can be written, before any work.
 
     Raises:
-        UsageError: they are the same file.
+        UsageError: they are the same file, or one is an input.
         WaterfillError: a folder is missing or not writable, or `out` exists and `force` is False.
     """
     from waterfill.atomic import check_destination
 
     if out is not None and json_file is not None and json_file.resolve() == out.resolve():
         raise UsageError(f"--out and --json both name {out}; expected two files: choose another name for one.")
+    read = {path.resolve() for path in inputs if path is not None}
+    for path in (out, json_file):
+        if path is not None and path.resolve() in read:
+            raise UsageError(f"{path} is an input and would be overwritten; expected another file to write.")
     if out is not None:
         check_destination(out, force=force)
     if json_file is not None:

@@ -46,6 +46,7 @@ MAX_DIRECTORY_BYTES = 1 << 26
 MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 MAX_NUMEL = 1 << 42
+MAX_MEASURE = 64
 MAX_CODEBOOK = 1 << 16
 
 Dimension = Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
@@ -113,7 +114,7 @@ class LimitLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True
     """Bits of the whole file, the measure, and hundredths of a bit per value of every coded matrix, -1 for none."""
 
     bits: Annotated[int, Meta(ge=0, le=1 << 50)]
-    measure: str
+    measure: Annotated[str, Meta(max_length=MAX_MEASURE)]
     rates: tuple[Annotated[int, Meta(ge=-1, le=1 << 16)], ...]
 
 
@@ -344,7 +345,7 @@ def limit_line(limits: Limits, layouts: Mapping[str, Layout]) -> LimitLine:
     """The line of the limits of a file with these coded tensors."""
     found = [limits.tensors.get(name) for name in _matrices(layouts)]
     rates = tuple(-1 if limit is None else min(round(100 * limit.rate), 1 << 16) for limit in found)
-    return LimitLine(round(limits.bits), limits.measure, rates)
+    return LimitLine(round(limits.bits), limits.measure[:MAX_MEASURE], rates)
 
 
 def limit_of(directory: Directory, entries: tuple[Entry, ...]) -> FileLimit | None:

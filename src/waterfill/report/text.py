@@ -16,7 +16,7 @@ from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
 from waterfill.records import Codebook, CompressionResult, Entry, Exact, Relative, Tied, Uniform, percent_above
 
-BAR = 40
+BAR = 24
 """Characters of the longest bar."""
 
 OVERHEAD = "header, directory"
@@ -76,7 +76,8 @@ def _limit_line(rate: float, limit: float, measure: str) -> str:
     percent = percent_above(rate, limit)
     share = "" if percent is None else f" ({percent:.1f} %)"
     where = f"{abs(rate - limit):.3f} bit/value {BELOW if rate < limit else f'above it{share}'}"
-    return f"limit {limit:.3f} bit/value at this distortion (measured by {measure}); the file is {where}. {CAVEAT}"
+    by = f"at this distortion (measured by {_printable(measure)})"
+    return f"limit {limit:.3f} bit/value {by}; the file is {where}. {CAVEAT}"
 
 
 def file_summary(path: str, file: WaterfillFile) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def file_table(summary: Mapping[str, Any]) -> Group:
     lines = [
         f"{summary['file']}: {size:,} bytes, {summary['rate']:.3f} bit/value over {summary['floating_values']:,} "
         f"values, {original / size:.1f} times smaller than {original:,} bytes; "
-        f"written by {summary['producer']}; all checksums are right"
+        f"written by {_printable(summary['producer'])}; all checksums are right"
     ]
     if summary["limit"] is not None:
         lines.append(_limit_line(summary["rate"], summary["limit"], summary["limit_measure"]))

@@ -16,6 +16,9 @@ AXES = ("row", "channel", "tap")
 ROUNDS = 3
 """How often scales and shape are fitted to each other."""
 
+LEAST_SCALE = 1e-12
+"""Of the largest scale along an axis."""
+
 SWEEPS = 2
 """How often the scales of several axes are fitted to each other, each time."""
 
@@ -31,7 +34,7 @@ class ScaledSource:
             where the scale does not change enough to pay for itself.
         axes: names of the axes along which it changes.
         zeros: fraction of the weights that are exactly zero.
-        standard_error: of the mean entropy of a weight, bits.
+        standard_error: of the mean entropy of all weights, bits; those that are exactly zero have no error.
     """
 
     shape: float
@@ -84,22 +87,26 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
     live = values != 0
     if not live.any() or np.ptp(values[live]) == 0:
         raise UsageError("The weights have no spread, so they have no density; expected two different ones or more.")
+    exponent = math.frexp(float(np.abs(values).max()))[1]
+    values = np.ldexp(values, -exponent)  # powers of the magnitudes stay in range
     mean = float(values.mean()) if live.all() else 0.0
     fit, best = _fitted(values, live, mean)
     for _ in range(ROUNDS if live.all() else 0):
-        better = fit.mean(best, values)
-        if abs(better - mean) <= 1e-3 * fit.least_scale(best):
+        moved = fit.mean(best, values)
+        if abs(moved - mean) <= 1e-3 * fit.least_scale(best):
             break
-        mean = better
-        fit, best = _fitted(values, live, mean)
+        other, found = _fitted(values, live, moved)
+        if not other.price(found) < fit.price(best):
+            break
+        mean, fit, best = moved, other, found
     rows, channels, taps = (np.log2(power) / best.shape for power in best.powers)
     return ScaledSource(
         shape=best.shape,
-        mean=mean,
-        log2_scales=(rows, channels, taps),
+        mean=math.ldexp(mean, exponent),
+        log2_scales=(rows + exponent, channels, taps),
         axes=tuple(AXES[axis] for axis in sorted(best.axes)),
         zeros=1 - fit.count / values.size,
-        standard_error=fit.standard_error(best),
+        standard_error=fit.standard_error(best) * fit.count / values.size,
     )
 
 
@@ -107,13 +114,13 @@ def _fitted(values: Array, live: NDArray[np.bool_], mean: float) -> tuple[_Fit, 
     """The fit around a mean, with the axes that pay for themselves."""
     fit = _Fit(np.abs(values - mean), live)
     best = fit.refined(fit.start())
-    price = math.log2(fit.count) / 2
     while True:
         options = [axis for axis in range(3) if axis not in best.axes and 1 < values.shape[axis] < values.size]
-        tried = [(fit.bits(found) + price * (values.shape[found.axes[-1]] - 1), found)
-                 for found in (fit.refined(fit.rescaled(best, (*best.axes, axis))) for axis in options)]  # fmt: skip
+        tried = [(fit.price(found), found)
+                 for start in {best.shape: best, 2.0: fit.start()}.values()
+                 for found in (fit.refined(fit.rescaled(start, (*best.axes, axis))) for axis in options)]  # fmt: skip
         cost, found = min(tried, key=lambda pair: pair[0], default=(math.inf, best))
-        if cost >= fit.bits(best):
+        if not cost < fit.price(best):
             return fit, best
         best = found
 
@@ -156,17 +163,20 @@ class _Fit:
                 else found.shape * sums.sum() / self.count
             )
             whole = np.broadcast_to(means, powers[axis].shape)
-            powers[axis] = np.maximum(whole, 1e-12 * float(whole.max()))  # a row of equal weights has no scale
+            least = max(LEAST_SCALE**found.shape, 1e-300)  # a row of equal weights has no scale
+            powers[axis] = np.maximum(whole, least * float(whole.max()))
         return _Found(found.shape, found.raised, tuple(powers), axes)
 
     def refined(self, found: _Found) -> _Found:
-        """Shape and scales, fitted to each other."""
+        """Shape and scales, fitted to each other; the best of some rounds."""
+        tried = [found]
         for _ in range(ROUNDS):
+            found = tried[-1]
             scales = np.exp(self._log_powers(found).reshape(-1)[self._some] / found.shape)
             shape = self._shape(self._magnitudes.reshape(-1)[self._some] / scales)
             powers = tuple(power ** (shape / found.shape) for power in found.powers)
-            found = self.rescaled(_Found(shape, self._magnitudes**shape, powers, found.axes), found.axes)
-        return found
+            tried.append(self.rescaled(_Found(shape, self._magnitudes**shape, powers, found.axes), found.axes))
+        return min(tried, key=self.bits)
 
     def _shape(self, magnitudes: Array) -> float:
         """The shape of largest likelihood if it pays for itself, else that of a Gaussian."""
@@ -186,6 +196,11 @@ class _Fit:
     def least_scale(self, found: _Found) -> float:
         """The smallest of all scales."""
         return float(math.prod(power.min() for power in found.powers) ** (1 / found.shape))
+
+    def price(self, found: _Found) -> float:
+        """Total entropy, and what the scales of the axes cost."""
+        scales = sum(self._live.shape[axis] - 1 for axis in found.axes)
+        return float(self.bits(found) + scales * math.log2(self.count) / 2)
 
     def bits(self, found: _Found) -> float:
         """Total entropy of the weights under their own fit."""

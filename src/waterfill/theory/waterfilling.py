@@ -108,7 +108,7 @@ class Rectangles:
 
     def rate(self, level: float) -> float:
         """Rate `sum_i max(0, 1/2 log2(v_i / level))` in bits at a level; infinite at zero."""
-        full = int(np.searchsorted(self.volumes, level))
+        full = int(np.searchsorted(self.volumes, level, side="right"))
         open_ones = self.volumes.size - full
         if not open_ones:
             return 0.0
