@@ -16,7 +16,7 @@ from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
 from waterfill.errors import TargetError, UsageError
 from waterfill.files import exact_bytes
-from waterfill.limits import fit_sources, volumes
+from waterfill.limits import fit_sources, rectangles
 from waterfill.prepare import Prepared, prepare
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.theory.scaled_source import ScaledSource
@@ -227,7 +227,7 @@ def _bound(ready: Prepared) -> ModelBound:
     if not ready.inventory.floating_values:
         raise TargetError("The model has no floating-point values; expected at least one, to which a rate applies.")
     sources = fit_sources(weights)
-    known = [name for name in sources if not weights[name].is_vector or name in ready.forms]
+    parts = dict(rectangles(weights, sources, ready.forms))
     exact = {name: exact_bytes(tensor) for name, tensor in ready.inventory.exact.items()}
     return ModelBound(
         floating_values=ready.inventory.floating_values,
@@ -235,9 +235,9 @@ def _bound(ready: Prepared) -> ModelBound:
         importance=ready.estimator.name,
         unit=ready.unit,
         exact_bits=8.0 * container.exact_size(ready.inventory.entries, exact),
-        left_out=tuple(name for name in weights if name not in known),
+        left_out=tuple(name for name in weights if name not in parts),
         factor=ready.factor,
         shapes={name: weight.layout.shape for name, weight in weights.items()},
         sources=sources,
-        parts={name: Rectangles(volumes(weights[name], sources[name], ready.forms.get(name))) for name in known},
+        parts=parts,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from waterfill.allocate import Job
@@ -35,6 +35,16 @@ def fit_sources(weights: Mapping[str, Weight]) -> dict[str, ScaledSource]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(large, pool.map(one, large.values()), strict=True))
     return {name: source for name, source in found.items() if source is not None}
+
+
+def rectangles(
+    weights: Mapping[str, Weight], sources: Mapping[str, ScaledSource], forms: Mapping[str, QuadraticForm | None]
+) -> Iterator[tuple[str, Rectangles]]:
+    """The volumes of every tensor that has a source and whose sensitivity is known: all but vectors without a form."""
+    for name, source in sources.items():
+        weight, form = weights[name], forms.get(name)
+        if form is not None or not weight.is_vector:
+            yield name, Rectangles(volumes(weight, source, form))
 
 
 def volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -> Array:
@@ -68,12 +78,12 @@ def price(
     """
     tensors: dict[str, TensorLimit] = {}
     parts, total, variance = [], 0.0, 0.0
-    for name, source in sources.items():
-        job, distortion = jobs[name], quantized[name].distortion
-        unknown = job.form is None and job.weight.is_vector
-        if unknown or not distortion > 0:
+    weights = {name: job.weight for name, job in jobs.items()}
+    forms = {name: job.form for name, job in jobs.items()}
+    for name, part in rectangles(weights, sources, forms):
+        source, count, distortion = sources[name], weights[name].matrix.size, quantized[name].distortion
+        if not distortion > 0:
             continue
-        part, count = Rectangles(volumes(job.weight, source, job.form)), job.weight.matrix.size
         tensors[name] = TensorLimit(part.rate_at_distortion(distortion) / count, source.name, source.standard_error)
         parts.append(part)
         total += distortion

@@ -162,9 +162,7 @@ def unpack(data: bytes, size: int) -> Directory:
         directory = msgspec.json.decode(text, type=Directory)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"the directory cannot be read ({error})") from error
-    entries = entries_of(directory)
-    check_chunks(directory, entries)
-    limit_of(directory, entries)
+    check_chunks(directory, entries_of(directory))
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,14 +114,14 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
 def _fitted(values: Array, live: NDArray[np.bool_], mean: float) -> tuple[_Fit, _Found]:
     """The fit around a mean, with the axes that pay for themselves."""
     fit = _Fit(np.abs(values - mean), live)
-    best = fit.refined(fit.start())
+    plain = fit.start()
+    best = fit.refined(plain)
     while True:
         options = [axis for axis in range(3) if axis not in best.axes and 1 < values.shape[axis] < values.size]
-        tried = [(fit.price(found), found)
-                 for start in {best.shape: best, 2.0: fit.start()}.values()
-                 for found in (fit.refined(fit.rescaled(start, (*best.axes, axis))) for axis in options)]  # fmt: skip
-        cost, found = min(tried, key=lambda pair: pair[0], default=(math.inf, best))
-        if not cost < fit.price(best):
+        starts = (plain,) if best.shape == plain.shape else (best, plain)
+        tried = (fit.refined(fit.rescaled(start, (*best.axes, axis))) for start in starts for axis in options)
+        found = min(tried, key=fit.price, default=best)
+        if not fit.price(found) < fit.price(best):
             return fit, best
         best = found
 
@@ -169,14 +170,17 @@ class _Fit:
 
     def refined(self, found: _Found) -> _Found:
         """Shape and scales, fitted to each other; the best of some rounds."""
-        tried = [found]
+        return min(self._rounds(found), key=self.bits)
+
+    def _rounds(self, found: _Found) -> Iterator[_Found]:
+        """A fit, and what follows from it round by round; no more than two are in memory."""
+        yield found
         for _ in range(ROUNDS):
-            found = tried[-1]
             scales = np.exp(self._log_powers(found).reshape(-1)[self._some] / found.shape)
             shape = self._shape(self._magnitudes.reshape(-1)[self._some] / scales)
             powers = tuple(power ** (shape / found.shape) for power in found.powers)
-            tried.append(self.rescaled(_Found(shape, self._magnitudes**shape, powers, found.axes), found.axes))
-        return min(tried, key=self.bits)
+            found = self.rescaled(_Found(shape, self._magnitudes**shape, powers, found.axes), found.axes)
+            yield found
 
     def _shape(self, magnitudes: Array) -> float:
         """The shape of largest likelihood if it pays for itself, else that of a Gaussian."""
