@@ -9,7 +9,7 @@ import waterfill
 from resnet20 import Once
 from results import Section
 from waterfill import importance, zoo
-from waterfill.records import CompressionResult
+from waterfill.results import CompressionResult
 
 RATES = {"resnet20": (2.0, 3.0, 4.0), "lenet300": (0.5, 1.0, 2.0)}
 SHOWN = {"resnet20": 3.0, "lenet300": 1.0}

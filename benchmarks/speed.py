@@ -38,7 +38,7 @@ def coder(family: int, scale: int, name: str) -> list[dict[str, Any]]:
     pmf = tables.frequencies()[cls] / tables.TOTAL
     symbols = np.random.default_rng(0).choice(256, SYMBOLS, p=pmf).astype(np.uint8)
     classes = np.full(SYMBOLS, cls, np.uint16)
-    info, inverse = tables.encoder_tables()
+    info, inverse = tables.encoder_info(), tables.inverses()
     words = np.empty(SYMBOLS + 8, np.uint16)
     stream = rans.encode([(symbols, classes)])
     ideal = -float(np.log2(pmf[symbols]).mean())  # of these symbols under the table that codes them

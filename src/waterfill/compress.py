@@ -18,7 +18,6 @@ from waterfill.quantize import Scalar
 from waterfill.reconstruct import reconstruct
 from waterfill.records import (
     Codebook,
-    CompressionResult,
     Constant,
     Entry,
     Exact,
@@ -27,9 +26,9 @@ from waterfill.records import (
     Quantized,
     Relative,
     TensorLimit,
-    TensorReport,
     Tied,
 )
+from waterfill.results import CompressionResult, TensorReport
 from waterfill.search import Attempt, fixed_attempt, search, workshops
 
 DEFAULT_RATE = 4.0

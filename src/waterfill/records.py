@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-from waterfill.atomic import write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -252,11 +247,26 @@ Rule: TypeAlias = Uniform | Relative | Codebook
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
-    """How wide the symbols spread, element by element: which frozen table codes which symbol.
+class Table:
+    """Frequencies of a tensor's own: of consecutive symbols, and of the escape to whatever codes the others.
 
-    The element (i, c, t) is coded with the table of standard deviation `2^((e - 32) / 8)` steps, with
-    `e = base + 2 (rows[i] + channels[c] + taps[t])`, clipped to what the bank holds.
+    Attributes:
+        first: the symbol of the first root.
+        roots: int32 [n + 1], 0 to 1023, n from 1 to 255; the frequency of the symbol `first + i` goes as the square of
+            the root i, that of the escape as the square of the last one. No root, no frequency.
+    """
+
+    first: int
+    roots: Symbols
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How wide the symbols spread, element by element: which table codes which symbol.
+
+    A symbol is coded with the first of the tensor's own tables that has it, after an escape from those before. All
+    others, without own tables all, have frozen ones: the element (i, c, t) that of standard deviation
+    `2^((e - 32) / 8)` steps, with `e = base + 2 (rows[i] + channels[c] + taps[t])`, clipped to what the bank holds.
 
     Attributes:
         family: index of the shape in the bank of tables.
@@ -264,6 +274,7 @@ class Spread:
         rows: offsets of rows in quarter octaves, int8 [out], or None for none.
         channels: the same for input channels, int8 [channels].
         taps: the same for the taps of a convolution kernel, int8 [taps].
+        tables: the tensor's own tables, at most two.
     """
 
     family: int
@@ -271,6 +282,7 @@ class Spread:
     rows: Scales | None = None
     channels: Scales | None = None
     taps: Scales | None = None
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +293,7 @@ class Quantized:
         symbols: int32 [out, in].
         rule: the reconstruction.
         spread: the entropy model.
-        bits: ideal code length of the symbols and scales under the frozen tables, and the values of a codebook.
+        bits: ideal code length of the symbols, the scales and the tensor's own tables, and the values of a codebook.
         distortion: what the errors cost by the quadratic form the quantizer was given: `e^T I_w e`.
     """
 
@@ -292,7 +304,7 @@ class Quantized:
     distortion: float = 0.0
 
 
-# What the user gets
+# How small it could be
 
 
 @dataclass(frozen=True)
@@ -340,137 +352,3 @@ class FileLimit:
     bits: int
     rates: Mapping[str, float]
     measure: str
-
-
-def percent_above(rate: float, limit: float) -> float | None:
-    """How many percent a rate lies above a limit; None where the limit is less than anybody would print."""
-    return 100 * (rate / limit - 1) if limit >= 5e-4 else None
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """One row of the table: a tensor of the model and what it costs in the file.
-
-    Attributes:
-        name: name in the state dict.
-        shape: its shape.
-        numel: number of values.
-        size_bytes: its share of the file, without the directory.
-        rate: bits per value.
-        distortion: quadratic form of its error: half of `e^T I_w e` in nats under a KL importance, `e^T I_w e` in
-            squared output under a regression importance, the squared error without data; None when it has none.
-        reconstruction: how symbols become values: `uniform`, `relative`, `codebook`, `exact`, `tied`, `constant`.
-        reason: why a tensor is not quantized, or is quantized in a special way, or lies below its limit; else empty.
-        limit: lower bound on the rate at the distortion that was reached, bits per value, under the source model; None
-            for a tensor without one. The distortion is the one of `CompressionResult.limit_measure`.
-        limit_error: standard error of the limit, from the fitted entropy.
-        source_model: what the weights are taken to be drawn from; empty without a limit.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    numel: int
-    size_bytes: float
-    rate: float
-    distortion: float | None
-    reconstruction: str
-    reason: str = ""
-    limit: float | None = None
-    limit_error: float | None = None
-    source_model: str = ""
-
-    @property
-    def gap(self) -> float | None:
-        """Bits per value above the limit."""
-        return None if self.limit is None else self.rate - self.limit
-
-    @property
-    def gap_percent(self) -> float | None:
-        """The gap in percent of the limit; None without a limit above zero."""
-        return None if self.limit is None else percent_above(self.rate, self.limit)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields and the gap, by name."""
-        return dataclasses.asdict(self) | {"gap": self.gap, "gap_percent": self.gap_percent}
-
-
-@dataclass(frozen=True, eq=False)
-class CompressionResult:
-    """A compressed model: the bytes of the file and what is known about it.
-
-    Attributes:
-        data: the whole file.
-        floating_values: number of floating-point values of the model, tied ones once.
-        original_bytes: bytes of all tensors before, tied ones once.
-        tensors: a row for every entry of the state dict.
-        overhead_bytes: bytes that belong to no tensor (header, directory, checksums, stream ends).
-        water_level: distortion per weight at which every weight is filled.
-        distortion: mean distortion on the calibration data, measured: D(original || compressed) in nats for logits,
-            squared error for values; None without data.
-        target: what was asked, for example `{"rate": 3.0}`; empty for quantizers of a fixed rate without a target.
-        importance: name of the importance that was used.
-        importance_power: to which power the importances of the matrices were taken when steps were chosen.
-        limit: lower bound on the rate of the whole file at the distortion that was reached, bits per value, under the
-            source models of its tensors; tensors without one count as they are stored. It holds on average over
-            networks drawn from these sources; it is no converse for this one network.
-        limit_error: standard error of the limit, from the fitted entropies.
-        limit_measure: the distortion of the limit: the quadratic form of this importance, to the power kept.
-    """
-
-    data: bytes = field(repr=False)
-    floating_values: int
-    original_bytes: int
-    tensors: tuple[TensorReport, ...] = field(repr=False)
-    overhead_bytes: float
-    water_level: float
-    distortion: float | None
-    target: Mapping[str, float]
-    importance: str
-    importance_power: float
-    limit: float
-    limit_error: float
-    limit_measure: str
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the whole file."""
-        return len(self.data)
-
-    @property
-    def rate(self) -> float:
-        """Bits of the whole file per floating-point value of the model."""
-        return 8 * self.size_bytes / max(1, self.floating_values)
-
-    @property
-    def gap(self) -> float:
-        """Bits per value of the whole file above its limit."""
-        return self.rate - self.limit
-
-    @property
-    def gap_percent(self) -> float | None:
-        """The gap in percent of the limit; None where that is zero."""
-        return percent_above(self.rate, self.limit)
-
-    @property
-    def ratio(self) -> float:
-        """How many times smaller the file is than the tensors were."""
-        return self.original_bytes / self.size_bytes
-
-    def save(self, path: str | Path, *, force: bool = True) -> None:
-        """Write the file; a reader sees the old file or the whole new one, never a part.
-
-        Args:
-            path: where to write.
-            force: replace a file that exists; otherwise it is refused.
-
-        Raises:
-            WaterfillError: the folder is missing or not writable, or the file exists and `force` is False.
-        """
-        write_atomically(Path(path), [self.data], force=force)
-
-    def to_json(self) -> str:
-        """Everything but the bytes, as JSON text."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("data", "tensors")}
-        fields |= {name: getattr(self, name) for name in ("size_bytes", "rate", "ratio", "gap", "gap_percent")}
-        fields |= {"target": dict(self.target), "tensors": [row.to_dict() for row in self.tensors]}
-        return json.dumps(fields, indent=1)

@@ -1,5 +1,6 @@
 """A decoder written from docs/format.md alone: plain Python, whole numbers up to the symbols, no package code."""
 
+import itertools
 import json
 import math
 import struct
@@ -32,17 +33,34 @@ class Stream:
         self.words = list(struct.unpack(f"<{(len(data) - 32) // 2}H", data[32:]))[::-1]
 
     def run(self, classes):
+        return self.symbols([TABLES[cls] for cls in classes])
+
+    def symbols(self, tables):
         out = []
-        for n, cls in enumerate(classes):
+        for n, table in enumerate(tables):
             x, start, symbol = self.states[n % 8], 0, 0
             slot = x % 4096
-            while start + TABLES[cls][symbol] <= slot:
-                start += TABLES[cls][symbol]
+            while start + table[symbol] <= slot:
+                start += table[symbol]
                 symbol += 1
-            x = TABLES[cls][symbol] * (x // 4096) + slot - start
+            x = table[symbol] * (x // 4096) + slot - start
             self.states[n % 8] = x if x >= 1 << 16 else (x << 16) + self.words.pop()
             out.append(symbol)
         return out
+
+    def values(self, models, own):
+        """Integers of (tensor, family, exponent) triples, those of own tables first."""
+        values = [None] * len(models)
+        for tensor in sorted({t for t, _, _ in models}):
+            left = [n for n, (t, _, _) in enumerate(models) if t == tensor]
+            for first, frequencies in own[tensor]:
+                for n, symbol in zip(left, self.symbols([frequencies] * len(left)), strict=True):
+                    values[n] = first + symbol if symbol < len(frequencies) - 1 else None
+                left = [n for n in left if values[n] is None]
+        left = [n for n, value in enumerate(values) if value is None]
+        for n, value in zip(left, self.integers([models[n][1:] for n in left]), strict=True):
+            values[n] = value
+        return values
 
     def integers(self, exponents):
         """Integers of (family, exponent) pairs; all runs of a chunk."""
@@ -66,6 +84,19 @@ class Stream:
         assert self.states == [1 << 16] * 8
         assert not self.words
         return [(h << b) + r - (1 << b >> 1) for h, b, r in zip(high, low, rest, strict=True)]
+
+
+def own_frequencies(differences):
+    roots = list(itertools.accumulate(differences))
+    assert 0 <= min(roots) <= max(roots) <= 1023
+    left = 4096 - sum(root > 0 for root in roots)
+    total, before, out = sum(root**2 for root in roots), 0, []
+    for root in roots:
+        out.append((root > 0) + left * (before + root**2) // total - left * before // total)
+        before += root**2
+    assert sum(out) == 4096
+    assert max(out) <= 4093
+    return out
 
 
 def octave(index):
@@ -106,23 +137,26 @@ def decode_matrices(coded, lines, chunks):
     places, exponents = [], []
     for entry, line in zip(coded, lines, strict=True):
         codes = line[5] if line[0] in "uc" and len(line) > 5 else [-1] * 6
-        codes = [-1] * (6 - len(codes)) + codes
-        for code, length in zip(codes, axes_of(entry) * 2, strict=True):
+        codes = [-1] * (6 - len(codes)) + codes + [code for _, _, code in own_lines(line)]
+        lengths = [*axes_of(entry) * 2, *(count + 1 for _, count, _ in own_lines(line))]
+        for code, length in zip(codes, lengths, strict=True):
             places.append(length if code >= 0 else 0)
             exponents += [(5, code)] * (length if code >= 0 else 0)
-    scales = take_all(chunks["a"], exponents)
-    parts, at = [], 0
-    for length in places:
-        parts.append(scales[at : at + length])
-        at += length
-    exponents, shapes = [], []
+    side = iter(take_all(chunks["a"], [(0, *e) for e in exponents], [[]]))
+    vectors = iter([[next(side) for _ in range(length)] for length in places])
+    parts, own = [], []
+    for line in lines:
+        parts += [next(vectors) for _ in range(6)]
+        own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines(line)])
+    assert all(-127 <= s <= 127 for part in parts for s in part)
+    models, shapes = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
         family, base = line[{"u": 2, "r": 4, "c": 3}[line[0]] :][:2]
         axes = axes_of(entry)
-        exponents += [(family, base + 2 * s) for s in axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)]
+        models += [(n, family, base + 2 * s) for s in axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)]
         shapes.append(axes)
     books = iter(np.frombuffer(b"".join(c for c, _ in chunks["c"]), "<f4"))
-    symbols, at, values = take_all(chunks["s"], exponents), 0, {}
+    symbols, at, values = take_all(chunks["s"], models, own), 0, {}
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
         out, channels, taps = shapes[n]
         some = symbols[at : at + out * channels * taps]
@@ -138,12 +172,17 @@ def decode_matrices(coded, lines, chunks):
     return values
 
 
-def take_all(chunks, exponents):
+def own_lines(line):
+    at = {"u": 7, "r": 6, "c": 6}[line[0]]
+    return line[at] if len(line) > at else []
+
+
+def take_all(chunks, models, own):
     values, at = [], 0
     for stream, count in chunks:
-        values += Stream(stream).integers(exponents[at : at + count])
+        values += Stream(stream).values(models[at : at + count], own)
         at += count
-    assert at == len(exponents)
+    assert at == len(models)
     return values
 
 
@@ -161,7 +200,7 @@ def uniform(k, line, scale):
 
 
 def relative(k, line, _):
-    _, mantissa, offset, signed, _, _ = line
+    mantissa, offset, signed = line[1:4]
     sign, k = (k % 2, k // 2) if signed else (0, k)
     pattern = (k + offset) * 2 ** (23 - mantissa)
     pattern = pattern if 0 <= pattern < 0x7F800000 else 0

@@ -4,12 +4,13 @@ from waterfill.codec import tables
 
 
 def encode(runs):
-    """Encode runs of (symbols, classes); twin of `rans.encode`."""
+    """Encode runs of (symbols, classes, own frequencies); twin of `rans.encode`."""
     states, words = [1 << 16] * 8, []
-    for symbols, classes in reversed(runs):
+    for symbols, classes, own in reversed(runs):
         for n in range(len(symbols) - 1, -1, -1):
-            lane, freq = n % 8, int(tables.frequencies()[classes[n]][symbols[n]])
-            start = int(tables.starts()[classes[n]][symbols[n]])
+            frequencies = tables.frequencies()[classes[n]] if own is None else own
+            lane, freq = n % 8, int(frequencies[symbols[n]])
+            start = int(sum(frequencies[: symbols[n]]))
             x = states[lane]
             if x >= freq << 20:
                 words.append(x & 0xFFFF)
@@ -19,15 +20,15 @@ def encode(runs):
     return data + b"".join(word.to_bytes(2, "little") for word in reversed(words))
 
 
-def decode(data, runs_of_classes):
-    """Decode runs, given the classes of each; twin of `rans.Decoder`."""
+def decode(data, tables_of_runs):
+    """Decode runs, given the classes and own frequencies of each; twin of `rans.Decoder`."""
     states = [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(8)]
     words = [int.from_bytes(data[i : i + 2], "little") for i in range(32, len(data), 2)]
     runs = []
-    for classes in runs_of_classes:
+    for classes, own in tables_of_runs:
         symbols = []
         for n, cls in enumerate(classes):
-            x, frequencies = states[n % 8], tables.frequencies()[cls]
+            x, frequencies = states[n % 8], tables.frequencies()[cls] if own is None else own
             slot, symbol, start = x & 4095, 0, 0
             while start + int(frequencies[symbol]) <= slot:
                 start += int(frequencies[symbol])

@@ -9,18 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
 from waterfill.codec import directory as listing
-from waterfill.codec import rans, symbols, tables
+from waterfill.codec import pieces as coder
+from waterfill.codec import rans, symbols
 from waterfill.codec.directory import ChunkLine, Directory
+from waterfill.codec.pieces import Model
 from waterfill.codec.symbols import Codes
 from waterfill.errors import FormatError
-from waterfill.records import Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Scales, Spread, Symbols
+from waterfill.records import Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Spread, Symbols
 
 MAGIC = b"\x89WFL\r\n\x1a\n"
 VERSION = 1
@@ -67,17 +68,17 @@ def pack(
     layouts = listing.coded_layouts(entries)
     shares = dict.fromkeys([*layouts, *exact], 0.0)
     lines, chunks = [], []
-    vectors: list[ScaleVector] = []
+    vectors: list[SideVector] = []
     for name in layouts:
         item = quantized[name]
-        scales = listing.scale_vectors(item.rule, item.spread)
-        codes = [-1 if s is None else symbols.scale_code(s) for s in scales]
-        lines.append(listing.tensor_line(item.rule, item.spread, cast(listing.Codes6, tuple(codes))))
-        vectors += [(name, s, code) for s, code in zip(scales, codes, strict=True) if s is not None]
+        found = listing.side_vectors(item.rule, item.spread)
+        codes = listing.best_codes(found)
+        lines.append(listing.tensor_line(item.rule, item.spread, codes))
+        vectors += _present(name, found, codes)
     if vectors:
-        stream, count = _scales_chunk(vectors)
+        stream, count = _side_chunk(vectors)
         chunks.append((stream, "a", count))
-        _share(shares, _scales_bits(vectors), len(stream))
+        _share(shares, _side_bits(vectors), len(stream))
     books = _codebooks({name: quantized[name].rule for name in layouts})
     if books:
         chunks.append((b"".join(books.values()), "c", sum(map(len, books.values())) // 4))
@@ -130,29 +131,34 @@ def _share_codebooks(shares: dict[str, float], books: Mapping[str, bytes]) -> No
         shares[name] += len(book)
 
 
-ScaleVector = tuple[str, Scales, int]
-"""Name of a tensor, scales of one of its axes, and their code."""
+SideVector = tuple[str, Symbols, int]
+"""Name of a tensor, scales of one of its axes or differences of an own table, and their code."""
 
 
-def _scales_chunk(vectors: list[ScaleVector]) -> tuple[bytes, int]:
-    """All scales of all tensors as one stream, and their number."""
-    values = np.concatenate([scales for _, scales, _ in vectors]).astype(np.int32)
-    codes = _side_codes([code for _, _, code in vectors], [scales.size for _, scales, _ in vectors])
+def _present(name: str, vectors: Iterable[listing.SideVector], codes: Iterable[int]) -> list[SideVector]:
+    """The vectors of a tensor that are there."""
+    found = zip(vectors, codes, strict=True)
+    return [(name, vector.astype(np.int32), code) for vector, code in found if vector is not None]
+
+
+def _side_chunk(vectors: list[SideVector]) -> tuple[bytes, int]:
+    """All scales and own tables of all tensors as one stream, and their number."""
+    values = np.concatenate([vector for _, vector, _ in vectors])
+    codes = _side_codes([code for _, _, code in vectors], [vector.size for _, vector, _ in vectors])
     return symbols.encode(values, codes), values.size
 
 
-def _scales_bits(vectors: list[ScaleVector]) -> dict[str, float]:
-    """Ideal bits of the scales of every tensor."""
+def _side_bits(vectors: list[SideVector]) -> dict[str, float]:
+    """Ideal bits of the scales and own tables of every tensor."""
     bits = dict.fromkeys([name for name, _, _ in vectors], 0.0)
-    for name, scales, code in vectors:
-        bits[name] += symbols.ideal_bits(scales.astype(np.int32), _side_codes([code], [scales.size]))
+    for name, vector, code in vectors:
+        bits[name] += symbols.ideal_bits(vector, _side_codes([code], [vector.size]))
     return bits
 
 
 def _side_codes(codes: Iterable[int], lengths: Iterable[int]) -> Codes:
-    classes = [tables.bank_class(symbols.SIDE_FAMILY, max(code, 0)) for code in codes]
-    repeated = np.repeat(np.array(classes, np.uint16), list(lengths))
-    return repeated, np.zeros(repeated.size, np.uint8)
+    classes, low = symbols.exponent_codes(np.array(list(codes), np.int32), symbols.SIDE_FAMILY)
+    return np.repeat(classes, list(lengths)), np.repeat(low, list(lengths))
 
 
 def _pieces(layouts: Mapping[str, Layout]) -> Iterator[list[Piece]]:
@@ -174,17 +180,15 @@ def _symbols_chunk(
     group: list[Piece], layouts: Mapping[str, Layout], quantized: Mapping[str, Quantized]
 ) -> tuple[bytes, int, dict[str, float]]:
     """The stream of a group, its number of symbols, and the ideal bits of each tensor in it."""
-    codes = [symbols.spread_codes(quantized[name].spread, layouts[name], a, b) for name, a, b in group]
+    models = [coder.model(quantized[name].spread, layouts[name], a, b) for name, a, b in group]
     values = [quantized[name].symbols.reshape(-1)[a:b] for name, a, b in group]
-    bits = _symbols_bits(group, values, codes)
-    everything = np.concatenate([c for c, _ in codes]), np.concatenate([low for _, low in codes])
-    stream = symbols.encode(np.concatenate(values), everything)
-    return stream, everything[0].size, bits
+    bits = _symbols_bits(group, values, models)
+    return coder.encode(values, models), sum(b - a for _, a, b in group), bits
 
 
-def _symbols_bits(group: list[Piece], values: list[Symbols], codes: list[Codes]) -> dict[str, float]:
+def _symbols_bits(group: list[Piece], values: list[Symbols], models: list[Model]) -> dict[str, float]:
     """Ideal bits of the symbols of every tensor in a group."""
-    return {name: symbols.ideal_bits(v, c) for (name, _, _), v, c in zip(group, values, codes, strict=True)}
+    return {name: coder.ideal_bits(v, m) for (name, _, _), v, m in zip(group, values, models, strict=True)}
 
 
 def exact_size(entries: tuple[Entry, ...], exact: Mapping[str, bytes]) -> int:
@@ -305,28 +309,36 @@ class Container:
             raise FormatError(f"{self.name}: {error}") from error
 
     def _read_rules(self) -> dict[str, tuple[Rule, Spread]]:
-        """Rules and spreads of all coded tensors, with their scales."""
-        lengths: list[int] = []
-        codes: list[int] = []
-        for line, layout in zip(self._directory.tensors, self.layouts.values(), strict=True):
-            lengths += listing.scale_lengths(line, layout)
-            codes += listing.scale_codes(line)
-        values: list[NDArray[np.int32]] = []
-        todo = _side_codes(codes, lengths) if self._directory.chunks else _side_codes([], [])
-        for index in self.indices("a"):
-            count, at = self._directory.chunks[index].count, sum(v.size for v in values)
-            part = todo[0][at : at + count], todo[1][at : at + count]
-            values.append(symbols.decode(self._chunk(index), part))
-        everything = np.concatenate([*values, np.zeros(0, np.int32)])
-        if everything.size and np.abs(everything).max() > 127:
-            raise FormatError("a scale is out of range")
-        parts = np.split(everything.astype(np.int8), np.cumsum(lengths)[:-1]) if lengths else []
-        scales = iter([part if code >= 0 else None for part, code in zip(parts, codes, strict=True)])
+        """Rules and spreads of all coded tensors, with their scales and own tables."""
         lines = self._directory.tensors
+        lengths = [
+            listing.side_lengths(line, layout) for line, layout in zip(lines, self.layouts.values(), strict=True)
+        ]
+        stored = self._read_side([listing.side_codes(line) for line in lines], lengths)
         return {
-            name: listing.rule_and_spread(line, scales, codebook)
-            for line, name, codebook in zip(lines, self.layouts, self._read_codebooks(), strict=True)
+            name: listing.rule_and_spread(line, vectors, codebook)
+            for line, name, vectors, codebook in zip(lines, self.layouts, stored, self._read_codebooks(), strict=True)
         }
+
+    def _read_side(
+        self, codes: list[tuple[int, ...]], lengths: list[tuple[int, ...]]
+    ) -> Iterator[list[Symbols | None]]:
+        """Scales and own tables of every coded tensor, in its order; None where the code says so."""
+        present = [
+            (code, length) for each in zip(codes, lengths, strict=True) for code, length in zip(*each, strict=True)
+        ]
+        todo = _side_codes([max(code, 0) for code, _ in present], [length for _, length in present])
+        values, at = [np.zeros(0, np.int32)], 0
+        for index in self.indices("a"):
+            count = self._directory.chunks[index].count
+            values.append(symbols.decode(self._chunk(index), (todo[0][at : at + count], todo[1][at : at + count])))
+            at += count
+        everything, at = np.concatenate(values), 0
+        for own_codes, own_lengths in zip(codes, lengths, strict=True):
+            ends = at + np.cumsum((0, *own_lengths))
+            parts = zip(own_codes, ends[:-1], ends[1:], strict=True)
+            yield [everything[start:stop] if code >= 0 else None for code, start, stop in parts]
+            at = int(ends[-1])
 
     def _read_codebooks(self) -> list[Floats]:
         """The values of the codebook of every coded tensor; empty without one."""
@@ -363,17 +375,15 @@ class Container:
         Raises:
             FormatError: the chunk is damaged.
         """
-        return self._decoded(index, pieces, self._codes(pieces))
+        return self._decoded(index, pieces, self._models(pieces))
 
-    def _codes(self, pieces: list[Piece]) -> list[Codes]:
-        return [symbols.spread_codes(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
+    def _models(self, pieces: list[Piece]) -> list[Model]:
+        return [coder.model(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
 
-    def _decoded(self, index: int, pieces: list[Piece], codes: list[Codes]) -> list[Symbols]:
-        everything = np.concatenate([c for c, _ in codes]), np.concatenate([low for _, low in codes])
+    def _decoded(self, index: int, pieces: list[Piece], models: list[Model]) -> list[Symbols]:
         data = self.chunk(index)
         try:
-            values = symbols.decode(data, everything)
-            parts = np.split(values, np.cumsum([b - a for _, a, b in pieces])[:-1])
+            parts = coder.decode(data, models)
             for (name, _, _), part in zip(pieces, parts, strict=True):
                 listing.check_symbols(part, self.rules[name][0])
         except FormatError as error:
@@ -390,14 +400,14 @@ class Container:
         shares = dict.fromkeys([*self.layouts, *sizes], 0.0)
         chunks = self._directory.chunks
         _share_codebooks(shares, _codebooks({name: rule for name, (rule, _) in self.rules.items()}))
-        for kind, bits in (("a", _scales_bits(self._scale_vectors())), ("x", sizes)):
+        for kind, bits in (("a", _side_bits(self._side_vectors())), ("x", sizes)):
             indices = self.indices(kind)
             streams = len(indices) if kind == "a" else 0
             _share(shares, bits, sum(chunks[index].size for index in indices), streams)
 
         def one(item: tuple[int, list[Piece]]) -> tuple[int, dict[str, float]]:
-            codes = self._codes(item[1])
-            return item[0], _symbols_bits(item[1], self._decoded(*item, codes), codes)
+            models = self._models(item[1])
+            return item[0], _symbols_bits(item[1], self._decoded(*item, models), models)
 
         spans = self.spans("s", {name: layout.numel for name, layout in self.layouts.items()})
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -405,11 +415,10 @@ class Container:
                 _share(shares, parts, chunks[index].size)
         return shares
 
-    def _scale_vectors(self) -> list[ScaleVector]:
-        found: list[ScaleVector] = []
+    def _side_vectors(self) -> list[SideVector]:
+        found: list[SideVector] = []
         for line, (name, rule) in zip(self._directory.tensors, self.rules.items(), strict=True):
-            vectors = zip(listing.scale_vectors(*rule), listing.scale_codes(line), strict=True)
-            found += [(name, scales, code) for scales, code in vectors if scales is not None]
+            found += _present(name, listing.side_vectors(*rule), listing.side_codes(line))
         return found
 
     def exact(self, index: int) -> bytes:

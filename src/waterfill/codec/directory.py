@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Annotated, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeAlias, cast
 
 import msgspec
 import numpy as np
 import zstandard
 from msgspec import Meta, Struct
 
-from waterfill.codec import tables
+from waterfill.codec import own, symbols, tables
 from waterfill.errors import FormatError
 from waterfill.records import (
     Codebook,
@@ -55,6 +55,19 @@ Codes6 = tuple[Code, Code, Code, Code, Code, Code]
 Shrink = Annotated[int, Meta(ge=-64, le=64)]
 Codes3 = tuple[Code, Code, Code]
 NO_SCALES: Codes6 = (-1, -1, -1, -1, -1, -1)
+First = Annotated[int, Meta(ge=-own.LARGEST_FIRST, le=own.LARGEST_FIRST)]
+TableCode = Annotated[int, Meta(ge=0, le=own.LARGEST_CODE)]
+
+
+class TableLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """An own table without its roots: its first symbol, how many there are, how the differences of roots are coded."""
+
+    first: First
+    count: Annotated[int, Meta(ge=1, le=own.MOST_SYMBOLS)]
+    code: TableCode
+
+
+TableLines = Annotated[tuple[TableLine, ...], Meta(max_length=own.MOST_TABLES)]
 
 
 class EntryLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +89,7 @@ class UniformLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
     scales: Codes6 = NO_SCALES
     offset: Annotated[int, Meta(ge=-(1 << 30), le=1 << 30)] = 0
+    tables: TableLines = ()
 
 
 class RelativeLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="r"):
@@ -86,6 +100,7 @@ class RelativeLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     signed: bool
     family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
     base: Annotated[int, Meta(ge=-400, le=256)]
+    tables: TableLines = ()
 
 
 class CodebookLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="c"):
@@ -96,13 +111,14 @@ class CodebookLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
     base: Annotated[int, Meta(ge=-400, le=256)]
     scales: Codes3 = (-1, -1, -1)
+    tables: TableLines = ()
 
 
 TensorLine: TypeAlias = UniformLine | RelativeLine | CodebookLine
 
 
 class ChunkLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """A chunk: `a` scales, `c` codebooks, `s` symbols, `x` exact bytes; its length, its CRC-32, its number of units."""
+    """A chunk: `a` scales and tables, `c` codebooks, `s` symbols, `x` exact bytes; length, CRC-32, number of units."""
 
     kind: str
     size: Annotated[int, Meta(ge=0, le=1 << 50)]
@@ -271,26 +287,36 @@ def original_bytes(entries: tuple[Entry, ...]) -> int:
 # Tensors
 
 
-def scale_vectors(rule: Rule, spread: Spread) -> tuple[Scales | None, ...]:
-    """The six vectors of scales of a tensor, in the order of the format; None where there is none."""
+SideVector: TypeAlias = Scales | Symbols | None
+
+
+def side_vectors(rule: Rule, spread: Spread) -> tuple[SideVector, ...]:
+    """The six vectors of scales of a tensor, None where there is none, and its own tables, in their order in a file."""
     steps = (rule.rows, rule.channels, rule.taps) if isinstance(rule, Uniform) else (None, None, None)
-    return (*steps, spread.rows, spread.channels, spread.taps)
+    return (*steps, spread.rows, spread.channels, spread.taps, *map(own.differences, spread.tables))
 
 
-def scale_codes(line: TensorLine) -> Codes6:
-    """With which table each of the six vectors of scales is coded; -1 for none."""
+def best_codes(vectors: tuple[SideVector, ...]) -> tuple[int, ...]:
+    """With which table each of these vectors is coded in the fewest bits; -1 for none."""
+    scales = [-1 if vector is None else symbols.scale_code(vector.astype(np.int8)) for vector in vectors[:6]]
+    return (*scales, *(own.best_code(vector.astype(np.int32)) for vector in vectors[6:] if vector is not None))
+
+
+def side_codes(line: TensorLine) -> tuple[int, ...]:
+    """With which table each vector of scales and each own table is coded; -1 for none."""
+    own_codes = [table.code for table in line.tables]
     match line:
         case UniformLine():
-            return line.scales
+            return (*line.scales, *own_codes)
         case CodebookLine():
-            return (-1, -1, -1, *line.scales)
-    return NO_SCALES
+            return (-1, -1, -1, *line.scales, *own_codes)
+    return (*NO_SCALES, *own_codes)
 
 
-def scale_lengths(line: TensorLine, layout: Layout) -> tuple[int, ...]:
-    """How many values each of the six vectors of scales has in the file; 0 for none."""
-    lengths = (*layout.axes, *layout.axes)
-    return tuple(length if code >= 0 else 0 for code, length in zip(scale_codes(line), lengths, strict=True))
+def side_lengths(line: TensorLine, layout: Layout) -> tuple[int, ...]:
+    """How many values each vector of scales and each own table has in the file; 0 for none."""
+    lengths = (*layout.axes, *layout.axes, *(table.count + 1 for table in line.tables))
+    return tuple(length if code >= 0 else 0 for code, length in zip(side_codes(line), lengths, strict=True))
 
 
 def codebook_size(line: TensorLine) -> int:
@@ -298,33 +324,54 @@ def codebook_size(line: TensorLine) -> int:
     return line.size if isinstance(line, CodebookLine) else 0
 
 
-def tensor_line(rule: Rule, spread: Spread, codes: Codes6) -> TensorLine:
+def tensor_line(rule: Rule, spread: Spread, codes: tuple[int, ...]) -> TensorLine:
     """The line of a coded tensor."""
+    steps, spreads = cast(Codes3, codes[:3]), cast(Codes3, codes[3:6])
+    lines = tuple(
+        TableLine(table.first, table.roots.size - 1, code) for table, code in zip(spread.tables, codes[6:], strict=True)
+    )
     if isinstance(rule, Relative):
-        return RelativeLine(rule.mantissa, rule.offset, rule.signed, spread.family, spread.base)
+        return RelativeLine(rule.mantissa, rule.offset, rule.signed, spread.family, spread.base, lines)
     if isinstance(rule, Codebook):
-        return CodebookLine(len(rule.values), rule.first, spread.family, spread.base, codes[3:])
-    return UniformLine(rule.step, spread.family, spread.base, rule.shrink, codes, rule.offset)
+        return CodebookLine(len(rule.values), rule.first, spread.family, spread.base, spreads, lines)
+    return UniformLine(rule.step, spread.family, spread.base, rule.shrink, (*steps, *spreads), rule.offset, lines)
 
 
-def rule_and_spread(line: TensorLine, scales: Iterator[Scales | None], codebook: Floats) -> tuple[Rule, Spread]:
-    """Undo `tensor_line`; takes six vectors from `scales`.
+def rule_and_spread(line: TensorLine, vectors: Sequence[Symbols | None], codebook: Floats) -> tuple[Rule, Spread]:
+    """Undo `tensor_line`, given the vectors of scales and the own tables as they are stored.
 
     Raises:
-        FormatError: steps leave the range of normal float32 numbers, or a codebook is not finite or lacks its zero.
+        FormatError: a scale is out of range, steps leave the range of normal float32 numbers, a codebook is not finite
+            or lacks its zero, or a table cannot be.
     """
-    rows, channels, taps, *spreads = (next(scales) for _ in range(6))
+    rows, channels, taps, *rest = (_scales(vector) for vector in vectors[:6])
+    stored = zip(line.tables, vectors[6:], strict=True)
+    found = tuple(own.from_differences(table.first, vector) for table, vector in stored if vector is not None)
+    spread = Spread(line.family, line.base, rest[0], rest[1], rest[2], found)
     if isinstance(line, RelativeLine):
-        return Relative(line.mantissa, line.offset, line.signed), Spread(line.family, line.base)
+        return Relative(line.mantissa, line.offset, line.signed), spread
     if isinstance(line, CodebookLine):
         if line.first + line.size <= 0 or not np.isfinite(codebook).all():
             raise FormatError("a codebook has no value for the symbol 0, or one that is not finite")
-        return Codebook(codebook, line.first), Spread(line.family, line.base, *spreads)
+        return Codebook(codebook, line.first), spread
     rule = Uniform(line.step, line.offset, line.shrink, rows, channels, taps)
     present = [scale for scale in (rows, channels, taps) if scale is not None and scale.size]
     if abs(line.step) + 16 * sum(int(np.abs(scale.astype(np.int64)).max()) for scale in present) > 7000:
         raise FormatError("the steps of a tensor are out of range")
-    return rule, Spread(line.family, line.base, *spreads)
+    return rule, spread
+
+
+def _scales(vector: Symbols | None) -> Scales | None:
+    """One vector of scales.
+
+    Raises:
+        FormatError: one is out of range.
+    """
+    if vector is None:
+        return None
+    if vector.size and (vector.max() > 127 or vector.min() < -127):
+        raise FormatError("a scale is out of range")
+    return vector.astype(np.int8)
 
 
 def check_symbols(symbols: Symbols, rule: Rule) -> None:
@@ -376,7 +423,7 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
     if len(layouts) != len(directory.tensors):
         raise FormatError(f"{len(layouts)} tensors are coded, but {len(directory.tensors)} are described")
     scales = sum(
-        sum(scale_lengths(line, layout)) for line, layout in zip(directory.tensors, layouts.values(), strict=True)
+        sum(side_lengths(line, layout)) for line, layout in zip(directory.tensors, layouts.values(), strict=True)
     )
     needed = {
         "a": scales,

@@ -5,6 +5,8 @@ Source: Duda, "Asymmetric numeral systems" (arXiv 1311.2540); interleaving after
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,25 +19,40 @@ HEADER_BYTES = 4 * LANES
 
 TableSymbols = NDArray[np.uint8]
 Classes = NDArray[np.uint16]
+Frequencies = NDArray[np.int64]
 
 
-def encode(runs: list[tuple[TableSymbols, Classes]]) -> bytes:
+class Run(NamedTuple):
+    """Symbols that are coded one after the other.
+
+    Attributes:
+        symbols: table symbols [n].
+        classes: their tables [n] in the bank; zeros for an own table.
+        own: frequencies of one table instead of the bank.
+    """
+
+    symbols: TableSymbols
+    classes: Classes
+    own: Frequencies | None = None
+
+
+def encode(runs: list[Run]) -> bytes:
     """Encode runs of symbols into one stream; a decoder gets them back in the same order.
 
     Args:
-        runs: pairs of symbols [n] and their classes [n].
+        runs: symbols and their tables.
 
     Returns:
         Eight little-endian 32-bit states, then 16-bit words.
     """
     from waterfill.codec import kernels
 
-    info, inverse = tables.encoder_tables()
     states = np.full(LANES, INITIAL_STATE, np.uint64)
-    words = np.empty(sum(symbols.size for symbols, _ in runs) + LANES, np.uint16)
+    words = np.empty(sum(run.symbols.size for run in runs) + LANES, np.uint16)
     at = words.size
-    for symbols, classes in reversed(runs):
-        at = kernels.encode_run(symbols, classes, info, inverse, states, words, at)
+    for symbols, classes, own in reversed(runs):
+        info = tables.encoder_info() if own is None else tables.info_of(own)
+        at = kernels.encode_run(symbols, classes, info, tables.inverses(), states, words, at)
     return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
 
 
@@ -55,8 +72,12 @@ class Decoder:
         self._words = np.concatenate([words, np.zeros(LANES, np.uint16)])
         self._at = 0
 
-    def run(self, classes: Classes) -> TableSymbols:
+    def run(self, classes: Classes, own: Frequencies | None = None) -> TableSymbols:
         """Decode the next run, one symbol for every class.
+
+        Args:
+            classes: tables [n] in the bank; zeros for an own table.
+            own: frequencies of one table instead of the bank.
 
         Raises:
             FormatError: the stream ends too early.
@@ -64,7 +85,8 @@ class Decoder:
         from waterfill.codec import kernels
 
         symbols = np.empty(classes.size, np.uint8)
-        self._at = kernels.decode_run(self._words, self._at, self._states, classes, tables.decoder_slots(), symbols)
+        slots = tables.decoder_slots() if own is None else tables.slots_of(own)
+        self._at = kernels.decode_run(self._words, self._at, self._states, classes, slots, symbols)
         if self._at < 0:
             raise FormatError("a stream ends before its symbols do")
         return symbols

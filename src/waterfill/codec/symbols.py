@@ -62,6 +62,11 @@ def exponent_codes(exponents: NDArray[np.int32], family: int) -> Codes:
 
 def encode(values: Symbols, codes: Codes) -> bytes:
     """Encode integers [n], each with its class and number of low bits, as one stream."""
+    return rans.encode(runs(values, codes))
+
+
+def runs(values: Symbols, codes: Codes) -> list[rans.Run]:
+    """Runs of integers [n], each with its class and number of low bits."""
     classes, low = codes
     high = values
     if low.any():
@@ -72,26 +77,39 @@ def encode(values: Symbols, codes: Codes) -> bytes:
     last = tables.largest()[classes]
     escaped = magnitude > last
     table_symbols = np.where(escaped, 2 * last + 1, 2 * magnitude - (high > 0)).astype(np.uint8)
-    runs = [(table_symbols, classes)]
+    found = [rans.Run(table_symbols, classes)]
     if low.any():
         for at in range(0, int(low.max()), 8):
             some = low > at
             bits = np.minimum(low[some] - at, 8)
-            runs.append((((rest[some] >> at) & ((1 << bits) - 1)).astype(np.uint8), (bits - 1).astype(np.uint16)))
-    return rans.encode(runs + _escape_runs(high[escaped].astype(np.int64), last[escaped]))
+            part = ((rest[some] >> at) & ((1 << bits) - 1)).astype(np.uint8)
+            found.append(rans.Run(part, (bits - 1).astype(np.uint16)))
+    return found + _escape_runs(high[escaped].astype(np.int64), last[escaped])
 
 
-def _escape_runs(high: NDArray[np.int64], last: NDArray[np.int64]) -> list[tuple[rans.TableSymbols, rans.Classes]]:
+def _escape_runs(high: NDArray[np.int64], last: NDArray[np.int64]) -> list[rans.Run]:
     """Runs of the escapes: `2 (|high| - K - 1) + (high < 0)` as a byte count (1..4, two bits) and its bytes."""
     if not high.size:
         return []
-    extra = 2 * (np.abs(high) - last - 1) + (high < 0)
-    count = 1 + (extra >= 1 << 8).astype(np.uint8) + (extra >= 1 << 16) + (extra >= 1 << 24)
+    extra = _escape_extra(high, last)
+    count = _escape_bytes(extra)
     octets = extra.astype("<u8").view(np.uint8).reshape(-1, 8)[np.arange(8) < count[:, None]]
     return [
-        (count - 1, np.full(count.size, tables.uniform_class(2), np.uint16)),
-        (octets, np.full(octets.size, tables.uniform_class(8), np.uint16)),
+        rans.Run(count - 1, np.full(count.size, tables.uniform_class(2), np.uint16)),
+        rans.Run(octets, np.full(octets.size, tables.uniform_class(8), np.uint16)),
     ]
+
+
+def _escape_extra(high: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What an escape says of a high part: `2 (|high| - K - 1) + (high < 0)`."""
+    extra: NDArray[np.int64] = 2 * (np.abs(high) - last - 1) + (high < 0)
+    return extra
+
+
+def _escape_bytes(extra: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """In how many bytes, 1..4."""
+    count: NDArray[np.uint8] = 1 + (extra >= 1 << 8).astype(np.uint8) + (extra >= 1 << 16) + (extra >= 1 << 24)
+    return count
 
 
 def decode(stream: bytes | memoryview, codes: Codes) -> Symbols:
@@ -100,10 +118,21 @@ def decode(stream: bytes | memoryview, codes: Codes) -> Symbols:
     Raises:
         FormatError: the stream is damaged.
     """
+    decoder = rans.Decoder(stream)
+    values = read(decoder, codes)
+    decoder.finish()
+    return values
+
+
+def read(decoder: rans.Decoder, codes: Codes) -> Symbols:
+    """Undo `runs`.
+
+    Raises:
+        FormatError: the stream is damaged.
+    """
     from waterfill.codec import kernels
 
     classes, low = codes
-    decoder = rans.Decoder(stream)
     high = np.empty(classes.size, np.int32)
     escapes = kernels.to_integers(decoder.run(classes), classes, tables.largest(), high)
     rest = np.zeros(low.size if low.any() else 0, np.int64)
@@ -116,7 +145,6 @@ def decode(stream: bytes | memoryview, codes: Codes) -> Symbols:
         values[escaped] = _read_escapes(decoder, tables.largest()[classes[escaped]])
     if rest.size:
         values = (values << low) + rest - ((np.int64(1) << low.astype(np.int64)) >> 1)
-    decoder.finish()
     if values.dtype != np.int32 and np.abs(values).max(initial=0) >= 1 << 31:
         raise FormatError("a symbol is beyond 32 bits")
     return values.astype(np.int32, copy=False)
@@ -135,16 +163,21 @@ def _read_escapes(decoder: rans.Decoder, last: NDArray[np.int64]) -> NDArray[np.
 
 def ideal_bits(values: Symbols, codes: Codes) -> float:
     """Code length of integers under the frozen tables, in bits, without the end of the stream."""
+    return float(bits_of(values, codes).sum())
+
+
+def bits_of(values: Symbols, codes: Codes) -> NDArray[np.float64]:
+    """Code length of every integer [n] under the frozen tables, in bits."""
     classes, low = codes
     high = values if not low.any() else (values + ((np.int64(1) << low.astype(np.int64)) >> 1)) >> low
     magnitude = np.abs(high)
     last = tables.largest()[classes]
     escaped = magnitude > last
     index = np.where(escaped, 2 * last + 1, 2 * magnitude)
-    bits = 12.0 * values.size - np.log2(tables.frequencies()[classes, index]).sum() + low.sum(dtype=np.float64)
-    for symbols, run_classes in _escape_runs(high[escaped].astype(np.int64), last[escaped]):
-        bits += symbols.size * (int(run_classes[0]) + 1)
-    return float(bits)
+    bits = 12.0 - np.log2(tables.frequencies()[classes, index]) + low
+    if escaped.any():
+        bits[escaped] += 2 + 8 * _escape_bytes(_escape_extra(high[escaped].astype(np.int64), last[escaped]))
+    return bits
 
 
 def scale_code(scales: Scales) -> int:

@@ -154,24 +154,35 @@ def starts() -> NDArray[np.int64]:
     return np.cumsum(frequencies(), axis=1) - frequencies()
 
 
+def info_of(frequencies: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """What an encoder needs: `start << 12 | frequency`, flattened over [..., symbol]."""
+    starts = np.cumsum(frequencies, axis=-1) - frequencies
+    return (starts << 12 | frequencies).astype(np.uint64).ravel()
+
+
 @functools.cache
-def encoder_tables() -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-    """`start << 12 | frequency` flattened over [class, symbol], and 1 / frequency for 0..4096."""
-    info = (starts() << 12 | frequencies()).astype(np.uint64).ravel()
-    inverse = np.concatenate([[0.0], 1.0 / np.arange(1, TOTAL + 1)])
-    return info, inverse
+def encoder_info() -> NDArray[np.uint64]:
+    """`start << 12 | frequency` of the bank, flattened over [class, symbol]."""
+    return info_of(frequencies())
+
+
+@functools.cache
+def inverses() -> NDArray[np.float64]:
+    """1 / frequency for 0..4096."""
+    return np.concatenate([[0.0], 1.0 / np.arange(1, TOTAL + 1)])
+
+
+def slots_of(frequencies: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """What a decoder needs of one table: `frequency << 20 | offset in symbol << 8 | symbol` for each of 4096 slots."""
+    symbol = np.repeat(np.arange(frequencies.size), frequencies)
+    offset = np.arange(TOTAL) - (np.cumsum(frequencies) - frequencies)[symbol]
+    return ((frequencies[symbol] << 20) | (offset << 8) | symbol).astype(np.uint32)
 
 
 @functools.cache
 def decoder_slots() -> NDArray[np.uint32]:
-    """`frequency << 20 | offset in symbol << 8 | symbol` for every slot, flattened over [class, 4096]."""
-    rows = np.empty((CLASSES, TOTAL), np.uint32)
-    symbols = np.arange(ALPHABET)
-    slot = np.arange(TOTAL)
-    for row, freq, start in zip(rows, frequencies(), starts(), strict=True):
-        symbol = np.repeat(symbols, freq)
-        row[:] = (freq[symbol] << 20) | ((slot - start[symbol]) << 8) | symbol
-    return rows.ravel()
+    """Slots of the bank, flattened over [class, 4096]."""
+    return np.concatenate([slots_of(row) for row in frequencies()])
 
 
 @functools.cache

@@ -14,7 +14,8 @@ from waterfill.bound import BoundRow, ModelBound
 from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
-from waterfill.records import Codebook, CompressionResult, Entry, Exact, Relative, Tied, Uniform, percent_above
+from waterfill.records import Codebook, Entry, Exact, Relative, Tied, Uniform
+from waterfill.results import CompressionResult, percent_above
 
 BAR = 24
 """Characters of the longest bar."""

@@ -1,0 +1,146 @@
+"""What the user gets: the file, a row for every tensor, the limits beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from waterfill.atomic import write_atomically
+
+
+def percent_above(rate: float, limit: float) -> float | None:
+    """How many percent a rate lies above a limit; None where the limit is less than anybody would print."""
+    return 100 * (rate / limit - 1) if limit >= 5e-4 else None
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One row of the table: a tensor of the model and what it costs in the file.
+
+    Attributes:
+        name: name in the state dict.
+        shape: its shape.
+        numel: number of values.
+        size_bytes: its share of the file, without the directory.
+        rate: bits per value.
+        distortion: quadratic form of its error: half of `e^T I_w e` in nats under a KL importance, `e^T I_w e` in
+            squared output under a regression importance, the squared error without data; None when it has none.
+        reconstruction: how symbols become values: `uniform`, `relative`, `codebook`, `exact`, `tied`, `constant`.
+        reason: why a tensor is not quantized, or is quantized in a special way, or lies below its limit; else empty.
+        limit: lower bound on the rate at the distortion that was reached, bits per value, under the source model; None
+            for a tensor without one. The distortion is the one of `CompressionResult.limit_measure`.
+        limit_error: standard error of the limit, from the fitted entropy.
+        source_model: what the weights are taken to be drawn from; empty without a limit.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    size_bytes: float
+    rate: float
+    distortion: float | None
+    reconstruction: str
+    reason: str = ""
+    limit: float | None = None
+    limit_error: float | None = None
+    source_model: str = ""
+
+    @property
+    def gap(self) -> float | None:
+        """Bits per value above the limit."""
+        return None if self.limit is None else self.rate - self.limit
+
+    @property
+    def gap_percent(self) -> float | None:
+        """The gap in percent of the limit; None without a limit above zero."""
+        return None if self.limit is None else percent_above(self.rate, self.limit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the gap, by name."""
+        return dataclasses.asdict(self) | {"gap": self.gap, "gap_percent": self.gap_percent}
+
+
+@dataclass(frozen=True, eq=False)
+class CompressionResult:
+    """A compressed model: the bytes of the file and what is known about it.
+
+    Attributes:
+        data: the whole file.
+        floating_values: number of floating-point values of the model, tied ones once.
+        original_bytes: bytes of all tensors before, tied ones once.
+        tensors: a row for every entry of the state dict.
+        overhead_bytes: bytes that belong to no tensor (header, directory, checksums, stream ends).
+        water_level: distortion per weight at which every weight is filled.
+        distortion: mean distortion on the calibration data, measured: D(original || compressed) in nats for logits,
+            squared error for values; None without data.
+        target: what was asked, for example `{"rate": 3.0}`; empty for quantizers of a fixed rate without a target.
+        importance: name of the importance that was used.
+        importance_power: to which power the importances of the matrices were taken when steps were chosen.
+        limit: lower bound on the rate of the whole file at the distortion that was reached, bits per value, under the
+            source models of its tensors; tensors without one count as they are stored. It holds on average over
+            networks drawn from these sources; it is no converse for this one network.
+        limit_error: standard error of the limit, from the fitted entropies.
+        limit_measure: the distortion of the limit: the quadratic form of this importance, to the power kept.
+    """
+
+    data: bytes = field(repr=False)
+    floating_values: int
+    original_bytes: int
+    tensors: tuple[TensorReport, ...] = field(repr=False)
+    overhead_bytes: float
+    water_level: float
+    distortion: float | None
+    target: Mapping[str, float]
+    importance: str
+    importance_power: float
+    limit: float
+    limit_error: float
+    limit_measure: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.data)
+
+    @property
+    def rate(self) -> float:
+        """Bits of the whole file per floating-point value of the model."""
+        return 8 * self.size_bytes / max(1, self.floating_values)
+
+    @property
+    def gap(self) -> float:
+        """Bits per value of the whole file above its limit."""
+        return self.rate - self.limit
+
+    @property
+    def gap_percent(self) -> float | None:
+        """The gap in percent of the limit; None where that is zero."""
+        return percent_above(self.rate, self.limit)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the file is than the tensors were."""
+        return self.original_bytes / self.size_bytes
+
+    def save(self, path: str | Path, *, force: bool = True) -> None:
+        """Write the file; a reader sees the old file or the whole new one, never a part.
+
+        Args:
+            path: where to write.
+            force: replace a file that exists; otherwise it is refused.
+
+        Raises:
+            WaterfillError: the folder is missing or not writable, or the file exists and `force` is False.
+        """
+        write_atomically(Path(path), [self.data], force=force)
+
+    def to_json(self) -> str:
+        """Everything but the bytes, as JSON text."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("data", "tensors")}
+        fields |= {name: getattr(self, name) for name in ("size_bytes", "rate", "ratio", "gap", "gap_percent")}
+        fields |= {"target": dict(self.target), "tensors": [row.to_dict() for row in self.tensors]}
+        return json.dumps(fields, indent=1)
