@@ -120,7 +120,9 @@ def decode(data):
     assert at == len(data)
     entries = [[*e, None][:5] if len(e) > 3 else [*e, "q", None] for e in directory["entries"]]
     coded = [e for e in entries if e[3] in "qtvm"]
-    matrices = decode_matrices(coded, directory["tensors"], chunks)
+    own_lines = dict(directory.get("tables", []))
+    own_lines = [own_lines.get(n, []) for n in range(len(coded))]
+    matrices = decode_matrices(coded, directory["tensors"], own_lines, chunks)
     exact = b"".join(zstandard.ZstdDecompressor().decompress(c) for c, _ in chunks["x"])
     return assemble(entries, matrices, exact)
 
@@ -133,21 +135,21 @@ def axes_of(entry):
     return (shape[1] * groups, shape[0] // groups, taps) if how == "t" else (shape[0], shape[1], taps)
 
 
-def decode_matrices(coded, lines, chunks):
+def decode_matrices(coded, lines, own_lines, chunks):
     places, exponents = [], []
-    for entry, line in zip(coded, lines, strict=True):
+    for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
         codes = line[5] if line[0] in "uc" and len(line) > 5 else [-1] * 6
-        codes = [-1] * (6 - len(codes)) + codes + [code for _, _, code in own_lines(line)]
-        lengths = [*axes_of(entry) * 2, *(count + 1 for _, count, _ in own_lines(line))]
+        codes = [-1] * (6 - len(codes)) + codes + [code for _, _, code in own_lines[n]]
+        lengths = [*axes_of(entry) * 2, *(count + 1 for _, count, _ in own_lines[n])]
         for code, length in zip(codes, lengths, strict=True):
             places.append(length if code >= 0 else 0)
             exponents += [(5, code)] * (length if code >= 0 else 0)
     side = iter(take_all(chunks["a"], [(0, *e) for e in exponents], [[]]))
     vectors = iter([[next(side) for _ in range(length)] for length in places])
     parts, own = [], []
-    for line in lines:
+    for n in range(len(lines)):
         parts += [next(vectors) for _ in range(6)]
-        own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines(line)])
+        own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines[n]])
     assert all(-127 <= s <= 127 for part in parts for s in part)
     models, shapes = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
@@ -170,11 +172,6 @@ def decode_matrices(coded, lines, chunks):
             flat = [value(k, line, s) for k, s in zip(some, steps, strict=True)]
         values[entry[0]] = np.array(flat, np.float32).reshape(out, channels * taps)
     return values
-
-
-def own_lines(line):
-    at = {"u": 7, "r": 6, "c": 6}[line[0]]
-    return line[at] if len(line) > at else []
 
 
 def take_all(chunks, models, own):
@@ -200,7 +197,7 @@ def uniform(k, line, scale):
 
 
 def relative(k, line, _):
-    mantissa, offset, signed = line[1:4]
+    _, mantissa, offset, signed, _, _ = line
     sign, k = (k % 2, k // 2) if signed else (0, k)
     pattern = (k + offset) * 2 ** (23 - mantissa)
     pattern = pattern if 0 <= pattern < 0x7F800000 else 0

@@ -67,12 +67,16 @@ def pack(
     """
     layouts = listing.coded_layouts(entries)
     shares = dict.fromkeys([*layouts, *exact], 0.0)
-    lines, chunks = [], []
+    lines: list[listing.TensorLine] = []
+    own_lines: list[listing.OwnLine] = []
+    chunks: list[Chunk] = []
     vectors: list[SideVector] = []
     for name in layouts:
         item = quantized[name]
         found = listing.side_vectors(item.rule, item.spread)
         codes = listing.best_codes(found)
+        if item.spread.tables:
+            own_lines.append(listing.own_line(len(lines), item.spread, codes))
         lines.append(listing.tensor_line(item.rule, item.spread, codes))
         vectors += _present(name, found, codes)
     if vectors:
@@ -99,6 +103,7 @@ def pack(
         chunks=tuple(ChunkLine(kind, len(stream), zlib.crc32(stream), count) for stream, kind, count in chunks),
         producer=producer,
         limit=None if limits is None else listing.limit_line(limits, layouts),
+        tables=tuple(own_lines),
     )
     data = _header_and_directory(directory) + body
     return Packed(data, shares, len(data) - sum(shares.values()))
@@ -310,14 +315,14 @@ class Container:
 
     def _read_rules(self) -> dict[str, tuple[Rule, Spread]]:
         """Rules and spreads of all coded tensors, with their scales and own tables."""
-        lines = self._directory.tensors
-        lengths = [
-            listing.side_lengths(line, layout) for line, layout in zip(lines, self.layouts.values(), strict=True)
-        ]
-        stored = self._read_side([listing.side_codes(line) for line in lines], lengths)
+        lines, own_lines = self._directory.tensors, listing.own_lines(self._directory)
+        every = list(zip(lines, own_lines, self.layouts.values(), strict=True))
+        codes = [listing.side_codes(line, tables) for line, tables, _ in every]
+        stored = self._read_side(codes, [listing.side_lengths(*each) for each in every])
+        vectors = zip(stored, self._read_codebooks(), strict=True)
         return {
-            name: listing.rule_and_spread(line, vectors, codebook)
-            for line, name, vectors, codebook in zip(lines, self.layouts, stored, self._read_codebooks(), strict=True)
+            name: listing.rule_and_spread(line, tables, side, codebook)
+            for name, (line, tables, _), (side, codebook) in zip(self.layouts, every, vectors, strict=True)
         }
 
     def _read_side(
@@ -417,8 +422,9 @@ class Container:
 
     def _side_vectors(self) -> list[SideVector]:
         found: list[SideVector] = []
-        for line, (name, rule) in zip(self._directory.tensors, self.rules.items(), strict=True):
-            found += _present(name, listing.side_vectors(*rule), listing.side_codes(line))
+        lines = zip(self._directory.tensors, listing.own_lines(self._directory), strict=True)
+        for (line, own_tables), (name, rule) in zip(lines, self.rules.items(), strict=True):
+            found += _present(name, listing.side_vectors(*rule), listing.side_codes(line, own_tables))
         return found
 
     def exact(self, index: int) -> bytes:

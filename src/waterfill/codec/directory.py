@@ -67,7 +67,14 @@ class TableLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True
     code: TableCode
 
 
-TableLines = Annotated[tuple[TableLine, ...], Meta(max_length=own.MOST_TABLES)]
+TableLines = Annotated[tuple[TableLine, ...], Meta(min_length=1, max_length=own.MOST_TABLES)]
+
+
+class OwnLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The own tables of one of the coded tensors, which are counted from 0."""
+
+    tensor: Annotated[int, Meta(ge=0)]
+    tables: TableLines
 
 
 class EntryLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -89,7 +96,6 @@ class UniformLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
     scales: Codes6 = NO_SCALES
     offset: Annotated[int, Meta(ge=-(1 << 30), le=1 << 30)] = 0
-    tables: TableLines = ()
 
 
 class RelativeLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="r"):
@@ -100,7 +106,6 @@ class RelativeLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     signed: bool
     family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
     base: Annotated[int, Meta(ge=-400, le=256)]
-    tables: TableLines = ()
 
 
 class CodebookLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="c"):
@@ -111,7 +116,6 @@ class CodebookLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
     base: Annotated[int, Meta(ge=-400, le=256)]
     scales: Codes3 = (-1, -1, -1)
-    tables: TableLines = ()
 
 
 TensorLine: TypeAlias = UniformLine | RelativeLine | CodebookLine
@@ -143,6 +147,7 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         chunks: in the order in which they lie in the file.
         producer: name and version of the writer.
         limit: how small the file could be; for people, a decoder does not need it.
+        tables: own tables of the tensors that have some, in the same order.
     """
 
     entries: tuple[EntryLine, ...]
@@ -150,6 +155,7 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     chunks: tuple[ChunkLine, ...]
     producer: str = ""
     limit: LimitLine | None = None
+    tables: tuple[OwnLine, ...] = ()
 
 
 def pack(directory: Directory) -> tuple[bytes, int]:
@@ -302,9 +308,24 @@ def best_codes(vectors: tuple[SideVector, ...]) -> tuple[int, ...]:
     return (*scales, *(own.best_code(vector.astype(np.int32)) for vector in vectors[6:] if vector is not None))
 
 
-def side_codes(line: TensorLine) -> tuple[int, ...]:
+def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
+    """The own tables of every coded tensor.
+
+    Raises:
+        FormatError: they are not in the order of the tensors, or of a tensor that is not there.
+    """
+    found: list[tuple[TableLine, ...]] = [()] * len(directory.tensors)
+    numbers = [line.tensor for line in directory.tables]
+    if sorted(set(numbers)) != numbers or (numbers and numbers[-1] >= len(found)):
+        raise FormatError(f"tables of the tensors {numbers[:9]} are not in order, or of more than {len(found)} tensors")
+    for line in directory.tables:
+        found[line.tensor] = line.tables
+    return found
+
+
+def side_codes(line: TensorLine, own_tables: tuple[TableLine, ...]) -> tuple[int, ...]:
     """With which table each vector of scales and each own table is coded; -1 for none."""
-    own_codes = [table.code for table in line.tables]
+    own_codes = [table.code for table in own_tables]
     match line:
         case UniformLine():
             return (*line.scales, *own_codes)
@@ -313,10 +334,11 @@ def side_codes(line: TensorLine) -> tuple[int, ...]:
     return (*NO_SCALES, *own_codes)
 
 
-def side_lengths(line: TensorLine, layout: Layout) -> tuple[int, ...]:
+def side_lengths(line: TensorLine, own_tables: tuple[TableLine, ...], layout: Layout) -> tuple[int, ...]:
     """How many values each vector of scales and each own table has in the file; 0 for none."""
-    lengths = (*layout.axes, *layout.axes, *(table.count + 1 for table in line.tables))
-    return tuple(length if code >= 0 else 0 for code, length in zip(side_codes(line), lengths, strict=True))
+    lengths = (*layout.axes, *layout.axes, *(table.count + 1 for table in own_tables))
+    codes = side_codes(line, own_tables)
+    return tuple(length if code >= 0 else 0 for code, length in zip(codes, lengths, strict=True))
 
 
 def codebook_size(line: TensorLine) -> int:
@@ -327,25 +349,30 @@ def codebook_size(line: TensorLine) -> int:
 def tensor_line(rule: Rule, spread: Spread, codes: tuple[int, ...]) -> TensorLine:
     """The line of a coded tensor."""
     steps, spreads = cast(Codes3, codes[:3]), cast(Codes3, codes[3:6])
-    lines = tuple(
-        TableLine(table.first, table.roots.size - 1, code) for table, code in zip(spread.tables, codes[6:], strict=True)
-    )
     if isinstance(rule, Relative):
-        return RelativeLine(rule.mantissa, rule.offset, rule.signed, spread.family, spread.base, lines)
+        return RelativeLine(rule.mantissa, rule.offset, rule.signed, spread.family, spread.base)
     if isinstance(rule, Codebook):
-        return CodebookLine(len(rule.values), rule.first, spread.family, spread.base, spreads, lines)
-    return UniformLine(rule.step, spread.family, spread.base, rule.shrink, (*steps, *spreads), rule.offset, lines)
+        return CodebookLine(len(rule.values), rule.first, spread.family, spread.base, spreads)
+    return UniformLine(rule.step, spread.family, spread.base, rule.shrink, (*steps, *spreads), rule.offset)
 
 
-def rule_and_spread(line: TensorLine, vectors: Sequence[Symbols | None], codebook: Floats) -> tuple[Rule, Spread]:
-    """Undo `tensor_line`, given the vectors of scales and the own tables as they are stored.
+def own_line(tensor: int, spread: Spread, codes: tuple[int, ...]) -> OwnLine:
+    """The line of the own tables of a coded tensor, which has some."""
+    found = zip(spread.tables, codes[6:], strict=True)
+    return OwnLine(tensor, tuple(TableLine(table.first, table.roots.size - 1, code) for table, code in found))
+
+
+def rule_and_spread(
+    line: TensorLine, own_tables: tuple[TableLine, ...], vectors: Sequence[Symbols | None], codebook: Floats
+) -> tuple[Rule, Spread]:
+    """Undo `tensor_line` and `own_line`, given the vectors of scales and the own tables as they are stored.
 
     Raises:
         FormatError: a scale is out of range, steps leave the range of normal float32 numbers, a codebook is not finite
             or lacks its zero, or a table cannot be.
     """
     rows, channels, taps, *rest = (_scales(vector) for vector in vectors[:6])
-    stored = zip(line.tables, vectors[6:], strict=True)
+    stored = zip(own_tables, vectors[6:], strict=True)
     found = tuple(own.from_differences(table.first, vector) for table, vector in stored if vector is not None)
     spread = Spread(line.family, line.base, rest[0], rest[1], rest[2], found)
     if isinstance(line, RelativeLine):
@@ -422,11 +449,10 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
     layouts = coded_layouts(entries)
     if len(layouts) != len(directory.tensors):
         raise FormatError(f"{len(layouts)} tensors are coded, but {len(directory.tensors)} are described")
-    scales = sum(
-        sum(side_lengths(line, layout)) for line, layout in zip(directory.tensors, layouts.values(), strict=True)
-    )
+    lines = zip(directory.tensors, own_lines(directory), layouts.values(), strict=True)
+    side = sum(sum(side_lengths(line, own_tables, layout)) for line, own_tables, layout in lines)
     needed = {
-        "a": scales,
+        "a": side,
         "c": sum(codebook_size(line) for line in directory.tensors),
         "s": sum(layout.numel for layout in layouts.values()),
         "x": sum(exact_sizes(entries).values()),

@@ -63,7 +63,7 @@ class Scalar:
 def finish(
     weight: Weight, form: QuadraticForm | None, symbols: NDArray[np.int32], rule: Rule, fit: spreads.Fit
 ) -> Quantized:
-    """The record of symbols that are decided, with their bits and their distortion."""
+    """The record of symbols that are decided, with bits and distortion; their tables are the cheapest there are."""
     scales = (rule.rows, rule.channels, rule.taps) if isinstance(rule, Uniform) else ()
     side = sum(spreads.side_bits(s) for s in scales if s is not None)
     side += 32 * len(rule.values) if isinstance(rule, Codebook) else 0
@@ -73,7 +73,8 @@ def finish(
     largest = int(np.abs(symbols).max(initial=0))
     beyond = fit.shift > 0 or widest >= tables.SCALES or largest >= spreads.lengths(fit.family).shape[1]
     bits = _exact_bits(symbols, fit, weight.layout) if beyond else fit.bits
-    return Quantized(symbols, rule, fit.spread(), bits + side, cost)
+    spread, bits = spreads.cheapest(symbols, fit.spread(), bits)
+    return Quantized(symbols, rule, spread, bits + side, cost)
 
 
 def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) -> float:

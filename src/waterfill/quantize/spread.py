@@ -1,16 +1,18 @@
-"""Fit of the entropy model: which frozen table codes which symbol, in the fewest bits, scales included."""
+"""Fit of the entropy model: which table codes which symbol, in the fewest bits, scales and own tables included."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import tables
-from waterfill.codec.symbols import SIDE_FAMILY, scale_code
-from waterfill.records import Layout, Scales, Spread, Symbols
+from waterfill.codec.symbols import SIDE_FAMILY, ideal_bits, scale_code, spread_codes
+from waterfill.quantize import own
+from waterfill.records import Layout, Scales, Spread, Symbols, Table
 
 REACH = 2
 """Offsets are refined by up to this many quarter octaves a round."""
@@ -88,6 +90,53 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None) -> Fit:
         if trial.bits < best.bits:
             best = trial
     return _fit_base(magnitudes, layout, best.offsets, shift, None)
+
+
+def cheapest(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float]:
+    """The spread of the fewest bits, with them: one of the bank, or one with own tables, these included.
+
+    One table has all symbols, or all but the outermost ones. Two tables are for symbols of which one has more than its
+    share: the first says which it is, the second has the others, or the bank has them.
+
+    Args:
+        symbols: int32 [out, in].
+        bank: the best spread without own tables.
+        bits: what it takes.
+    """
+    flat = symbols.reshape(-1)
+    counted = own.histogram(flat)
+    if counted.entropy_bits + own.LINE_BITS >= bits:
+        return bank, bits
+    return min([(bank, bits), *_one_table(flat, counted), *_two_tables(flat, counted)], key=lambda found: found[1])
+
+
+def _one_table(flat: Symbols, counted: own.Histogram) -> Iterator[tuple[Spread, float]]:
+    """Spreads of one table, with their bits."""
+    for table, bits in own.windows(counted):
+        rest = flat[(flat < table.first) | (flat > table.first + table.roots.size - 2)]
+        yield _behind((table,), bits, rest)
+
+
+def _two_tables(flat: Symbols, counted: own.Histogram) -> Iterator[tuple[Spread, float]]:
+    """Spreads behind a table of the commonest symbol, with their bits."""
+    common = counted.commonest
+    others = flat[flat != common]
+    found = own.table_of(common, np.array([flat.size - others.size, others.size]))
+    if found is None:
+        return
+    first, bits = found
+    yield _behind((first,), bits, others)
+    for spread, more in _one_table(others, counted.without(common)):
+        yield replace(spread, tables=(first, *spread.tables)), bits + more
+
+
+def _behind(tables_: tuple[Table, ...], bits: float, rest: Symbols) -> tuple[Spread, float]:
+    """The spread of own tables of so many bits, and of the bank for the rest [n]."""
+    if not rest.size:
+        return Spread(0, 0, tables=tables_), bits
+    layout = Layout((rest.size,))
+    bank = fit(rest.reshape(1, -1), layout).spread()
+    return replace(bank, tables=tables_), bits + ideal_bits(rest, spread_codes(bank, layout, 0, rest.size))
 
 
 def _magnitudes(symbols: Symbols, layout: Layout, shift: int) -> NDArray[np.uint8]:
