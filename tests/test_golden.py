@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import slow_decoder
 import torch
+from with_tables import WithTables
 
 import waterfill
 from waterfill.files import exact_bytes
@@ -46,6 +47,7 @@ CASES = {
     "exact": {"rate": 24.0, "exclude": ["5.*"]},
     "limited": {"rate": 8.0},
     "codebook": {"quantizers": [KMeans(8)]},
+    "tables": {"quantizers": [WithTables()]},
 }
 
 
@@ -64,7 +66,7 @@ def test_files_name_their_limit_since_they_can(name):
         limit = file.container.limit
     if name == "limited":
         assert (limit.bits, limit.measure) == (1765, "weight_scale(1)")
-    elif name != "codebook":
+    elif name not in ("codebook", "tables"):
         assert limit is None  # written before
 
 
@@ -72,6 +74,14 @@ def test_a_golden_file_has_codebooks():
     with waterfill.open(FOLDER / "codebook.wf") as file:
         rules = [rule for rule, _ in file.container.rules.values() if isinstance(rule, Codebook)]
     assert [len(rule.values) for rule in rules] == [8, 8, 8, 8]
+
+
+def test_a_golden_file_has_own_tables():
+    with waterfill.open(FOLDER / "tables.wf") as file:
+        found = [len(spread.tables) for _, spread in file.container.rules.values()]
+    assert found == [2, 0, 0, 2, 0, 0, 0, 2, 2, 0]
+    with waterfill.open(FOLDER / "codebook.wf") as file:
+        assert not any(spread.tables for _, spread in file.container.rules.values())  # written before
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -22,8 +22,15 @@ from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.limits import fit_sources, price
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Scalar
-from waterfill.records import Codebook, Coded, Entry, Layout, Quantized, Spread
+from waterfill.records import Codebook, Coded, Entry, Layout, Quantized, Spread, Table
 from waterfill.report.text import file_summary
+
+
+def table(first, *roots):
+    return Table(first, np.array(roots, np.int32))
+
+
+ZERO_FIRST = table(0, 5, 7), table(-3, 2, 3, 5, 0, 5, 3, 1)
 
 
 def small_file():
@@ -34,6 +41,8 @@ def small_file():
     jobs = allocate.plan(inventory, {}, [Scalar()])
     jobs["2.weight"] = replace(jobs["2.weight"], quantizer=KMeans(5))
     quantized = allocate.quantize(jobs, allocate.mean_power(jobs) * 2.0**-5)
+    for name, roots in (("0.weight", ZERO_FIRST), ("0.bias", (ZERO_FIRST[1],))):
+        quantized[name] = replace(quantized[name], spread=Spread(5, 40, tables=roots))
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
     limits = price(jobs, quantized, fit_sources(inventory.weights), 0.0, "identity")
     return container.pack(inventory.entries, quantized, exact, "test", limits).data
@@ -177,11 +186,11 @@ def test_a_file_need_not_name_its_limit():
     assert WaterfillFile(with_directory(directory)).container.limit is None
 
 
-def codebook_file(values=(-1.0, 0.0, 2.0), first=-1, symbols=(0, 1, -1)):
+def codebook_file(values=(-1.0, 0.0, 2.0), first=-1, symbols=(0, 1, -1), tables=()):
     """A file of one tensor with a codebook, which may be a lie."""
     layout = Layout((len(symbols),))
     rule = Codebook(np.array(values, np.float32), first)
-    item = Quantized(np.array([symbols], np.int32), rule, Spread(5, 32))
+    item = Quantized(np.array([symbols], np.int32), rule, Spread(5, 32, tables=tables))
     return container.pack((Entry("w", layout.shape, "float32", Coded(layout)),), {"w": item}, {}, "test").data
 
 
@@ -239,6 +248,98 @@ def test_a_codebook_may_be_cut_into_chunks():
     parts = [["c", 4, zlib.crc32(body[:4]), 1], ["c", 8, zlib.crc32(body[4:12]), 2]]
     cut = with_directory(replaced(directory, ("chunks",), [*parts, directory["chunks"][1]]), data)
     assert read(cut) == read(data)
+
+
+# Own tables
+
+
+def test_a_file_with_own_tables_is_right():
+    assert np.frombuffer(read(codebook_file(tables=ZERO_FIRST))["w"], np.float32).tolist() == [0.0, 2.0, -1.0]
+    assert [(tensor, [line[:2] for line in lines]) for tensor, lines in directory_of(GOOD)["tables"]] == [
+        (0, [[0, 1], [-3, 6]]),
+        (1, [[-3, 6]]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("roots", "text"),
+    [
+        ([(0, 0, 0, 0)], "none at all"),
+        ([(1, 0, 0, 0)], "above 4093"),
+        ([(0, 0, 0, 9)], "above 4093"),
+        ([(1023, 1, 0, 0)], "above 4093"),
+        ([(1024, 900, 3, 0)], "out of range"),
+        ([(3, -1, 2, 0)], "out of range"),
+        ([(2**30, 3, 2, 0)], "out of range"),
+        ([(3, 3, 3, 1), (0, 0)], "none at all"),
+    ],
+)
+def test_tables_that_lie_are_refused_before_any_symbol_is_read(monkeypatch, roots, text):
+    good = tuple(table(-1, *([3] * len(each))) for each in roots)
+    lie = tuple(table(-1, *each) for each in roots)
+    differences = container.listing.own.differences
+    stored = {id(right): differences(wrong) for right, wrong in zip(good, lie, strict=True)}
+    monkeypatch.setattr(container.listing.own, "differences", lambda one: stored[id(one)])
+    monkeypatch.setattr(container.listing.own, "best_code", lambda _: 100)
+    data = codebook_file(tables=good)
+    with pytest.raises(FormatError, match=f"^the data: .*{text}"):
+        WaterfillFile(data, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ([], None),
+        ([[0, []]], "cannot be read"),
+        ([[0, [[-1, 3, 50], [0, 1, 50], [0, 1, 50]]]], "cannot be read"),
+        ([[0, [[-1, 0, 50]]]], "cannot be read"),
+        ([[0, [[-1, 256, 50]]]], "cannot be read"),
+        ([[0, [[-1, 3, 121]]]], "cannot be read"),
+        ([[0, [[-1, 3, -1]]]], "cannot be read"),
+        ([[0, [[2**30 + 1, 3, 50]]]], "cannot be read"),
+        ([[0, [[-(2**30) - 1, 3, 50]]]], "cannot be read"),
+        ([[0, [[-1, 3, 50, 0]]]], "cannot be read"),
+        ([[-1, [[-1, 3, 50]]]], "cannot be read"),
+        ([[1, [[-1, 3, 50]]]], "not in order"),
+        ([[2**63, [[-1, 3, 50]]]], "not in order"),
+        ([[0, [[-1, 3, 50]]], [0, [[-1, 3, 50]]]], "not in order"),
+        ([[0, [[-1, 2, 50]]]], "the chunks hold"),
+        ([[0, [[-1, 255, 50]]]], "the chunks hold"),
+        ({"0": [[-1, 3, 50]]}, "cannot be read"),
+    ],
+)
+def test_lines_of_tables_that_lie_are_refused(lines, text):
+    data = codebook_file(tables=(table(-1, 3, 3, 3, 1),))
+    directory = directory_of(data)
+    assert directory["tables"][0][0] == 0
+    with pytest.raises(FormatError, match=text):
+        read(with_directory({**directory, "tables": lines}, data))
+
+
+def test_symbols_of_a_table_outside_the_codebook_are_found():
+    data = codebook_file(tables=(table(-1, 3, 3, 3, 1),))
+    directory = directory_of(data)
+    for first in (-2, 0, 5, 2**30, -(2**30)):
+        with pytest.raises(FormatError, match="its codebook"):
+            read(with_directory(replaced(directory, ("tables", 0, 1, 0, 0), first), data))
+
+
+def test_every_cut_of_a_table_is_found():
+    data = codebook_file(tables=(table(-1, 3, 3, 3, 1),))
+    directory, body = directory_of(data), data[HEADER + struct.unpack_from("<I", data, 12)[0] :]
+    kind, size, _, count = directory["chunks"][0]
+    assert (kind, count) == ("a", 4)
+    for cut in range(size):
+        chunk = [kind, cut, zlib.crc32(body[:cut]), count]
+        rest = body[:cut] + body[size:]
+        bad = with_directory(replaced(directory, ("chunks", 0), chunk), rest_of(data, rest))
+        with pytest.raises(FormatError):
+            WaterfillFile(bad, threads=1)
+
+
+def rest_of(data, body):
+    """A file with another body."""
+    return data[: HEADER + struct.unpack_from("<I", data, 12)[0]] + body
 
 
 def test_every_value_of_the_directory_replaced_by_lies():

@@ -9,6 +9,7 @@ import slow_decoder
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from with_tables import WithTables
 
 from waterfill import allocate
 from waterfill.codec import container
@@ -18,6 +19,7 @@ from waterfill.quantize import KMeans, Scalar
 from waterfill.records import Codebook
 
 SCALAR = Scalar()
+SPARSE = WithTables()
 
 
 class Mixed(torch.nn.Module):
@@ -50,7 +52,7 @@ def same(a, b):
     return (a.shape, a.dtype, exact_bytes(a)) == (b.shape, b.dtype, exact_bytes(b))
 
 
-@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(3), KMeans(300)], ids=str)
+@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(3), KMeans(300), SPARSE], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_round_trip_is_strict_and_the_slow_decoder_agrees_bit_for_bit(dtype, quantizer):
     torch.manual_seed(0)
@@ -81,7 +83,7 @@ def test_any_water_level_decodes_to_what_was_encoded(seed, level):
         assert (tensor.numpy() == slow[name]).all()
 
 
-@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(3)], ids=str)
+@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(3), SPARSE], ids=str)
 def test_shares_and_overhead_add_up_to_the_file(quantizer):
     packed = pack(Mixed(), quantizer=quantizer)
     assert WaterfillFile(packed.data).container.tensor_bytes() == pytest.approx(packed.tensor_bytes)
@@ -89,7 +91,7 @@ def test_shares_and_overhead_add_up_to_the_file(quantizer):
     assert all(share >= 0 for share in packed.tensor_bytes.values())
 
 
-@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(9)], ids=str)
+@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(9), SPARSE], ids=str)
 @pytest.mark.parametrize("threads", [1, 5])
 def test_large_tensors_are_cut_and_small_ones_share_chunks(monkeypatch, quantizer, threads):
     monkeypatch.setattr(container, "SMALL_CHUNK", 40)
@@ -99,6 +101,8 @@ def test_large_tensors_are_cut_and_small_ones_share_chunks(monkeypatch, quantize
     packed = pack(model, quantizer=quantizer)
     file = WaterfillFile(packed.data, threads=threads)
     assert len(file.container.indices("s")) > 10
+    with_tables = [name for name, (_, spread) in file.container.rules.items() if spread.tables]
+    assert with_tables or quantizer is not SPARSE
     slow = slow_decoder.decode(packed.data)
     names = list(file)
     random.Random(0).shuffle(names)

@@ -17,8 +17,11 @@ LARGEST_ROOTS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 36
 LEFT_OUT = (0.0, 0.001, 0.01, 0.05)
 """Fractions of the symbols, the largest and the smallest ones, that a table may leave to what follows it."""
 
-LINE_BITS = 24.0
-"""What the directory says about a table: three small numbers."""
+LINE_BITS = 32.0
+"""What the directory says about a table: which tensor has it, its first symbol, its length, its code."""
+
+WORTH = 96.0
+"""Bits that the own tables of a tensor must save: their share of a stream and its line in the directory."""
 
 WIDEST = 1 << 11
 """Magnitudes beyond are not counted one by one."""
@@ -63,7 +66,8 @@ class Histogram:
 
 def histogram(symbols: Symbols) -> Histogram:
     """Count symbols [n]."""
-    low, high = (max(-WIDEST, int(symbols.min())), min(WIDEST, int(symbols.max()))) if symbols.size else (0, 0)
+    ends = (symbols.min(), symbols.max()) if symbols.size else (0, 0)
+    low, high = (int(min(max(end, -WIDEST), WIDEST)) for end in ends)
     inside = symbols[(symbols >= low) & (symbols <= high)]
     counts = np.bincount(inside.astype(np.int64) - low, minlength=max(1, high - low + 1))
     return Histogram(low, counts, symbols.size - inside.size)

@@ -105,9 +105,12 @@ def cheapest(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float
     """
     flat = symbols.reshape(-1)
     counted = own.histogram(flat)
-    if counted.entropy_bits + own.LINE_BITS >= bits:
+    if counted.entropy_bits + own.LINE_BITS + own.WORTH >= bits:
         return bank, bits
-    return min([(bank, bits), *_one_table(flat, counted), *_two_tables(flat, counted)], key=lambda found: found[1])
+    found = min(
+        [*_one_table(flat, counted), *_two_tables(flat, counted)], key=lambda each: each[1], default=(bank, bits)
+    )
+    return found if found[1] + own.WORTH < bits else (bank, bits)
 
 
 def _one_table(flat: Symbols, counted: own.Histogram) -> Iterator[tuple[Spread, float]]:
