@@ -274,8 +274,9 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
             best = allocate.lowest_within(measure, aim, first, slope=slope, within=WITHIN / 2, precision=1e-3)
             finer = [drafts[level] for level in drafts if level < best.level and drafts[level].size_bytes > aim]
             draft = best.made
-            if finer and best.value < aim * (1 - WITHIN / 2):
-                draft = work.mix(draft, min(finer, key=lambda other: other.size_bytes), aim)
+            for other in sorted(finer, key=lambda other: other.size_bytes):
+                if draft.size_bytes < aim * (1 - WITHIN / 2):
+                    draft = work.mix(draft, other, aim)
             attempt = work.finish(draft)
             excess = attempt.size_bytes - limit
             fitting += [attempt] if excess <= 0 else []

@@ -100,7 +100,8 @@ def _read_own(decoder: rans.Decoder, coded: Model) -> tuple[Symbols | None, Left
             values = own.to_values(indices, table)
         else:
             values[left] = own.to_values(indices, table)
-        left = _among(left, indices == table.roots.size - 1)
+        escape = table.roots.size - 1
+        left = _among(left, indices == escape) if table.roots[escape] else np.zeros(0, np.int64)
     return values, left
 
 

@@ -23,7 +23,7 @@ class KMeans:
     """At most k centroids a tensor, which minimise `I (w - c)^2`, or `I (w - c)^2 + H (w - c)^4` where a form has H.
 
     The number of centroids sets the rate, so the water level is ignored: there is one file, and a target cannot move
-    it. The centroids (4 bytes each) are in the file, the symbols are entropy-coded by the tables of all tensors.
+    it. The centroids (4 bytes each) are in the file, the symbols are entropy-coded, mostly with a table of their own.
 
     Attributes:
         k: most centroids; those that no weight takes are left out.

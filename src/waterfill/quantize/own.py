@@ -68,7 +68,7 @@ def histogram(symbols: Symbols) -> Histogram:
     """Count symbols [n]."""
     ends = (symbols.min(), symbols.max()) if symbols.size else (0, 0)
     low, high = (int(min(max(end, -WIDEST), WIDEST)) for end in ends)
-    inside = symbols[(symbols >= low) & (symbols <= high)]
+    inside = symbols if (low, high) == ends else symbols[(symbols >= low) & (symbols <= high)]
     counts = np.bincount(inside.astype(np.int64) - low, minlength=max(1, high - low + 1))
     return Histogram(low, counts, symbols.size - inside.size)
 

@@ -105,18 +105,19 @@ def cheapest(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float
     """
     flat = symbols.reshape(-1)
     counted = own.histogram(flat)
-    if counted.entropy_bits + own.LINE_BITS + own.WORTH >= bits:
-        return bank, bits
-    found = min(
-        [*_one_table(flat, counted), *_two_tables(flat, counted)], key=lambda each: each[1], default=(bank, bits)
-    )
-    return found if found[1] + own.WORTH < bits else (bank, bits)
+    best = bank, bits
+    for count, candidates in ((1, _one_table), (2, _two_tables)):
+        if counted.entropy_bits + count * own.LINE_BITS + own.WORTH < best[1]:
+            found = min(candidates(flat, counted), key=lambda each: each[1], default=best)
+            best = found if found[1] + own.WORTH < best[1] else best
+    return best
 
 
 def _one_table(flat: Symbols, counted: own.Histogram) -> Iterator[tuple[Spread, float]]:
     """Spreads of one table, with their bits."""
     for table, bits in own.windows(counted):
-        rest = flat[(flat < table.first) | (flat > table.first + table.roots.size - 2)]
+        last = table.first + table.roots.size - 2
+        rest = flat[(flat < table.first) | (flat > last)] if table.roots[-1] else flat[:0]
         yield _behind((table,), bits, rest)
 
 
