@@ -210,7 +210,9 @@ class Lab:
     def _setting(self, step: Step) -> Setting:
         """T and mu of a step: chosen for the compressor of the paper, but for the option that is swept."""
         chosen = self._chosen(Step(step.task, step.amount, step.objective))
-        return dataclasses.replace(chosen, **{str(step.sweep): step.value}) if step.sweep else chosen
+        if step.sweep == "temperature":
+            return dataclasses.replace(chosen, temperature=step.value)
+        return dataclasses.replace(chosen, mu=step.value) if step.sweep else chosen
 
     def _chosen(self, step: Step) -> Setting:
         """The best T, then the best mu, unless that was found out."""
