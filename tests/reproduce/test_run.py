@@ -16,7 +16,7 @@ from waterfill.zoo.training import Recipe
 
 
 def perceptron(width):  # noqa: ARG001
-    layers = OrderedDict(flatten=nn.Flatten(), fc1=nn.Linear(784, 16), relu=nn.ReLU(), fc2=nn.Linear(16, 10))
+    layers = OrderedDict(flatten=nn.Flatten(), fc1=nn.Linear(784, 8), relu=nn.ReLU(), fc2=nn.Linear(8, 10))
     return nn.Sequential(layers)
 
 
@@ -74,8 +74,8 @@ def test_every_point_of_every_objective_is_there(finished):
     assert sorted(found) == sorted(wanted)
     assert [row["temperature"] for row in results["temperature"]] == list(TEMPERATURES)
     assert [row["mu"] for row in results["mu"]] == 2 * list(REGULARISERS)
-    assert results["test_samples"] == 200 and results["matrix_values"] == 16 * 784 + 160
-    assert results["original_bytes"] == 4 * (16 * 784 + 160 + 26)
+    assert results["test_samples"] == 200 and results["matrix_values"] == 8 * 784 + 80
+    assert results["original_bytes"] == 4 * (8 * 784 + 80 + 18)
 
 
 def test_rows_are_what_they_say(finished):
@@ -169,7 +169,7 @@ def test_given_weights_are_taken_and_checked(finished, tmp_path):
     again = reproduce(TINY, tmp_path / "given", options)
     assert again["points"] == results["points"] and again["weights"] == "weights.safetensors"
     with pytest.raises(WaterfillError, match="do not fit the model"):
-        reproduce(EXPERIMENTS["mnist"], tmp_path / "other", dataclasses.replace(options, samples=32))
+        reproduce(dataclasses.replace(TINY, network=EXPERIMENTS["mnist"].network), tmp_path / "other", options)
 
 
 @pytest.mark.parametrize(
