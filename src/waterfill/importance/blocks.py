@@ -74,7 +74,9 @@ def _block(x: Tensor | None, signals: Sequence[Tensor], layout: Layout) -> Block
         factor = x[..., 0]
         return Block(
             torch.stack([g[..., 0] for g in signals]),
-            lambda product, power: to_native(torch.einsum("bgo,bgi->goi", product, factor.to(product) ** power), layout),
+            lambda product, power: to_native(
+                torch.einsum("bgo,bgi->goi", product, factor.to(product) ** power), layout
+            ),
         )
     if x is None:
         products = torch.stack([g.sum(-1, keepdim=True) for g in signals])

@@ -113,9 +113,7 @@ class Derivatives:
     def estimate(self) -> Estimate:
         """Put them together, unit by unit."""
         pairs = self.kinds * self.draws
-        exact, drawn, slope, one, two = torch.split(
-            self.block.gradients, [self.exact, self.drawn, 1, pairs, pairs]
-        )
+        exact, drawn, slope, one, two = torch.split(self.block.gradients, [self.exact, self.drawn, 1, pairs, pairs])
         parts = [drawn.square()] if self.drawn else []
         parts += (one * two).unflatten(0, (self.kinds, self.draws)).unbind() if pairs else ()
         return Estimate(slope[0], exact.square().sum(0), torch.stack(parts).sum(0) if parts else one)

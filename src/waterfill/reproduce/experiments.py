@@ -107,6 +107,8 @@ class Experiment:
         codebooks: numbers of centroids.
         plots: figures over the ratio.
         sweeps: figures over an option.
+        temperatures: all T that are tried.
+        regularisers: all mu that are tried.
     """
 
     name: str
@@ -123,6 +125,8 @@ class Experiment:
     codebooks: tuple[int, ...]
     plots: tuple[Plot, ...]
     sweeps: tuple[Sweep, ...] = ()
+    temperatures: tuple[float, ...] = TEMPERATURES
+    regularisers: tuple[float, ...] = REGULARISERS
 
     def objective(self, name: str) -> Objective:
         """The objective of that name."""

@@ -20,7 +20,7 @@ from waterfill.models.torch_module import fill
 from waterfill.protocols import Progress, Quantizer
 from waterfill.quantize import KMeans, Prune
 from waterfill.records import Quantized
-from waterfill.reproduce.experiments import REGULARISERS, TEMPERATURES, Experiment, Sweep, Task
+from waterfill.reproduce.experiments import Experiment, Sweep, Task
 from waterfill.reproduce.importances import Importances, Setting
 from waterfill.reproduce.ledger import Ledger, claim_folder
 from waterfill.reproduce.subject import LADDER, Samples, Subject, measure, paper_ratio, state_digest
@@ -76,7 +76,7 @@ def reproduce(
     """
     options = options or Options()
     lab = _prepare(experiment, folder, options, progress)
-    lab.importances.estimate_all(TEMPERATURES, progress)
+    lab.importances.estimate_all(experiment.temperatures, progress)
     rows: dict[str, list[dict[str, Any]]] = {"points": [], **{sweep.option: [] for sweep in experiment.sweeps}}
     plan = list(_plan(experiment))
     for done, step in enumerate(plan, 1):
@@ -118,15 +118,15 @@ def _plan(experiment: Experiment) -> Iterator[Step]:
     yield from prunes
     yield from clusters
     for sweep in experiment.sweeps:
-        yield from _sweep(sweep)
+        yield from _sweep(sweep, experiment)
     for step in clusters:
         yield dataclasses.replace(step, variant="exact")
-    for step in (*prunes, *clusters):
+    for step in (*prunes[::2], *clusters[::2]):
         yield dataclasses.replace(step, variant="one level")
 
 
-def _sweep(sweep: Sweep) -> Iterator[Step]:
-    values = TEMPERATURES if sweep.option == "temperature" else REGULARISERS
+def _sweep(sweep: Sweep, experiment: Experiment) -> Iterator[Step]:
+    values = experiment.temperatures if sweep.option == "temperature" else experiment.regularisers
     for objective in sweep.objectives:
         for keep in sweep.keeps:
             for value in values:
@@ -223,9 +223,9 @@ class Lab:
         known = self.ledger.get(key)
         if known is not None:
             return Setting(step.objective, *known)
-        best = self._best(step, [Setting(step.objective, temperature) for temperature in TEMPERATURES])
+        best = self._best(step, [Setting(step.objective, temperature) for temperature in self.experiment.temperatures])
         if objective.regularised:
-            best = self._best(step, [dataclasses.replace(best, mu=mu) for mu in REGULARISERS])
+            best = self._best(step, [dataclasses.replace(best, mu=mu) for mu in self.experiment.regularisers])
         self.ledger.put(key, [best.temperature, best.mu])
         return best
 
@@ -267,8 +267,9 @@ def _prepare(experiment: Experiment, folder: Path, options: Options, progress: P
         "test_samples": len(test.samples.labels),
         "weights": "trained here" if weights is None else weights.name,
     }
-    claim_folder(folder, facts)
-    weights = weights or _trained(experiment, model, folder, options.seed, progress)
+    if weights is None:
+        claim_folder(folder, facts)
+        weights = _trained(experiment, model, folder, options.seed, progress)
     fill(model, load_tensors(weights), missing_ok=("*num_batches_tracked",))
     model.eval()
     facts["sha256"] = state_digest(model)
