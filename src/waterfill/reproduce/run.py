@@ -111,18 +111,14 @@ class Step:
 
 def _plan(experiment: Experiment) -> Iterator[Step]:
     """All rows: those of the paper, then what it does not have."""
-    prunes = [Step("prune", keep, objective.name) for objective in experiment.objectives for keep in experiment.keeps]
-    clusters = [
-        Step("quantize", k, objective.name) for objective in experiment.objectives for k in experiment.codebooks
-    ]
-    yield from prunes
-    yield from clusters
+    names = [objective.name for objective in experiment.objectives]
+    yield from (Step("prune", keep, name) for name in names for keep in experiment.keeps)
+    yield from (Step("quantize", k, name) for name in names for k in experiment.codebooks)
     for sweep in experiment.sweeps:
         yield from _sweep(sweep, experiment)
-    for step in clusters:
-        yield dataclasses.replace(step, variant="exact")
-    for step in (*prunes[::2], *clusters[::2]):
-        yield dataclasses.replace(step, variant="one level")
+    yield from (Step("quantize", k, name, "exact") for name in names for k in experiment.codebooks)
+    yield from (Step("prune", keep, name, "one level") for name in names for keep in experiment.keeps[::2])
+    yield from (Step("quantize", k, name, "one level") for name in names for k in experiment.codebooks[::2])
 
 
 def _sweep(sweep: Sweep, experiment: Experiment) -> Iterator[Step]:
