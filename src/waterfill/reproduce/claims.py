@@ -13,6 +13,9 @@ Row = Mapping[str, Any]
 WORTH = 1e-4
 """Cross-entropies (nats) and accuracies (fractions, one image of 10,000) that differ by less count as equal."""
 
+GRID = 25
+"""Ratios at which curves are ranked."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -81,3 +84,33 @@ def smallest_within(results: Mapping[str, Any], rows: Sequence[Row], points: flo
     least = results["original"]["accuracy"] - points / 100 - 1e-9
     good = [row for row in rows if row["accuracy"] >= least]
     return min(good, key=lambda row: int(row["size_bytes"]), default=None)
+
+
+def ranking(curves: Mapping[str, Sequence[Row]], quality: str, ratio: str) -> dict[str, tuple[int, float]]:
+    """Rank curves at equally spaced ratios that all of them cover.
+
+    Args:
+        curves: points by name; the first one is the reference.
+        quality: as for `compare`.
+        ratio: as for `compare`.
+
+    Returns:
+        By name: at how many of `GRID` ratios it is the best, and its mean distance from the reference: for
+        cross-entropy the geometric mean of the quotients minus one, for accuracies the mean difference.
+    """
+    loss = quality == "cross_entropy"
+    points = {name: sorted((row[ratio], row[quality]) for row in rows) for name, rows in curves.items()}
+    low = max(each[0][0] for each in points.values())
+    high = min(each[-1][0] for each in points.values())
+    grid = np.linspace(low, high, GRID)
+    lines = []
+    for each in points.values():
+        values = np.array([value for _, value in each])
+        lines.append(np.interp(grid, [place for place, _ in each], -np.log(values) if loss else values))
+    table = np.array(lines)
+    wins = np.bincount(table.argmax(0), minlength=len(table))
+    means = (table - table[0]).mean(1)
+    return {
+        name: (int(won), float(np.expm1(-mean) if loss else mean))
+        for name, won, mean in zip(points, wins, means, strict=True)
+    }
