@@ -2,7 +2,7 @@
 
 from waterfill.importance.data_free import identity, weight_scale
 from waterfill.importance.fisher import kl, regression
-from waterfill.importance.forms import DiagonalForm, DrawnForm, QuarticForm
+from waterfill.importance.forms import DiagonalForm, DrawnForm, DrawnQuarticForm, QuarticForm
 from waterfill.importance.moments import Moments
 from waterfill.importance.state import State
 from waterfill.importance.supervised import gradient, gradient_hessian, hessian
@@ -10,6 +10,7 @@ from waterfill.importance.supervised import gradient, gradient_hessian, hessian
 __all__ = [
     "DiagonalForm",
     "DrawnForm",
+    "DrawnQuarticForm",
     "Moments",
     "QuarticForm",
     "State",

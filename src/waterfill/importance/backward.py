@@ -15,14 +15,18 @@ _CANNOT = "torch::autograd::Error"
 
 
 def gradients(
-    output: Tensor, at: Sequence[object], signal: Tensor, *, differentiable: bool = False
+    output: Tensor | Sequence[object],
+    at: Sequence[object],
+    signal: Tensor | Sequence[Tensor],
+    *,
+    differentiable: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Send one signal back, keeping the graph.
 
     Args:
-        output: where to start.
+        output: where to start: a tensor, or several tensors or edges.
         at: tensors or edges.
-        signal: of the shape of the output.
+        signal: of the shape of the output, or one for each of several.
         differentiable: whether the gradients can be differentiated again.
 
     Raises:
@@ -32,7 +36,7 @@ def gradients(
         return ()
     try:
         return torch.autograd.grad(
-            output,
+            output,  # type: ignore[arg-type]
             at,  # type: ignore[arg-type]
             signal,
             retain_graph=True,

@@ -6,23 +6,31 @@ Let the output of every layer (a site) be moved by an e. The loss of one sample 
 
 with J the derivative of the model's outputs z. The first part (Gauss-Newton) is a sum of squares of signals, as for the
 KL importance. The second is zero where z is piecewise linear in all the e together, as for ReLU, max-pool and norms in
-evaluation mode at any depth, although the weights of such layers multiply each other. Elsewhere `E v (R v) = diag R`
-with random signs v at all sites, and one exact product `R v`: a second backward pass, for all samples at once.
+evaluation mode at any depth, although the weights of such layers multiply each other. Elsewhere it is the sum of what
+every curved function adds, and random signs give its diagonal without bias, in two ways:
+
+- Elementwise functions y = f(x), such as tanh and GELU (`bends`): their part is `sum_k eps_k J_k J_k^T` over all their
+  inputs, `eps = dL/dy f''(x)`, J_k the derivative of x_k. From all x at once, `sqrt|eps| v` and `sign(eps) sqrt|eps| v`
+  go back (two backward passes for each draw), and `E s_i t_i` of what comes back is that diagonal. The variance of
+  `s_i t_i` is at most twice the square of `sum_k |eps_k| J_ki^2`: only the weight's own influence is in it.
+- Everything else, such as attention, layer norms and products of activations: `E v (R v) = diag R` with random signs v
+  at all sites, and one exact product `R v`: a second backward pass, for all samples at once, through elementwise
+  functions with constant slopes. The variance is the sum of the squares of the whole row of that R, over all layers: a
+  deep network of such functions needs very many samples or draws.
 
 A layer `y = W x` is linear in its weights, so that their diagonal is the same form of x:
 
-    d2L / dw_oi^2 = sum_k (sum_p u_k[o,p] x[i,p])^2 + E (sum_p v[o,p] x[i,p]) (sum_p (R v)[o,p] x[i,p])
+    d2L / dw_oi^2 = sum_k (sum_p u_k[o,p] x[i,p])^2 + E (sum_p s[o,p] x[i,p]) (sum_p t[o,p] x[i,p])
 
-with u_k the signals at the site. That fails only where x depends on W itself (recurrent layers, tied tables). Such
-tensors, and those whose uses are not known, are moved themselves, sample by sample: their R is by the tensor.
+with u_k the signals at the site, (s, t) the pairs there, and (v, R v) as further pairs. That fails only where x depends
+on W itself (recurrent layers, tied tables). Such tensors, and those whose uses are not known, are moved themselves,
+sample by sample: their R is by the tensor, and all of it is drawn by `R v`.
 
-Whether R is zero is not guessed from the kinds of layers. One product with a v of continuous distribution is zero with
-probability 1 only if R is: that is asked for every few samples, and signs are drawn only where the answer is no.
+Whether a part is zero is not guessed from the kinds of layers: eps is looked at, and one product with a v of continuous
+distribution is zero with probability 1 only if R is. That is asked for every few samples, and signs are drawn only
+where the answer is no.
 
-Curvature propagation (Martens, Sutskever, Swersky 2012) draws at every nonlinear unit instead. Both have no noise for
-piecewise linear networks; but it needs a factor of the second derivative of every function that a model may call, and
-`R v` needs only autograd. The price: the variance of `v_i (R v)_i` is the sum of the squares of the whole row i of R,
-over all layers, so that a deep curved network needs very many samples or draws, and would need fewer there.
+Source: Martens, Sutskever, Swersky 2012, "Estimating the Hessian by back-propagating curvature", section 3 (`s t`).
 """
 
 from __future__ import annotations
@@ -36,12 +44,13 @@ from torch import Tensor, nn
 
 from waterfill.importance import functional
 from waterfill.importance.backward import check_twice, gradients
+from waterfill.importance.bends import BendingTape, Roots, roots
 from waterfill.importance.blocks import Block, blocks, written_out
 from waterfill.importance.losses import Response
 from waterfill.importance.plan import VMAP_ERRORS, Method
 from waterfill.importance.signals import random_signs
 from waterfill.models.batches import Inputs, num_samples, take
-from waterfill.models.capture import Tape, Variables
+from waterfill.models.capture import Variables
 
 AtSites: TypeAlias = Sequence[Tensor | None]
 """One value at every site; None where the output does not depend on it."""
@@ -88,28 +97,26 @@ class Derivatives:
     """Derivatives of the loss by one tensor, as a part of the samples give them.
 
     Attributes:
-        block: gradients under all signals: the exact ones, the drawn ones, the slope, all v, all `R v`.
+        block: gradients under all signals: the exact ones, the drawn ones, the slope, all first of a pair, all second.
         exact: how many of the first.
         drawn: how many of the second.
-        pairs: how many v; 0 where R is zero.
+        kinds: how many kinds of pairs there are: 0 where nothing is curved.
+        draws: how many pairs of each kind.
     """
 
     block: Block
     exact: int
     drawn: int
-    pairs: int
+    kinds: int
+    draws: int
 
     def estimate(self) -> Estimate:
         """Put them together, unit by unit."""
-        sizes = [self.exact, self.drawn, 1, self.pairs, self.pairs]
-        exact, drawn, slope, v, turned = torch.split(self.block.gradients, sizes)
-        known = exact.square().sum(0)
-        draws = drawn.square() if self.drawn else v.new_zeros(v.shape)
-        if self.pairs:
-            draws = draws + v * turned
-        if not len(draws):
-            return Estimate(slope[0], known, torch.zeros_like(known))
-        return Estimate(slope[0], known + draws.mean(0), draws.var(0) / len(draws))
+        pairs = self.kinds * self.draws
+        exact, drawn, slope, one, two = torch.split(self.block.gradients, [self.exact, self.drawn, 1, pairs, pairs])
+        parts = [drawn.square()] if self.drawn else []
+        parts += (one * two).unflatten(0, (self.kinds, self.draws)).unbind() if pairs else ()
+        return Estimate(slope[0], exact.square().sum(0), torch.stack(parts).sum(0) if parts else one)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,17 +125,49 @@ class Estimate:
 
     Attributes:
         slope: the first one.
-        curvature: the second one, mean of the draws.
-        noise: the variance of that mean, estimated without bias.
+        known: the part of the second one that is exact.
+        draws: draws of the other part, [draws, units, ...]; none where there is no other part.
     """
 
     slope: Tensor
-    curvature: Tensor
-    noise: Tensor
+    known: Tensor
+    draws: Tensor
+
+    @property
+    def curvature(self) -> Tensor:
+        """The second derivative, the mean of the draws."""
+        return self.known + self.draws.mean(0) if len(self.draws) else self.known
+
+    @property
+    def noise(self) -> Tensor:
+        """The variance of that mean, without bias."""
+        return self.draws.var(0) / len(self.draws)
+
+    @property
+    def square(self) -> Tensor:
+        """The square of the second derivative, without bias: the mean product of two different draws."""
+        square = self.curvature.square()
+        return square - self.noise if len(self.draws) else square
+
+    @property
+    def square_noise(self) -> Tensor:
+        """The variance of that mean product: its square less the mean product of four different draws.
+
+        With m the mean of n draws, N its variance and p_k the sums of the powers of their distances to m, that is
+        `4 m^2 N + N^2 - 8 m p_3 / (n (n-1) (n-2)) - 3 (p_2^2 - 2 p_4) / (n (n-1) (n-2) (n-3))`, without bias. Below
+        four draws it is `4 m^2 N`, which is right for two and too large for three if they are normal.
+        """
+        n, mean, noise = len(self.draws), self.curvature.double(), self.noise.double()
+        if n < 4:
+            return 4 * mean.square() * noise
+        away = self.draws.double() - self.draws.double().mean(0)
+        triples = 2 * away.pow(3).sum(0) / (n * (n - 1) * (n - 2))
+        fours = 3 * (away.square().sum(0).square() - 2 * away.pow(4).sum(0)) / (n * (n - 1) * (n - 2) * (n - 3))
+        return 4 * mean.square() * noise + noise.square() - 4 * mean * triples - fours
 
 
 def by_uses(
-    tape: Tape, methods: Mapping[str, Method], output: Tensor, samples: int, sent: Sent
+    tape: BendingTape, methods: Mapping[str, Method], output: Tensor, samples: int, sent: Sent
 ) -> Iterator[tuple[str, Derivatives]]:
     """Derivatives by the tensors whose uses are known.
 
@@ -142,37 +181,63 @@ def by_uses(
     orders = {name: method for name, method in methods.items() if method == "major" or method == "minor"}
     if not orders:
         return
-    at_sites, pairs = _at_sites(tape, output, sent)
+    at_sites, kinds = _at_sites(tape, output, sent)
     for name, order in orders.items():
         uses = [use for use in tape.uses.get(name, ()) if at_sites[0][use.site] is not None]
         if uses:
             found = [[at for signal in at_sites if (at := signal[use.site]) is not None] for use in uses]
             for block in blocks(uses, found, samples, order):
-                yield name, Derivatives(block, len(sent.exact), len(sent.drawn), pairs)
+                yield name, Derivatives(block, len(sent.exact), len(sent.drawn), kinds, sent.draws)
 
 
-def _at_sites(tape: Tape, output: Tensor, sent: Sent) -> tuple[list[AtSites], int]:
-    """What is multiplied with the inputs of the layers, in the order of `Derivatives`; and the number of v."""
+def _at_sites(tape: BendingTape, output: Tensor, sent: Sent) -> tuple[list[AtSites], int]:
+    """What is multiplied with the inputs of the layers, in the order of `Derivatives`; and the kinds of pairs."""
     squared: list[AtSites] = [gradients(output, tape.sites, u) for u in (*sent.exact, *sent.drawn)]
-    slopes = gradients(output, tape.sites, sent.slope, differentiable=True)
+    outputs = [bend.y for bend in tape.bends]
+    found = gradients(output, [*tape.sites, *outputs], sent.slope, differentiable=True)
+    slopes, at_outputs = found[: len(tape.sites)], found[len(tape.sites) :]
     slope = [None if at is None else at.detach() for at in slopes]
+    ones, twos, kinds = [], [], 0
+    for pairs in (_sent_back(tape, roots(tape.bends, at_outputs), slope, sent), _products(tape, slopes, slope, sent)):
+        if pairs:
+            one, two = zip(*pairs, strict=True)
+            ones, twos, kinds = [*ones, *one], [*twos, *two], kinds + 1
+    return [*squared, slope, *ones, *twos], kinds
+
+
+def _sent_back(tape: BendingTape, bent: Roots, slope: AtSites, sent: Sent) -> list[tuple[AtSites, AtSites]]:
+    """For every draw the two signals from curved elementwise functions, at all sites; none where nothing is curved."""
+    return [
+        (_filled(gradients(bent.at, tape.sites, one), slope), _filled(gradients(bent.at, tape.sites, two), slope))
+        for one, two in (bent.signals(sent.generator) for _ in range(sent.draws if bent.at else 0))
+    ]
+
+
+def _products(tape: BendingTape, slopes: AtSites, slope: AtSites, sent: Sent) -> list[tuple[AtSites, AtSites]]:
+    """For every draw v and `R v` of everything else, at all sites; none where that R is zero."""
     probe = [None if at is None else _uniform(at, sent.generator) for at in slope]
     if not any(bool(at.any()) for at in _turned(tape, slopes, probe) if at is not None):
-        return [*squared, slope], 0
+        return []
     signs = [[None if at is None else random_signs(at, sent.generator) for at in slope] for _ in range(sent.draws)]
-    return [*squared, slope, *signs, *(_turned(tape, slopes, v) for v in signs)], sent.draws
+    return [(v, _turned(tape, slopes, v)) for v in signs]
 
 
-def _turned(tape: Tape, slopes: AtSites, v: AtSites) -> AtSites:
+def _turned(tape: BendingTape, slopes: AtSites, v: AtSites) -> AtSites:
     """`R v` at all sites."""
-    zeros = [None if at is None else torch.zeros_like(at) for at in v]
     parts = [(slope * at).sum() for slope, at in zip(slopes, v, strict=True) if slope is not None and at is not None]
     total = torch.stack(parts).sum() if parts else torch.zeros(())
     if not total.requires_grad:
-        return zeros
+        return _filled([None] * len(v), v)
     check_twice(total)
-    found = gradients(total, tape.sites, torch.ones_like(total))
-    return [zero if at is None else at for at, zero in zip(found, zeros, strict=True)]
+    return _filled(gradients(total, tape.sites, torch.ones_like(total)), v)
+
+
+def _filled(found: AtSites, like: AtSites) -> AtSites:
+    """Zero where nothing comes back, but None where the output does not depend on a site."""
+    return [
+        None if there is None else torch.zeros_like(there) if at is None else at
+        for at, there in zip(found, like, strict=True)
+    ]
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -220,10 +285,10 @@ class _Moved:
         gradients = functional.vmap_gradients if self.vectorised else functional.loop_gradients
         found = gradients(self.model, self.learned, [self.name], self.inputs, signals)[self.name].transpose(0, 1)
         probe = _uniform(found[:1], sent.generator)
-        pairs = sent.draws if bool(self.turned(signals[-1], probe).any()) else 0
-        v = random_signs(found[:1].expand(pairs, *found.shape[1:]), sent.generator)
-        turned = self.turned(signals[-1], v) if pairs else v
-        return Derivatives(written_out(torch.cat([found, v, turned])), len(sent.exact), len(sent.drawn), pairs)
+        kinds = int(bool(self.turned(signals[-1], probe).any()))
+        v = random_signs(found[:1].expand(kinds * sent.draws, *found.shape[1:]), sent.generator)
+        block = written_out(torch.cat([found, v, self.turned(signals[-1], v) if kinds else v]))
+        return Derivatives(block, len(sent.exact), len(sent.drawn), kinds, sent.draws)
 
     def turned(self, signal: Tensor, v: Tensor) -> Tensor:
         """`R v`, [directions, samples, *shape of the tensor], one direction at a time: each keeps a whole graph."""

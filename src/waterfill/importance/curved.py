@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from waterfill.errors import CalibrationError
+from waterfill.importance.bends import BendingTape
 from waterfill.importance.curvature import Estimate, by_tensor, by_uses, sent
-from waterfill.importance.forms import DrawnForm, QuarticForm
+from waterfill.importance.forms import DrawnForm, DrawnQuarticForm
 from waterfill.importance.losses import Loss, Response
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Method, Plan, check_output, without_series
@@ -25,7 +26,6 @@ from waterfill.models.batches import Inputs, call, describe, num_samples
 from waterfill.models.capture import Tape
 
 _SIGNALS_TOGETHER = 10
-_KINDS = 2
 
 
 class Curved(Protocol):
@@ -41,15 +41,22 @@ class Curved(Protocol):
         """Seed of everything that is drawn."""
         ...
 
+    @property
+    def mu(self) -> float:
+        """What the forms are regularised by."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class CurvatureState(Seen):
-    """Sums over samples of products of derivatives of the loss, [2, *shape] for every tensor.
+    """Sums over samples of products of derivatives of the loss, [KINDS, *shape] for every tensor.
 
     Attributes:
         source: the importance.
         loss: what is differentiated.
     """
+
+    KINDS: ClassVar[int]
 
     source: Curved
     loss: Loss
@@ -61,12 +68,15 @@ class CurvatureState(Seen):
 
     @property
     def together(self) -> int:
-        """Exact signals, and two for every draw."""
-        return _SIGNALS_TOGETHER + 2 * self.source.draws
+        """Exact signals, and two pairs for every draw."""
+        return _SIGNALS_TOGETHER + 4 * self.source.draws
 
     @abstractmethod
     def products(self, found: Estimate) -> Sequence[tuple[Tensor, int]]:
-        """What is summed: products of derivatives, and of how many gradients each is a product."""
+        """What is summed: products of derivatives, and of how many gradients each is a product.
+
+        The last of the KINDS are left out where they are zero.
+        """
 
     def check(self, response: Response, output: Tensor) -> None:
         """Check that these outputs have what is summed."""
@@ -80,7 +90,7 @@ class CurvatureState(Seen):
         """Sum over a few samples; attention by plain products, since fused kernels have no second derivatives."""
         with sdpa_kernel(SDPBackend.MATH):
             samples = num_samples(inputs)
-            tape = Tape(self.learned)
+            tape = BendingTape(self.learned)
             with tape:
                 output = call(self.model, inputs, index=index)
             check_output(output, samples)
@@ -88,12 +98,12 @@ class CurvatureState(Seen):
             self.check(response, output)
             goes_back = sent(response, output, self.source.draws, generator)
             methods = self._methods(tape, output, samples)
-            sums = nothing(self.learned, _KINDS).sums
+            sums = nothing(self.learned, self.KINDS).sums
             for name, found in chain(
                 by_uses(tape, methods, output, samples, goes_back),
                 by_tensor(self.model, self.learned, methods, inputs, goes_back),
             ):
-                for total, (product, power) in zip(sums[name], self.products(found.estimate()), strict=True):
+                for total, (product, power) in zip(sums[name], self.products(found.estimate()), strict=False):
                     total += found.block.total(product, power).cpu()
         return Moments(sums, response.count)
 
@@ -103,7 +113,7 @@ class CurvatureState(Seen):
         return {**methods, **dict.fromkeys(unforeseen, "loop")}
 
     def means(self) -> dict[str, NDArray[np.float64]]:
-        """Means so far in normal form, [2, out, in], by name.
+        """Means so far in normal form, [KINDS, out, in], by name.
 
         Raises:
             CalibrationError: nothing was seen.
@@ -117,17 +127,13 @@ class CurvatureState(Seen):
 
 @dataclass(frozen=True, eq=False)
 class HessianState(CurvatureState):
-    """Sums of second derivatives, and of the variances of what was drawn for them.
+    """Sums of second derivatives, and of the variances of what was drawn for them."""
 
-    Attributes:
-        mu: what is added to their mean-normalised diagonal.
-    """
-
-    mu: float
+    KINDS = 2
 
     def products(self, found: Estimate) -> Sequence[tuple[Tensor, int]]:
         """Second derivatives and variances."""
-        return (found.curvature, 2), (found.noise, 4)
+        return [(found.curvature, 2), *([(found.noise, 4)] if len(found.draws) else [])]
 
     def forms(self) -> dict[str, DrawnForm]:
         """Means so far, by name.
@@ -135,27 +141,27 @@ class HessianState(CurvatureState):
         Raises:
             CalibrationError: nothing was seen.
         """
-        forms = {}
-        for name, (curvature, noise) in self.means().items():
-            added = self.mu * np.abs(curvature).mean() if curvature.size else 0.0
-            errors = np.sqrt(noise / self.moments.count)
-            forms[name] = DrawnForm(
-                (curvature + added).astype(np.float32), errors.astype(np.float32), self.moments.count
-            )
-        return forms
+        count = self.moments.count
+        return {
+            name: DrawnForm(curvature.astype(np.float32), _error(noise, count), count).regularised(self.source.mu)
+            for name, (curvature, noise) in self.means().items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class QuarticState(CurvatureState):
-    """Sums of squared first and of squared second derivatives.
+    """Sums of squared first and of squared second derivatives, and of the variances of what was drawn for these.
 
     The square of a mean of draws is too large in expectation, by the variance of that mean. Its estimate is taken off,
     which leaves the mean product of two different draws.
     """
 
+    KINDS = 3
+
     def products(self, found: Estimate) -> Sequence[tuple[Tensor, int]]:
-        """Squares of first and second derivatives."""
-        return (found.slope.square(), 2), (found.curvature.square() - found.noise, 4)
+        """Squares of first and second derivatives, and the variances of the latter."""
+        drawn = [(found.square_noise, 8)] if len(found.draws) else []
+        return [(found.slope.square(), 2), (found.square, 4), *drawn]
 
     def check(self, response: Response, output: Tensor) -> None:
         """Check that each sample has one prediction: the square of a sum is not the sum of squares.
@@ -170,13 +176,21 @@ class QuarticState(CurvatureState):
                 "the hessian importance."
             )
 
-    def forms(self) -> dict[str, QuarticForm]:
+    def forms(self) -> dict[str, DrawnQuarticForm]:
         """Means so far, by name.
 
         Raises:
             CalibrationError: nothing was seen.
         """
-        return {
-            name: QuarticForm(slopes.astype(np.float32), (curvatures / 4).astype(np.float32))
-            for name, (slopes, curvatures) in self.means().items()
-        }
+        count = self.moments.count
+        forms = {}
+        for name, (slopes, squares, noise) in self.means().items():
+            values, fourth = slopes.astype(np.float32), (squares / 4).astype(np.float32)
+            form = DrawnQuarticForm(values, fourth, _error(noise, count) / 4, count)
+            forms[name] = form.regularised(self.source.mu)
+        return forms
+
+
+def _error(noise: NDArray[np.float64], count: int) -> NDArray[np.float32]:
+    """Standard errors of means over samples, of which `noise` is the mean variance; below zero it is chance."""
+    return np.sqrt(np.maximum(noise, 0) / count).astype(np.float32)

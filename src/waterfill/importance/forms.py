@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -25,6 +27,26 @@ class DiagonalForm:
     def diagonal(self) -> Floats:
         """The diagonal, float32 [out, in]."""
         return self.values
+
+    def regularised(self, mu: float) -> Self:
+        """Add `mu` times the mean of the absolute diagonal to it.
+
+        That is the `mu` of the paper, where diagonals have the mean 1, without their loss of scale. ReLU makes many
+        entries zero, which nothing else would price.
+
+        Args:
+            mu: not below 0.
+
+        Raises:
+            UsageError: it is, or not finite.
+
+        Source: appendix C of the paper.
+
+        Example:
+            >>> DiagonalForm(np.float32([[-1, 3]])).regularised(0.5).values
+            array([[0., 4.]], dtype=float32)
+        """
+        return replace(self, values=_regularised(self.values, mu))
 
     def cost(self, error: Floats) -> float:
         """Price an error.
@@ -82,6 +104,24 @@ class QuarticForm:
         """H, the coefficients of the fourth powers, float32 [out, in]."""
         return self.fourth
 
+    def regularised(self, mu: float) -> Self:
+        """Add `mu` times the mean of the absolute H to H, as `DiagonalForm.regularised`; I stays as it is.
+
+        Args:
+            mu: not below 0.
+
+        Raises:
+            UsageError: it is, or not finite.
+        """
+        return replace(self, fourth=_regularised(self.fourth, mu))
+
+    def clipped(self) -> Self:
+        """Put zero in place of what is negative, as a convex search needs it, such as Algorithm 2.
+
+        What was drawn without bias is too large in expectation after that, where its noise is not small.
+        """
+        return replace(self, values=np.maximum(self.values, 0), fourth=np.maximum(self.fourth, 0))
+
     def cost(self, error: Floats) -> float:
         """Price an error.
 
@@ -101,6 +141,37 @@ class QuarticForm:
         _check_shape(error, self.values)
         square = np.square(error, dtype=np.float64)
         return float((self.values * square + self.fourth * np.square(square)).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnQuarticForm(QuarticForm):
+    """A form of second and fourth powers whose H was estimated from random draws, and may be negative by chance.
+
+    Attributes:
+        fourth_errors: standard errors of H, float32 [out, in], as in `DrawnForm`; 0 where nothing had to be drawn.
+        count: the number of samples that the means are over.
+    """
+
+    fourth_errors: Floats
+    count: int
+
+
+def check_mu(mu: float) -> None:
+    """Check what forms are regularised by.
+
+    Raises:
+        UsageError: it is below 0, or not finite.
+    """
+    if not (math.isfinite(mu) and mu >= 0):
+        raise UsageError(f"mu is {mu}; expected a number not below 0. Give 0 to add nothing.")
+
+
+def _regularised(values: Floats, mu: float) -> Floats:
+    check_mu(mu)
+    if not mu or not values.size:
+        return values
+    added: Floats = (values + mu * np.abs(values).mean(dtype=np.float64)).astype(np.float32)
+    return added
 
 
 def _check_shape(error: Floats, values: Floats) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.curved import HessianState, QuarticState
 from waterfill.importance.fisher import DRAWS, check_draws, check_temperature, needed
-from waterfill.importance.forms import DiagonalForm, DrawnForm, QuarticForm
+from waterfill.importance.forms import DiagonalForm, DrawnForm, DrawnQuarticForm, check_mu
 from waterfill.importance.losses import Loss, cross_entropy, squared_error
 from waterfill.importance.plan import Plan
 from waterfill.importance.signals import Signals
@@ -117,8 +117,7 @@ class hessian:
         temperature: T, above 0.
         draws: independent draws for each sample of what is not exact, at least 2.
         seed: of what is drawn.
-        mu: times the mean of the absolute diagonal of a tensor is added to it: the `mu` of the paper, where diagonals
-            have the mean 1, without their loss of scale. ReLU makes many entries zero, which nothing else would price.
+        mu: times the mean of the absolute diagonal of a tensor is added to it, see `DiagonalForm.regularised`.
     """
 
     temperature: float = 1.0
@@ -129,8 +128,7 @@ class hessian:
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         _check_pairs(self.draws)
-        if not (math.isfinite(self.mu) and self.mu >= 0):
-            raise UsageError(f"mu is {self.mu}; expected a number not below 0. Give 0 to add nothing.")
+        check_mu(self.mu)
 
     @property
     def name(self) -> str:
@@ -155,7 +153,8 @@ class hessian:
         """Make the state before the first batch; as `gradient.begin`."""
         model = in_full_precision(model)
         learned = variables(model, fold_norms=fold_norms)
-        return HessianState(model, learned, nothing(learned, 2), Plan(), self, _loss(output, self.temperature), self.mu)
+        sums = nothing(learned, HessianState.KINDS)
+        return HessianState(model, learned, sums, Plan(), self, _loss(output, self.temperature))
 
 
 @dataclass(frozen=True)
@@ -164,8 +163,14 @@ class gradient_hessian:
 
     It is the mean square of the change of the loss, `dL/dw_i e_i + 1/2 d2L/dw_i^2 e_i^2`, weight by weight, without the
     product of the two terms. L and its derivatives are those of `gradient` and `hessian`. Where the second one is drawn
-    its square is taken as the product of different draws, so that noise does not raise it; that is without bias, and
-    negative here and there by chance. Put zero in place of those before a search that needs a convex form.
+    its square is taken as the product of different draws, so that noise does not raise it; that is without bias, has a
+    standard error in the form, and is negative here and there by chance. Searches need a convex form: `mu` outweighs
+    such entries, and `QuarticForm.clipped` puts zero in their place.
+
+    What compression does with it: `KMeans`, `Prune` and `Threshold` price both powers. `Scalar` rounds by the squares
+    alone, so that its file is that of `gradient`; its steps are small where fourth powers would count, and it tempers
+    the squares instead (see `allocate.temper`). The loss of each tensor in the report has both. Forms with a negative
+    entry are refused, whatever reads them; those of piecewise linear networks have none.
 
     Source: objective "gradient+hessian" of the paper, section 6, and its Algorithm 2.
 
@@ -173,20 +178,23 @@ class gradient_hessian:
         temperature: T, above 0.
         draws: independent draws for each sample of what is not exact, at least 2.
         seed: of what is drawn.
+        mu: times the mean of the absolute fourth-power coefficients of a tensor is added to them.
     """
 
     temperature: float = 1.0
     draws: int = DRAWS
     seed: int = 0
+    mu: float = 0.0
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         _check_pairs(self.draws)
+        check_mu(self.mu)
 
     @property
     def name(self) -> str:
-        """`gradient_hessian`, with the temperature where it is not 1."""
-        return _named("gradient_hessian", temperature=(self.temperature, 1.0))
+        """`gradient_hessian`, with the temperature where it is not 1 and mu where it is not 0."""
+        return _named("gradient_hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
     def estimate(
         self,
@@ -196,7 +204,7 @@ class gradient_hessian:
         *,
         fold_norms: bool = True,
         progress: Progress | None = None,
-    ) -> dict[str, QuarticForm]:
+    ) -> dict[str, DrawnQuarticForm]:
         """Estimate it for every learned tensor of a model with one prediction per sample; as `gradient.estimate`."""
         batches = needed(self.name, data)
         state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
@@ -206,7 +214,8 @@ class gradient_hessian:
         """Make the state before the first batch; as `gradient.begin`."""
         model = in_full_precision(model)
         learned = variables(model, fold_norms=fold_norms)
-        return QuarticState(model, learned, nothing(learned, 2), Plan(), self, _loss(output, self.temperature))
+        sums = nothing(learned, QuarticState.KINDS)
+        return QuarticState(model, learned, sums, Plan(), self, _loss(output, self.temperature))
 
 
 @dataclass(frozen=True)

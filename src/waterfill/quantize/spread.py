@@ -129,7 +129,8 @@ def _two_tables(flat: Symbols, counted: own.Histogram) -> Iterator[tuple[Spread,
     if found is None:
         return
     first, bits = found
-    yield _behind((first,), bits, others)
+    if 2 * others.size <= flat.size:
+        yield _behind((first,), bits, others)
     for spread, more in _one_table(others, counted.without(common)):
         yield replace(spread, tables=(first, *spread.tables)), bits + more
 
