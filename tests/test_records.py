@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from waterfill.errors import WaterfillError
 from waterfill.records import (
     Coded,
-    CompressionResult,
     Constant,
     Entry,
     Exact,
     Inventory,
     Layout,
-    TensorReport,
     Tied,
     Weight,
 )
+from waterfill.results import CompressionResult, TensorReport
 
 
 @st.composite
