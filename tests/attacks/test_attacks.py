@@ -460,3 +460,16 @@ def test_an_unknown_version_is_named():
     bad[8] = 2
     with pytest.raises(FormatError, match="version 2 is unknown"):
         WaterfillFile(bytes(bad))
+
+
+@pytest.mark.parametrize("scale", [127, -127, -128])
+def test_scales_out_of_range_are_refused(scale):
+    layout = Layout((2, 3))
+    spread = Spread(5, 32, rows=np.array([0, scale], np.int8))
+    item = Quantized(np.zeros((2, 3), np.int32), Codebook(np.zeros(1, np.float32)), spread)
+    data = container.pack((Entry("w", layout.shape, "float32", Coded(layout)),), {"w": item}, {}, "test").data
+    if scale >= -127:
+        assert not any(read(data)["w"])
+        return
+    with pytest.raises(FormatError, match="a scale is out of range"):
+        read(data)
