@@ -17,7 +17,7 @@ import zstandard
 from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
 from waterfill.codec import rans, symbols
-from waterfill.codec.directory import ChunkLine, Directory
+from waterfill.codec.lines import ChunkLine, Directory, OwnLine, TensorLine
 from waterfill.codec.pieces import Model
 from waterfill.codec.symbols import Codes
 from waterfill.errors import FormatError
@@ -67,8 +67,8 @@ def pack(
     """
     layouts = listing.coded_layouts(entries)
     shares = dict.fromkeys([*layouts, *exact], 0.0)
-    lines: list[listing.TensorLine] = []
-    own_lines: list[listing.OwnLine] = []
+    lines: list[TensorLine] = []
+    own_lines: list[OwnLine] = []
     chunks: list[Chunk] = []
     vectors: list[SideVector] = []
     for name in layouts:

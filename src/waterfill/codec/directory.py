@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import msgspec
 import numpy as np
 import zstandard
-from msgspec import Meta, Struct
 
-from waterfill.codec import own, symbols, tables
+from waterfill.codec import own, symbols
+from waterfill.codec.lines import (
+    MAX_MEASURE,
+    MAX_NUMEL,
+    NO_SCALES,
+    ChunkLine,
+    CodebookLine,
+    Codes3,
+    Directory,
+    EntryLine,
+    LimitLine,
+    OwnLine,
+    RelativeLine,
+    TableLine,
+    TensorLine,
+    UniformLine,
+)
 from waterfill.errors import FormatError
 from waterfill.records import (
     Codebook,
@@ -45,117 +60,6 @@ CODED_DTYPES = ("float64", "float32", "float16", "bfloat16")
 MAX_DIRECTORY_BYTES = 1 << 26
 MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
-MAX_NUMEL = 1 << 42
-MAX_MEASURE = 64
-MAX_CODEBOOK = 1 << 16
-
-Dimension = Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
-Code = Annotated[int, Meta(ge=-1, lt=tables.SCALES)]
-Codes6 = tuple[Code, Code, Code, Code, Code, Code]
-Shrink = Annotated[int, Meta(ge=-64, le=64)]
-Codes3 = tuple[Code, Code, Code]
-NO_SCALES: Codes6 = (-1, -1, -1, -1, -1, -1)
-First = Annotated[int, Meta(ge=-own.LARGEST_FIRST, le=own.LARGEST_FIRST)]
-TableCode = Annotated[int, Meta(ge=0, le=own.LARGEST_CODE)]
-
-
-class TableLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """An own table without its roots: its first symbol, how many there are, how the differences of roots are coded."""
-
-    first: First
-    count: Annotated[int, Meta(ge=1, le=own.MOST_SYMBOLS)]
-    code: TableCode
-
-
-TableLines = Annotated[tuple[TableLine, ...], Meta(min_length=1, max_length=own.MOST_TABLES)]
-
-
-class OwnLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """The own tables of one of the coded tensors, which are counted from 0."""
-
-    tensor: Annotated[int, Meta(ge=0)]
-    tables: TableLines
-
-
-class EntryLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Name, type, shape, and one letter with an argument for the origin."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dimension, ...]
-    how: str = "q"
-    argument: int | float | str | None = None
-
-
-class UniformLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="u"):
-    """A `Uniform` rule and its `Spread`; the six codes say with which table the scales are coded, -1 for none."""
-
-    step: Annotated[int, Meta(ge=-6000, le=6000)]
-    family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
-    base: Annotated[int, Meta(ge=-400, le=256)]
-    shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
-    scales: Codes6 = NO_SCALES
-    offset: Annotated[int, Meta(ge=-(1 << 30), le=1 << 30)] = 0
-
-
-class RelativeLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="r"):
-    """A `Relative` rule and its `Spread` (without scales)."""
-
-    mantissa: Annotated[int, Meta(ge=0, le=23)]
-    offset: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)]
-    signed: bool
-    family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
-    base: Annotated[int, Meta(ge=-400, le=256)]
-
-
-class CodebookLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="c"):
-    """A `Codebook` rule without its values, and its `Spread`; the three codes are those of the spread."""
-
-    size: Annotated[int, Meta(ge=1, le=MAX_CODEBOOK)]
-    first: Annotated[int, Meta(gt=-MAX_CODEBOOK, le=0)]
-    family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
-    base: Annotated[int, Meta(ge=-400, le=256)]
-    scales: Codes3 = (-1, -1, -1)
-
-
-TensorLine: TypeAlias = UniformLine | RelativeLine | CodebookLine
-
-
-class ChunkLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """A chunk: `a` scales and tables, `c` codebooks, `s` symbols, `x` exact bytes; length, CRC-32, number of units."""
-
-    kind: str
-    size: Annotated[int, Meta(ge=0, le=1 << 50)]
-    crc: Annotated[int, Meta(ge=0, lt=1 << 32)]
-    count: Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
-
-
-class LimitLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Bits of the whole file, the measure, and hundredths of a bit per value of every coded matrix, -1 for none."""
-
-    bits: Annotated[int, Meta(ge=0, le=1 << 50)]
-    measure: Annotated[str, Meta(max_length=MAX_MEASURE)]
-    rates: tuple[Annotated[int, Meta(ge=-1, le=1 << 16)], ...]
-
-
-class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Everything in the file but the chunks themselves.
-
-    Attributes:
-        entries: the state dict, in its order.
-        tensors: rule and spread of every coded entry, in the same order.
-        chunks: in the order in which they lie in the file.
-        producer: name and version of the writer.
-        limit: how small the file could be; for people, a decoder does not need it.
-        tables: own tables of the tensors that have some, in the same order.
-    """
-
-    entries: tuple[EntryLine, ...]
-    tensors: tuple[TensorLine, ...]
-    chunks: tuple[ChunkLine, ...]
-    producer: str = ""
-    limit: LimitLine | None = None
-    tables: tuple[OwnLine, ...] = ()
 
 
 def pack(directory: Directory) -> tuple[bytes, int]:
