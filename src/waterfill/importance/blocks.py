@@ -24,8 +24,8 @@ class Block:
 
     Attributes:
         gradients: [signals, units, ...], up to a factor of every weight that is the same for all signals.
-        total: sums something made of products of 2, 4 or 8 gradients, [units, ...] and that number, over the units; gives
-            the shape of the tensor.
+        total: sums something made of products of so many gradients, [units, ...] and that even number, over the units;
+            gives the shape of the tensor.
     """
 
     gradients: Tensor
@@ -74,7 +74,9 @@ def _block(x: Tensor | None, signals: Sequence[Tensor], layout: Layout) -> Block
         factor = x[..., 0]
         return Block(
             torch.stack([g[..., 0] for g in signals]),
-            lambda product, power: to_native(torch.einsum("bgo,bgi->goi", product, factor.to(product) ** power), layout),
+            lambda product, power: to_native(
+                torch.einsum("bgo,bgi->goi", product, factor.to(product) ** power), layout
+            ),
         )
     if x is None:
         products = torch.stack([g.sum(-1, keepdim=True) for g in signals])
