@@ -190,7 +190,7 @@ IN_PLACE = {
     ),
     "method": (lambda: Function(lambda _, h: h.tanh_()), nn.Tanh),
     "torch.sigmoid_": (lambda: Function(lambda _, h: torch.sigmoid_(h)), nn.Sigmoid),
-    "before": (lambda: Function(lambda _, h: h.tanh().add_(h.mul_(0.5))),
+    "before": (lambda: Function(lambda _, h: h.tanh() + h.mul_(0.5)),
                lambda: Function(lambda _, h: h.tanh() + h * 0.5)),
     "after": (lambda: Function(lambda _, h: F.gelu(h).mul_(2).relu_()),
               lambda: Function(lambda _, h: (F.gelu(h) * 2).relu())),
