@@ -15,7 +15,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     "errors", "atomic", "records", "protocols", "models", "theory", "importance", "codec", "reconstruct", "quantize",
     "files", "calibrate", "evaluate", "allocate", "limits", "prepare", "search", "compress", "bound", "report",
-    "zoo", "progress", "demo", "cli",
+    "zoo", "progress", "demo", "reproduce", "cli",
 )  # fmt: skip
 """The way through the package: a module imports only from itself and from what comes before it."""
 

@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "open",
     "quantize",
+    "reproduce",
     "theory",
     "zoo",
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from waterfill.cli.arguments import as_effort, as_importance, as_output, as_quantizers, as_size, as_tolerance
+from waterfill.cli.arguments import as_effort, as_importance, as_output, as_quantizers, as_size, as_tolerance, one_of
 from waterfill.cli.factories import as_data, as_model, as_module
 from waterfill.cli.options import (
     DataOption,
@@ -240,6 +240,39 @@ def evaluate(
     show(evaluation_table(before, after))
     measured = {"original": before.to_dict()} | ({} if after is None else {"compressed": after.to_dict()})
     write_json(json_file, json.dumps(measured, indent=1))
+
+
+@app.command()
+def reproduce(
+    experiment: Annotated[str, typer.Argument(metavar="DATASET", help="mnist, cifar10 or cifar100.")],
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to write, or to go on in (default reproduce-DATASET).")
+    ] = None,
+    weights: WeightsOption = None,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of the first convolution (default 32; paper 128).")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Training samples that importances are estimated on.")] = 1024,
+    test_samples: Annotated[int | None, typer.Option(help="Samples of the test set (default all).")] = None,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Make the figures of the paper for one data set; a run that was stopped goes on in its folder."""
+    from waterfill.progress import progress_bar
+    from waterfill.reproduce import EXPERIMENTS, Options
+    from waterfill.reproduce import reproduce as run
+    from waterfill.reproduce.figures import draw
+    from waterfill.reproduce.summary import reproduction_table
+
+    chosen = EXPERIMENTS[one_of("DATASET", experiment, tuple(EXPERIMENTS))]
+    place = folder or Path(f"reproduce-{experiment}")
+    check_outputs(None, json_file, force=True, inputs=(weights,))
+    with progress_bar() as progress:
+        results = run(chosen, place, Options(width, weights, samples, test_samples, seed), progress)
+    figures = draw(chosen, results, place)
+    show(reproduction_table(results))
+    show(f"{place / 'results.json'} and {', '.join(path.name for path in figures)}")
+    write_json(json_file, json.dumps(results, indent=1))
 
 
 @app.command()

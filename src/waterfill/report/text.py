@@ -29,7 +29,7 @@ CAVEAT = (
 
 def result_table(result: CompressionResult, name: str) -> Group:
     """Every tensor of a compression, and the whole file."""
-    table = _table(
+    table = plain_table(
         ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("rate", "right"), ("limit", "right"),
         ("gap", "right"), ("distortion", "right"), ("stored as", "left"),
     )  # fmt: skip
@@ -123,7 +123,7 @@ def _file_row(file: WaterfillFile, entry: Entry, size: float) -> dict[str, Any]:
 
 def file_table(summary: Mapping[str, Any]) -> Group:
     """The rows of a summary, and the whole of it."""
-    table = _table(
+    table = plain_table(
         ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("rate", "right"), ("limit", "right"),
         ("gap", "right"), ("stored as", "left"),
     )  # fmt: skip
@@ -147,7 +147,7 @@ def file_table(summary: Mapping[str, Any]) -> Group:
 
 def bound_table(bound: ModelBound, rate: float) -> Group:
     """The curve of a model with a bar for every point, and its tensors at one rate."""
-    curve = _table(
+    curve = plain_table(
         ("bit/value", "right"), ("bytes", "right"), ("times smaller", "right"), ("distortion", "right"), ("", "left")
     )
     points = bound.curve()
@@ -168,7 +168,7 @@ def bound_table(bound: ModelBound, rate: float) -> Group:
 
 
 def _bound_rows(rows: Sequence[BoundRow]) -> Table:
-    table = _table(
+    table = plain_table(
         ("tensor", "left"), ("shape", "left"), ("bit/value", "right"), ("+-", "right"), ("distortion", "right"),
         ("source model", "left"),
     )  # fmt: skip
@@ -194,7 +194,7 @@ def _bound_line(bound: ModelBound) -> str:
 def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:
     """Measured qualities of a model, and of its compressed copy beside it."""
     names = ("original",) if after is None else ("original", "compressed")
-    table = _table(("", "left"), *((name, "right") for name in names))
+    table = plain_table(("", "left"), *((name, "right") for name in names))
     measured = [before.to_dict()] + ([] if after is None else [after.to_dict()])
     for key in measured[-1]:
         values = [column.get(key) for column in measured]
@@ -203,7 +203,8 @@ def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:
     return table
 
 
-def _table(*columns: tuple[str, str]) -> Table:
+def plain_table(*columns: tuple[str, str]) -> Table:
+    """A table without lines, of columns (name, side); names of tensors wrap."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
     for name, side in columns:
         wraps = name in ("tensor", "source model")
