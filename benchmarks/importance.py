@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from results import Section, write_page
 from waterfill import zoo
-from waterfill.importance import DrawnForm, QuarticForm, gradient, gradient_hessian, hessian, kl, regression
+from waterfill.importance import DrawnForm, DrawnQuarticForm, bends, gradient, gradient_hessian, hessian, kl, regression
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -63,7 +64,18 @@ def diagonals(forms: dict[str, Any]) -> list[np.ndarray]:
     return [form.diagonal().astype(np.float64) for form in forms.values()]
 
 
-def row(importance: Any, model: nn.Module, data: Batches) -> dict[str, Any]:
+def errors_by_draws(forms: dict[str, Any]) -> list[np.ndarray]:
+    """Standard errors of what was drawn; empty where the form has none."""
+    found = [
+        form.fourth_errors if isinstance(form, DrawnQuarticForm) else form.standard_errors
+        for form in forms.values()
+        if isinstance(form, DrawnForm | DrawnQuarticForm)
+    ]
+    return [error.astype(np.float64) for error in found]
+
+
+def measured(importance: Any, model: nn.Module, data: Batches) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of an importance, and its forms."""
     before, start = one_pass(model, data), time.process_time()
     halves = [importance.begin(model) for _ in range(2)]
     for number, batch in enumerate(data):
@@ -80,11 +92,27 @@ def row(importance: Any, model: nn.Module, data: Batches) -> dict[str, Any]:
             relative([(a - b) / 2 for a, b in zip(one, two, strict=True)], diagonals(forms)), 1
         ),
     }
-    drawn = [form.standard_errors for form in forms.values() if isinstance(form, DrawnForm)]
-    found["error by draws, %"] = round(relative(drawn, diagonals(forms)), 2) if drawn else "-"
-    read = [form.fourth if isinstance(form, QuarticForm) else form.diagonal() for form in forms.values()]
+    read = [form.fourth if isinstance(form, DrawnQuarticForm) else form.diagonal() for form in forms.values()]
+    drawn = errors_by_draws(forms)
+    found["error by draws, %"] = round(relative(drawn, read), 2) if drawn else "-"
     found["negative entries, %"] = round(100 * sum(int((v < 0).sum()) for v in read) / sum(v.size for v in read), 2)
-    return found
+    return found, forms
+
+
+def curved_row(importance: Any, model: nn.Module, data: Batches, scale: Sequence[np.ndarray]) -> dict[str, Any]:
+    """A row with errors in units of another importance: as shares of themselves they end at 100 % when noise is all."""
+    found, forms = measured(importance, model, data)
+    drawn = errors_by_draws(forms) if isinstance(importance, hessian) else []
+    return found | {
+        "error by draws, times kl": round(relative(drawn, scale) / 100, 2) if drawn else "-",
+        "draws": getattr(importance, "draws", None) or "-",
+    }
+
+
+def by_products(importance: hessian, model: nn.Module, data: Batches, scale: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The row of an estimator to which no function is elementwise, so that everything is drawn by products `R v`."""
+    with patch.object(bends, "ELEMENTWISE", frozenset()):
+        return curved_row(importance, model, data, scale) | {"importance": f"{importance.name}, all by products"}
 
 
 def main() -> None:
@@ -97,20 +125,22 @@ def main() -> None:
     importances = (kl(), regression(), gradient(), hessian(), gradient_hessian())
     curved = (kl(), gradient(), hessian(draws=2), hessian(), gradient_hessian())
     few = data[: max(2, len(data) // 4)]
+    scale = diagonals(kl().estimate(smooth, few))
     text = (
         "Passes: CPU seconds over those of one forward and backward pass on the same images, the mean of one just "
         f"before and one just after; {torch.get_num_threads()} thread(s) of a shared machine. Errors are standard "
         "errors: root mean square over the entries of a tensor as a share of that of the values, median over tensors. "
         "By samples: half the difference between the two halves of the images. By draws: what the importance says of "
-        "itself; 0 where nothing had to be drawn. Negative entries: of the fourth powers where there are any. T = 1."
+        "itself; 0 where nothing had to be drawn. Both negative entries and errors by draws are those of the fourth "
+        "powers where there are any. T = 1."
     )
     sections = [
-        Section("ResNet-20", f"{images:,} CIFAR-10 images.", [row(each, model, data) for each in importances]),
+        Section("ResNet-20", f"{images:,} CIFAR-10 images.", [measured(each, model, data)[0] for each in importances]),
         Section(
             "The same with GELU",
             f"GELU in place of ReLU, weights as they were, which makes it a worse network but a curved one; "
             f"{sum(len(y) for _, y in few):,} images.",
-            [row(each, smooth, few) | {"draws": getattr(each, "draws", None) or "-"} for each in curved],
+            [*(curved_row(each, smooth, few, scale) for each in curved), by_products(hessian(), smooth, few, scale)],
         ),
     ]
     write_page("importance", "Importances", text, sections)

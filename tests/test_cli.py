@@ -222,6 +222,7 @@ def test_evaluate_with_and_without_a_file(run, place):
         ("--size 1000 --importance regression --data nets:inputs --output values", "size_bytes"),
         ("--size 1000 --importance gradient --data nets:data --temperature 2", "size_bytes"),
         ("--size 1000 --importance hessian --data nets:data --seed 3", "size_bytes"),
+        ("--size 1000 --importance gradient_hessian --data nets:data --temperature 2", "size_bytes"),
     ],
 )
 def test_options_of_compress(run, place, options, key):

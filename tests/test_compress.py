@@ -546,6 +546,35 @@ def test_negative_importances_are_refused():
     assert waterfill.compress(net, batches, size_bytes=800, importance=hessian(mu=10)).size_bytes > 0
 
 
+def test_negative_fourth_powers_are_refused():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(*(part for n in (4, 8, 8) for part in (torch.nn.Linear(n, 8), torch.nn.GELU())))
+    batches = [(torch.randn(6, 4), torch.randint(0, 3, (6,)))]
+    wrong = r"fourth power of importance gradient_hessian of tensor '0.weight' is negative for \d+ of 32 weights.*mu="
+    for options in ({"size_bytes": 1500}, {"quantizers": [waterfill.quantize.KMeans(4)]}):
+        with pytest.raises(CalibrationError, match=wrong):
+            waterfill.compress(net, batches, importance=gradient_hessian(), **options)
+        result = waterfill.compress(net, batches, importance=gradient_hessian(mu=10), **options)
+        assert result.importance.startswith("gradient_hessian(mu=10)")
+
+
+def test_scalar_reads_the_squares_and_codebooks_both_powers(tmp_path):
+    net, batches = used(mlp()), batches_for("linear")
+
+    def weights(importance, **options):
+        result = waterfill.compress(net, batches, importance=importance, **options)
+        twin = round_trip(result, tmp_path / f"{len(list(tmp_path.iterdir()))}.wf", mlp())
+        return torch.cat([p.flatten() for p in twin.parameters()]), sum(row.distortion or 0 for row in result.tensors)
+
+    squares, loss = weights(gradient(temperature=4), size_bytes=700)
+    both, more = weights(gradient_hessian(temperature=4), size_bytes=700)
+    assert torch.equal(squares, both)
+    assert more > loss  # the report has the fourth powers too
+    codebooks = [waterfill.quantize.KMeans(3)]
+    squares, both = (weights(i(temperature=4), quantizers=codebooks)[0] for i in (gradient, gradient_hessian))
+    assert not torch.equal(squares, both)
+
+
 def test_the_same_input_and_seed_give_the_same_file():
     net, batches = used(convolutions()), batches_for("convolutions")
     first = waterfill.compress(net, batches, size_bytes=1500, seed=3, importance=kl(seed=3))

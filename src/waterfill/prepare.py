@@ -15,8 +15,8 @@ from waterfill.errors import CalibrationError
 from waterfill.evaluate import reference_outputs
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
-from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm
-from waterfill.records import Inventory
+from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic
+from waterfill.records import Floats, Inventory
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,15 +155,26 @@ def _forms(
     fold_norms = live.options["fold_norms"]
     forms = estimator.estimate(live.model, live.batches, live.output, fold_norms=fold_norms, progress=progress)
     for name, form in forms.items():
-        if not np.isfinite(form.diagonal()).all():
-            raise CalibrationError(
-                f"Importance {estimator.name} of tensor {name!r} is NaN or infinite on the data; expected finite "
-                "gradients. Check the range of the data and of the weights, or use weight_scale()."
-            )
-        if (form.diagonal() < 0).any():
-            raise CalibrationError(
-                f"Importance {estimator.name} of tensor {name!r} is negative for {int((form.diagonal() < 0).sum())} of "
-                f"{form.diagonal().size} weights; expected none, or the search would seek errors there. Use kl() or "
-                "gradient(), or outweigh them by hessian(mu=...)."
-            )
+        _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
+        if isinstance(form, Quartic):
+            _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
     return forms
+
+
+def _check(values: Floats, what: str) -> None:
+    """Check the coefficients of a form.
+
+    Raises:
+        CalibrationError: some are not finite, or negative.
+    """
+    if not np.isfinite(values).all():
+        raise CalibrationError(
+            f"{what} is NaN or infinite on the data; expected finite gradients. Check the range of the data and of the "
+            "weights, or use weight_scale()."
+        )
+    negative = int((values < 0).sum())
+    if negative:
+        raise CalibrationError(
+            f"{what} is negative for {negative} of {values.size} weights; expected none, or the search would seek "
+            "errors there. Use kl() or gradient(), or outweigh them by hessian(mu=...) or gradient_hessian(mu=...)."
+        )

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from waterfill.errors import UsageError
-from waterfill.importance import DiagonalForm, QuarticForm, identity
+from waterfill.importance import DiagonalForm, DrawnForm, DrawnQuarticForm, QuarticForm, identity
 from waterfill.protocols import QuadraticForm
 
 
@@ -43,3 +43,41 @@ def test_quartic_forms_price_squares_and_fourth_powers():
     assert form.quartic() is fourth
     with pytest.raises(UsageError, match=r"\[2\].*\[4, 5\].*normal form"):
         form.cost(np.ones(2, np.float32))
+
+
+VALUES, FOURTH = np.random.default_rng(1).standard_normal((2, 3, 4)).astype(np.float32)
+FORMS = [
+    DiagonalForm(VALUES),
+    DrawnForm(VALUES, np.abs(FOURTH), 7),
+    QuarticForm(VALUES, FOURTH),
+    DrawnQuarticForm(VALUES, FOURTH, np.abs(VALUES), 7),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+def test_mu_is_a_share_of_the_mean_of_what_is_regularised(form):
+    part = "fourth" if isinstance(form, QuarticForm) else "values"
+    before = getattr(form, part).astype(float)
+    more = form.regularised(0.3)
+    assert type(more) is type(form)
+    assert getattr(more, part).dtype == np.float32
+    np.testing.assert_allclose(getattr(more, part), before + 0.3 * np.abs(before).mean(), rtol=1e-6, atol=1e-7)
+    for name in {"values", "fourth", "standard_errors", "fourth_errors", "count"} - {part}:
+        assert getattr(more, name, None) is getattr(form, name, None)
+    assert getattr(form.regularised(0), part) is getattr(form, part)
+    for mu in (-1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="mu is"):
+            form.regularised(mu)
+
+
+def test_nothing_is_regularised_to_nothing():
+    assert DiagonalForm(np.zeros((0, 3), np.float32)).regularised(2).values.shape == (0, 3)
+
+
+@pytest.mark.parametrize("form", FORMS[2:], ids=lambda form: type(form).__name__)
+def test_clipped_forms_are_convex(form):
+    clipped = form.clipped()
+    assert type(clipped) is type(form)
+    np.testing.assert_array_equal(clipped.values, np.where(VALUES > 0, VALUES, 0))
+    np.testing.assert_array_equal(clipped.fourth, np.where(FOURTH > 0, FOURTH, 0))
+    assert clipped.fourth.dtype == np.float32

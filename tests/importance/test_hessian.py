@@ -7,43 +7,24 @@ import pytest
 import slow_importance
 import torch
 import torch.nn.functional as F
-from small_nets import IMAGES, OUT, Function, close, head, image_net, values
+from small_nets import (
+    IMAGES,
+    OUT,
+    Function,
+    check,
+    close,
+    deviations,
+    head,
+    image_net,
+    labels,
+    mean,
+    native,
+    values,
+)
 from torch import nn
 
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.importance import functional, gradient, gradient_hessian, hessian, kl, squares
-from waterfill.models import inventory
-
-
-def labels(x, classes=OUT):
-    return torch.randint(0, classes, (len(x),), generator=torch.Generator().manual_seed(3))
-
-
-def native(forms, model, part):
-    """A part of every form as tensors of the shape of the parameters."""
-    layouts = {name: weight.layout for name, weight in inventory(model).weights.items()}
-    return {n: torch.from_numpy(layouts[n].from_matrix(getattr(form, part))).double() for n, form in forms.items()}
-
-
-def deviations(forms, model, expected):
-    """By name, how many standard errors every entry is off; rounding does not count."""
-    found, errors = native(forms, model, "values"), native(forms, model, "standard_errors")
-    assert found.keys() == expected.keys()
-    return {
-        name: ((found[name] - value).abs() - 1e-5 * value.abs().max() - 1e-9).clamp_min(0)
-        / errors[name].clamp_min(1e-30)
-        for name, value in expected.items()
-    }
-
-
-def check(forms, model, expected, most=4.0):
-    for name, off in deviations(forms, model, expected).items():
-        assert float(off.max()) < most, f"{name}: {float(off.max()):.2f} standard errors"
-
-
-def mean(by_name):
-    return {name: each.mean(0) for name, each in by_name.items()}
-
 
 # Networks that are piecewise linear in each weight
 
@@ -81,6 +62,7 @@ def test_piecewise_linear_networks_have_the_kl_importance(temperature, fold_norm
 def test_nothing_is_drawn_for_them(monkeypatch):
     model, x, y = relu_net()
     monkeypatch.setattr("waterfill.importance.curvature.random_signs", None)
+    monkeypatch.setattr("waterfill.importance.bends.random_signs", None)
     hessian().estimate(model, [(x, y)])
 
 
@@ -376,6 +358,14 @@ def test_mu_is_added_to_the_mean_normalised_diagonal():
         np.testing.assert_allclose(regular[name].values / average, form.values / average + 0.5, rtol=1e-5)
 
 
+def test_mu_is_added_to_the_fourth_powers():
+    model, x, y = relu_net()
+    plain, regular = (gradient_hessian(mu=mu).estimate(model, [(x, y)]) for mu in (0, 0.5))
+    for name, form in plain.items():
+        np.testing.assert_array_equal(regular[name].values, form.values)
+        np.testing.assert_allclose(regular[name].fourth, form.fourth + 0.5 * form.fourth.mean(), rtol=1e-5)
+
+
 def test_the_model_is_left_as_it_was():
     model, x, y = relu_net()
     model.train()
@@ -421,8 +411,9 @@ def test_options_out_of_range_are_refused():
         with pytest.raises(UsageError, match="Temperature is -1"):
             importance(temperature=-1)
     for mu in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(UsageError, match="mu is"):
-            hessian(mu=mu)
+        for importance in (hessian, gradient_hessian):
+            with pytest.raises(UsageError, match="mu is"):
+                importance(mu=mu)
 
 
 def test_data_without_the_right_answer_are_refused():
@@ -441,7 +432,8 @@ def test_data_without_the_right_answer_are_refused():
 def test_names_tell_the_options_that_matter():
     assert hessian().name == "hessian"
     assert hessian(temperature=4, mu=0.1, draws=3).name == "hessian(temperature=4, mu=0.1)"
-    assert gradient_hessian(temperature=2).name == "gradient_hessian(temperature=2)"
+    assert gradient_hessian().name == "gradient_hessian"
+    assert gradient_hessian(temperature=2, mu=0.5).name == "gradient_hessian(temperature=2, mu=0.5)"
 
 
 # Both derivatives

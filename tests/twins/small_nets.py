@@ -148,6 +148,36 @@ def close(found, expected, rtol=2e-5):
         )
 
 
+def labels(x, classes=OUT):
+    return torch.randint(0, classes, (len(x),), generator=torch.Generator().manual_seed(3))
+
+
+def native(forms, model, part):
+    """A part of every form as tensors of the shape of the parameters."""
+    layouts = {name: weight.layout for name, weight in inventory(model).weights.items()}
+    return {n: torch.from_numpy(layouts[n].from_matrix(getattr(form, part))).double() for n, form in forms.items()}
+
+
+def deviations(forms, model, expected):
+    """By name, how many standard errors every entry is off; rounding does not count."""
+    found, errors = native(forms, model, "values"), native(forms, model, "standard_errors")
+    assert found.keys() == expected.keys()
+    return {
+        name: ((found[name] - value).abs() - 1e-5 * value.abs().max() - 1e-9).clamp_min(0)
+        / errors[name].clamp_min(1e-30)
+        for name, value in expected.items()
+    }
+
+
+def check(forms, model, expected, most=4.0):
+    for name, off in deviations(forms, model, expected).items():
+        assert float(off.max()) < most, f"{name}: {float(off.max()):.2f} standard errors"
+
+
+def mean(by_name):
+    return {name: each.mean(0) for name, each in by_name.items()}
+
+
 def net():
     """A classifier with a norm; the same weights every time."""
     torch.manual_seed(0)

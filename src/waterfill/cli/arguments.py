@@ -20,6 +20,8 @@ T = TypeVar("T", bound=str)
 NUMBER = r"\s*([0-9]*\.?[0-9]+)\s*"
 """An amount without sign or exponent; a unit follows."""
 
+IMPORTANCES = ("kl", "regression", "gradient", "hessian", "gradient_hessian", "identity", "weight_scale")
+
 
 def as_size(text: str) -> int:
     """Bytes of a size such as `100kB`, `1.5 MiB` or `5000`."""
@@ -87,7 +89,7 @@ def as_importance(text: str | None, temperature: float, seed: int) -> Estimator 
 
     if text is None and temperature == 1.0:
         return None
-    match one_of("--importance", text or "kl", ("kl", "regression", "gradient", "hessian", "identity", "weight_scale")):
+    match one_of("--importance", text or "kl", IMPORTANCES):
         case "kl":
             return importance.kl(temperature=temperature, seed=seed)
         case "regression":
@@ -96,6 +98,8 @@ def as_importance(text: str | None, temperature: float, seed: int) -> Estimator 
             return importance.gradient(temperature=temperature, seed=seed)
         case "hessian":
             return importance.hessian(temperature=temperature, seed=seed)
+        case "gradient_hessian":
+            return importance.gradient_hessian(temperature=temperature, seed=seed)
         case "weight_scale":
             return importance.weight_scale()
     return importance.identity()

@@ -20,10 +20,11 @@ OutputKind = Annotated[
 ]
 Importance = Annotated[
     str | None,
-    typer.Option("--importance", help="kl, regression, gradient, hessian, identity or weight_scale."),
+    typer.Option("--importance", help="kl, regression, gradient, hessian, gradient_hessian, identity or weight_scale."),
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", help="Temperature of the softmax for kl, gradient and hessian.")
+    float,
+    typer.Option("--temperature", help="Temperature of the softmax, for kl and those with labels."),
 ]
 Include = Annotated[list[str] | None, typer.Option("--include", help="Quantize only tensors that match (repeatable).")]
 Exclude = Annotated[

@@ -93,7 +93,7 @@ class BendingTape(Tape):
     def _bent(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """Call an elementwise function."""
         value, first, second = derivatives(f, x)
-        y: Tensor = _Straight.apply(x, value, first)
+        y: Tensor = _Straight.apply(x, (value, first))  # type: ignore[no-untyped-call]
         self.bends.append(Bend(get_gradient_edge(x), get_gradient_edge(y), second))
         return y
 
@@ -123,15 +123,16 @@ class _Straight(torch.autograd.Function):
     """A function whose slope is a constant."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, found: tuple[Tensor, Tensor]) -> Tensor:
         del x
+        value, slope = found  # in a tuple, so that the result is no view of an input and can be changed in place
         ctx.save_for_backward(slope)
-        return value.view_as(value)
+        return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
-        return gradient * slope, None, None
+        return gradient * slope, None
 
 
 @dataclass(frozen=True, eq=False)

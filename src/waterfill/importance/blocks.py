@@ -24,8 +24,8 @@ class Block:
 
     Attributes:
         gradients: [signals, units, ...], up to a factor of every weight that is the same for all signals.
-        total: sums something made of products of 2, 4 or 8 gradients, [units, ...] and that number, over the units; gives
-            the shape of the tensor.
+        total: sums something made of products of so many gradients, [units, ...] and that even number, over the units;
+            gives the shape of the tensor.
     """
 
     gradients: Tensor

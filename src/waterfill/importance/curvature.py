@@ -115,7 +115,7 @@ class Derivatives:
         pairs = self.kinds * self.draws
         exact, drawn, slope, one, two = torch.split(self.block.gradients, [self.exact, self.drawn, 1, pairs, pairs])
         parts = [drawn.square()] if self.drawn else []
-        parts += (one * two).unflatten(0, (self.kinds, self.draws)).unbind() if pairs else ()
+        parts += torch.split(one * two, self.draws) if pairs else ()
         return Estimate(slope[0], exact.square().sum(0), torch.stack(parts).sum(0) if parts else one)
 
 
@@ -155,7 +155,7 @@ class Estimate:
 
         With m the mean of n draws, N its variance and p_k the sums of the powers of their distances to m, that is
         `4 m^2 N + N^2 - 8 m p_3 / (n (n-1) (n-2)) - 3 (p_2^2 - 2 p_4) / (n (n-1) (n-2) (n-3))`, without bias. Below
-        four draws it is `4 m^2 N`, which is right for two and too large for three if they are normal.
+        four draws it is `4 m^2 N`: right for two that are normal, too large for three and where tails are heavy.
         """
         n, mean, noise = len(self.draws), self.curvature.double(), self.noise.double()
         if n < 4:
@@ -197,7 +197,9 @@ def _at_sites(tape: BendingTape, output: Tensor, sent: Sent) -> tuple[list[AtSit
     found = gradients(output, [*tape.sites, *outputs], sent.slope, differentiable=True)
     slopes, at_outputs = found[: len(tape.sites)], found[len(tape.sites) :]
     slope = [None if at is None else at.detach() for at in slopes]
-    ones, twos, kinds = [], [], 0
+    ones: list[AtSites] = []
+    twos: list[AtSites] = []
+    kinds = 0
     for pairs in (_sent_back(tape, roots(tape.bends, at_outputs), slope, sent), _products(tape, slopes, slope, sent)):
         if pairs:
             one, two = zip(*pairs, strict=True)

@@ -186,7 +186,7 @@ class QuarticState(CurvatureState):
         forms = {}
         for name, (slopes, squares, noise) in self.means().items():
             values, fourth = slopes.astype(np.float32), (squares / 4).astype(np.float32)
-            form = DrawnQuarticForm(values, fourth, _error(noise, count) / 4, count)
+            form = DrawnQuarticForm(values, fourth, _error(noise / 16, count), count)
             forms[name] = form.regularised(self.source.mu)
         return forms
 

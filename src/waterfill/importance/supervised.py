@@ -100,9 +100,12 @@ class hessian:
 
     L is that of `gradient`. For networks that are piecewise linear in each weight (ReLU, max-pool, norms in evaluation
     mode) it is exactly `kl` at the same temperature, whatever the labels; then nothing is drawn for up to 32 classes.
-    Otherwise the part from curved functions is drawn at random, without bias (see `curvature`), and the forms carry the
-    standard error of every entry. Look at it: in deep curved networks it is larger than the entries themselves at the
-    default number of draws and a few hundred samples, and such a form is of no use.
+    Otherwise the part from curved functions is drawn at random, without bias, and the forms carry the standard error of
+    every entry. The curvature of elementwise functions (tanh, sigmoid, GELU, SiLU, softplus, ELU and the like) is sent
+    back on its own, with noise from the weight's own influence only; that of everything else, such as attention, layer
+    norms and products of activations, by exact products, with noise from all layers (see `curvature`). Look at the
+    errors: 2 to 31 % of the entries for a small trained network of convolutions, norms and GELU at 256 images and 8
+    draws, but more than the entries themselves where the model is wrong and certain, or deep and not elementwise.
     Networks with fused layers that autograd cannot differentiate twice are refused.
 
     Entries may be negative, where the loss curves down along a weight or by the noise of an entry that is nearly zero.
