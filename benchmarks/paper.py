@@ -161,7 +161,9 @@ def exact(everything: Mapping[str, Results]) -> Iterator[dict[str, Any]]:
             pairs = list(zip(lloyd, curve(results, "quantize", objective, "exact"), strict=True))
             row = {"data set": EXPERIMENTS[name].title, "objective": objective}
             row |= counts([(new["cross_entropy"], old["cross_entropy"]) for old, new in pairs])
-            row["median bytes"] = f"{100 * median([new['size_bytes'] / old['size_bytes'] - 1 for old, new in pairs]):+.1f} %"
+            row["median bytes"] = (
+                f"{100 * median([new['size_bytes'] / old['size_bytes'] - 1 for old, new in pairs]):+.1f} %"
+            )
             for ratio, label in RATIOS.items():
                 found = compare([new for _, new in pairs], lloyd, "cross_entropy", ratio)
                 row[f"at equal {label}: lower / equal / higher"] = f"{found.better} / {found.equal} / {found.worse}"
@@ -197,7 +199,9 @@ def smallest(everything: Mapping[str, Results]) -> Iterator[dict[str, Any]]:
                 row: dict[str, Any] = {"data set": EXPERIMENTS[name].title, "": VERBS[task], "variant": kind}
                 for each in ("baseline", "kl", "gradient", "hessian", "gradient+hessian"):
                     least = smallest_within(results, curve(results, task, each, kind), 1.0)
-                    row[each] = "none" if least is None else f"{least['size_bytes']:,} ({100 * least['file_ratio']:.1f} %)"
+                    row[each] = (
+                        "none" if least is None else f"{least['size_bytes']:,} ({100 * least['file_ratio']:.1f} %)"
+                    )
                 yield row
 
 
@@ -225,7 +229,9 @@ def points(results: Results, task: str, names: Sequence[str]) -> Iterator[dict[s
     for each in zip(*(curve(results, task, name) for name in names), strict=True):
         row: dict[str, Any] = {head: each[0]["amount"]}
         for point in each:
-            row[point["objective"]] = f"{point['cross_entropy']:.4f}, {100 * point['accuracy']:.2f} %, {point['size_bytes']:,} B"
+            row[point["objective"]] = (
+                f"{point['cross_entropy']:.4f}, {100 * point['accuracy']:.2f} %, {point['size_bytes']:,} B"
+            )
         yield row
 
 

@@ -19,6 +19,10 @@ def perceptron(width):  # noqa: ARG001
 
 TINY = dataclasses.replace(
     EXPERIMENTS["mnist"],
+    objectives=tuple(
+        dataclasses.replace(objective, regularisers=objective.regularisers[:2])
+        for objective in EXPERIMENTS["mnist"].objectives
+    ),
     network=perceptron,
     recipe=Recipe(epochs=4, batch_size=32),
     validation=64,
@@ -29,7 +33,6 @@ TINY = dataclasses.replace(
         Sweep(12, "mu", (0.05,), ("hessian", "gradient+hessian")),
     ),
     temperatures=(1.0, 3.0),
-    regularisers=(0.0, 0.5),
 )
 OPTIONS = Options(samples=64)
 

@@ -24,7 +24,7 @@ def test_every_point_of_every_objective_is_there(finished, tiny):
         ]
     assert sorted(found) == sorted(wanted)
     assert [row["temperature"] for row in results["temperature"]] == list(tiny.temperatures)
-    assert [row["mu"] for row in results["mu"]] == 2 * list(tiny.regularisers)
+    assert [row["mu"] for row in results["mu"]] == [*tiny.objectives[3].regularisers, *tiny.objectives[4].regularisers]
     assert results["test_samples"] == 200 and results["matrix_values"] == 8 * 784 + 80
     assert results["original_bytes"] == 4 * (8 * 784 + 80 + 18)
 

@@ -21,8 +21,11 @@ Task: TypeAlias = Literal["prune", "quantize"]
 TEMPERATURES = tuple(float(temperature) for temperature in range(1, 10))
 """T of the paper, 1 to 9."""
 
-REGULARISERS = (0.0, 0.01, 0.1, 0.3, 1.0, 3.0)
-"""mu that are tried; the paper names none."""
+REGULARISERS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""mu that are tried with squares; the paper names none."""
+
+QUARTIC_REGULARISERS = (0.0, 1e3, 1e4, 1e5, 1e6, 1e7)
+"""The same with fourth powers, which cost 1e2 to 1e6 times less than the squares when a whole weight is lost."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,27 @@ class Objective:
         name: as in the figures.
         estimator: makes the importance at a temperature; None for 1 everywhere.
         supervised: whether it knows the labels.
-        regularised: whether `mu` applies.
+        regularisers: all mu that are tried; none where it does not apply.
     """
 
     name: str
     estimator: Callable[[float, int], Estimator] | None
     supervised: bool = True
-    regularised: bool = False
+    regularisers: tuple[float, ...] = ()
 
 
 BASELINE = Objective("baseline", None, supervised=False)
 KL = Objective("kl", lambda temperature, seed: kl(temperature=temperature, seed=seed), supervised=False)
 GRADIENT = Objective("gradient", lambda temperature, seed: gradient(temperature=temperature, seed=seed))
-HESSIAN = Objective("hessian", lambda temperature, seed: hessian(temperature=temperature, seed=seed), regularised=True)
+HESSIAN = Objective(
+    "hessian",
+    lambda temperature, seed: hessian(temperature=temperature, seed=seed),
+    regularisers=REGULARISERS,
+)
 BOTH = Objective(
     "gradient+hessian",
     lambda temperature, seed: gradient_hessian(temperature=temperature, seed=seed),
-    regularised=True,
+    regularisers=QUARTIC_REGULARISERS,
 )
 EVERY = (BASELINE, KL, GRADIENT, HESSIAN, BOTH)
 
@@ -108,7 +115,6 @@ class Experiment:
         plots: figures over the ratio.
         sweeps: figures over an option.
         temperatures: all T that are tried.
-        regularisers: all mu that are tried.
     """
 
     name: str
@@ -126,7 +132,6 @@ class Experiment:
     plots: tuple[Plot, ...]
     sweeps: tuple[Sweep, ...] = ()
     temperatures: tuple[float, ...] = TEMPERATURES
-    regularisers: tuple[float, ...] = REGULARISERS
 
     def objective(self, name: str) -> Objective:
         """The objective of that name."""

@@ -77,7 +77,7 @@ def _sweep(experiment: Experiment, sweep: Sweep, results: Mapping[str, Any]) -> 
     """Qualities in rows, the objectives in columns, a line for every fraction that is kept."""
     qualities = [name for name in QUALITIES if name != "top5"]
     figure = Figure(figsize=(3.9 * len(sweep.objectives), 6.6), layout="constrained")
-    grid = figure.subplots(len(qualities), len(sweep.objectives), squeeze=False, sharex=True, sharey="row")
+    grid = figure.subplots(len(qualities), len(sweep.objectives), squeeze=False, sharex="col", sharey="row")
     for axes_row, quality in zip(grid, qualities, strict=True):
         for axes, name in zip(axes_row, sweep.objectives, strict=True):
             for keep, values in _lines(results[sweep.option], sweep, name, quality):

@@ -122,11 +122,12 @@ def _plan(experiment: Experiment) -> Iterator[Step]:
 
 
 def _sweep(sweep: Sweep, experiment: Experiment) -> Iterator[Step]:
-    values = experiment.temperatures if sweep.option == "temperature" else experiment.regularisers
-    for objective in sweep.objectives:
+    for name in sweep.objectives:
+        objective = experiment.objective(name)
+        values = experiment.temperatures if sweep.option == "temperature" else objective.regularisers
         for keep in sweep.keeps:
             for value in values:
-                yield Step("prune", keep, objective, sweep=sweep.option, value=value)
+                yield Step("prune", keep, name, sweep=sweep.option, value=value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,8 +221,8 @@ class Lab:
         if known is not None:
             return Setting(step.objective, *known)
         best = self._best(step, [Setting(step.objective, temperature) for temperature in self.experiment.temperatures])
-        if objective.regularised:
-            best = self._best(step, [dataclasses.replace(best, mu=mu) for mu in self.experiment.regularisers])
+        if objective.regularisers:
+            best = self._best(step, [dataclasses.replace(best, mu=mu) for mu in objective.regularisers])
         self.ledger.put(key, [best.temperature, best.mu])
         return best
 
