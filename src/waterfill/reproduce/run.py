@@ -75,7 +75,7 @@ def reproduce(
         WaterfillError: data or weights are missing, or the folder holds another run.
     """
     options = options or Options()
-    lab = _prepare(experiment, folder, options, progress)
+    lab = open_lab(experiment, folder, options, progress)
     lab.importances.estimate_all(experiment.temperatures, progress)
     rows: dict[str, list[dict[str, Any]]] = {"points": [], **{sweep.option: [] for sweep in experiment.sweeps}}
     plan = list(_plan(experiment))
@@ -245,7 +245,19 @@ def _quantizer(step: Step) -> Quantizer:
 # Before the first point
 
 
-def _prepare(experiment: Experiment, folder: Path, options: Options, progress: Progress | None) -> Lab:
+def open_lab(experiment: Experiment, folder: Path, options: Options, progress: Progress | None) -> Lab:
+    """Find data and weights, train where there are none, and take the folder.
+
+    Args:
+        experiment: which one.
+        folder: of the run.
+        options: how.
+        progress: called with ("train", done, total).
+
+    Raises:
+        UsageError: an option is out of its range.
+        WaterfillError: data or weights are missing, or the folder holds another run.
+    """
     _check(experiment, options)
     width = experiment.width if options.width is None else options.width
     training = experiment.training(samples=options.samples + experiment.validation)
