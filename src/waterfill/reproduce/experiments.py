@@ -199,6 +199,7 @@ CIFAR100 = Experiment(
         Plot(9, "prune", ("baseline", "gradient"), top5=True),
         Plot(10, "quantize", ("baseline", "gradient"), top5=True),
     ),
+    temperatures=(1.0, 2.0, 3.0, 5.0, 9.0),
 )
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (MNIST, CIFAR10, CIFAR100)}
