@@ -1,6 +1,6 @@
 import pytest
 
-from waterfill.reproduce.claims import compare, curve, smallest_within
+from waterfill.reproduce.claims import GRID, compare, curve, ranking, smallest_within
 
 
 def row(ratio, accuracy, loss, **more):
@@ -56,3 +56,20 @@ def test_the_smallest_file_within_a_loss():
     assert smallest_within(results, rows, 2.0)["size_bytes"] == 10
     assert smallest_within(results, rows, 0.5)["size_bytes"] == 30
     assert smallest_within({"original": {"accuracy": 0.99}}, rows, 1.0) is None
+
+
+def test_curves_are_ranked_where_all_have_points():
+    curves = {
+        "reference": [row(0.1, 0.5, 2.0), row(0.5, 0.5, 2.0)],
+        "better": [row(0.5, 0.6, 1.0), row(0.2, 0.6, 1.0)],
+        "worse": [row(0.0, 0.1, 4.0), row(1.0, 0.1, 4.0)],
+    }
+    by_loss = ranking(curves, "cross_entropy", "paper_ratio")
+    assert [won for won, _ in by_loss.values()] == [0, GRID, 0]
+    assert [mean for _, mean in by_loss.values()] == pytest.approx([0, -0.5, 1])
+    by_hits = ranking(curves, "accuracy", "paper_ratio")
+    assert [won for won, _ in by_hits.values()] == [0, GRID, 0]
+    assert [mean for _, mean in by_hits.values()] == pytest.approx([0, 0.1, -0.4])
+    crossing = {"falls": [row(0, 1.0, 1), row(1, 0.0, 1)], "rises": [row(0, 0.0, 1), row(1, 1.0, 1)]}
+    falls, rises = ranking(crossing, "accuracy", "paper_ratio").values()
+    assert falls[0] + rises[0] == GRID and abs(falls[0] - rises[0]) <= 1 and rises[1] == pytest.approx(0, abs=1e-9)

@@ -42,6 +42,27 @@ def test_the_same_seed_trains_the_same_network():
     assert all(map(torch.equal, first, second)) and not all(map(torch.equal, first, third))
 
 
+def test_learning_rate_and_momentum_go_through_one_cycle(monkeypatch):
+    seen = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            assert group["nesterov"]
+            seen.append((group["lr"], group["momentum"], group["weight_decay"]))
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    train(net(), batches(), Recipe(epochs=4, batch_size=32, learning_rate=0.3, weight_decay=1e-3))
+    rates, momenta, decays = (np.array(each) for each in zip(*seen, strict=True))
+    assert len(rates) == 4 * 8 and set(decays) == {1e-3}
+    top = int(rates.argmax())
+    assert top == 7 == momenta.argmin()  # a quarter of the steps
+    assert rates[top] == pytest.approx(0.3) and momenta[top] == pytest.approx(0.85)
+    assert momenta[0] == pytest.approx(0.95) == momenta[-1] and max(rates[0], rates[-1]) < 0.02
+    assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
+
+
 @pytest.mark.parametrize("shift", [1, 3])
 def test_images_are_moved_by_up_to_the_shift_and_the_border_is_zero(shift):
     images = torch.zeros(400, 2, 9, 9)

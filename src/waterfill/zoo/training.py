@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from waterfill.protocols import Progress
 from waterfill.zoo.batches import Batches
 
+LEAST_MOMENTUM, MOST_MOMENTUM = 0.85, 0.95
+"""Of Nesterov: the most at the ends of the cycle, the least where the learning rate is highest."""
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stochastic gradient descent with Nesterov's momentum and one cycle of the learning rate.
+    """Stochastic gradient descent with Nesterov's momentum, and one cycle of the learning rate and the momentum.
 
     Attributes:
         epochs: passes over the training samples.
         batch_size: samples in a step.
         learning_rate: the highest.
-        momentum: of Nesterov.
         weight_decay: of all parameters.
         flip: whether half of the images are mirrored.
         shift: images are moved by up to so many pixels, the border is zero.
@@ -28,7 +30,6 @@ class Recipe:
     epochs: int = 16
     batch_size: int = 128
     learning_rate: float = 0.1
-    momentum: float = 0.9
     weight_decay: float = 5e-4
     flip: bool = False
     shift: int = 0
@@ -50,11 +51,18 @@ def train(model: nn.Module, data: Batches, recipe: Recipe, seed: int = 0, progre
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
-        momentum=recipe.momentum,
+        momentum=MOST_MOMENTUM,
         weight_decay=recipe.weight_decay,
         nesterov=True,
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        recipe.learning_rate,
+        total_steps=steps,
+        pct_start=0.25,
+        base_momentum=LEAST_MOMENTUM,
+        max_momentum=MOST_MOMENTUM,
+    )
     model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
