@@ -49,6 +49,11 @@ def test_settings_are_chosen_on_samples_behind_those_of_the_importances():
     assert [part.samples.inputs.tolist() for part in parts] == [list(range(7)), [7, 8, 9]]
 
 
+SUBJECT = SimpleNamespace(
+    model="network", inventory=SimpleNamespace(weights={"w": SimpleNamespace(matrix=np.zeros((1, 2), np.float32))})
+)
+
+
 @pytest.fixture
 def made(tiny, tmp_path):
     """Importances that say how they were asked for, and a list of these questions."""
@@ -71,7 +76,7 @@ def made(tiny, tmp_path):
         Objective("both", estimator("four")),
     )
     experiment = dataclasses.replace(tiny, objectives=objectives)
-    return Importances(experiment, "network", ["data"], 5, tmp_path / "importance"), asked
+    return Importances(experiment, SUBJECT, ["data"], 5, tmp_path / "importance"), asked
 
 
 def test_importances_are_those_of_the_setting(made):
@@ -98,6 +103,6 @@ def test_importances_are_estimated_once(made, tmp_path):
     assert calls == [("importance", done, 4) for done in (1, 2, 3, 4)] and len(asked) == 4
     names = {"squares-1", "squares-2", "both-1", "both-2"}
     assert {path.name for path in (tmp_path / "importance").iterdir()} == {f"{name}.safetensors" for name in names}
-    again = Importances(importances._experiment, "network", ["data"], 5, tmp_path / "importance")
+    again = Importances(importances._experiment, SUBJECT, ["data"], 5, tmp_path / "importance")
     again.estimate_all((1.0, 2.0), None)
     assert len(asked) == 4

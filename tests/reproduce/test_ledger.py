@@ -29,7 +29,20 @@ def test_a_line_that_was_cut_off_is_dropped_and_the_next_one_is_whole(tmp_path):
         assert [json.loads(line)[0] for line in cut.read_text().splitlines()] == ["a", "c"]
 
 
-@pytest.mark.parametrize("text", ["nonsense\n", "[1]\n", "3\n", '["a", 1, 2]\n', "\xff\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nonsense\n",
+        "[1]\n",
+        "3\n",
+        '["a", 1, 2]\n',
+        "\xff\n",
+        '"ab"\n',
+        '{"a": 1, "b": 2}\n',
+        "[[1], 2]\n",
+        5000 * "[" + "\n",
+    ],
+)
 def test_other_contents_are_an_error_that_names_file_and_line(tmp_path, text):
     path = tmp_path / "l.jsonl"
     path.write_bytes(b'["a", 1]\n' + text.encode("latin-1"))
@@ -52,6 +65,7 @@ def test_a_folder_that_cannot_be_used_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(WaterfillError, match="cannot be made"):
         claim_folder(tmp_path / "file" / "folder", {})
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(FormatError, match=r"run\.json is damaged"):
-        claim_folder(tmp_path, {})
+    for text in ("{", "[]", "3"):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(FormatError, match=r"run\.json is damaged"):
+            claim_folder(tmp_path, {})

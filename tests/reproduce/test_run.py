@@ -1,10 +1,13 @@
 import dataclasses
 import json
+import re
+import shutil
 
+import numpy as np
 import pytest
 import torch
 
-from waterfill.errors import UsageError, WaterfillError
+from waterfill.errors import FormatError, UsageError, WaterfillError
 from waterfill.reproduce import EXPERIMENTS, Options, reproduce
 from waterfill.reproduce.figures import draw
 from waterfill.reproduce.summary import reproduction_table
@@ -149,3 +152,30 @@ def test_the_state_of_the_random_generator_is_left_alone(tmp_path, tiny, options
     torch.manual_seed(3)
     reproduce(dataclasses.replace(tiny, keeps=(0.3,), codebooks=(), sweeps=()), tmp_path, options)
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_importances_of_something_else_are_refused(finished, tiny, options, tmp_path):
+    folder, _ = finished
+    for name, other in (("kl-1", "weights"), ("gradient+hessian-1", "gradient-1"), ("kl-1", "kl-3")):
+        place = tmp_path / f"{name}-{other}"
+        shutil.copytree(folder, place)
+        (place / "measured.jsonl").unlink()
+        source = (
+            folder / f"{other}.safetensors" if other == "weights" else folder / "importance" / f"{other}.safetensors"
+        )
+        shutil.copy(source, place / "importance" / f"{name}.safetensors")
+        with pytest.raises(FormatError, match=rf"has no {re.escape(name)} importance of 'fc1.weight'.*Remove the file"):
+            reproduce(tiny, place, options)
+
+
+def test_a_run_with_other_searches_or_data_is_another_run(finished, tiny, options, data_root, tmp_path, monkeypatch):
+    folder, _ = finished
+    with pytest.raises(WaterfillError, match=r"holds a run with temperatures=\[1.0, 3.0\]"):
+        reproduce(dataclasses.replace(tiny, temperatures=(1.0, 2.0)), folder, options)
+    with np.load(data_root / "mnist.npz") as arrays:
+        changed = dict(arrays)
+    changed["test_labels"] = changed["test_labels"][::-1]
+    np.savez(tmp_path / "mnist.npz", **changed)
+    monkeypatch.setenv("WATERFILL_DATA", str(tmp_path))
+    with pytest.raises(WaterfillError, match="holds a run with data_sha256"):
+        reproduce(tiny, folder, options)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from waterfill.errors import FormatError
 from waterfill.importance.forms import DiagonalForm, QuarticForm
 from waterfill.models.state_dict import load_tensors, save_tensors
-from waterfill.protocols import Progress
+from waterfill.protocols import Progress, QuadraticForm, Quartic
 from waterfill.reproduce.experiments import Experiment, Objective
-from waterfill.reproduce.subject import Forms
+from waterfill.reproduce.subject import Forms, Subject
 
 IN_MEMORY = 10
 """Importances that are kept in memory."""
@@ -40,18 +40,19 @@ class Importances:
     """What errors cost under every setting of the objectives of an experiment."""
 
     def __init__(
-        self, experiment: Experiment, model: nn.Module, batches: Sequence[Any], seed: int, folder: Path
+        self, experiment: Experiment, subject: Subject, batches: Sequence[Any], seed: int, folder: Path
     ) -> None:
         """Take what they are estimated from.
 
         Args:
             experiment: with the objectives.
-            model: the network.
+            subject: the network.
             batches: of (input, target).
             seed: of what is drawn.
             folder: where they are kept.
         """
-        self._experiment, self._model, self._batches = experiment, model, batches
+        self._experiment, self._model, self._batches = experiment, subject.model, batches
+        self._weights = subject.inventory.weights
         self._seed, self._folder = seed, folder
         self._at = lru_cache(IN_MEMORY)(self._read_or_estimate)
 
@@ -76,21 +77,32 @@ class Importances:
         if not path.exists():
             estimator = objective.estimator(temperature, self._seed)
             forms = estimator.estimate(self._model, self._batches, "logits", fold_norms=False)
-            tensors = {}
-            for name, form in forms.items():
-                tensors[f"{name}|2"] = torch.from_numpy(form.diagonal())
-                if isinstance(form, QuarticForm):
-                    tensors[f"{name}|4"] = torch.from_numpy(form.quartic())
             path.parent.mkdir(exist_ok=True)
-            save_tensors(path, tensors)
-        return _forms({name: tensor.numpy() for name, tensor in load_tensors(path).items()})
+            save_tensors(path, _tensors(path.stem, forms))
+        return self._forms(path)
+
+    def _forms(self, path: Path) -> dict[str, DiagonalForm | QuarticForm]:
+        """Forms of a file.
+
+        Raises:
+            FormatError: it is damaged, or of another network, objective or temperature.
+        """
+        found = {name: tensor.numpy() for name, tensor in load_tensors(path).items()}
+        forms: dict[str, DiagonalForm | QuarticForm] = {}
+        for name, weight in self._weights.items():
+            parts = [found.get(f"{path.stem}|{name}|{power}") for power in (2, 4)]
+            values, fourth = (None if part is None or part.shape != weight.matrix.shape else part for part in parts)
+            if values is None:
+                raise FormatError(
+                    f"{path} has no {path.stem} importance of {name!r} {list(weight.matrix.shape)}; expected what this "
+                    "run wrote. Remove the file to estimate it again."
+                )
+            forms[name] = DiagonalForm(values) if fourth is None else QuarticForm(values, fourth)
+        return forms
 
 
-def _forms(arrays: dict[str, Any]) -> dict[str, DiagonalForm | QuarticForm]:
-    names = [name.removesuffix("|2") for name in arrays if name.endswith("|2")]
-    return {
-        name: QuarticForm(arrays[f"{name}|2"], arrays[f"{name}|4"])
-        if f"{name}|4" in arrays
-        else DiagonalForm(arrays[f"{name}|2"])
-        for name in names
-    }
+def _tensors(label: str, forms: Mapping[str, QuadraticForm]) -> dict[str, torch.Tensor]:
+    """Everything in some forms by name, with what it is."""
+    tensors = {f"{label}|{name}|2": torch.from_numpy(form.diagonal()) for name, form in forms.items()}
+    fourth = {name: form.quartic() for name, form in forms.items() if isinstance(form, Quartic)}
+    return tensors | {f"{label}|{name}|4": torch.from_numpy(values) for name, values in fourth.items()}

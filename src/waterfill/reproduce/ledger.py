@@ -26,16 +26,15 @@ class Ledger:
         """
         self.path = path
         self._values: dict[str, Any] = {}
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
         for number, line in enumerate(lines[:-1], 1):
-            try:
-                key, value = json.loads(line)
-                self._values[key] = value
-            except (ValueError, TypeError) as error:
+            pair = _parsed(line)
+            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
                 raise FormatError(
                     f"{path} is damaged in line {number}; expected a key and a value in JSON. Remove the file to "
                     "measure again."
-                ) from error
+                )
+            self._values[pair[0]] = pair[1]
         if lines[-1]:
             write_atomically(path, [b"\n".join([*lines[:-1], b""])])
 
@@ -69,10 +68,9 @@ def claim_folder(folder: Path, facts: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WaterfillError(f"Folder {folder} cannot be made: {error.strerror}. Name another one.") from error
-    try:
-        found = dict(json.loads(path.read_bytes())) if path.exists() else {}
-    except (ValueError, TypeError) as error:
-        raise FormatError(f"{path} is damaged; expected JSON. Remove the folder, or name another one.") from error
+    found = _parsed(path.read_bytes()) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} is damaged; expected facts in JSON. Remove the folder, or name another one.")
     for name, value in facts.items():
         if found.setdefault(name, value) != value:
             raise WaterfillError(
@@ -80,3 +78,11 @@ def claim_folder(folder: Path, facts: Mapping[str, Any]) -> None:
                 "Name another folder, or remove this one."
             )
     write_atomically(path, [json.dumps(found, indent=1).encode() + b"\n"])
+
+
+def _parsed(text: bytes) -> Any:
+    """The value of a text in JSON; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -274,6 +276,9 @@ def open_lab(experiment: Experiment, folder: Path, options: Options, progress: P
         "samples": options.samples,
         "validation_samples": experiment.validation,
         "test_samples": len(test.samples.labels),
+        "data_sha256": _data_digest(training, test),
+        "temperatures": list(experiment.temperatures),
+        "regularisers": {o.name: list(o.regularisers) for o in experiment.objectives if o.regularisers},
         "weights": "trained here" if weights is None else weights.name,
     }
     if weights is None:
@@ -287,7 +292,7 @@ def open_lab(experiment: Experiment, folder: Path, options: Options, progress: P
     facts["matrix_values"] = sum(weight.matrix.size for weight in subject.inventory.weights.values())
     facts["original_bytes"] = 4 * subject.inventory.floating_values
     calibration, validation = _split(training, options.samples)
-    importances = Importances(experiment, model, list(calibration), options.seed, folder / "importance")
+    importances = Importances(experiment, subject, list(calibration), options.seed, folder / "importance")
     return Lab(
         experiment, facts, subject, importances, _samples(model, validation), _samples(model, test),
         Ledger(folder / "measured.jsonl"),
@@ -305,8 +310,11 @@ def _check(experiment: Experiment, options: Options) -> None:
             f"Width {options.width} is out of range; expected at least 1 for the convolutional networks, none for "
             "MNIST's."
         )
-    if options.samples < 1 or options.seed < 0:
-        raise UsageError(f"samples={options.samples}, seed={options.seed} is out of range; expected at least 1 and 0.")
+    if options.samples < 1 or not 0 <= options.seed < 2**63:
+        raise UsageError(
+            f"samples={options.samples}, seed={options.seed} is out of range; expected at least 1 sample, and a seed "
+            "from 0 to 2^63 - 1."
+        )
 
 
 def _weights(experiment: Experiment, width: int, options: Options) -> Path | None:
@@ -318,12 +326,25 @@ def _weights(experiment: Experiment, width: int, options: Options) -> Path | Non
 
 
 def _trained(experiment: Experiment, model: nn.Module, folder: Path, seed: int, progress: Progress | None) -> Path:
-    """Train on all training samples, once for a folder."""
+    """Train on all training samples, once for a folder.
+
+    Raises:
+        FormatError: the weights that are there are damaged.
+    """
     path = folder / "weights.safetensors"
     if not path.exists():
         train(model, experiment.training(samples=None), experiment.recipe, seed, progress)
         save_tensors(path, model.state_dict())
     return path
+
+
+def _data_digest(*parts: Batches) -> str:
+    """SHA-256 of samples and labels, hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part.samples.inputs).data)
+        digest.update(np.ascontiguousarray(part.samples.labels).data)
+    return digest.hexdigest()
 
 
 def _split(batches: Batches, count: int) -> tuple[Batches, Batches]:

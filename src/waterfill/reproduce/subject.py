@@ -86,7 +86,7 @@ class Subject:
         known = forms or identity().forms(self.inventory.weights)
         ready = Prepared(self.inventory, identity(), known, None)
         attempt = search(workshops(ready, [Threshold()], (1.0,), None), "size_bytes", size_bytes)
-        return attempt.quantized, attempt.packed.data
+        return attempt.quantized, self.pack(attempt.quantized)  # as the others do not, it does not name its limit
 
     def cluster_to_size(
         self, ladder: Sequence[Mapping[str, Quantized]], size_bytes: int
