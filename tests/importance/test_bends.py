@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from small_nets import OUT, Function, check, deviations, labels, mean, native
 from torch import Tensor, nn
 from torch.func import grad, vmap
+from torch.utils.checkpoint import checkpoint
 
 from waterfill.importance import bends, gradient_hessian, hessian, kl
 from waterfill.models.capture import Tape, variables
@@ -285,3 +286,28 @@ def test_exact_fourth_powers_have_no_error():
 
 def test_it_is_no_elementwise_function_of_tensors():
     assert all(function not in bends.ELEMENTWISE for function in (torch.exp, Tensor.exp, Tensor.pow, torch.softmax))
+
+
+def test_checkpointed_parts_are_drawn_by_products():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.again = nn.Linear(4, 6), nn.Linear(6, OUT), True
+
+        def forward(self, x):
+            h = self.first(x)
+            bent = checkpoint(self.bend, h, use_reentrant=False) if self.again else self.bend(h)
+            return self.second(bent)
+
+        def bend(self, z):
+            return torch.tanh(z) * 1.5
+
+    torch.manual_seed(0)
+    model = Checkpointed().double()
+    x = torch.randn(12, 4, dtype=torch.float64)
+    data = [(x, labels(x))]
+    found = hessian(draws=2).estimate(model, data)["first.weight"].values
+    model.again = False
+    expected = hessian(draws=2).estimate(model, data)["first.weight"].values
+    assert (found < 0).any()  # of one hidden layer both are exact
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)

@@ -78,7 +78,7 @@ class BendingTape(Tape):
 
     def pass_through(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function; take the curvature out where it is elementwise and its input is no learned tensor."""
-        if func not in ELEMENTWISE or not args or "out" in kwargs:
+        if func not in ELEMENTWISE or not args or "out" in kwargs or _checkpointed():
             return super().pass_through(func, *args, **kwargs)
         x, *others = args
         numbers = not any(isinstance(other, Tensor) for other in (*others, *kwargs.values()))
@@ -96,6 +96,11 @@ class BendingTape(Tape):
         y: Tensor = _Straight.apply(x, (value, first))  # type: ignore[no-untyped-call]
         self.bends.append(Bend(get_gradient_edge(x), get_gradient_edge(y), second))
         return y
+
+
+def _checkpointed() -> bool:
+    """Whether what is saved for the way back goes to hooks: checkpoints run a part again then, without the tape."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def derivatives(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
