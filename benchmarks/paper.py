@@ -36,9 +36,10 @@ formulas of the paper (matrices only, kept weights and table of centroids at 32 
 positions of zeros for nothing) and in real bytes of the file over the bytes of the original. Kept weights are
 rounded as `Prune` says.
 
-The temperature T (1 to 9) and the regulariser mu are chosen for every point, on training images that the
-importances have not seen, T first: by the divergence from the original for `kl`, which knows no labels, by the
-cross-entropy for the others. The test set chooses nothing. The paper does not say how it chose them.
+The temperature T (1 to 9; on CIFAR-100 1, 2, 3, 5 and 9) and the regulariser mu are chosen for every point, on
+training images that the importances have not seen, T first: by the divergence from the original for `kl`, which
+knows no labels, by the cross-entropy for the others. The test set chooses nothing. The paper does not say how it
+chose them.
 
 All numbers are from `paper/mnist.json`, `paper/cifar10.json`, `paper/cifar100.json` and `paper/why.json` in this
 folder; `python benchmarks/paper.py page` makes this page from them."""
@@ -63,13 +64,13 @@ lowest cross-entropy, and its mean cross-entropy against the baseline's (geometr
 REASON = """\
 The diagonal of the importance matrix says what the errors of single weights cost; the whole matrix (here measured,
 by going a short way towards the compressed weights) also has the products of errors, and the true divergence what
-lies beyond second order. Choosing weights by `I w^2` lowers the diagonal a little, since importances within a layer
-of this network differ little; but weights that cost little by the diagonal lie together, in the same channels, and
-their errors add up instead of averaging out: at half of the weights the whole form is higher than for pruning by
-magnitude, and the divergence higher still. Errors of centroids have both signs within every channel, and there the
-objective gains what it promises, at every column. That is why this library feeds errors back by the whole matrix
-instead of trusting the diagonal at low rates. A large mu, which makes the objective nearly that of the baseline, is
-the paper's way out."""
+lies beyond second order. Choosing weights by `I w^2` lowers the diagonal a little, since importances within a
+layer of this network differ little; but weights that cost little by the diagonal lie together, in the same
+channels, and their errors add up instead of averaging out: at half of the weights the whole form is higher than
+for pruning by magnitude, and the divergence higher still. Errors of centroids have both signs within every
+channel, and there the objective gains what it promises, at every column. That is why this library feeds errors
+back by the whole matrix instead of trusting the diagonal at low rates. A large mu, which makes the objective
+nearly that of the baseline, is the paper's way out."""
 
 TEMPERATURE = """\
 T as chosen for every point, from the lowest ratio to the highest."""
@@ -78,9 +79,9 @@ SWEPT = """\
 Figure 11: supervised pruning. What T = 1 gives, what the chosen T gives, and the best T on the test set."""
 
 REGULARISER = """\
-Figure 12: supervised pruning, with the T that was chosen. For `gradient+hessian` mu is added to the mean-normalised
-coefficients of the fourth powers. When a whole weight is lost these cost 1e2 to 1e6 times less than the squares, so
-that without a large mu the objective is `gradient` to a fraction of a percent."""
+Figure 12: supervised pruning, with the T that was chosen. For `gradient+hessian` mu times their mean is added to
+the coefficients of the fourth powers. When a whole weight is lost these cost 1e2 to 1e6 times less than the
+squares, so that without a large mu the objective is `gradient` to a fraction of a percent."""
 
 EXACT = """\
 Not in the paper: k-means at its global optimum by dynamic programming, with the T and mu that were chosen for
@@ -110,18 +111,12 @@ SHORT = 0.03
 
 
 def main() -> None:
-    names = [name for name in EXPERIMENTS if name in sys.argv[1:]] or list(EXPERIMENTS)
     if "page" not in sys.argv:
-        for name in names:
+        for name in EXPERIMENTS:
             run(name)
-        if "cifar10" in names:
-            (JSON / "why.json").write_text(json.dumps(list(why("cifar10")), indent=1) + "\n")
-    everything = {
-        name: json.loads((JSON / f"{name}.json").read_text())
-        for name in EXPERIMENTS
-        if (JSON / f"{name}.json").exists()
-    }
-    page(everything)
+        (JSON / "why.json").write_text(json.dumps(list(why("cifar10")), indent=1) + "\n")
+    everything = {name: json.loads((JSON / f"{name}.json").read_text()) for name in EXPERIMENTS}
+    page(everything, json.loads((JSON / "why.json").read_text()))
 
 
 def run(name: str) -> None:
@@ -131,14 +126,14 @@ def run(name: str) -> None:
     shutil.copy(WORK / name / "results.json", JSON / f"{name}.json")
 
 
-def page(everything: Mapping[str, Results]) -> None:
+def page(everything: Mapping[str, Results], reasons: Sequence[dict[str, Any]]) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     sections = [
         Section("The networks", NETWORKS, [network(results) for results in everything.values()]),
         Section("Cross-entropy below the baseline at every ratio", BELOW, list(rows(everything, "cross_entropy"))),
         Section("Accuracy above the baseline", ABOVE, list(rows(everything, "accuracy"))),
         Section("Which objective is best", BEST, list(best(everything))),
-        Section("Why pruning by the diagonal fails on CIFAR-10", REASON, json.loads((JSON / "why.json").read_text())),
+        Section("Why pruning by the diagonal fails on CIFAR-10", REASON, reasons),
         Section("Temperature", TEMPERATURE, list(temperatures(everything))),
         Section("What the temperature changes", SWEPT, list(sweeps(everything, "temperature", 1.0))),
         Section("Regulariser", REGULARISER, list(sweeps(everything, "mu", 0.0))),
