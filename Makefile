@@ -28,6 +28,7 @@ $(VENV)/installed-demo: $(VENV)/installed
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --editable '.[demo,images,dev]'
+	@$(PIP) --no-deps backpack-for-pytorch einops unfoldNd || echo "Without BackPACK; the tests against it are skipped."
 	@touch $@
 
 clean:
