@@ -1,13 +1,20 @@
-"""What every quantizer must do; to add one, add a row to `SUBJECTS` in test_conformance.py."""
+"""What every quantizer and every estimator of importances must do.
+
+To add one, add a row to `SUBJECTS` or `ESTIMATORS` in test_conformance.py.
+"""
 
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
+import torch
+from torch import nn
 
 from waterfill.codec import container
 from waterfill.files import WaterfillFile
-from waterfill.importance.forms import DiagonalForm
-from waterfill.protocols import Quantizer
+from waterfill.importance import DiagonalForm, KroneckerForm
+from waterfill.models import inventory
+from waterfill.protocols import DataFree, Estimator, Quantizer
 from waterfill.reconstruct import reconstruct
 from waterfill.records import Codebook, Coded, Entry, Layout, Relative, Uniform, Weight
 
@@ -82,8 +89,16 @@ def run(subject, weight, form, water_level):
     return quantized
 
 
+def random_product(layout, seed=2):
+    """A form with cross terms."""
+    out, channels, taps = layout.axes
+    rng = np.random.default_rng(seed)
+    root = rng.standard_normal((channels * taps, channels * taps))
+    return KroneckerForm(rng.uniform(0.5, 2, size=out), (root @ root.T)[None])
+
+
 def forms_of(layout):
-    return None, random_form(layout)
+    return None, random_form(layout), random_product(layout)
 
 
 # The checks, each of one subject
@@ -242,3 +257,105 @@ FIXED_CHECKS = (
     memory_order_does_not_matter,
 )
 """Those of a quantizer with a rate of its own, which the water level does not move."""
+
+
+# Estimators
+
+
+def classifier():
+    """A network with an embedding, a convolution with groups, a norm and a layer."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4)
+    norm.running_var.copy_(torch.rand(4) + 0.5)
+    convolutions = nn.Conv1d(4, 4, 2, groups=2), norm, nn.ReLU()
+    return nn.Sequential(nn.Embedding(6, 5), *convolutions, nn.Flatten(), nn.Linear(16, 3))
+
+
+def classified(count=3):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [3 + number % 2 for number in range(count)]
+    return [(torch.randint(0, 6, (n, 4), generator=generator), torch.arange(n) % 3) for n in sizes]
+
+
+def estimated(estimator, model, data, **options):
+    """Its forms, of logits where it can, else of values; vectors have none where it looks at weights only."""
+    output = "values" if estimator.name == "regression" else "logits"
+    return estimator.estimate(model, data, output, **options)
+
+
+def there_is_a_form_for_every_learned_tensor(estimator: Estimator):
+    for folded in (True, False):
+        model = classifier()
+        weights = inventory(model, fold_norms=folded).weights
+        learned = [
+            name
+            for name, weight in weights.items()
+            if not (weight.is_vector and isinstance(estimator, DataFree)) and (folded or "running" not in name)
+        ]
+        forms = estimated(estimator, model, classified(), fold_norms=folded)
+        assert forms.keys() >= set(learned)
+        for name in learned:
+            diagonal = forms[name].diagonal()
+            assert diagonal.dtype == np.float32
+            assert diagonal.shape == weights[name].matrix.shape
+            assert np.isfinite(diagonal).all()
+
+
+def a_single_error_costs_what_the_diagonal_says(estimator):
+    for form in estimated(estimator, classifier(), classified()).values():
+        diagonal = form.diagonal()
+        rng = np.random.default_rng(0)
+        for row, column in zip(*(rng.integers(0, size, 4) for size in diagonal.shape), strict=True):
+            error = np.zeros_like(diagonal)
+            error[row, column] = 1.5
+            others = form.quartic()[row, column] * 1.5**4 if hasattr(form, "quartic") else 0.0
+            assert form.cost(error) == pytest.approx(diagonal[row, column] * 1.5**2 + others, rel=1e-6)
+        assert form.cost(np.zeros_like(diagonal)) == 0
+
+
+def errors_of_twice_the_size_cost_more(estimator):
+    for form in estimated(estimator, classifier(), classified()).values():
+        error = np.random.default_rng(0).standard_normal(form.diagonal().shape).astype(np.float32)
+        if not hasattr(form, "quartic"):
+            assert form.cost(2 * error) == pytest.approx(4 * form.cost(error), rel=1e-6)
+
+
+def the_same_data_give_the_same_forms(estimator):
+    one, two = (estimated(estimator, classifier(), classified()) for _ in range(2))
+    for name, form in one.items():
+        np.testing.assert_array_equal(form.diagonal(), two[name].diagonal())
+
+
+def the_model_is_left_as_it_was(estimator):
+    model = classifier().train()
+    model[1].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    estimated(estimator, model, classified())
+    assert all(module.training for module in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == [True, False] + [True] * 5
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def states_are_values_that_merge(estimator):
+    if not hasattr(estimator, "begin"):
+        return
+    model, data = classifier(), classified()
+    empty = estimator.begin(model)
+    parts = [empty.update(batch) for batch in data]
+    merged = parts[2].merge(empty).merge(parts[0].merge(parts[1]))
+    whole = estimated(estimator, model, data)
+    for name, form in merged.forms().items():
+        expected = whole[name].diagonal()
+        np.testing.assert_allclose(form.diagonal(), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    assert not any(total.any() for total in empty.moments.sums.values())
+
+
+ESTIMATOR_CHECKS = (
+    there_is_a_form_for_every_learned_tensor,
+    a_single_error_costs_what_the_diagonal_says,
+    errors_of_twice_the_size_cost_more,
+    the_same_data_give_the_same_forms,
+    the_model_is_left_as_it_was,
+    states_are_values_that_merge,
+)

@@ -220,6 +220,7 @@ def test_evaluate_with_and_without_a_file(run, place):
         ("--size 1000B --importance identity --effort best --no-fold-norms", "size_bytes"),
         ("--size 2000 --importance weight_scale --include 3.* --exclude 3.bias --seed 4", "size_bytes"),
         ("--size 1000 --importance regression --data nets:inputs --output values", "size_bytes"),
+        ("--size 1000 --importance kronecker --data nets:data --temperature 2", "size_bytes"),
         ("--size 1000 --importance gradient --data nets:data --temperature 2", "size_bytes"),
         ("--size 1000 --importance hessian --data nets:data --seed 3", "size_bytes"),
         ("--size 1000 --importance gradient_hessian --data nets:data --temperature 2", "size_bytes"),

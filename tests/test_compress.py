@@ -13,7 +13,7 @@ from torch import nn
 import waterfill
 from waterfill.errors import CalibrationError, TargetError, UsageError, WaterfillError
 from waterfill.files import WaterfillFile
-from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, regression, weight_scale
+from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, kronecker, regression, weight_scale
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Prune, Scalar, Threshold
 from waterfill.search import Workshop
@@ -526,6 +526,8 @@ def test_values_are_measured_as_squared_error(tmp_path):
         gradient(),
         hessian(mu=0.1),
         gradient_hessian(),
+        kronecker(),
+        kronecker(full=True),
     ],
     ids=lambda importance: importance.name,
 )

@@ -1,6 +1,16 @@
 import pytest
 
 import conformance
+from waterfill.importance import (
+    gradient,
+    gradient_hessian,
+    hessian,
+    identity,
+    kl,
+    kronecker,
+    regression,
+    weight_scale,
+)
 from waterfill.quantize import KMeans, Prune, Scalar, Threshold, Vector
 from waterfill.records import Layout
 
@@ -23,6 +33,19 @@ FIXED = {
     "prune nothing": conformance.Subject(Prune(1.0), MATRICES),
     "prune half": conformance.Subject(Prune(0.5), MATRICES),
 }
+ESTIMATORS = (
+    identity(),
+    weight_scale(),
+    kl(),
+    kl(draws=2),
+    regression(),
+    gradient(),
+    hessian(),
+    gradient_hessian(),
+    kronecker(),
+    kronecker(full=True),
+    kronecker(draws=2),
+)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
@@ -36,3 +59,9 @@ def test_a_quantizer_conforms(check, subject):
 def test_a_quantizer_of_a_fixed_rate_conforms(check, subject):
     assert subject.quantizer.fixed
     check(subject)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+@pytest.mark.parametrize("check", conformance.ESTIMATOR_CHECKS, ids=lambda check: check.__name__)
+def test_an_estimator_conforms(check, estimator):
+    check(estimator)

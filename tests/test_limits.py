@@ -12,10 +12,10 @@ from torch import nn
 import waterfill
 from waterfill.allocate import Job
 from waterfill.files import WaterfillFile
-from waterfill.importance import identity, kl
+from waterfill.importance import identity, kl, kronecker
 from waterfill.importance.forms import DiagonalForm
 from waterfill.limits import fit_sources, price, volumes
-from waterfill.quantize import Scalar
+from waterfill.quantize import KMeans, Scalar
 from waterfill.records import Layout, Quantized, Relative, Spread, Uniform, Weight
 from waterfill.theory import shannon_lower_bound
 
@@ -166,3 +166,13 @@ def test_a_vector_of_unknown_sensitivity_has_no_limit():
     assert (bias.reconstruction, bias.limit, bias.source_model) == ("relative", None, "")
     rule = WaterfillFile(result.data).container.rules["bias"][0]
     assert isinstance(rule, Relative)
+
+
+def test_forms_with_cross_terms_have_no_limit():
+    result = waterfill.compress(net(), batches(), importance=kronecker(), quantizers=[KMeans(4)])
+    rows = {row.name: row for row in result.tensors}
+    assert {name for name in ("0.weight", "3.weight", "0.bias") if rows[name].limit is not None} == {"0.bias"}
+    limit = waterfill.bound(net(), batches(), importance=kronecker())
+    assert limit.unit == "nats of KL" and set(limit.left_out) >= {"0.weight", "3.weight"}
+    reasons = {row.name: row.reason for row in limit.tensors(8.0)}
+    assert reasons["0.weight"] == "the importance has cross terms"

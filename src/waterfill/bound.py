@@ -154,7 +154,8 @@ class ModelBound:
     def _row(self, name: str, shape: tuple[int, ...], level: float) -> BoundRow:
         numel, part = math.prod(shape), self.parts.get(name)
         if part is None:
-            reason = "sensitivity unknown" if name in self.sources else "no spread, or fewer than 8 values"
+            unknown = "sensitivity unknown" if len(shape) < 2 else "the importance has cross terms"
+            reason = unknown if name in self.sources else "no spread, or fewer than 8 values"
             return BoundRow(name, shape, numel, None, None, reason=reason)
         source, loss = self.sources[name], self.factor * part.distortion(level)
         return BoundRow(name, shape, numel, part.rate(level) / numel, loss, source.name, source.standard_error)

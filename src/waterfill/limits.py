@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from waterfill.allocate import Job
 from waterfill.errors import UsageError
+from waterfill.importance import KroneckerForm
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Limits, Quantized, TensorLimit, Weight
 from waterfill.theory.checks import Array
@@ -40,10 +41,13 @@ def fit_sources(weights: Mapping[str, Weight]) -> dict[str, ScaledSource]:
 def rectangles(
     weights: Mapping[str, Weight], sources: Mapping[str, ScaledSource], forms: Mapping[str, QuadraticForm | None]
 ) -> Iterator[tuple[str, Rectangles]]:
-    """The volumes of every tensor that has a source and whose sensitivity is known: all but vectors without a form."""
+    """The volumes of every tensor that has a source and whose sensitivity is known: all but vectors without a form.
+
+    Nor is there one for a form with cross terms: a code that uses them can do with less than its diagonal asks for.
+    """
     for name, source in sources.items():
         weight, form = weights[name], forms.get(name)
-        if form is not None or not weight.is_vector:
+        if not isinstance(form, KroneckerForm) and (form is not None or not weight.is_vector):
             yield name, Rectangles(volumes(weight, source, form))
 
 

@@ -79,14 +79,21 @@ class Prepared:
     @property
     def factor(self) -> float:
         """What `e^T I_w e` is multiplied by to be a distortion: 1/2 for second derivatives, such as KL's (Eq. 6)."""
-        return 0.5 if self.estimator.name.startswith(("kl", "hessian")) else 1.0
+        return 0.5 if self._kind in ("kl", "hessian") else 1.0
 
     @property
     def unit(self) -> str:
         """Of the distortion."""
-        kind = self.estimator.name.partition("(")[0]
         named = {"kl": "nats of KL", "regression": "squared output", "identity": "squared weight", "hessian": "loss"}
-        return named.get(kind, "I e^2")
+        return named.get(self._kind, "I e^2")
+
+    @property
+    def _kind(self) -> str:
+        """Name of the importance; of the one whose cross terms it has, for one with cross terms."""
+        kind = self.estimator.name.partition("(")[0]
+        if kind == "kronecker" and self.live is not None:
+            return "kl" if self.live.output == "logits" else "regression"
+        return kind
 
 
 def prepare(

@@ -20,7 +20,7 @@ T = TypeVar("T", bound=str)
 NUMBER = r"\s*([0-9]*\.?[0-9]+)\s*"
 """An amount without sign or exponent; a unit follows."""
 
-IMPORTANCES = ("kl", "regression", "gradient", "hessian", "gradient_hessian", "identity", "weight_scale")
+IMPORTANCES = ("kl", "regression", "kronecker", "gradient", "hessian", "gradient_hessian", "identity", "weight_scale")
 
 
 def as_size(text: str) -> int:
@@ -94,6 +94,8 @@ def as_importance(text: str | None, temperature: float, seed: int) -> Estimator 
             return importance.kl(temperature=temperature, seed=seed)
         case "regression":
             return importance.regression(seed=seed)
+        case "kronecker":
+            return importance.kronecker(temperature=temperature, seed=seed)
         case "gradient":
             return importance.gradient(temperature=temperature, seed=seed)
         case "hessian":

@@ -20,7 +20,10 @@ OutputKind = Annotated[
 ]
 Importance = Annotated[
     str | None,
-    typer.Option("--importance", help="kl, regression, gradient, hessian, gradient_hessian, identity or weight_scale."),
+    typer.Option(
+        "--importance",
+        help="kl, regression, kronecker, gradient, hessian, gradient_hessian, identity or weight_scale.",
+    ),
 ]
 Temperature = Annotated[
     float,

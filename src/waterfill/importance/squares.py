@@ -121,7 +121,7 @@ def inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Tens
     for use in uses:
         if use.x is not None:
             x = _by_sample(use.x, samples, order, part)
-            joined.append(_places_last(use.view.inputs(_single(x)), use.rows // samples))
+            joined.append(_places_last(use.view.inputs(single(x)), use.rows // samples))
     return _concatenated(joined) if joined else None
 
 
@@ -130,11 +130,11 @@ def gradients_at(uses: Sequence[Use], gradients: Sequence[Tensor], samples: int,
     joined = []
     for use, gradient in zip(uses, gradients, strict=True):
         g = _gradient_rows(use, gradient, samples, order, part)
-        joined.append(_places_last(use.view.gradients(_single(g)), use.rows // samples))
+        joined.append(_places_last(use.view.gradients(single(g)), use.rows // samples))
     return _concatenated(joined)
 
 
-def _single(t: Tensor) -> Tensor:
+def single(t: Tensor) -> Tensor:
     """At least single precision: models may compute in half precision inside, by autocast."""
     return t.float() if t.itemsize < 4 else t
 
@@ -193,7 +193,7 @@ def _token_keys(use: Use, samples: int, order: Order, part: slice) -> tuple[Tens
 def _token_gradients(use: Use, gradient: Tensor, samples: int, order: Order, part: slice) -> Tensor:
     """Gradients [samples, tokens, features] of a table."""
     keys, count = _token_keys(use, samples, order, part)
-    g = _single(_gradient_rows(use, gradient, samples, order, part))
+    g = single(_gradient_rows(use, gradient, samples, order, part))
     table = g.new_zeros(count * use.view.layout.shape[0], g.shape[-1])
     return table.index_add_(0, keys, g).reshape(count, *use.view.layout.shape)
 
@@ -219,7 +219,7 @@ def picked_rows(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samp
 
     def of_signal(signal: Sequence[Tensor]) -> Tensor:
         pairs = zip(uses, signal, strict=True)
-        g = torch.cat([_single(_gradient_rows(use, at, samples, order, whole)) for use, at in pairs])
+        g = torch.cat([single(_gradient_rows(use, at, samples, order, whole)) for use, at in pairs])
         return g.new_zeros(len(met), g.shape[-1]).index_add_(0, index, g)
 
     return Picked(met % uses[0].view.layout.shape[0], map(of_signal, zip(*gradients, strict=True)))

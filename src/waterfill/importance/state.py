@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ from waterfill.models.batches import (
     tensors_in,
 )
 from waterfill.models.capture import Tape, Variables, variables
+from waterfill.models.uses import Use
 from waterfill.protocols import Progress
 
 SITE_BYTES = 2**28
@@ -48,6 +49,9 @@ _SIGNALS_TOGETHER = 10
 _SAMPLES_TOGETHER = 8
 
 S = TypeVar("S", bound="Seen")
+
+Watch: TypeAlias = Callable[[str, Sequence[Use], Sequence[Sequence[Tensor]]], None]
+"""Sees the name, uses and gradients (as in `square_sum`) of every tensor; no uses where they are not known."""
 
 
 class Source(Protocol):
@@ -157,7 +161,7 @@ class State(Seen):
 
     def measure(self, inputs: Inputs, target: Tensor | None, generator: torch.Generator, index: int | None) -> Moments:
         """Square the gradients of all signals."""
-        return _measure(self, inputs, target, generator, index)
+        return measure(self, inputs, target, generator, index)
 
     def forms(self) -> dict[str, DiagonalForm]:
         """Means so far, by name.
@@ -237,10 +241,15 @@ def nothing(learned: Variables, *kinds: int) -> Moments:
     )
 
 
-def _measure(
-    state: State, inputs: Inputs, target: Tensor | None, generator: torch.Generator, index: int | None
+def measure(
+    state: State,
+    inputs: Inputs,
+    target: Tensor | None,
+    generator: torch.Generator,
+    index: int | None,
+    watch: Watch = lambda *_: None,
 ) -> Moments:
-    """Sums over a few samples."""
+    """Sums over a few samples; `watch` sees what they are made of, some signals at a time."""
     samples = num_samples(inputs)
     tape = Tape(state.learned)
     with tape:
@@ -252,7 +261,11 @@ def _measure(
     together = math.ceil(signals.number / max(1, math.ceil(signals.number / most)))
     sums = dict(nothing(state.learned).sums)
     for stack in _stacks(signals.sent, together):
-        for name, squares in _squares(state, tape, methods, inputs, output, stack.to(output)):
+        stack = stack.to(output)
+        for name, squares in _captured_squares(tape, methods, samples, output, stack, watch):
+            sums[name] += squares.cpu()
+        for name, squares in _general_squares(state, methods, inputs, stack):
+            watch(name, (), ())
             sums[name] += squares.cpu()
     return Moments(sums, signals.count)
 
@@ -282,18 +295,23 @@ def _stacks(signals: Iterator[Tensor], together: int) -> Iterator[Tensor]:
         yield torch.stack(stack)
 
 
-def _squares(
-    state: State, tape: Tape, methods: dict[str, Method], inputs: Inputs, output: Tensor, signals: Tensor
+def _captured_squares(
+    tape: Tape, methods: dict[str, Method], samples: int, output: Tensor, signals: Tensor, watch: Watch
 ) -> Iterator[tuple[str, Tensor]]:
-    """Sums over samples and signals of squared gradients, tensor by tensor."""
-    samples = num_samples(inputs)
+    """Sums over samples and signals of squared gradients, of tensors whose uses are known."""
     at_sites = [gradients(output, tape.sites, signal) for signal in signals]
     for name, method in methods.items():
         uses = [use for use in tape.uses.get(name, ()) if at_sites[0][use.site] is not None]
         if method in ("major", "minor") and uses:
             found = [[at for signal in at_sites if (at := signal[use.site]) is not None] for use in uses]
+            watch(name, uses, found)
             yield name, square_sum(uses, found, samples, method)
-    del at_sites
+
+
+def _general_squares(
+    state: State, methods: dict[str, Method], inputs: Inputs, signals: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """The same of all others, by slower methods."""
     for method, squares in (("vmap", functional.vmap_squares), ("loop", functional.loop_squares)):
         names = [name for name in methods if methods[name] == method]
         if names:

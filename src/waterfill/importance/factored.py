@@ -1,0 +1,129 @@
+"""Forms with cross terms between the weights of a row: a Kronecker product of two small matrices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.errors import UsageError
+from waterfill.importance.forms import DiagonalForm
+from waterfill.records import Floats
+
+Doubles: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class UnfactoredForm(DiagonalForm):
+    """A diagonal form in the place of a product that could not be had.
+
+    Attributes:
+        reason: why not.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerForm:
+    """A form `e^T I e = tr(G E A E^T)` of an error E [out, in], `I = G (x) A`, for every group of a grouped layer.
+
+    Either factor is a matrix, or the vector of its diagonal where the other entries are zero or were not asked for.
+    Usually `rows` is the diagonal of G, and rows are then independent of each other: row o costs `g_o e_o^T A e_o`.
+
+    Source: section 5.7 of PAPER.md; Martens and Grosse 2015 (K-FAC), section 3.
+
+    Attributes:
+        rows: factor over rows, float64 [out], or [out, out] with zeros between rows of different groups.
+        columns: factor over columns, symmetric, float64 [groups, in, in], or [groups, in] of its diagonal.
+        reason: why a factor is coarser than it was asked for; usually empty.
+    """
+
+    rows: Doubles
+    columns: Doubles
+    reason: str = ""
+
+    def diagonal(self) -> Floats:
+        """The diagonal of the product, float32 [out, in]."""
+        columns = _diagonals(self.columns, self.columns.ndim == 3)
+        groups, inputs = columns.shape
+        rows = _diagonals(self.rows, self.rows.ndim == 2).reshape(groups, len(self.rows) // groups, 1)
+        product: Floats = (rows * columns[:, None, :]).astype(np.float32).reshape(len(self.rows), inputs)
+        return product
+
+    def cost(self, error: Floats) -> float:
+        """Price an error.
+
+        Args:
+            error: [out, in].
+
+        Returns:
+            `tr(G E A E^T)` in double precision, not below 0.
+
+        Raises:
+            UsageError: the error has another shape.
+
+        Example:
+            >>> form = KroneckerForm(np.array([1.0, 2.0]), np.array([[[1.0, 0.5], [0.5, 1.0]]]))
+            >>> form.cost(np.float32([[1, 1], [0, 1]]))
+            5.0
+        """
+        groups, inputs = self.columns.shape[:2]
+        out = len(self.rows)
+        if error.shape != (out, inputs):
+            raise UsageError(
+                f"Error of shape {list(error.shape)} does not fit a form of shape {[out, inputs]}; expected the same "
+                "[out, in]. Give the error in normal form."
+            )
+        e = error.astype(np.float64)
+        left = self.rows @ e if self.rows.ndim == 2 else self.rows[:, None] * e
+        parts = e.reshape(groups, out // groups, inputs)
+        right = parts @ self.columns if self.columns.ndim == 3 else parts * self.columns[:, None, :]
+        return max(0.0, float(np.vdot(left, right)))
+
+    def damped(self, relative: float) -> KroneckerForm:
+        """Add a share of its mean diagonal to the diagonal of each factor, so that it can be factored and inverted.
+
+        A layer that has seen fewer samples than it has inputs, inputs that are always zero and tokens that never came
+        all leave A singular, as if some errors cost nothing. What was not seen gets a price; where a whole group was
+        not seen, that of the mean group. The vector of a diagonal G stays as it is: rows without gradient are known.
+
+        Args:
+            relative: share of the mean of the diagonal, not below 0.
+
+        Raises:
+            UsageError: it is, or not finite.
+
+        Source: Tikhonov damping, Martens and Grosse 2015, section 6.2; relative to the mean diagonal as in GPTQ
+            (Frantar et al. 2023, section 3.3).
+
+        Example:
+            >>> KroneckerForm(np.array([1.0]), np.array([[[3.0, 0.0], [0.0, 0.0]]])).damped(0.1).columns.tolist()
+            [[[3.15, 0.0], [0.0, 0.15]]]
+        """
+        if not (math.isfinite(relative) and relative >= 0):
+            raise UsageError(f"Damping is {relative}; expected a number not below 0, such as 0.0001.")
+        if not relative or not self.columns.size:
+            return self
+        rows = _damped(self.rows[None], relative)[0] if self.rows.ndim == 2 and self.rows.size else self.rows
+        return replace(self, rows=rows, columns=_damped(self.columns, relative))
+
+
+def _diagonals(values: Doubles, matrices: bool) -> Doubles:
+    return np.diagonal(values, axis1=-2, axis2=-1) if matrices else values
+
+
+def _damped(groups: Doubles, relative: float) -> Doubles:
+    """Damp matrices [groups, n, n], or diagonals [groups, n], with n above 0."""
+    means = _diagonals(groups, groups.ndim == 3).mean(axis=1)
+    usual = float(means.mean()) or 1.0
+    added = relative * np.where(means > 0, means, usual)
+    if groups.ndim == 2:
+        return np.asarray(groups + added[:, None])
+    result = groups.copy()
+    every = np.arange(groups.shape[1])
+    result[:, every, every] += added[:, None]
+    return result

@@ -1,0 +1,233 @@
+"""Sums of what goes into a layer and of the gradients that come back to its output: the factors of its importance.
+
+The gradient of a layer's matrix under one signal is a sum over the positions p that use it: rows of the batch, pixels,
+steps of a sequence, and all calls of the layer. With the input x_p (a patch for convolutions) and the gradient g_p at
+the output, and if both were independent of each other and g_p of other positions,
+
+    E sum_p (g_p x_p^T) (x) (g_p x_p^T)  =  (number of positions) G (x) A,    A = E[x x^T],  G = E[g g^T].
+
+Only positions with a gradient count: what is ignored or padded has no part in the importance, and none in A.
+
+Source: Martens and Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature", section 3;
+Grosse and Martens 2016, "A Kronecker-factored approximate Fisher matrix for convolution layers", section 3 (there A is
+a sum over positions; how scale is shared by both factors makes no difference here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from waterfill.errors import UsageError
+from waterfill.importance.factored import Doubles, KroneckerForm
+from waterfill.importance.squares import single
+from waterfill.models.uses import Convolution, Dense, Tokens, Use
+from waterfill.records import Layout
+
+CHUNK_BYTES = 2**25
+"""Most memory for the inputs that are written out at once."""
+
+UNKNOWN = "how the model uses it is not known"
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Sums over the positions that use one tensor.
+
+    Attributes:
+        inputs: of `x x^T`, float64 [groups, in, in], or [groups, in] of its diagonal.
+        outputs: of `g g^T` over all signals, float64 [groups, out, out], or [groups, out] of its diagonal.
+        positions: how many, float64 [groups].
+        turned: whether the layer reads the tensor's normal form with rows and columns exchanged.
+        reason: why a factor is coarser than it was asked for.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    positions: Tensor
+    turned: bool = False
+    reason: str = ""
+
+    def merge(self, other: Factors) -> Factors:
+        """Add the sums of other positions.
+
+        Raises:
+            UsageError: they are of another kind.
+        """
+        mine, its = ((f.inputs.shape, f.outputs.shape, f.turned) for f in (self, other))
+        if mine != its:
+            raise UsageError(
+                f"Factors {mine} cannot be merged with {its}; expected the same shapes. Merge states of the same model "
+                "and importance."
+            )
+        sums = (self.inputs + other.inputs, self.outputs + other.outputs, self.positions + other.positions)
+        return Factors(*sums, self.turned, max(self.reason, other.reason))
+
+    def form(self, exact: Doubles) -> KroneckerForm:
+        """Make the form whose diagonal has the total of the exact one, group by group.
+
+        Independence of positions is far from true: gradients of neighbours agree or cancel, so that the number of
+        positions times `G (x) A` may be off by any factor, another one for every layer. Its shape is wanted, and the
+        sum of the exact diagonal is known from the same passes: G is scaled to it.
+
+        Args:
+            exact: the exact diagonal in normal form [out, in].
+        """
+        groups, out = self.outputs.shape[:2]
+        exact = exact.T if self.turned else exact
+        totals = exact.reshape(groups, out * self.inputs.shape[1]).sum(1)
+        inputs = self.inputs / self.positions.clamp_min(1).reshape(-1, *(1,) * (self.inputs.ndim - 1))
+        if inputs.ndim == 3:
+            inputs = (inputs + inputs.transpose(1, 2)) / 2
+        traces = _traces(inputs) * _traces(self.outputs)
+        scale = torch.where(traces > 0, torch.from_numpy(totals) / traces, 0.0)
+        outputs = self.outputs * scale.reshape(-1, *(1,) * (self.outputs.ndim - 1))
+        columns, rows = (outputs, inputs) if self.turned else (inputs, outputs)
+        return KroneckerForm(_joined(rows).numpy(), columns.numpy(), self.reason)
+
+
+def _traces(factor: Tensor) -> Tensor:
+    """Of matrices [groups, n, n], or of diagonals [groups, n]."""
+    return (factor.diagonal(dim1=1, dim2=2) if factor.ndim == 3 else factor).sum(1)
+
+
+def _joined(blocks: Tensor) -> Tensor:
+    """Blocks [groups, n, n] on the diagonal of one matrix, or vectors [groups, n] as one vector."""
+    if blocks.ndim == 2:
+        return blocks.flatten()
+    groups, n, _ = blocks.shape
+    whole = blocks.new_zeros(groups, n, groups, n)
+    every = torch.arange(groups)
+    whole[every, :, every, :] = blocks
+    return whole.reshape(groups * n, groups * n)
+
+
+class Gatherer:
+    """Gathers the factors of all matrices in one pass: gradients as they come, inputs at the end.
+
+    Args:
+        layouts: of all learned tensors.
+        full: whether G is a matrix.
+        largest: most rows of a factor that is a matrix, see `kronecker`.
+
+    Attributes:
+        reasons: why matrices have no factors, by name.
+    """
+
+    def __init__(self, layouts: Mapping[str, Layout], full: bool, largest: int) -> None:
+        self.reasons: dict[str, str] = {}
+        self._layouts = layouts
+        self._full = full
+        self._largest = largest
+        self._uses: dict[str, Sequence[Use]] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._powers: dict[str, list[Tensor]] = {}
+
+    def see(self, name: str, uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]]) -> None:
+        """Take in the gradients of some signals; arguments as `square_sum` has them."""
+        layout = self._layouts[name]
+        if len(layout.shape) < 2 or name in self.reasons:
+            return
+        reason = _why_not(layout, uses, self._largest)
+        if reason:
+            self.reasons[name] = reason
+            return
+        found = [_at_output(use, signals, self._is_full(uses[0])) for use, signals in zip(uses, gradients, strict=True)]
+        outputs = torch.stack([of_use for of_use, _ in found]).sum(0)
+        powers = [power for _, power in found]
+        if name in self._uses:
+            outputs = outputs + self._outputs[name]
+            powers = [one + more for one, more in zip(self._powers[name], powers, strict=True)]
+        self._uses[name], self._outputs[name], self._powers[name] = uses, outputs, powers
+
+    def factors(self) -> dict[str, Factors]:
+        """Factors by name, on the CPU."""
+        return {name: self._factors(name) for name in self._uses}
+
+    def _factors(self, name: str) -> Factors:
+        uses = self._uses[name]
+        alive = [power > 0 for power in self._powers[name]]
+        inputs = torch.stack([_at_input(use, counts) for use, counts in zip(uses, alive, strict=True)]).sum(0)
+        positions = torch.stack([counts.sum((0, 2), dtype=torch.float64) for counts in alive]).sum(0)
+        missed = self._full and not self._is_full(uses[0])
+        reason = f"a full matrix over its {uses[0].view.sizes[1]} outputs would be too large" if missed else ""
+        turned = uses[0].view.layout != self._layouts[name]
+        return Factors(inputs.cpu(), self._outputs[name].cpu(), positions.cpu(), turned, reason)
+
+    def _is_full(self, use: Use) -> bool:
+        groups, out, _ = use.view.sizes
+        return self._full and groups * out**2 <= self._largest**2
+
+
+def _why_not(layout: Layout, uses: Sequence[Use], largest: int) -> str:
+    """Why a matrix has no factors; empty where it has."""
+    if not uses:
+        return UNKNOWN
+    first = uses[0].view
+    if any(use.view.layout != first.layout or use.view.sizes != first.sizes for use in uses):
+        return "layers read it in different ways"
+    tokens = [isinstance(use.view, Tokens) for use in uses]
+    if not all(tokens) and not all(isinstance(use.view, Dense | Convolution) for use in uses):
+        return "it is not the matrix of a layer"
+    if first.layout != layout and len(layout.shape) > 2:
+        return "the layer reads its axes in another order"
+    groups, _, inputs = first.sizes
+    if not all(tokens) and groups * inputs**2 > largest**2:
+        return f"a matrix over its {inputs} inputs would be too large"
+    return ""
+
+
+def _at_output(use: Use, signals: Sequence[Tensor], full: bool) -> tuple[Tensor, Tensor]:
+    """Sums of `g g^T` over signals and positions, and of `|g|^2` over signals and outputs.
+
+    Args:
+        use: the use.
+        signals: gradients at its output.
+        full: whether the first is a matrix.
+
+    Returns:
+        Float64 [groups, out, out] or [groups, out], and [rows, groups, places].
+    """
+    total, squares = None, None
+    for signal in signals:
+        g = use.view.gradients(single(signal.reshape(use.rows, *signal.shape[use.lead :])))
+        squares = g.square() if squares is None else squares.addcmul_(g, g)
+        if full:
+            gram = _gram(g)
+            total = gram if total is None else total + gram
+    assert squares is not None
+    return (squares.sum((0, 3)).double() if total is None else total.double()), squares.sum(2)
+
+
+def _at_input(use: Use, alive: Tensor) -> Tensor:
+    """Sum of `x x^T` over the positions [rows, groups, places] that are alive.
+
+    Returns:
+        Float64 [groups, in, in], or [groups, in] for tokens.
+    """
+    assert use.x is not None
+    groups, _, inputs = use.view.sizes
+    if isinstance(use.view, Tokens):
+        counts = torch.zeros(inputs, dtype=torch.float64, device=alive.device)
+        return counts.index_add_(0, use.x, alive.flatten().double())[None]
+    total = torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=alive.device)
+    row_bytes = alive[:1].numel() * inputs * single(use.x[:0]).element_size()
+    step = max(1, CHUNK_BYTES // max(1, row_bytes))
+    for x, counts in zip(torch.split(use.x, step), torch.split(alive, step), strict=True):
+        written_out = use.view.inputs(single(x))
+        if not bool(counts.all()):
+            written_out = written_out.masked_fill(~counts[:, :, None, :], 0)
+        total += _gram(written_out)
+    return total
+
+
+def _gram(t: Tensor) -> Tensor:
+    """Sum over rows and places of the products of all features: [rows, groups, features, places] to squares."""
+    rows, groups, features, places = t.shape
+    if groups == 1 and places >= features:
+        return torch.addbmm(t.new_zeros(features, features), t[:, 0], t[:, 0].transpose(1, 2))[None]
+    flat = t.permute(1, 2, 0, 3).reshape(groups, features, rows * places)
+    return torch.bmm(flat, flat.transpose(1, 2))
