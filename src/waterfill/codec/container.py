@@ -19,8 +19,8 @@ from waterfill.codec import pieces as coder
 from waterfill.codec import rans, symbols
 from waterfill.codec.lines import ChunkLine, Directory, OwnLine, TensorLine
 from waterfill.codec.pieces import Model
-from waterfill.codec.trellis import PathModel
 from waterfill.codec.symbols import Codes
+from waterfill.codec.trellis import PathModel
 from waterfill.errors import FormatError
 from waterfill.records import Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Spread, Symbols
 

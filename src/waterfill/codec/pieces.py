@@ -56,7 +56,9 @@ def encode(values: Sequence[Symbols], models: Sequence[Model | PathModel]) -> by
         runs += own_runs
         rest.append(part[left])
         codes.append(_some(coded.codes, left))
-    return rans.encode(runs + (symbols.runs(np.concatenate(rest), _joined(codes)) if rest else []))
+    if rest:
+        runs += symbols.runs(np.concatenate(rest), _joined(codes))
+    return rans.encode(runs)
 
 
 def decode(stream: bytes | memoryview, models: Sequence[Model | PathModel]) -> list[Symbols]:
@@ -67,7 +69,8 @@ def decode(stream: bytes | memoryview, models: Sequence[Model | PathModel]) -> l
     """
     decoder = rans.Decoder(stream)
     read = [_read_first(decoder, coded) for coded in models]
-    codes = [_some(coded.codes, left) for coded, (_, left) in zip(models, read, strict=True) if isinstance(coded, Model)]
+    free = [(coded, left) for coded, (_, left) in zip(models, read, strict=True) if isinstance(coded, Model)]
+    codes = [_some(coded.codes, left) for coded, left in free]
     rest = symbols.read(decoder, _joined(codes)) if codes else np.zeros(0, np.int32)
     decoder.finish()
     ends = np.cumsum([classes.size for classes, _ in codes], dtype=np.int64)
@@ -108,7 +111,7 @@ def _own_runs(values: Symbols, own_tables: tuple[Table, ...]) -> tuple[list[rans
 def _read_first(decoder: rans.Decoder, coded: Model | PathModel) -> tuple[Symbols | None, Left]:
     """What is there of a piece before the integers that the bank codes: a whole path, or what own tables have."""
     if isinstance(coded, PathModel):
-        return decoder.read(lambda *where: trellis.decode(*where, coded)), slice(0)
+        return decoder.read(lambda words, at, states: trellis.decode(words, at, states, coded)), slice(0)
     return _read_own(decoder, coded)
 
 

@@ -64,7 +64,8 @@ def entries(log_states: int) -> NDArray[np.uint16]:
     flips, picks = parities(log_states)
     states = np.arange(1 << log_states)[:, None]
     following = (2 * states + (np.array([0, 1]) ^ flips[:, None])) & (states.size - 1)
-    return (2 * following + picks[following]).astype(np.uint16).reshape(-1)
+    found: NDArray[np.uint16] = (2 * following + picks[following]).astype(np.uint16).reshape(-1)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,8 @@ class PathModel:
         """The tables of every class and subset, [2 * classes]."""
         kinds = subsets.KINDS[self.trellis.zero]
         scales = np.clip(self.exponents.reshape(-1) - 8 * self.lows.astype(np.int64), 0, tables.SCALES - 1)
-        return tuple(subsets.table(kinds[row & 1], self.families[row & 1], int(scales[row])) for row in range(scales.size))
+        rows = enumerate(scales.tolist())
+        return tuple(subsets.table(kinds[row & 1], self.families[row & 1], scale) for row, scale in rows)
 
     @functools.cached_property
     def last(self) -> NDArray[np.int64]:

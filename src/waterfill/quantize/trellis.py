@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,6 @@ from waterfill.quantize.path_spread import PathFit
 from waterfill.quantize.scalar import Scalar, in_steps, largest_step
 from waterfill.reconstruct import LEVEL_UNIT, reconstruct
 from waterfill.records import Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
-
-T = TypeVar("T")
 
 LEVEL_TO_SQUARED_STEP = 4.0
 """At high rate a path through 64 states is off by 0.249 squared steps; even numbers alone would be by 1/3."""
@@ -43,8 +40,14 @@ LOW_RATE = 2.0
 SPARSE_RATE = 1.0
 """Bits per weight up to which the scalar quantizer is tried, whose zeros may be cheaper."""
 
-STRETCHES = (0, 8, 16, 24, 32)
+STRETCHES = (16, 24, 32, 40, 48, 56, 64)
 """By how much larger steps are tried with zero in both subsets, in 1/64 octave."""
+
+NEARLY = 0.015
+"""Costs so near to each other may change places with more states."""
+
+FULL_ROUNDS = 2
+"""How many of the rounds have all states."""
 
 
 @dataclass(frozen=True)
@@ -89,42 +92,44 @@ class Trellis:
             return Scalar().quantize(weight, form, water_level)
         importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
         rule, x, relative = in_steps(weight, importance, water_level * LEVEL_TO_SQUARED_STEP / 12)
-        problem = Problem(x, relative, weight.layout, self.lmbda)
-        log_states = self.states.bit_length() - 1
-        zero, stretch = self._choice(problem, largest_step(rule) - rule.step)
-        problem, step = problem.stretched(stretch), rule.step + stretch
-        fit = problem.start(zero)
-        found = None
-        for left in range(self.rounds - 1, -1, -1):
-            found = problem.solve(fit, log_states if left < 2 else min(log_states, FEW_STATES), found)
-            fit = found.fit
-        assert found is not None
-        done = _finish(weight, form, replace(rule, step=step, shrink=found.shrink), found, log_states)
-        return min([done, *_free(weight, form, water_level, done)], key=lambda each: _lagrangian(each, water_level))
+        problem, log_states = Problem(x, relative, weight.layout, self.lmbda), self.states.bit_length() - 1
+        done = []
+        for zero, stretch in self._choices(problem, largest_step(rule) - rule.step):
+            found = self._solve(problem.stretched(stretch), zero, log_states)
+            done.append(_finish(weight, form, replace(rule, step=rule.step + stretch), found, log_states))
+        done += _free(weight, form, water_level, done[0])
+        return min(done, key=lambda each: _lagrangian(each, water_level))
 
-    def _choice(self, problem: Problem, room: int) -> tuple[bool, int]:
-        """Whether zero is in both subsets, and how much larger the steps are: what costs the least on a sample."""
+    def _solve(self, problem: Problem, zero: bool, log_states: int) -> Found:
+        """A path, with few states until the last two rounds."""
+        found = problem.solve(problem.start(zero), self._states_of(0, log_states), None)
+        for done in range(1, self.rounds):
+            found = problem.solve(found.fit, self._states_of(done, log_states), found)
+        return found
+
+    def _states_of(self, done: int, log_states: int) -> int:
+        return log_states if self.rounds - done <= FULL_ROUNDS else min(log_states, FEW_STATES)
+
+    def _choices(self, problem: Problem, room: int) -> list[tuple[bool, int]]:
+        """Whether zero is in both subsets, and how much larger the steps are: what costs the least on a sample.
+
+        Both, where the difference is so small that more states may turn it round.
+        """
         if self.lmbda == 0:
-            return False, 0
+            return [(False, 0)]
         sample = problem.sample()
-
-        def cost(zero: bool, stretch: int) -> tuple[float, float]:
-            tried = sample.stretched(stretch)
-            found = None
-            for _ in range(2):
-                found = tried.solve(tried.start(zero) if found is None else found.fit, FEW_STATES, found)
-            assert found is not None
-            return found.cost * 2 ** (stretch / 32), found.fit.bits
-
-        best, bits = cost(False, 0)
-        chosen = False, 0
+        free, bits = sample.cost(False, 0)
         if bits > LOW_RATE * sample.x.size:
-            return chosen
+            return [(False, 0)]
+        best, chosen = np.inf, 0
         for stretch in (each for each in STRETCHES if each <= room):
-            tried, _ = cost(True, stretch)
-            if tried < best:
-                best, chosen = tried, (True, stretch)
-        return chosen
+            cost, _ = sample.cost(True, stretch)
+            if cost >= best:
+                break
+            best, chosen = cost, stretch
+        if abs(best - free) < NEARLY * free:
+            return [(False, 0), (True, chosen)]
+        return [(False, 0)] if free < best else [(True, chosen)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +181,14 @@ class Problem:
         x = np.ascontiguousarray(self.x[some])
         importance = np.ascontiguousarray(self.importance[some]) if self.importance.size > 1 else self.importance
         return Problem(x, importance, Layout(x.shape), self.lmbda)
+
+    def cost(self, zero: bool, stretch: int) -> tuple[float, float]:
+        """Cost of a path through few states in larger steps, in units of these, and its bits."""
+        tried = self.stretched(stretch)
+        found = tried.solve(tried.start(zero), FEW_STATES, None)
+        for _ in range(2):
+            found = tried.solve(found.fit, FEW_STATES, found)
+        return found.cost * 2 ** (stretch / 32), found.fit.bits
 
     def start(self, zero: bool) -> PathFit:
         """Tables to start from."""
@@ -289,7 +302,7 @@ def _every(work: Callable[[slice], None], spans: Iterator[slice]) -> None:
 
 def _finish(weight: Weight, form: QuadraticForm | None, rule: Uniform, found: Found, log_states: int) -> Quantized:
     """The record of a path, with bits and distortion."""
-    layout, levels = weight.layout, found.levels
+    layout, levels, rule = weight.layout, found.levels, replace(rule, shrink=found.shrink)
     spread = found.fit.spread(log_states, log_span(log_states))
     scales = (rule.rows, rule.channels, rule.taps, spread.rows, spread.channels, spread.taps)
     bits = pieces.ideal_bits(levels, pieces.model(spread, layout, 0, levels.size))
