@@ -309,6 +309,11 @@ class Spread:
     tables: tuple[Table, ...] = ()
     trellis: Paths | None = None
 
+    @property
+    def levels(self) -> str:
+        """What uniform levels are called under it."""
+        return "uniform" if self.trellis is None else f"path, {1 << self.trellis.log_states} states"
+
 
 @dataclass(frozen=True, eq=False)
 class Quantized:

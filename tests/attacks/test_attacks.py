@@ -382,7 +382,7 @@ def test_a_chunk_that_begins_within_a_path_is_refused(monkeypatch):
     assert [chunk[3] for chunk in directory["chunks"]] == [1, 16, 16, 8]
     assert not any(read(data)["w"])
     for log_span in (5, 6, 16, 42):
-        with pytest.raises(FormatError, match="^the data: a chunk begins in the middle of a path of tensor 'w'"):
+        with pytest.raises(FormatError, match=r"^the data: a chunk begins in the middle of a path of tensor 'w'"):
             WaterfillFile(with_directory(replaced(directory, ("tensors", 0, 4), log_span), data))
 
 
