@@ -144,7 +144,7 @@ def constants_are_kept(subject):
     for layout in subject.layouts:
         for form in forms_of(layout):
             for value in (1.0, -0.3):
-                quantized = run(subject, weight(layout, value), form, 2.0**-44)
+                quantized = run(subject, weight(layout, value), form, 2.0**-46)
                 assert np.allclose(w_hat(quantized, layout), value, rtol=2.0**-18)
 
 

@@ -17,7 +17,7 @@ import waterfill
 from waterfill import cli
 from waterfill.cli.arguments import as_quantizers, as_size, as_tolerance
 from waterfill.errors import UsageError
-from waterfill.quantize import KMeans, Prune, Threshold
+from waterfill.quantize import KMeans, Prune, Threshold, Trellis
 from waterfill.search import PRODUCER
 
 NETS = """
@@ -142,7 +142,7 @@ def left(place):
 @pytest.mark.parametrize(
     ("text", "quantizers"),
     [("scalar", ()), ("threshold", (Threshold(),)), ("kmeans:16", (KMeans(16),)), ("prune:0.1", (Prune(0.1),)),
-     ("prune:.5", (Prune(0.5),)), ("prune:1", (Prune(1.0),))],
+     ("prune:.5", (Prune(0.5),)), ("prune:1", (Prune(1.0),)), ("trellis:256", (Trellis(256),))],
 )  # fmt: skip
 def test_quantizers_by_name(text, quantizers):
     assert as_quantizers(text) == quantizers
@@ -173,6 +173,18 @@ def test_compress_prints_a_table_and_writes_json(run, place):
     assert told["size_bytes"] == (place / "out.wf").stat().st_size <= 1000
     assert {"0.weight", "3.bias"} <= {row["name"] for row in told["tensors"]}
     assert left(place) == ["out.wf", "r.json"]
+
+
+def test_compress_with_a_trellis(run, place):
+    code, out, _ = run("compress net.safetensors -o out.wf --size 1.5KiB --quantizer trellis:8 --json r.json")
+    assert code == 0 and "path, 8 states" in out
+    run("inspect out.wf --json i.json")
+    kinds = [
+        {row["name"]: row["reconstruction"] for row in json.loads((place / name).read_text())["tensors"]}
+        for name in ("r.json", "i.json")
+    ]
+    assert kinds[0]["0.weight"] == kinds[1]["0.weight"] == "path, 8 states"
+    assert run("compress net.safetensors -o out.wf --size 1.5KiB --quantizer trellis:7")[0] in (1, 2)
 
 
 def test_compress_a_bare_file(run):
@@ -344,7 +356,7 @@ BAD = [
     ("compress nets:net -o o.wf --rate 0.01", 1, ("below the floor of", "ask for more")),
     ("compress nets:net -o o.wf --output scores", 2, ("--output 'scores'", "expected one of logits, values")),
     ("compress nets:net -o o.wf --importance magic", 2, ("--importance 'magic'", "expected one of")),
-    ("compress nets:net -o o.wf --quantizer magic", 2, ("--quantizer 'magic'", "scalar, threshold, kmeans:16")),
+    ("compress nets:net -o o.wf --quantizer magic", 2, ("--quantizer 'magic'", "scalar, trellis:64")),
     ("compress nets:net -o o.wf --quantizer kmeans", 2, ("--quantizer 'kmeans'", "kmeans:16")),
     ("compress nets:net -o o.wf --quantizer kmeans:few", 2, ("--quantizer 'kmeans:few'", "kmeans:16")),
     ("compress nets:net -o o.wf --quantizer scalar:3", 2, ("--quantizer 'scalar:3'", "prune:0.1")),

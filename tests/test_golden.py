@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import slow_decoder
 import torch
+from with_paths import WithPaths
 from with_tables import WithTables
 
 import waterfill
 from waterfill.files import exact_bytes
-from waterfill.quantize import KMeans
+from waterfill.quantize import KMeans, Trellis
 from waterfill.records import Codebook
 
 FOLDER = Path(__file__).parent / "golden"
@@ -48,6 +49,8 @@ CASES = {
     "limited": {"rate": 8.0},
     "codebook": {"quantizers": [KMeans(8)]},
     "tables": {"quantizers": [WithTables()]},
+    "trellis": {"rate": 8.0, "quantizers": [Trellis(states=256)]},
+    "paths": {"quantizers": [WithPaths()]},
 }
 
 
@@ -66,7 +69,7 @@ def test_files_name_their_limit_since_they_can(name):
         limit = file.container.limit
     if name == "limited":
         assert (limit.bits, limit.measure) == (1765, "weight_scale(1)")
-    elif name not in ("codebook", "tables"):
+    elif name in ("coarse", "fine", "exact"):
         assert limit is None  # written before
 
 
@@ -82,6 +85,15 @@ def test_a_golden_file_has_own_tables():
     assert found == [2, 0, 0, 2, 0, 0, 0, 2, 2, 0]
     with waterfill.open(FOLDER / "codebook.wf") as file:
         assert not any(spread.tables for _, spread in file.container.rules.values())  # written before
+
+
+def test_golden_files_have_paths_with_and_without_zero_in_both_subsets():
+    found = {}
+    for name in ("trellis", "paths"):
+        with waterfill.open(FOLDER / f"{name}.wf") as file:
+            spreads = [spread for _, spread in file.container.rules.values() if spread.trellis]
+        found[name] = {(spread.trellis.zero, spread.rows is not None) for spread in spreads}
+    assert found == {"trellis": {(False, False)}, "paths": {(True, True)}}
 
 
 @pytest.mark.parametrize("name", CASES)

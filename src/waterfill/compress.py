@@ -218,4 +218,4 @@ def _reconstruction(entry: Entry, quantized: Quantized | None) -> tuple[str, str
         return "relative", "sensitivity unknown: a short floating-point number"
     if quantized is not None and isinstance(quantized.rule, Codebook):
         return "codebook", ""
-    return "uniform", ""
+    return "uniform" if quantized is None else quantized.spread.levels, ""

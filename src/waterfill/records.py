@@ -260,6 +260,28 @@ class Table:
     roots: Symbols
 
 
+@dataclass(frozen=True)
+class Paths:
+    """Symbols that are a path through a trellis: which of two subsets of the whole numbers the next one is from.
+
+    Subset 0 has the even numbers `2k`. Subset 1 has the odd ones `2k + 1`, or with `zero` also zero: `2k - sgn(k)`.
+    The state says which subset it is, the lowest bit of k where the path goes on, and k is what is coded.
+
+    Attributes:
+        log_states: logarithm of the number of states, 2 to 12.
+        zero: whether zero is in subset 1 too.
+        log_span: the state is 0 again after every `2^log_span` symbols.
+        family: shape of the tables of subset 1 (that of subset 0 is in the spread).
+        base: logarithm of the spread of k in subset 1, in eighths of an octave, 32 for one.
+    """
+
+    log_states: int
+    zero: bool
+    log_span: int
+    family: int
+    base: int
+
+
 @dataclass(frozen=True, eq=False)
 class Spread:
     """How wide the symbols spread, element by element: which table codes which symbol.
@@ -274,7 +296,9 @@ class Spread:
         rows: offsets of rows in quarter octaves, int8 [out], or None for none.
         channels: the same for input channels, int8 [channels].
         taps: the same for the taps of a convolution kernel, int8 [taps].
-        tables: the tensor's own tables, at most two.
+        tables: the tensor's own tables, at most two; none with a trellis.
+        trellis: through which the symbols are a path; None where they are free. What is coded is then k, two steps are
+            its unit, and subset 1 has tables of its own shape and base under the same offsets.
     """
 
     family: int
@@ -283,6 +307,12 @@ class Spread:
     channels: Scales | None = None
     taps: Scales | None = None
     tables: tuple[Table, ...] = ()
+    trellis: Paths | None = None
+
+    @property
+    def levels(self) -> str:
+        """What uniform levels are called under it."""
+        return "uniform" if self.trellis is None else f"path, {1 << self.trellis.log_states} states"
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.limits import fit_sources, price
 from waterfill.models import torch_module
-from waterfill.quantize import KMeans, Scalar
-from waterfill.records import Codebook, Coded, Entry, Layout, Quantized, Spread, Table
+from waterfill.quantize import KMeans, Scalar, Trellis
+from waterfill.records import Codebook, Coded, Entry, Layout, Paths, Quantized, Spread, Table, Uniform, Weight
 from waterfill.report.text import file_summary
 
 
@@ -337,6 +337,87 @@ def test_every_cut_of_a_table_is_found():
             WaterfillFile(bad, threads=1)
 
 
+# Paths
+
+
+def paths_file(size=40, log_span=4, **changes):
+    """A file of one tensor that is a path, in chunks of at least one span; the scale of its only row is coded."""
+    weight = Weight("w", np.random.default_rng(0).laplace(size=(1, size)).astype(np.float32), Layout((1, size)))
+    item = Trellis(states=8).quantize(weight, None, 0.01)
+    spread = replace(item.spread, rows=np.array([1], np.int8), trellis=replace(item.spread.trellis, log_span=log_span))
+    levels = item.symbols if log_span > 15 else np.zeros((1, size), np.int32)
+    spread = replace(spread, trellis=replace(spread.trellis, zero=log_span <= 15))
+    item = Quantized(levels, item.rule, replace(spread, **changes))
+    return container.pack((Entry("w", (1, size), "float32", Coded(weight.layout)),), {"w": item}, {}, "test").data
+
+
+def test_a_file_with_a_path_is_right():
+    assert [line[:1] for line in directory_of(paths_file())["tensors"]] == [["p"]]
+    assert not any(read(paths_file())["w"])
+    assert any(read(paths_file(log_span=16))["w"])
+
+
+@pytest.mark.parametrize("log_span", [4, 16])
+def test_lines_of_paths_that_lie_are_refused_or_read(log_span):
+    data = paths_file(log_span=log_span)
+    directory = directory_of(data)
+    for path in places(directory["tensors"], ("tensors",)):
+        for value in HUGE:
+            opens_or_refuses(with_directory(replaced(directory, path, value), data))
+    lies = {1: (-6001, 6001), 2: (1, 13, -1), 3: (0, 1, None), 4: (-1, 43), 5: (-1, 9), 6: (-401, 257), 7: (-1, 9),
+            8: (-401, 257), 9: ([0, 0], [65, 0, 0]), 10: ([57] * 6, [-1] * 5)}  # fmt: skip
+    for at, values in lies.items():
+        for value in values:
+            with pytest.raises(FormatError, match="cannot be read"):
+                read(with_directory(replaced(directory, ("tensors", 0, at), value), data))
+    with pytest.raises(FormatError, match="cannot be read"):
+        read(with_directory(replaced(directory, ("tensors", 0), [*directory["tensors"][0], 0]), data))
+
+
+def test_a_chunk_that_begins_within_a_path_is_refused(monkeypatch):
+    monkeypatch.setattr(container, "LARGE_CHUNK", 16)
+    monkeypatch.setattr(container, "SMALL_CHUNK", 1)
+    data = paths_file()
+    directory = directory_of(data)
+    assert [chunk[3] for chunk in directory["chunks"]] == [1, 16, 16, 8]
+    assert not any(read(data)["w"])
+    for log_span in (5, 6, 16, 42):
+        with pytest.raises(FormatError, match=r"^the data: a chunk begins in the middle of a path of tensor 'w'"):
+            WaterfillFile(with_directory(replaced(directory, ("tensors", 0, 4), log_span), data))
+
+
+def test_a_path_has_no_tables_of_its_own():
+    data = paths_file(tables=ZERO_FIRST)
+    with pytest.raises(FormatError, match="both a trellis and tables of its own"):
+        WaterfillFile(data)
+
+
+def test_every_changed_byte_of_a_path_with_the_right_checksum_is_an_error_or_a_path():
+    data = paths_file(log_span=16)
+    directory, body = directory_of(data), data[HEADER + struct.unpack_from("<I", data, 12)[0] :]
+    for at in range(len(body)):
+        for flip in (1, 0x80, 0xFF):
+            bad = bytearray(body)
+            bad[at] ^= flip
+            start = 0
+            lines = []
+            for kind, size, _, count in directory["chunks"]:
+                lines.append([kind, size, zlib.crc32(bad[start : start + size]), count])
+                start += size
+            opens_or_refuses(with_directory({**directory, "chunks": lines}, rest_of(data, bytes(bad))))
+
+
+def test_steps_of_a_path_out_of_range_are_refused():
+    data = paths_file()
+    layout = Layout((1, 40))
+    rule = Uniform(6000, 0, (0, 0, 0), np.array([127], np.int8))
+    item = Quantized(np.zeros((1, 40), np.int32), rule, Spread(5, 32, trellis=Paths(3, True, 4, 5, 32)))
+    lie = container.pack((Entry("w", (1, 40), "float32", Coded(layout)),), {"w": item}, {}, "test").data
+    assert not any(read(data)["w"])
+    with pytest.raises(FormatError, match="steps of a tensor are out of range"):
+        WaterfillFile(lie)
+
+
 def rest_of(data, body):
     """A file with another body."""
     return data[: HEADER + struct.unpack_from("<I", data, 12)[0]] + body
@@ -401,6 +482,9 @@ BOMBS = {
                          "chunks": [["x", 32, zlib.crc32(bytes(32)), 1 << 40]]},
     "2^30 values in a chunk": {"entries": [["w", "float32", [1 << 30]]], "tensors": [["u", 0, 5, 0]],
                                "chunks": [["s", 32, zlib.crc32(bytes(32)), 1 << 30]]},
+    "a path of 2^30 values": {"entries": [["w", "float32", [1 << 30]]],
+                              "tensors": [["p", 0, 12, True, 42, 5, 0, 5, 0]],
+                              "chunks": [["s", 32, zlib.crc32(bytes(32)), 1 << 30]]},
     "constant of 2^42 values": {"entries": [["w", "float32", [1 << 42], "c", 1.0]], "tensors": [], "chunks": []},
     "ties of a constant": {"entries": [["w", "float32", [1 << 41], "c", 1.0], ["v", "float32", [1 << 41], "=", "w"]],
                                 "tensors": [], "chunks": []},

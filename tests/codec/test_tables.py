@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import gennorm
 
-from waterfill.codec import tables
+from waterfill.codec import subsets, tables
 
 SHAPES = (0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2)
 
@@ -50,8 +50,9 @@ def test_the_script_makes_the_committed_tables():
     spec.loader.exec_module(script)
     for family, scale in ((0, 0), (2, 30), (5, 56), (8, 33)):
         sigma = mpmath.mpf(2) ** (mpmath.mpf(scale - 32) / 8)
-        made = script.table(mpmath.mpf(script.SHAPES[family]), sigma)
-        assert made == tables.magnitudes()[family * tables.SCALES + scale].tolist()
+        for kind, (file, signs) in enumerate((("bank.bin", 1), ("half.bin", 2), ("zero.bin", 1))):
+            made = script.table(script.tails(file, mpmath.mpf(script.SHAPES[family]), sigma), signs)
+            assert made == subsets.magnitudes(kind)[family * tables.SCALES + scale].tolist()
 
 
 def test_powers_are_the_nearest_float32_and_octaves_are_exact():

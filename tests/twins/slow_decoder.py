@@ -10,21 +10,25 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-BANK = Path(__file__).parents[2] / "src" / "waterfill" / "codec" / "bank.bin"
+FOLDER = Path(__file__).parents[2] / "src" / "waterfill" / "codec"
+PARITIES = {2: "5 2", 3: "17 2", 4: "35 16", 5: "43 24", 6: "141 66", 7: "365 156", 8: "405 356", 9: "1655 746",
+            10: "2413 1132", 11: "4117 2704", 12: "15303 7064"}  # fmt: skip
 
 
-def read_bank():
-    data, at, tables = BANK.read_bytes(), 0, []
+def read_bank(name):
+    data, at, tables = (FOLDER / name).read_bytes(), 0, []
     while at < len(data):
         count = data[at] + 1
-        half = struct.unpack_from(f"<{count}H", data, at + 1)
-        row = [half[0]] + [f for f in half[1:] for _ in range(2)]
+        row = [f for f in struct.unpack_from(f"<{count}H", data, at + 1) for _ in range(2)]
+        row = row if name == "half.bin" else row[1:]
         tables.append([*row, 4096 - sum(row)])
         at += 1 + 2 * count
-    return [[4096 >> bits] * (1 << bits) for bits in range(1, 9)] + tables
+    return tables
 
 
-TABLES = read_bank()
+UNIFORM = [[4096 >> bits] * (1 << bits) for bits in range(1, 9)]
+TABLES = UNIFORM + read_bank("bank.bin")
+SUBSETS = read_bank("bank.bin"), read_bank("half.bin"), read_bank("zero.bin")
 
 
 class Stream:
@@ -36,23 +40,54 @@ class Stream:
         return self.symbols([TABLES[cls] for cls in classes])
 
     def symbols(self, tables):
-        out = []
-        for n, table in enumerate(tables):
-            x, start, symbol = self.states[n % 8], 0, 0
-            slot = x % 4096
-            while start + table[symbol] <= slot:
-                start += table[symbol]
-                symbol += 1
-            x = table[symbol] * (x // 4096) + slot - start
-            self.states[n % 8] = x if x >= 1 << 16 else (x << 16) + self.words.pop()
-            out.append(symbol)
-        return out
+        return [self.symbol(n % 8, table) for n, table in enumerate(tables)]
+
+    def symbol(self, lane, table):
+        x, start, symbol = self.states[lane], 0, 0
+        slot = x % 4096
+        while start + table[symbol] <= slot:
+            start += table[symbol]
+            symbol += 1
+        x = table[symbol] * (x // 4096) + slot - start
+        self.states[lane] = x if x >= 1 << 16 else (x << 16) + self.words.pop()
+        return symbol
+
+    def path(self, models, log_states, zero, log_span):
+        """Levels of (families, exponents) pairs of a tensor with a trellis."""
+        h0, h1 = (int(mask, 8) >> 1 for mask in PARITIES[log_states].split())
+        state, levels = 0, []
+        for n, (families, exponents) in enumerate(models):
+            state = state if n % 2**log_span else 0
+            q = (state & h1).bit_count() % 2
+            k = self.index(n % 8, 2 * q if zero else q, families[q], min(max(exponents[q], 0), 280))
+            levels.append(2 * k + q if not zero else 2 * k - q * ((k > 0) - (k < 0)))
+            state = (2 * state + (k + (state & h0).bit_count()) % 2) % 2**log_states
+        return levels
+
+    def index(self, lane, kind, family, exponent):
+        low = max(0, (exponent - 49) // 8)
+        table = SUBSETS[kind][57 * family + min(exponent - 8 * low, 56)]
+        symbol, rest, between = self.symbol(lane, table), 0, kind == 1
+        for i in range(0, low, 8):
+            rest |= self.symbol(lane, UNIFORM[min(low - i, 8) - 1]) << i
+        magnitude, negative = (symbol // 2, symbol % 2) if between else ((symbol + 1) // 2, symbol % 2 == 0)
+        if symbol == len(table) - 1:
+            count = self.symbol(lane, UNIFORM[1]) + 1
+            extra = sum(self.symbol(lane, UNIFORM[7]) << (8 * i) for i in range(count))
+            last = (len(table) - 1) // 2 - 1 if between else (len(table) - 2) // 2
+            magnitude, negative = extra // 2 + last + 1, extra % 2
+        high = magnitude if not negative else -magnitude - between
+        return (high << low) + rest - (0 if between else 1 << low >> 1)
 
     def values(self, models, own):
         """Integers of (tensor, family, exponent) triples, those of own tables first."""
         values = [None] * len(models)
         for tensor in sorted({t for t, _, _ in models}):
             left = [n for n, (t, _, _) in enumerate(models) if t == tensor]
+            if isinstance(own[tensor], tuple):
+                for n, level in zip(left, self.path([models[n][1:] for n in left], *own[tensor]), strict=True):
+                    values[n] = level
+                continue
             for first, frequencies in own[tensor]:
                 for n, symbol in zip(left, self.symbols([frequencies] * len(left)), strict=True):
                     values[n] = first + symbol if symbol < len(frequencies) - 1 else None
@@ -84,6 +119,9 @@ class Stream:
         assert self.states == [1 << 16] * 8
         assert not self.words
         return [(h << b) + r - (1 << b >> 1) for h, b, r in zip(high, low, rest, strict=True)]
+
+
+SCALES = {"u": 5, "c": 5, "p": 10, "r": 99}
 
 
 def own_frequencies(differences):
@@ -138,7 +176,7 @@ def axes_of(entry):
 def decode_matrices(coded, lines, own_lines, chunks):
     places, exponents = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
-        codes = line[5] if line[0] in "uc" and len(line) > 5 else [-1] * 6
+        codes = line[SCALES[line[0]]] if len(line) > SCALES[line[0]] else [-1] * 6
         codes = [-1] * (6 - len(codes)) + codes + [code for _, _, code in own_lines[n]]
         lengths = [*axes_of(entry) * 2, *(count + 1 for _, count, _ in own_lines[n])]
         for code, length in zip(codes, lengths, strict=True):
@@ -150,13 +188,19 @@ def decode_matrices(coded, lines, own_lines, chunks):
     for n in range(len(lines)):
         parts += [next(vectors) for _ in range(6)]
         own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines[n]])
+        own[n] = tuple(lines[n][2:5]) if lines[n][0] == "p" else own[n]
     assert all(-127 <= s <= 127 for part in parts for s in part)
     models, shapes = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
-        family, base = line[{"u": 2, "r": 4, "c": 3}[line[0]] :][:2]
         axes = axes_of(entry)
-        models += [(n, family, base + 2 * s) for s in axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)]
+        spreads = axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)
         shapes.append(axes)
+        if line[0] == "p":
+            first, base, second, other = line[5:9]
+            models += [(n, (first, second), (base + 2 * s, other + 2 * s)) for s in spreads]
+            continue
+        family, base = line[{"u": 2, "r": 4, "c": 3}[line[0]] :][:2]
+        models += [(n, family, base + 2 * s) for s in spreads]
     books = iter(np.frombuffer(b"".join(c for c, _ in chunks["c"]), "<f4"))
     symbols, at, values = take_all(chunks["s"], models, own), 0, {}
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
@@ -168,7 +212,7 @@ def decode_matrices(coded, lines, own_lines, chunks):
             book = [next(books) for _ in range(line[1])]
             flat = [book[k - line[2]] for k in some]
         else:
-            value = uniform if line[0] == "u" else relative
+            value = relative if line[0] == "r" else uniform
             flat = [value(k, line, s) for k, s in zip(some, steps, strict=True)]
         values[entry[0]] = np.array(flat, np.float32).reshape(out, channels * taps)
     return values
@@ -189,7 +233,8 @@ def axis_sums(parts, axes):
 
 
 def uniform(k, line, scale):
-    shrink, offset = (line[4] if len(line) > 4 else [0, 0, 0]), (line[6] if len(line) > 6 else 0)
+    at = 9 if line[0] == "p" else 4
+    shrink, offset = (line[at] if len(line) > at else [0, 0, 0]), (line[6] if line[0] == "u" and len(line) > 6 else 0)
     level = 64 * (k + offset)
     if k:
         level -= (1 if k > 0 else -1) * shrink[min(abs(k), 3) - 1]

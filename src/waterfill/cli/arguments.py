@@ -71,13 +71,15 @@ def as_quantizers(text: str) -> tuple[Quantizer, ...]:
     """The quantizer of the matrices, alone in its sequence; empty for the default, which depends on the effort."""
     from waterfill import quantize
 
-    match = re.fullmatch(r"(scalar|threshold)|kmeans:([0-9]{1,9})|prune:([0-9]*\.?[0-9]+)", text)
+    match = re.fullmatch(r"(scalar|threshold)|kmeans:([0-9]{1,9})|prune:([0-9]*\.?[0-9]+)|trellis:([0-9]{1,9})", text)
     if match is None:
         raise UsageError(
-            f"--quantizer {text!r} is unknown; expected scalar, threshold, kmeans:16 (so many centroids a tensor) or "
-            "prune:0.1 (the fraction to keep)."
+            f"--quantizer {text!r} is unknown; expected scalar, trellis:64 (so many states), threshold, kmeans:16 "
+            "(so many centroids a tensor) or prune:0.1 (the fraction to keep)."
         )
-    name, k, keep = match.groups()
+    name, k, keep, states = match.groups()
+    if states is not None:
+        return (quantize.Trellis(int(states)),)
     if name is None:
         return (quantize.KMeans(int(k)) if k else quantize.Prune(float(keep)),)
     return () if name == "scalar" else (quantize.Threshold(),)

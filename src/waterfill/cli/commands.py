@@ -74,7 +74,9 @@ def compress(
     temperature: Temperature = 1.0,
     include: Include = None,
     exclude: Exclude = None,
-    quantizer: Annotated[str, typer.Option(help="scalar, threshold, kmeans:K or prune:KEEP, as kmeans:16.")] = "scalar",
+    quantizer: Annotated[
+        str, typer.Option(help="scalar, trellis:STATES, threshold, kmeans:K or prune:KEEP, as trellis:64.")
+    ] = "scalar",
     effort: Annotated[str, typer.Option(help="fast, default, best or max.")] = "default",
     fold_norms: FoldNorms = True,
     seed: Seed = 0,

@@ -20,6 +20,7 @@ from waterfill.codec import rans, symbols
 from waterfill.codec.lines import ChunkLine, Directory, OwnLine, TensorLine
 from waterfill.codec.pieces import Model
 from waterfill.codec.symbols import Codes
+from waterfill.codec.trellis import PathModel
 from waterfill.errors import FormatError
 from waterfill.records import Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Spread, Symbols
 
@@ -87,7 +88,7 @@ def pack(
     if books:
         chunks.append((b"".join(books.values()), "c", sum(map(len, books.values())) // 4))
         _share_codebooks(shares, books)
-    pieces = list(_pieces(layouts))
+    pieces = list(_pieces(layouts, {name: span_of(quantized[name].spread) for name in layouts}))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for stream, count, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
             chunks.append((stream, "s", count))
@@ -166,13 +167,18 @@ def _side_codes(codes: Iterable[int], lengths: Iterable[int]) -> Codes:
     return np.repeat(classes, list(lengths)), np.repeat(low, list(lengths))
 
 
-def _pieces(layouts: Mapping[str, Layout]) -> Iterator[list[Piece]]:
-    """Groups of (name, start, stop): small tensors together, large ones cut between rows."""
+def span_of(spread: Spread) -> int:
+    """After how many symbols a path begins anew, so that a chunk may begin there; 1 without a trellis."""
+    return 1 if spread.trellis is None else 1 << spread.trellis.log_span
+
+
+def _pieces(layouts: Mapping[str, Layout], spans: Mapping[str, int]) -> Iterator[list[Piece]]:
+    """Groups of (name, start, stop): small tensors together, large ones cut between rows or where paths end."""
     group: list[Piece] = []
     for name, layout in layouts.items():
-        width = layout.numel // max(1, layout.axes[0])
-        span = max(width, LARGE_CHUNK // max(1, width) * width) if width <= LARGE_CHUNK else LARGE_CHUNK
-        for start in range(0, layout.numel, max(1, span)):
+        unit = spans[name] if spans[name] > 1 else max(1, layout.numel // max(1, layout.axes[0]))
+        span = LARGE_CHUNK if unit > LARGE_CHUNK and spans[name] == 1 else max(1, LARGE_CHUNK // unit) * unit
+        for start in range(0, layout.numel, span):
             group.append((name, start, min(start + span, layout.numel)))
             if sum(stop - begin for _, begin, stop in group) >= SMALL_CHUNK:
                 yield group
@@ -191,7 +197,7 @@ def _symbols_chunk(
     return coder.encode(values, models), sum(b - a for _, a, b in group), bits
 
 
-def _symbols_bits(group: list[Piece], values: list[Symbols], models: list[Model]) -> dict[str, float]:
+def _symbols_bits(group: list[Piece], values: list[Symbols], models: list[Model | PathModel]) -> dict[str, float]:
     """Ideal bits of the symbols of every tensor in a group."""
     return {name: coder.ideal_bits(v, m) for (name, _, _), v, m in zip(group, values, models, strict=True)}
 
@@ -248,6 +254,7 @@ class Container:
             if self._offsets[-1] != self.size:
                 raise FormatError(f"the file has {self.size} bytes, but its directory needs {self._offsets[-1]}")
             self.rules = self._read_rules()
+            self._check_paths()
         except FormatError as error:
             self.close()
             raise FormatError(f"{self.name}: {error}") from error
@@ -325,6 +332,19 @@ class Container:
             for name, (line, tables, _), (side, codebook) in zip(self.layouts, every, vectors, strict=True)
         }
 
+    def _check_paths(self) -> None:
+        """Check that no chunk begins in the middle of a path.
+
+        Raises:
+            FormatError: one does.
+        """
+        if not any(spread.trellis for _, spread in self.rules.values()):
+            return
+        for pieces in self.spans("s", {name: layout.numel for name, layout in self.layouts.items()}).values():
+            for name, start, _ in pieces:
+                if start % span_of(self.rules[name][1]):
+                    raise FormatError(f"a chunk begins in the middle of a path of tensor {name!r}")
+
     def _read_side(
         self, codes: list[tuple[int, ...]], lengths: list[tuple[int, ...]]
     ) -> Iterator[list[Symbols | None]]:
@@ -382,10 +402,10 @@ class Container:
         """
         return self._decoded(index, pieces, self._models(pieces))
 
-    def _models(self, pieces: list[Piece]) -> list[Model]:
+    def _models(self, pieces: list[Piece]) -> list[Model | PathModel]:
         return [coder.model(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
 
-    def _decoded(self, index: int, pieces: list[Piece], models: list[Model]) -> list[Symbols]:
+    def _decoded(self, index: int, pieces: list[Piece], models: list[Model | PathModel]) -> list[Symbols]:
         data = self.chunk(index)
         try:
             parts = coder.decode(data, models)

@@ -25,6 +25,7 @@ from waterfill.codec.lines import (
     RelativeLine,
     TableLine,
     TensorLine,
+    TrellisLine,
     UniformLine,
 )
 from waterfill.errors import FormatError
@@ -41,6 +42,7 @@ from waterfill.records import (
     NormMean,
     NormVariance,
     Origin,
+    Paths,
     Relative,
     Rule,
     Scales,
@@ -231,7 +233,7 @@ def side_codes(line: TensorLine, own_tables: tuple[TableLine, ...]) -> tuple[int
     """With which table each vector of scales and each own table is coded; -1 for none."""
     own_codes = [table.code for table in own_tables]
     match line:
-        case UniformLine():
+        case UniformLine() | TrellisLine():
             return (*line.scales, *own_codes)
         case CodebookLine():
             return (-1, -1, -1, *line.scales, *own_codes)
@@ -257,6 +259,11 @@ def tensor_line(rule: Rule, spread: Spread, codes: tuple[int, ...]) -> TensorLin
         return RelativeLine(rule.mantissa, rule.offset, rule.signed, spread.family, spread.base)
     if isinstance(rule, Codebook):
         return CodebookLine(len(rule.values), rule.first, spread.family, spread.base, spreads)
+    path = spread.trellis
+    if path is not None:
+        tables_of = spread.family, spread.base, path.family, path.base
+        how = path.log_states, path.zero, path.log_span
+        return TrellisLine(rule.step, *how, *tables_of, rule.shrink, (*steps, *spreads))
     return UniformLine(rule.step, spread.family, spread.base, rule.shrink, (*steps, *spreads), rule.offset)
 
 
@@ -273,23 +280,33 @@ def rule_and_spread(
 
     Raises:
         FormatError: a scale is out of range, steps leave the range of normal float32 numbers, a codebook is not finite
-            or lacks its zero, or a table cannot be.
+            or lacks its zero, a table cannot be, or there are tables beside a trellis.
     """
     rows, channels, taps, *rest = (_scales(vector) for vector in vectors[:6])
     stored = zip(own_tables, vectors[6:], strict=True)
     found = tuple(own.from_differences(table.first, vector) for table, vector in stored if vector is not None)
-    spread = Spread(line.family, line.base, rest[0], rest[1], rest[2], found)
+    spread = Spread(line.family, line.base, rest[0], rest[1], rest[2], found, _trellis(line))
+    if spread.trellis is not None and found:
+        raise FormatError("a tensor has both a trellis and tables of its own")
     if isinstance(line, RelativeLine):
         return Relative(line.mantissa, line.offset, line.signed), spread
     if isinstance(line, CodebookLine):
         if line.first + line.size <= 0 or not np.isfinite(codebook).all():
             raise FormatError("a codebook has no value for the symbol 0, or one that is not finite")
         return Codebook(codebook, line.first), spread
-    rule = Uniform(line.step, line.offset, line.shrink, rows, channels, taps)
+    offset = line.offset if isinstance(line, UniformLine) else 0
+    rule = Uniform(line.step, offset, line.shrink, rows, channels, taps)
     present = [scale for scale in (rows, channels, taps) if scale is not None and scale.size]
     if abs(line.step) + 16 * sum(int(np.abs(scale.astype(np.int64)).max()) for scale in present) > 7000:
         raise FormatError("the steps of a tensor are out of range")
     return rule, spread
+
+
+def _trellis(line: TensorLine) -> Paths | None:
+    """The trellis of a line; None without one."""
+    if not isinstance(line, TrellisLine):
+        return None
+    return Paths(line.log_states, line.zero, line.log_span, line.second_family, line.second_base)
 
 
 def _scales(vector: Symbols | None) -> Scales | None:

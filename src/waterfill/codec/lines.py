@@ -81,7 +81,22 @@ class CodebookLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     scales: Codes3 = (-1, -1, -1)
 
 
-TensorLine: TypeAlias = UniformLine | RelativeLine | CodebookLine
+class TrellisLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="p"):
+    """A `Uniform` rule without offset, and a `Spread` with its `Trellis`: shape and base of both subsets."""
+
+    step: Annotated[int, Meta(ge=-6000, le=6000)]
+    log_states: Annotated[int, Meta(ge=2, le=12)]
+    zero: bool
+    log_span: Annotated[int, Meta(ge=0, le=42)]
+    family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
+    base: Annotated[int, Meta(ge=-400, le=256)]
+    second_family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
+    second_base: Annotated[int, Meta(ge=-400, le=256)]
+    shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
+    scales: Codes6 = NO_SCALES
+
+
+TensorLine: TypeAlias = UniformLine | TrellisLine | RelativeLine | CodebookLine
 
 
 class ChunkLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec import own, rans, symbols
+from waterfill.codec import own, rans, symbols, trellis
 from waterfill.codec.symbols import Codes
+from waterfill.codec.trellis import PathModel
 from waterfill.records import Layout, Spread, Symbols, Table
 
 
@@ -31,41 +32,59 @@ class Model:
         return self.codes[0].size
 
 
-def model(spread: Spread, layout: Layout, start: int, stop: int) -> Model:
+def model(spread: Spread, layout: Layout, start: int, stop: int) -> Model | PathModel:
     """The model of the elements start..stop of a tensor."""
+    if spread.trellis is not None:
+        return trellis.path_model(spread, layout, start, stop)
     return Model(spread.tables, symbols.spread_codes(spread, layout, start, stop))
 
 
-def encode(values: Sequence[Symbols], models: Sequence[Model]) -> bytes:
-    """Encode the integers of some pieces as one stream."""
-    runs: list[rans.Run] = []
+def encode(values: Sequence[Symbols], models: Sequence[Model | PathModel]) -> bytes:
+    """Encode the integers of some pieces as one stream.
+
+    Raises:
+        ValueError: the integers of a piece with a trellis are no path through it.
+    """
+    runs: list[rans.Encodable] = []
     rest: list[Symbols] = []
     codes: list[Codes] = []
     for part, coded in zip(values, models, strict=True):
+        if isinstance(coded, PathModel):
+            runs.append(trellis.PathRun(trellis.path_of(part, coded.trellis), coded))
+            continue
         own_runs, left = _own_runs(part, coded.own)
         runs += own_runs
         rest.append(part[left])
         codes.append(_some(coded.codes, left))
-    return rans.encode(runs + symbols.runs(np.concatenate(rest), _joined(codes)))
+    if rest:
+        runs += symbols.runs(np.concatenate(rest), _joined(codes))
+    return rans.encode(runs)
 
 
-def decode(stream: bytes | memoryview, models: Sequence[Model]) -> list[Symbols]:
+def decode(stream: bytes | memoryview, models: Sequence[Model | PathModel]) -> list[Symbols]:
     """Undo `encode`.
 
     Raises:
         FormatError: the stream is damaged.
     """
     decoder = rans.Decoder(stream)
-    read = [_read_own(decoder, coded) for coded in models]
-    codes = [_some(coded.codes, left) for coded, (_, left) in zip(models, read, strict=True)]
-    rest = symbols.read(decoder, _joined(codes))
+    read = [_read_first(decoder, coded) for coded in models]
+    free = [(coded, left) for coded, (_, left) in zip(models, read, strict=True) if isinstance(coded, Model)]
+    codes = [_some(coded.codes, left) for coded, left in free]
+    rest = symbols.read(decoder, _joined(codes)) if codes else np.zeros(0, np.int32)
     decoder.finish()
-    parts = np.split(rest, np.cumsum([classes.size for classes, _ in codes])[:-1])
-    return [_filled(values, left, part) for (values, left), part in zip(read, parts, strict=True)]
+    ends = np.cumsum([classes.size for classes, _ in codes], dtype=np.int64)
+    parts = iter(np.split(rest, ends[:-1]))
+    return [
+        _filled(values, left, next(parts)) if isinstance(coded, Model) else _whole(values)
+        for coded, (values, left) in zip(models, read, strict=True)
+    ]
 
 
-def ideal_bits(values: Symbols, coded: Model) -> float:
+def ideal_bits(values: Symbols, coded: Model | PathModel) -> float:
     """Code length of the integers of a piece, in bits, without the end of the stream."""
+    if isinstance(coded, PathModel):
+        return trellis.ideal_bits(values, coded)
     runs, left = _own_runs(values, coded.own)
     bits = symbols.ideal_bits(values[left], _some(coded.codes, left))
     for table, run in zip(coded.own, runs, strict=True):
@@ -87,6 +106,18 @@ def _own_runs(values: Symbols, own_tables: tuple[Table, ...]) -> tuple[list[rans
         runs.append(rans.Run(indices, np.zeros(indices.size, np.uint16), own.frequencies(table)))
         left = _among(left, escaped)
     return runs, left
+
+
+def _read_first(decoder: rans.Decoder, coded: Model | PathModel) -> tuple[Symbols | None, Left]:
+    """What is there of a piece before the integers that the bank codes: a whole path, or what own tables have."""
+    if isinstance(coded, PathModel):
+        return decoder.read(lambda words, at, states: trellis.decode(words, at, states, coded)), slice(0)
+    return _read_own(decoder, coded)
+
+
+def _whole(values: Symbols | None) -> Symbols:
+    assert values is not None
+    return values
 
 
 def _read_own(decoder: rans.Decoder, coded: Model) -> tuple[Symbols | None, Left]:

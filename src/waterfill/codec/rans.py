@@ -5,7 +5,8 @@ Source: Duda, "Asymmetric numeral systems" (arXiv 1311.2540); interleaving after
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 from waterfill.codec import tables
 from waterfill.errors import FormatError
 
+T = TypeVar("T")
+
 LANES = 8
 INITIAL_STATE = 1 << 16
 HEADER_BYTES = 4 * LANES
 
 TableSymbols = NDArray[np.uint8]
+States = NDArray[np.uint64]
+Words = NDArray[np.uint16]
 Classes = NDArray[np.uint16]
 Frequencies = NDArray[np.int64]
 
@@ -35,8 +40,34 @@ class Run(NamedTuple):
     classes: Classes
     own: Frequencies | None = None
 
+    @property
+    def events(self) -> int:
+        """How many symbols of tables there are: no fewer than the words they take."""
+        return self.symbols.size
 
-def encode(runs: list[Run]) -> bytes:
+    def encode(self, states: States, words: Words, at: int) -> int:
+        """Encode the run from its end; returns the new top of `words`."""
+        from waterfill.codec import kernels
+
+        info = tables.encoder_info() if self.own is None else tables.info_of(self.own)
+        top: int = kernels.encode_run(self.symbols, self.classes, info, tables.inverses(), states, words, at)
+        return top
+
+
+class Encodable(Protocol):
+    """What a stream is made of."""
+
+    @property
+    def events(self) -> int:
+        """The most words that it takes."""
+        ...
+
+    def encode(self, states: States, words: Words, at: int) -> int:
+        """Encode it from its end, words downwards from `at`; returns the new top of `words`."""
+        ...
+
+
+def encode(runs: Sequence[Encodable]) -> bytes:
     """Encode runs of symbols into one stream; a decoder gets them back in the same order.
 
     Args:
@@ -45,14 +76,11 @@ def encode(runs: list[Run]) -> bytes:
     Returns:
         Eight little-endian 32-bit states, then 16-bit words.
     """
-    from waterfill.codec import kernels
-
     states = np.full(LANES, INITIAL_STATE, np.uint64)
-    words = np.empty(sum(run.symbols.size for run in runs) + LANES, np.uint16)
+    words = np.empty(sum(run.events for run in runs) + LANES, np.uint16)
     at = words.size
-    for symbols, classes, own in reversed(runs):
-        info = tables.encoder_info() if own is None else tables.info_of(own)
-        at = kernels.encode_run(symbols, classes, info, tables.inverses(), states, words, at)
+    for run in reversed(runs):
+        at = run.encode(states, words, at)
     return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
 
 
@@ -90,6 +118,15 @@ class Decoder:
         if self._at < 0:
             raise FormatError("a stream ends before its symbols do")
         return symbols
+
+    def read(self, decode: Callable[[Words, int, States], tuple[T, int]]) -> T:
+        """Read something else than a run, given how: from words and a position, with the states changed in place.
+
+        Args:
+            decode: returns what it read and the next position.
+        """
+        found, self._at = decode(self._words, self._at, self._states)
+        return found
 
     def finish(self) -> None:
         """Check that the stream is used up and that every state is back where the encoder started.

@@ -114,9 +114,18 @@ def bank_class(family: int, scale: int) -> int:
 @functools.cache
 def magnitudes() -> tuple[Table, ...]:
     """For every bank class the frequencies of the magnitudes 0..K; above zero they count once for each sign."""
-    data = resources.files("waterfill.codec").joinpath("bank.bin").read_bytes()
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise RuntimeError("codec/bank.bin is not the table of this format: the installation is damaged; reinstall it")
+    return read_bank("bank.bin", SHA256)
+
+
+def read_bank(name: str, digest: str) -> tuple[Table, ...]:
+    """For every family and scale of a file of tables the frequencies of the magnitudes 0..K.
+
+    Raises:
+        RuntimeError: the file has another SHA-256.
+    """
+    data = resources.files("waterfill.codec").joinpath(name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise RuntimeError(f"codec/{name} is not the table of this format: the installation is damaged; reinstall it")
     tables, at = [], 0
     for _ in range(FAMILIES * SCALES):
         count = data[at] + 1

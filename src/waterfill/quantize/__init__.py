@@ -3,6 +3,7 @@
 from waterfill.quantize.codebook import KMeans
 from waterfill.quantize.prune import Prune, Threshold
 from waterfill.quantize.scalar import Scalar
+from waterfill.quantize.trellis import Trellis
 from waterfill.quantize.vector import Vector
 
-__all__ = ["KMeans", "Prune", "Scalar", "Threshold", "Vector"]
+__all__ = ["KMeans", "Prune", "Scalar", "Threshold", "Trellis", "Vector"]

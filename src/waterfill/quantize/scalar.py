@@ -48,7 +48,7 @@ class Scalar:
         """
         layout = weight.layout
         importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
-        rule, x, relative = _in_steps(weight, importance, water_level)
+        rule, x, relative = in_steps(weight, importance, water_level)
         symbols = np.rint(x).astype(np.int32)
         fit = spreads.fit(symbols.reshape(weight.matrix.shape), layout)
         shrink = (0, 0, 0)
@@ -84,7 +84,7 @@ def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) ->
     return bits + sum(spreads.side_bits(s) for s in (spread.rows, spread.channels, spread.taps) if s is not None)
 
 
-def _in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[Uniform, Floats, Floats]:
+def in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[Uniform, Floats, Floats]:
     """Choose the steps: the rule, the weights in steps, and the importances relative to their mean in steps.
 
     The mean of `I step^2 / 12` over the tensor is the water level.
@@ -96,8 +96,7 @@ def _in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[U
     relative = importance.reshape(-1) * np.square(factor)
     mean = float(relative.mean(dtype=np.float64)) if relative.size else 0.0
     wanted = 64 * 0.5 * np.log2(12 * water_level / mean) if mean > 0 else LARGEST_STEP
-    largest_scales = sum(int(np.abs(s.astype(np.int64)).max()) for s in (rows, channels, taps) if s is not None)
-    limit = min(LARGEST_STEP, LARGEST_SUM - 16 * largest_scales)
+    limit = largest_step(unit)
     finest = finest_step(np.divide(weight.matrix.reshape(-1), factor, dtype=np.float64))
     step = int(np.clip(max(np.rint(wanted), finest), -limit, limit))
     rule = Uniform(step, 0, (0, 0, 0), rows, channels, taps)
@@ -106,6 +105,12 @@ def _in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[U
     if relative.size > 1:
         return rule, x.reshape(axes), (relative / np.float64(mean or 1.0)).astype(np.float32).reshape(axes)
     return rule, x.reshape(axes), np.ones((1, 1, 1), np.float32)
+
+
+def largest_step(rule: Uniform) -> int:
+    """The largest step of the format beside the scales of a rule."""
+    scales = (s for s in (rule.rows, rule.channels, rule.taps) if s is not None)
+    return min(LARGEST_STEP, LARGEST_SUM - 16 * sum(int(np.abs(s.astype(np.int64)).max()) for s in scales))
 
 
 def finest_step(values: NDArray[np.floating[Any]]) -> int:

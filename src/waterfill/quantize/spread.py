@@ -51,7 +51,7 @@ class Fit:
 
     def exponents(self, layout: Layout) -> tuple[Offsets, Offsets, Offsets]:
         """Exponents of rows, channels and taps in eighths of an octave; the rows carry the base."""
-        return _exponents(self.offsets, layout, self.base)
+        return exponents_of(self.offsets, layout, self.base)
 
     def spread(self) -> Spread:
         """The record that goes into the file."""
@@ -85,7 +85,7 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None) -> Fit:
         if start is not None and known is None:
             continue
         proposal = _propose(magnitudes, best, layout, axis) if known is None else known
-        offsets = _replace(best.offsets, axis, _refine(magnitudes, best, layout, axis, proposal))
+        offsets = replaced(best.offsets, axis, _refine(magnitudes, best, layout, axis, proposal))
         trial = _fit_base(magnitudes, layout, offsets, shift, [best.family])
         if trial.bits < best.bits:
             best = trial
@@ -156,18 +156,19 @@ def _shift(symbols: Symbols) -> int:
     return min(max(0, int(np.ceil(np.log2(max(power, 1.0)) / 2 - 3))), LARGEST_SHIFT)
 
 
-def _exponents(offsets: tuple[Offsets | None, ...], layout: Layout, base: int) -> tuple[Offsets, Offsets, Offsets]:
+def exponents_of(offsets: tuple[Offsets | None, ...], layout: Layout, base: int) -> tuple[Offsets, Offsets, Offsets]:
+    """Exponents of rows, channels and taps in eighths of an octave; the rows carry the base."""
     rows, channels, taps = (
         np.zeros(length, np.int64) if o is None else 2 * o for o, length in zip(offsets, layout.axes, strict=True)
     )
     return rows + base, channels, taps
 
 
-def _replace(
+def replaced(
     offsets: tuple[Offsets | None, Offsets | None, Offsets | None], axis: int, new: Offsets | None
 ) -> tuple[Offsets | None, Offsets | None, Offsets | None]:
-    parts = list(offsets)
-    parts[axis] = new
+    """The same with other offsets of one axis."""
+    parts = [*offsets[:axis], new, *offsets[axis + 1 :]]
     return parts[0], parts[1], parts[2]
 
 
@@ -189,11 +190,30 @@ def _propose(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int)
 
 def _refine(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int, offsets: Offsets) -> Offsets:
     """Move every offset of one axis to where symbols and scale cost the fewest bits."""
+    with_axis = exponents_of(replaced(fit.offsets, axis, offsets), layout, fit.base)
+    return refined(magnitudes, with_axis, axis, offsets, lengths(fit.family))
+
+
+def refined(
+    magnitudes: NDArray[np.uint8],
+    exponents: tuple[Offsets, Offsets, Offsets],
+    axis: int,
+    offsets: Offsets,
+    bits: NDArray[np.float32],
+) -> Offsets:
+    """Move every offset of one axis to where symbols and scale cost the fewest bits.
+
+    Args:
+        magnitudes: [out, channels, taps], columns of `bits`.
+        exponents: rows of `bits`, as the sum of those of rows, channels and taps, the offsets of the axis among them.
+        axis: which one.
+        offsets: of the axis, in quarter octaves.
+        bits: of every magnitude at every exponent.
+    """
     from waterfill.quantize import kernels
 
-    with_axis = _exponents(_replace(fit.offsets, axis, offsets), layout, fit.base)
     steps = np.arange(-REACH, REACH + 1)
-    costs = kernels.axis_costs(magnitudes, *with_axis, axis, 2 * steps, lengths(fit.family))
+    costs = kernels.axis_costs(magnitudes, *exponents, axis, 2 * steps, bits)
     side = tables.code_lengths(SIDE_FAMILY)[max(scale_code(offsets.astype(np.int8)), tables.UNIT_SCALE)]
     candidates = np.clip(offsets[:, None] + steps, -LARGEST_OFFSET, LARGEST_OFFSET)
     chosen = candidates[np.arange(offsets.size), (costs + side[np.abs(candidates)]).argmin(axis=1)]
@@ -211,7 +231,7 @@ def _fit_base(
     """Best family and base for given scales, from one histogram."""
     from waterfill.quantize import kernels
 
-    rows, channels, taps = _exponents(offsets, layout, 0)
+    rows, channels, taps = exponents_of(offsets, layout, 0)
     low = int(sum(int(e.min(initial=0)) for e in (rows, channels, taps)))
     high = int(sum(int(e.max(initial=0)) for e in (rows, channels, taps)))
     counts = kernels.exponent_histogram(magnitudes, rows, channels, taps, low, high).astype(np.float64)

@@ -103,7 +103,7 @@ def _file_row(file: WaterfillFile, entry: Entry, size: float) -> dict[str, Any]:
     row: dict[str, Any] = {"name": entry.name, "shape": list(entry.shape), "dtype": entry.dtype}
     row |= {"size_bytes": size, "rate": 8 * size / max(1, math.prod(entry.shape))}
     row["limit"] = None if file.container.limit is None else file.container.limit.rates.get(entry.name)
-    rule = file.container.rules.get(entry.name, (None, None))[0]
+    rule, spread = file.container.rules.get(entry.name, (None, None))
     match entry.origin:
         case Exact(reason):
             return row | {"reconstruction": "exact", "detail": reason}
@@ -118,7 +118,11 @@ def _file_row(file: WaterfillFile, entry: Entry, size: float) -> dict[str, Any]:
         layout = file.container.layouts[entry.name]
         steps = step_sizes(rule, layout, 0, layout.numel)
         low, high = (float(steps.min()), float(steps.max())) if steps.size else (0.0, 0.0)
-        return row | {"reconstruction": "uniform", "detail": BELOW if below else "", "steps": [low, high]}
+        return row | {
+            "reconstruction": spread.levels if spread else "uniform",
+            "detail": BELOW if below else "",
+            "steps": [low, high],
+        }
     return row | {"reconstruction": "constant", "detail": "folded into scale and shift of its norm"}
 
 

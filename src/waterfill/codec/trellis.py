@@ -1,0 +1,207 @@
+"""Paths through a trellis: its states, and the tables that code the indices of its two subsets.
+
+The state s picks the subset `q = parity(s & h1 / 2)`. An index k is coded with the table of its element and of q, and
+then s becomes `2 s + u` modulo the number of states, with `u = (k mod 2) xor parity(s & h0 / 2)`. Levels with four
+remainders modulo 4 meet in this way as far apart as they can, so a path comes nearer to a sequence of weights than the
+nearest even numbers do, at the rate of these.
+
+Source:
+    Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss-Markov sources" (1990); entropy-coded:
+    Fischer and Wang (1992); zero in both subsets as in the dependent quantization of VVC (Schwarz et al. 2019).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.codec import subsets, tables
+from waterfill.codec.symbols import axis_sum
+from waterfill.errors import FormatError
+from waterfill.records import Layout, Paths, Spread, Symbols
+
+PARITIES = {
+    2: (0o5, 0o2),
+    3: (0o17, 0o2),
+    4: (0o35, 0o16),
+    5: (0o43, 0o24),
+    6: (0o141, 0o66),
+    7: (0o365, 0o156),
+    8: (0o405, 0o356),
+    9: (0o1655, 0o746),
+    10: (0o2413, 0o1132),
+    11: (0o4117, 0o2704),
+    12: (0o15303, 0o7064),
+}
+"""Parity checks h0 and h1 by the logarithm of the number of states."""
+
+HIGHEST_EXPONENT = 280
+"""Exponents are cut here: at most 28 low bits are uniform."""
+
+
+@functools.cache
+def parities(log_states: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Parities of every state under h0 and h1 (int64 [states] each): what flips the bit, and the subset."""
+    states = np.arange(1 << log_states)
+    flips, picks = (_parity(states & (mask >> 1)) for mask in PARITIES[log_states])
+    return flips, picks
+
+
+def _parity(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Whether the number of ones is odd, of values below 2^16."""
+    for shift in (8, 4, 2, 1):
+        values = values ^ (values >> shift)
+    return values & 1
+
+
+@functools.cache
+def entries(log_states: int) -> NDArray[np.uint16]:
+    """Twice the next state plus its subset, for every state and lowest bit of k; uint16 [2 * states]."""
+    flips, picks = parities(log_states)
+    states = np.arange(1 << log_states)[:, None]
+    following = (2 * states + (np.array([0, 1]) ^ flips[:, None])) & (states.size - 1)
+    found: NDArray[np.uint16] = (2 * following + picks[following]).astype(np.uint16).reshape(-1)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class PathModel:
+    """What codes the indices of a piece.
+
+    Attributes:
+        trellis: the trellis.
+        classes: uint16 [n], class of every element.
+        exponents: int64 [classes, 2], of the two subsets, 0 to 280.
+        families: shapes of the two subsets.
+    """
+
+    trellis: Paths
+    classes: NDArray[np.uint16]
+    exponents: NDArray[np.int64]
+    families: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """Number of levels."""
+        return self.classes.size
+
+    @property
+    def span(self) -> int:
+        """After how many levels the state is 0 again."""
+        return 1 << self.trellis.log_span
+
+    @functools.cached_property
+    def lows(self) -> NDArray[np.uint8]:
+        """How many low bits are uniform, [2 * classes]."""
+        return (np.maximum(self.exponents - (tables.SCALES - 8), 0) >> 3).astype(np.uint8).reshape(-1)
+
+    @functools.cached_property
+    def bank(self) -> tuple[subsets.SubsetTable, ...]:
+        """The tables of every class and subset, [2 * classes]."""
+        kinds = subsets.KINDS[self.trellis.zero]
+        scales = np.clip(self.exponents.reshape(-1) - 8 * self.lows.astype(np.int64), 0, tables.SCALES - 1)
+        rows = enumerate(scales.tolist())
+        return tuple(subsets.table(kinds[row & 1], self.families[row & 1], scale) for row, scale in rows)
+
+    @functools.cached_property
+    def last(self) -> NDArray[np.int64]:
+        """The largest magnitude that has a symbol of its own, [2 * classes]."""
+        return np.array([each.last for each in self.bank], np.int64)
+
+
+def path_model(spread: Spread, layout: Layout, start: int, stop: int) -> PathModel:
+    """The model of the elements start..stop of a tensor with a trellis."""
+    trellis = spread.trellis
+    assert trellis is not None
+    if start == stop or (spread.rows is None and spread.channels is None and spread.taps is None):
+        classes, offsets = np.zeros(stop - start, np.uint16), np.zeros(1, np.int64)
+    else:
+        total = axis_sum(layout, spread.rows, spread.channels, spread.taps, start, stop)
+        offsets = np.unique(total).astype(np.int64)
+        classes = np.searchsorted(offsets, total).astype(np.uint16)
+    exponents = np.array([spread.base, trellis.base]) + 2 * offsets[:, None]
+    families = spread.family, trellis.family
+    return PathModel(trellis, classes, np.clip(exponents, 0, HIGHEST_EXPONENT), families)
+
+
+class Path(NamedTuple):
+    """A path: indices k int32 [n] and subsets uint8 [n]."""
+
+    indices: Symbols
+    subsets: NDArray[np.uint8]
+
+
+def path_of(levels: Symbols, trellis: Paths) -> Path:
+    """The path whose levels these are, from the start of a span.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from waterfill.codec import path_kernels
+
+    path = Path(np.empty(levels.size, np.int32), np.empty(levels.size, np.uint8))
+    span, following = 1 << trellis.log_span, entries(trellis.log_states)
+    left = path_kernels.walk(levels, following, trellis.zero, span, *path)
+    if left >= 0:
+        raise ValueError(f"symbol {levels[left]} at {left} is not in the subset of its state; expected a path")
+    return path
+
+
+class PathRun:
+    """A path that is coded symbol by symbol, what its integers need beyond the tables right behind each."""
+
+    def __init__(self, path: Path, model: PathModel) -> None:
+        """Prepare it."""
+        from waterfill.codec import path_kernels
+
+        self.path, self.model = path, model
+        known = path.indices, path.subsets, model.classes, model.lows, model.last
+        self.events: int = path_kernels.count_events(*known, model.trellis.zero)
+
+    def encode(self, states: NDArray[np.uint64], words: NDArray[np.uint16], at: int) -> int:
+        """Encode it from its end; returns the new top of `words`."""
+        from waterfill.codec import path_kernels
+
+        model = self.model
+        info = np.concatenate([each.info for each in model.bank])
+        known = self.path.indices, self.path.subsets, model.classes, info, model.lows, model.last, model.trellis.zero
+        top: int = path_kernels.encode_path(*known, tables.inverses(), states, words, at)
+        return top
+
+
+def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model: PathModel) -> tuple[Symbols, int]:
+    """Decode a path: its levels, and the next position in `words`.
+
+    Raises:
+        FormatError: the stream ends too early, or an integer is beyond 32 bits.
+    """
+    from waterfill.codec import path_kernels
+
+    levels = np.empty(model.size, np.int32)
+    slots = np.concatenate([each.slots for each in model.bank])
+    known = model.classes, slots, model.lows, model.last, model.trellis.zero, entries(model.trellis.log_states)
+    at = path_kernels.decode_path(words, at, states, *known, model.span, levels)
+    if at == path_kernels.BEYOND:
+        raise FormatError("a symbol is beyond 32 bits")
+    if at < 0:
+        raise FormatError("a stream ends before its symbols do")
+    return levels, at
+
+
+def ideal_bits(levels: Symbols, model: PathModel) -> float:
+    """Code length of the indices of a piece, in bits, without the end of the stream."""
+    indices, subset = path_of(levels, model.trellis)
+    row = 2 * model.classes.astype(np.int64) + subset
+    low, centred = model.lows.astype(np.int64)[row], (subset == 0) | model.trellis.zero
+    high = (indices + np.where(centred, (1 << low) >> 1, 0)) >> low
+    magnitude = np.where((high < 0) & ~centred, -high - 1, np.abs(high))
+    escaped = magnitude > model.last[row]
+    byte = np.where(escaped, 0, high + 128)
+    bits = np.stack([each.bits for each in model.bank])[row, byte] + low
+    extra = 2 * (magnitude - model.last[row] - 1) + (high < 0)
+    octets = 1 + (extra >= 1 << 8).astype(np.int64) + (extra >= 1 << 16) + (extra >= 1 << 24)
+    return float(bits.sum() + (2 + 8 * octets[escaped]).sum())

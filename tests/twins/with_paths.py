@@ -1,0 +1,37 @@
+"""A quantizer for tests of the format: short paths with zero in both subsets, escapes and low bits, cheap or not."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from waterfill.quantize.scalar import finish
+from waterfill.quantize.spread import fit
+from waterfill.records import Paths, Quantized, Spread, Uniform
+
+H0, H1 = 0o35, 0o16
+
+
+def greedy(x):
+    """Levels of the path that takes the nearest one at every step, through 16 states, anew after 32."""
+    state, levels = 0, []
+    for n, value in enumerate(x):
+        state = state if n % 32 else 0
+        second = (state & (H1 >> 1)).bit_count() % 2
+        k = round((value + np.sign(value)) / 2 if second else value / 2)
+        levels.append(2 * k - second * ((k > 0) - (k < 0)))
+        state = (2 * state + (k + (state & (H0 >> 1)).bit_count()) % 2) % 16
+    return np.array(levels, np.int32)
+
+
+@dataclass(frozen=True)
+class WithPaths:
+    fixed: ClassVar[bool] = True
+    tempered: ClassVar[bool] = False
+
+    def quantize(self, weight, form, water_level):  # noqa: ARG002
+        levels = greedy(weight.matrix.reshape(-1) * 16).reshape(weight.matrix.shape)
+        rows = np.resize([-4, 0, 30, 3], weight.layout.axes[0]).astype(np.int8)
+        found = finish(weight, form, levels, Uniform(-256, 0, (3, -2, 9)), fit(levels, weight.layout))
+        spread = Spread(4, 14, rows, trellis=Paths(4, True, 5, 6, 19))
+        return Quantized(levels, found.rule, spread, found.bits, found.distortion)
