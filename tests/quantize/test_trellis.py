@@ -45,12 +45,18 @@ def all_level_costs(x, importance, exponents, fit, shrink, lmbda, subset, k):
 def brute_force(x, importance, exponents, fit, log_states, shrink, lmbda, reach):
     """The lowest cost of any path, by trying every sequence of indices in -reach..reach."""
     h0, h1 = PARITIES[log_states]
+    known = {
+        (i, subset, k): all_level_costs(float(x[i]), importance[i], exponents[i], fit, shrink, lmbda, subset, k)
+        for i in range(x.size)
+        for subset in (0, 1)
+        for k in range(-reach, reach + 1)
+    }
     best = np.inf
     for indices in itertools.product(range(-reach, reach + 1), repeat=x.size):
         state, cost = 0, 0.0
         for i, k in enumerate(indices):
             subset = (state & (h1 >> 1)).bit_count() % 2
-            cost += all_level_costs(float(x[i]), importance[i], exponents[i], fit, shrink, lmbda, subset, k)
+            cost += known[i, subset, k]
             state = (2 * state + (k + (state & (h0 >> 1)).bit_count()) % 2) % (1 << log_states)
         best = min(best, cost)
     return best
