@@ -101,8 +101,8 @@ class KroneckerForm:
             (Frantar et al. 2023, section 3.3).
 
         Example:
-            >>> KroneckerForm(np.array([1.0]), np.array([[[3.0, 0.0], [0.0, 0.0]]])).damped(0.1).columns.tolist()
-            [[[3.15, 0.0], [0.0, 0.15]]]
+            >>> KroneckerForm(np.array([1.0]), np.array([[[3.0, 0.0], [0.0, 0.0]]])).damped(0.5).columns.tolist()
+            [[[3.75, 0.0], [0.0, 0.75]]]
         """
         if not (math.isfinite(relative) and relative >= 0):
             raise UsageError(f"Damping is {relative}; expected a number not below 0, such as 0.0001.")
