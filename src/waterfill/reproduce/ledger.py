@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         return value
+
+    def once(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The value of a key, which is measured and kept where there is none."""
+        return self._values[key] if key in self._values else self.put(key, measure())
 
 
 def claim_folder(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -159,12 +159,11 @@ class Lab:
     def original(self) -> dict[str, float]:
         """Qualities of the original on the test set."""
         key = f"test {state_digest(self.subject.model)}"
-        return dict(self.ledger.get(key) or self.ledger.put(key, measure(self.subject.model, self.test)))
+        return dict(self.ledger.once(key, lambda: measure(self.subject.model, self.test)))
 
     def row(self, step: Step) -> dict[str, Any]:
         """Measure a point, unless that was done."""
-        key = f"row {json.dumps(dataclasses.astuple(step))}"
-        return dict(self.ledger.get(key) or self.ledger.put(key, self._measured(step)))
+        return dict(self.ledger.once(f"row {json.dumps(dataclasses.astuple(step))}", lambda: self._measured(step)))
 
     def _measured(self, step: Step) -> dict[str, Any]:
         setting = self._setting(step)
@@ -204,7 +203,7 @@ class Lab:
     def _quality(self, name: str, samples: Samples) -> dict[str, float]:
         """Qualities of the copy; of the same weights they are measured once."""
         key = f"{name} {self.subject.digest()}"
-        return dict(self.ledger.get(key) or self.ledger.put(key, measure(self.subject.copy, samples)))
+        return dict(self.ledger.once(key, lambda: measure(self.subject.copy, samples)))
 
     def _setting(self, step: Step) -> Setting:
         """T and mu of a step: chosen for the compressor of the paper, but for the option that is swept."""
@@ -218,15 +217,16 @@ class Lab:
         objective = self.experiment.objective(step.objective)
         if objective.estimator is None:
             return Setting(step.objective)
-        key = f"choice {json.dumps(dataclasses.astuple(step))}"
-        known = self.ledger.get(key)
-        if known is not None:
-            return Setting(step.objective, *known)
-        best = self._best(step, [Setting(step.objective, temperature) for temperature in self.experiment.temperatures])
-        if objective.regularisers:
-            best = self._best(step, [dataclasses.replace(best, mu=mu) for mu in objective.regularisers])
-        self.ledger.put(key, [best.temperature, best.mu])
-        return best
+
+        def choice() -> list[float]:
+            settings = [Setting(step.objective, temperature) for temperature in self.experiment.temperatures]
+            best = self._best(step, settings)
+            if objective.regularisers:
+                best = self._best(step, [dataclasses.replace(best, mu=mu) for mu in objective.regularisers])
+            return [best.temperature, best.mu]
+
+        found = self.ledger.once(f"choice {json.dumps(dataclasses.astuple(step))}", choice)
+        return Setting(step.objective, *found)
 
     def _best(self, step: Step, settings: Sequence[Setting]) -> Setting:
         """The first setting of least loss on the samples that choose."""
@@ -326,11 +326,7 @@ def _weights(experiment: Experiment, width: int, options: Options) -> Path | Non
 
 
 def _trained(experiment: Experiment, model: nn.Module, folder: Path, seed: int, progress: Progress | None) -> Path:
-    """Train on all training samples, once for a folder.
-
-    Raises:
-        FormatError: the weights that are there are damaged.
-    """
+    """Train on all training samples, once for a folder."""
     path = folder / "weights.safetensors"
     if not path.exists():
         train(model, experiment.training(samples=None), experiment.recipe, seed, progress)
