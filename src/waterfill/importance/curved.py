@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from waterfill.errors import CalibrationError
@@ -21,9 +21,9 @@ from waterfill.importance.forms import DrawnForm, DrawnQuarticForm
 from waterfill.importance.losses import Loss, Response
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Method, Plan, check_output, without_series
-from waterfill.importance.state import Seen, methods_for, nothing
+from waterfill.importance.state import Seen, in_full_precision, methods_for, nothing
 from waterfill.models.batches import Inputs, call, describe, num_samples
-from waterfill.models.capture import Tape
+from waterfill.models.capture import Tape, variables
 
 _SIGNALS_TOGETHER = 10
 
@@ -60,6 +60,20 @@ class CurvatureState(Seen):
 
     source: Curved
     loss: Loss
+
+    @classmethod
+    def begin(cls, model: nn.Module, source: Curved, loss: Loss, *, fold_norms: bool) -> Self:
+        """Make the state before the first batch.
+
+        Args:
+            model: the network.
+            source: the importance.
+            loss: what is differentiated.
+            fold_norms: whether batch norms are priced as a scale and a shift.
+        """
+        model = in_full_precision(model)
+        learned = variables(model, fold_norms=fold_norms)
+        return cls(model, learned, nothing(learned, cls.KINDS), Plan(), source, loss)
 
     @property
     def seed(self) -> int:

@@ -16,11 +16,9 @@ from waterfill.importance.curved import HessianState, QuarticState
 from waterfill.importance.fisher import DRAWS, check_draws, check_temperature, needed
 from waterfill.importance.forms import DiagonalForm, DrawnForm, DrawnQuarticForm, check_mu
 from waterfill.importance.losses import Loss, cross_entropy, squared_error
-from waterfill.importance.plan import Plan
 from waterfill.importance.signals import Signals
-from waterfill.importance.state import State, begin, in_full_precision, nothing, run
+from waterfill.importance.state import State, begin, run
 from waterfill.models.batches import output_kind, split
-from waterfill.models.capture import variables
 from waterfill.protocols import Output, Progress
 
 
@@ -154,10 +152,7 @@ class hessian:
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> HessianState:
         """Make the state before the first batch; as `gradient.begin`."""
-        model = in_full_precision(model)
-        learned = variables(model, fold_norms=fold_norms)
-        sums = nothing(learned, HessianState.KINDS)
-        return HessianState(model, learned, sums, Plan(), self, _loss(output, self.temperature))
+        return HessianState.begin(model, self, _loss(output, self.temperature), fold_norms=fold_norms)
 
 
 @dataclass(frozen=True)
@@ -215,10 +210,7 @@ class gradient_hessian:
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> QuarticState:
         """Make the state before the first batch; as `gradient.begin`."""
-        model = in_full_precision(model)
-        learned = variables(model, fold_norms=fold_norms)
-        sums = nothing(learned, QuarticState.KINDS)
-        return QuarticState(model, learned, sums, Plan(), self, _loss(output, self.temperature))
+        return QuarticState.begin(model, self, _loss(output, self.temperature), fold_norms=fold_norms)
 
 
 @dataclass(frozen=True)
