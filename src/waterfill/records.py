@@ -19,6 +19,8 @@ Scales: TypeAlias = NDArray[np.int8]
 AxisScales: TypeAlias = tuple[Scales | None, Scales | None, Scales | None]
 """Of rows, channels and taps; None for none."""
 
+NO_SCALES: AxisScales = (None, None, None)
+
 
 @dataclass(frozen=True)
 class Layout:
