@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from waterfill.codec import rans, tables
 from waterfill.codec.order import axis_sum
 from waterfill.errors import FormatError
-from waterfill.records import Layout, Scales, Spread, Symbols
+from waterfill.records import Layout, Spread, Symbols
 
 SIDE_FAMILY = 5
 """Row, channel and tap scales are coded with the Laplace tables."""
@@ -159,9 +159,3 @@ def bits_of(values: Symbols, codes: Codes) -> NDArray[np.float64]:
     if escaped.any():
         bits[escaped] += 2 + 8 * _escape_bytes(_escape_extra(high[escaped].astype(np.int64), last[escaped]))
     return bits
-
-
-def scale_code(scales: Scales) -> int:
-    """The table (spread in the Laplace family) that codes a vector of scales in the fewest bits."""
-    magnitude = np.minimum(np.abs(scales.astype(np.int64)), 127)
-    return int(tables.code_lengths(SIDE_FAMILY)[:, magnitude].sum(axis=1).argmin())
