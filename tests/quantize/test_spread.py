@@ -110,6 +110,57 @@ def test_large_spreads_leave_low_bits_out(sigma):
     assert coded_bits(symbols, Layout((100, 100)), fit.spread()) == pytest.approx(fit.bits, rel=0.01)
 
 
+def in_steps(layout, seed=0, largest=16):
+    """Symbols of weights of one variance in steps that differ along rows and channels, and the scales of these."""
+    rng = np.random.default_rng(seed)
+    rows, channels = (rng.integers(-largest, largest + 1, n).astype(np.int8) for n in layout.axes[:2])
+    steps = 2.0 ** (rows[:, None, None] / 4 + channels[:, None] / 4)
+    symbols = np.rint(rng.normal(size=layout.axes) * 6 / steps).astype(np.int32)
+    return symbols.reshape(layout.axes[0], -1), (rows, channels, None)
+
+
+def test_weights_of_one_variance_have_the_negative_of_their_steps():
+    layout = Layout((60, 70, 2))
+    symbols, steps = in_steps(layout)
+    found, plain = spread.fit(symbols, layout, steps=steps), spread.fit(symbols, layout)
+    for offsets, step in zip(found.offsets[:2], steps[:2], strict=True):
+        assert (offsets == -step.astype(int)).all()
+    assert found.offsets[2] is None
+    alone = sum(side_bits((each.astype(np.int8), None, None)) for each in plain.offsets if each is not None)
+    assert found.bits < plain.bits - 0.9 * alone
+    again = spread.fit(symbols, layout, found)
+    assert again.steps is steps
+    assert again.bits <= found.bits + 1e-6
+
+
+@given(tensors(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_bits_are_those_of_a_file_beside_any_steps(case, data):
+    layout, symbols = case
+    symbols = symbols % 12 - 6
+    number = st.integers(-60, 60)
+    steps = tuple(data.draw(st.none() | hnp.arrays(np.int8, n, elements=number)) for n in layout.axes)
+    for fit in (spread.fit(symbols, layout, steps=steps), spread.fit(symbols, layout, spread.fit(symbols, layout))):
+        record = fit.spread()
+        codes = codec.spread_codes(record, layout, 0, layout.numel)
+        bits = codec.ideal_bits(symbols.reshape(-1), codes) + side_bits(record.scales, fit.steps)
+        assert fit.bits == pytest.approx(bits, rel=1e-5, abs=1e-3)
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_moves_are_priced_by_what_is_stored(moved):
+    steps = np.resize(np.array([40, -37, 9, -14, 22], np.int8), 50)
+    offsets = -steps.astype(np.int64)
+    offsets[7] += moved
+    costs = np.zeros((50, spread.MOVES.size))
+    costs[3, 4], costs[4, 0] = -40.0, -0.5
+    found = spread.refined(costs, offsets, steps)
+    assert found[3] == offsets[3] + 2
+    assert np.flatnonzero(found + steps).tolist() == [3]
+    alone = spread.refined(costs, offsets, None)
+    assert (alone + steps != 0).sum() > 40
+
+
 def test_lengths_go_on_beyond_the_tables():
     for family in range(tables.FAMILIES):
         lengths = spread.lengths(family)

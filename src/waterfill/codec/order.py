@@ -6,12 +6,13 @@ the rows of the matrix, or with `down` those of its transpose.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.records import AxisScales, Layout
+from waterfill.records import AxisScales, Floats, Layout, Symbols
 
 Sums = NDArray[np.int32]
 
@@ -27,19 +28,12 @@ def elements(matrix: NDArray[Any], start: int, stop: int, down: bool = False) ->
 
 def place(part: NDArray[Any], matrix: NDArray[Any], start: int, down: bool = False) -> None:
     """Put elements [n] that stand at `start` of the stream where they belong in the matrix [out, in]."""
-    lines = matrix.T if down else matrix
-    length = lines.shape[1]
-    if not part.size:
-        return
-    line, at = divmod(start, length)
-    head = min(-start % length, part.size)
-    whole, tail = divmod(part.size - head, length)
-    if head:
-        lines[line, at : at + head] = part[:head]
-        line += 1
-    lines[line : line + whole] = part[head : head + whole * length].reshape(whole, length)
-    if tail:
-        lines[line + whole, :tail] = part[part.size - tail :]
+    from waterfill.codec import order_kernels
+
+    if down and part.size:
+        order_kernels.turn(part, start, matrix)
+    else:
+        matrix.reshape(-1)[start : start + part.size] = part
 
 
 def line_sums(layout: Layout, scales: AxisScales, down: bool = False) -> tuple[Sums, Sums]:
@@ -56,10 +50,54 @@ def line_sums(layout: Layout, scales: AxisScales, down: bool = False) -> tuple[S
     return (columns, rows) if down else (rows, columns)
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The sums of scales of some elements of a stream, as rows of a table.
+
+    Attributes:
+        start: number of the first element.
+        size: how many elements there are.
+        lines: int32, the part of every line.
+        within: int32, the part of every place in a line; row 0 has the lowest sum.
+        totals: int64 [rows], the sums.
+    """
+
+    start: int
+    size: int
+    lines: Sums
+    within: Sums
+    totals: NDArray[np.int64]
+
+    def look_up(self, table: NDArray[Any]) -> NDArray[Any]:
+        """The entry [size] of every element in a table [rows]."""
+        from waterfill.codec import order_kernels
+
+        found = np.empty(self.size, table.dtype)
+        order_kernels.look_up(self.lines, self.within, self.start, table, found)
+        return found
+
+    def scaled(self, symbols: Symbols, lowest: int, levels: Floats, steps: Floats) -> Floats:
+        """The product [size] of `levels[symbol - lowest]` and of an entry of a table [rows]."""
+        from waterfill.codec import order_kernels
+
+        values = np.empty(self.size, np.float32)
+        order_kernels.look_up_scaled(self.lines, self.within, self.start, symbols, lowest, levels, steps, values)
+        return values
+
+
+def places(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Places:
+    """The sums `rows[i] + channels[c] + taps[t]` of the elements start..stop of the stream."""
+    lines, within = line_sums(layout, scales, down)
+    first, last = (start // within.size, -(-stop // within.size)) if within.size else (0, 0)
+    some = lines[first:last]
+    if start == stop:
+        return Places(0, 0, some, within, np.zeros(1, np.int64))
+    low, high = int(some.min()) + int(within.min()), int(some.max()) + int(within.max())
+    return Places(start - first * within.size, stop - start, some, within - low, np.arange(low, high + 1))
+
+
 def axis_sum(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Sums:
     """`rows[i] + channels[c] + taps[t]` of the elements start..stop of the stream, int32."""
-    lines, within = line_sums(layout, scales, down)
-    length = within.size
-    first, last = (start // length, -(-stop // length)) if length else (0, 0)
-    total = lines[first:last, None] + within
-    return total.reshape(-1)[start - first * length : stop - first * length]
+    found = places(layout, scales, start, stop, down)
+    sums: Sums = found.look_up(found.totals.astype(np.int32))
+    return sums

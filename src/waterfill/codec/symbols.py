@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import rans, tables
-from waterfill.codec.order import axis_sum
+from waterfill.codec.order import places
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Spread, Symbols
 
@@ -27,10 +27,9 @@ def spread_codes(spread: Spread, layout: Layout, start: int, stop: int) -> Codes
     if spread.rows is None and spread.channels is None and spread.taps is None:
         one = exponent_codes(np.array([spread.base], np.int32), spread.family)
         return np.full(stop - start, one[0][0]), np.full(stop - start, one[1][0])
-    exponents = axis_sum(layout, spread.scales, start, stop)
-    exponents *= 2
-    exponents += spread.base
-    return exponent_codes(exponents, spread.family)
+    found = places(layout, spread.scales, start, stop)
+    classes, low = exponent_codes((spread.base + 2 * found.totals).astype(np.int32), spread.family)
+    return found.look_up(classes), found.look_up(low)
 
 
 def exponent_codes(exponents: NDArray[np.int32], family: int) -> Codes:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import subsets, tables
-from waterfill.codec.order import axis_sum
+from waterfill.codec.order import places
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Paths, Spread, Symbols
 
@@ -117,9 +117,12 @@ def path_model(spread: Spread, layout: Layout, start: int, stop: int) -> PathMod
     if start == stop or (spread.rows is None and spread.channels is None and spread.taps is None):
         classes, offsets = np.zeros(stop - start, np.uint16), np.zeros(1, np.int64)
     else:
-        total = axis_sum(layout, spread.scales, start, stop, trellis.down)
-        offsets = np.unique(total).astype(np.int64)
-        classes = np.searchsorted(offsets, total).astype(np.uint16)
+        found = places(layout, spread.scales, start, stop, trellis.down)
+        used = np.unique(np.add.outer(np.unique(found.lines), np.unique(found.within)))
+        offsets = found.totals[used]
+        number = np.zeros(found.totals.size, np.uint16)
+        number[used] = np.arange(used.size)
+        classes = found.look_up(number)
     exponents = np.array([spread.base, trellis.base]) + 2 * offsets[:, None]
     families = spread.family, trellis.family
     return PathModel(trellis, classes, np.clip(exponents, 0, HIGHEST_EXPONENT), families, trellis.span(layout))
