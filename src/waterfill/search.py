@@ -17,12 +17,13 @@ from waterfill.codec import container
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluate import evaluate
 from waterfill.files import WaterfillFile, exact_bytes
-from waterfill.limits import fit_sources, price
+from waterfill.limits import fit_sources, fit_spectra, price
 from waterfill.models import torch_module
 from waterfill.prepare import Live, Prepared
 from waterfill.protocols import Progress, Quantizer
 from waterfill.records import Exact, Inventory, Limits, Quantized
 from waterfill.theory.scaled_source import ScaledSource
+from waterfill.theory.spectra import Products
 
 PRODUCER = "waterfill 0.1.0"
 
@@ -93,6 +94,12 @@ class Workshop:
         """Cost per weight of setting every matrix to zero; levels are relative to it."""
         return allocate.mean_power(self.jobs)
 
+    @cached_property
+    def spectra(self) -> dict[str, list[Products]]:
+        """Of the tensors with cross terms, for their limits."""
+        weights = {name: job.weight for name, job in self.jobs.items()}
+        return fit_spectra(weights, self.sources, {name: job.form for name, job in self.jobs.items()})
+
     def draft(self, level: float) -> Attempt:
         """Quantize and encode at `mean_power * 2^level`, without looking at data."""
         water_level = self.mean_power * 2.0**level
@@ -127,7 +134,7 @@ class Workshop:
         """Correct statistics on the quantized network, quantize the vectors again, price, encode, measure."""
         quantized = draft.quantized if self.live is None else self._corrected(draft, self.live)
         exact_bits = 8 * sum(draft.packed.tensor_bytes[name] for name in self.exact)
-        limits = price(self.jobs, quantized, self.sources, exact_bits, self.measure)
+        limits = price(self.jobs, quantized, self.sources, self.spectra, exact_bits, self.measure)
         done = replace(draft, quantized=quantized, packed=self._pack(quantized, limits), limits=limits)
         if self.live is None:
             return done

@@ -44,7 +44,7 @@ def small_file():
     for name, roots in (("0.weight", ZERO_FIRST), ("0.bias", (ZERO_FIRST[1],))):
         quantized[name] = replace(quantized[name], spread=Spread(5, 40, tables=roots))
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
-    limits = price(jobs, quantized, fit_sources(inventory.weights), 0.0, "identity")
+    limits = price(jobs, quantized, fit_sources(inventory.weights), {}, 0.0, "identity")
     return container.pack(inventory.entries, quantized, exact, "test", limits).data
 
 
