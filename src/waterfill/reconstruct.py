@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import tables
-from waterfill.codec.order import Places, places
+from waterfill.codec.order import Places, place, places
 from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform
 
 LEVEL_UNIT = 64
@@ -27,12 +27,29 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, do
         return _relative(symbols, rule)
     if isinstance(rule, Codebook):
         return rule.values[symbols.astype(np.int64) - rule.first]
-    low, high = int(symbols.min(initial=0)), int(symbols.max(initial=0))
-    if high - low >= symbols.size:
+    tables_of = _level_table(symbols, rule)
+    if tables_of is None:
         return _levels(symbols, rule) * step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT, down)
     found = places(layout, rule.scales, start, start + symbols.size, down)
-    levels = _levels(np.arange(low, high + 1, dtype=np.int32), rule)
-    return found.scaled(symbols, low, levels, _powers(rule, found, LEVEL_UNIT))
+    return found.scaled(symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
+
+
+def fill(matrix: Floats, symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> None:
+    """Put the values of `reconstruct` where they belong in the matrix [out, in] of a tensor."""
+    tables_of = _level_table(symbols, rule) if down and isinstance(rule, Uniform) else None
+    if tables_of is None or not isinstance(rule, Uniform):
+        place(reconstruct(symbols, rule, layout, start, down), matrix, start, down)
+        return
+    found = places(layout, rule.scales, start, start + symbols.size, down)
+    found.scale_down(matrix, symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
+
+
+def _level_table(symbols: Symbols, rule: Uniform) -> tuple[int, Floats] | None:
+    """The lowest symbol, and the levels from there to the highest; None where there are more than symbols."""
+    low, high = int(symbols.min(initial=0)), int(symbols.max(initial=0))
+    if high - low >= symbols.size:
+        return None
+    return low, _levels(np.arange(low, high + 1, dtype=np.int32), rule)
 
 
 def step_sizes(rule: Uniform, layout: Layout, start: int, stop: int, parts: int = 1, down: bool = False) -> Floats:

@@ -28,12 +28,19 @@ def elements(matrix: NDArray[Any], start: int, stop: int, down: bool = False) ->
 
 def place(part: NDArray[Any], matrix: NDArray[Any], start: int, down: bool = False) -> None:
     """Put elements [n] that stand at `start` of the stream where they belong in the matrix [out, in]."""
-    from waterfill.codec import order_kernels
-
-    if down and part.size:
-        order_kernels.turn(part, start, matrix)
-    else:
-        matrix.reshape(-1)[start : start + part.size] = part
+    lines = matrix.T if down else matrix
+    length = lines.shape[1]
+    if not part.size:
+        return
+    line, at = divmod(start, length)
+    head = min(-start % length, part.size)
+    whole, tail = divmod(part.size - head, length)
+    if head:
+        lines[line, at : at + head] = part[:head]
+        line += 1
+    lines[line : line + whole] = part[head : head + whole * length].reshape(whole, length)
+    if tail:
+        lines[line + whole, :tail] = part[part.size - tail :]
 
 
 def line_sums(layout: Layout, scales: AxisScales, down: bool = False) -> tuple[Sums, Sums]:
@@ -55,13 +62,15 @@ class Places:
     """The sums of scales of some elements of a stream, as rows of a table.
 
     Attributes:
-        start: number of the first element.
+        first: number of the first line.
+        start: number of the first element in the lines from there.
         size: how many elements there are.
-        lines: int32, the part of every line.
+        lines: int32, the part of every line from the first to that of the last element.
         within: int32, the part of every place in a line; row 0 has the lowest sum.
         totals: int64 [rows], the sums.
     """
 
+    first: int
     start: int
     size: int
     lines: Sums
@@ -81,8 +90,15 @@ class Places:
         from waterfill.codec import order_kernels
 
         values = np.empty(self.size, np.float32)
-        order_kernels.look_up_scaled(self.lines, self.within, self.start, symbols, lowest, levels, steps, values)
+        order_kernels.scale_lines(self.lines, self.within, self.start, symbols, lowest, levels, steps, values)
         return values
+
+    def scale_down(self, matrix: Floats, symbols: Symbols, lowest: int, levels: Floats, steps: Floats) -> None:
+        """The same of a stream down the columns of a matrix [out, in], put there at once."""
+        from waterfill.codec import order_kernels
+
+        known = self.lines, self.within, self.start, symbols, lowest, levels, steps
+        order_kernels.scale_columns(*known, self.first, matrix)
 
 
 def places(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Places:
@@ -91,9 +107,9 @@ def places(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool
     first, last = (start // within.size, -(-stop // within.size)) if within.size else (0, 0)
     some = lines[first:last]
     if start == stop:
-        return Places(0, 0, some, within, np.zeros(1, np.int64))
+        return Places(first, 0, 0, some, within, np.zeros(1, np.int64))
     low, high = int(some.min()) + int(within.min()), int(some.max()) + int(within.max())
-    return Places(start - first * within.size, stop - start, some, within - low, np.arange(low, high + 1))
+    return Places(first, start - first * within.size, stop - start, some, within - low, np.arange(low, high + 1))
 
 
 def axis_sum(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Sums:
