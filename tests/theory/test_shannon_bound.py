@@ -319,3 +319,32 @@ def test_a_known_weight_leaves_a_matrix_without_its_row_and_column():
         assert expected > 0 or distortion == 2.0
     assert shannon_lower_bound(gaussian(np.zeros(6)), matrix, 0.1) == 0
     assert shannon_lower_bound(gaussian(np.zeros((2, 3))), (np.eye(3), np.eye(2)), 0.1) == 0
+
+
+# Cross terms ----------------------------------------------------------------------------------------------------------
+
+
+def rate_of_pairs(form, slope, step=0.35, reach=5.6):
+    """Rate and distortion of two Laplacian weights of variance 1 under a form, by Blahut and Arimoto on a grid."""
+    nodes = np.arange(-reach, reach + step / 2, step)
+    edges = np.concatenate([[-inf], (nodes[1:] + nodes[:-1]) / 2, [inf]])
+    below = np.where(edges < 0, np.exp(2**0.5 * np.minimum(edges, 0)) / 2, 1 - np.exp(-(2**0.5) * np.abs(edges)) / 2)
+    p = np.outer(np.diff(below), np.diff(below)).reshape(-1)
+    points = np.stack(np.meshgrid(nodes, nodes, indexing="ij"), axis=-1).reshape(-1, 2) @ np.linalg.cholesky(form)
+    squares = np.square(points).sum(1)
+    costs = np.maximum(0, squares[:, None] + squares - 2 * points @ points.T)
+    kernel, q = np.exp(-slope * costs), np.full(len(p), 1 / len(p))
+    for _ in range(150):
+        q = q * (kernel.T @ (p / (kernel @ q)))
+    joint = p[:, None] * kernel * q / (kernel @ q)[:, None]
+    distortion = float((joint * costs).sum())
+    return float(-slope * distortion - p @ np.log(kernel @ q)) / log(2), distortion
+
+
+@pytest.mark.parametrize(("correlation", "slope"), [(0.0, 0.7), (0.8, 0.5), (0.8, 1.0), (0.8, 3.0), (-0.95, 1.5)])
+def test_with_cross_terms_it_is_below_the_rate_of_blahut_and_arimoto(correlation, slope):
+    form = np.array([[1.0, correlation], [correlation, 1.0]])
+    rate, distortion = rate_of_pairs(form, slope)
+    bits = shannon_lower_bound(laplace(np.ones(2)), form, distortion)
+    assert 0.2 < bits <= rate
+    assert bits > 0.6 * rate
