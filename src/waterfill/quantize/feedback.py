@@ -185,7 +185,9 @@ class Loop:
             log_some = states_of(rounds - done, log_states)
             flips, picks = (part.astype(np.bool_) for part in parities(log_some))
             parts = spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0])
-            levels = self._columns(kernels.best_span, *_exponents(parts), fit.lengths(), flips, picks, MEMORY * log_some)
+            levels = self._columns(
+                kernels.best_span, *_exponents(parts), fit.lengths(), flips, picks, MEMORY * log_some
+            )
             fit = path_spread.refit(levels, Paths(log_some, False, self.log_span, 0, 0, True), self.layout, fit)
         return levels, fit
 
