@@ -173,6 +173,11 @@ def axes_of(entry):
     return (shape[1] * groups, shape[0] // groups, taps) if how == "t" else (shape[0], shape[1], taps)
 
 
+def path_of(line, rows):
+    """Logarithm of the states, whether zero is in both subsets, and the span of a path."""
+    return (*line[2:4], max(1, rows if line[11:] == [True] else 1) << line[4])
+
+
 def decode_matrices(coded, lines, own_lines, chunks):
     places, exponents = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
@@ -189,9 +194,7 @@ def decode_matrices(coded, lines, own_lines, chunks):
     for n in range(len(lines)):
         parts += spreads_from_sums([next(vectors) for _ in range(6)], lines[n])
         own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines[n]])
-        if lines[n][0] == "p":
-            rows = axes_of(coded[n])[0] if lines[n][11:] == [True] else 1
-            own[n] = (*lines[n][2:4], max(1, rows) << lines[n][4])
+        own[n] = path_of(lines[n], axes_of(coded[n])[0]) if lines[n][0] == "p" else own[n]
     assert all(-127 <= s <= 127 for part in parts for s in part)
     models, shapes = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
