@@ -142,9 +142,11 @@ def test_a_fit_does_not_depend_on_the_direction_but_for_its_path(zero):
     start = PathFit(zero, (5, 5), (36, 36), offsets, wide=False)
     for down in (False, True):
         paths = Paths(4, zero, 6, 0, 0, down)
-        levels = path(layout, paths, np.rint(rng.laplace(size=layout.numel) * 2).astype(int).tolist())
+        sizes = np.repeat(2.0 ** (offsets[0] / 2), 36)[down_columns(layout) if down else slice(None)]
+        levels = path(layout, paths, np.rint(rng.laplace(size=layout.numel) * 2 * sizes).astype(int).tolist())
         fit = path_spread.refit(levels, paths, layout, start)
         spread = fit.spread(4, 6, down)
+        assert spread.rows is not None
         assert spread.down == down
         bits = pieces.tensor_bits(levels, spread, layout) + side_bits(spread.scales)
         assert fit.bits == pytest.approx(bits, rel=1e-5)
