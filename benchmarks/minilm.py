@@ -158,9 +158,9 @@ def _pieces(word: str, known: dict[str, int]) -> list[int]:
 # Sentences
 
 
-def sentences(count: int) -> list[str]:
-    """English sentences of WikiText-2, spread evenly over its validation set."""
-    text = (data_folder() / "text" / "wikitext2_valid.txt").read_text("utf-8")
+def sentences(count: int, part: str = "valid") -> list[str]:
+    """English sentences of WikiText-2, spread evenly over its validation set, or over its test set."""
+    text = (data_folder() / "text" / f"wikitext2_{part}.txt").read_text("utf-8")
     every = [s for line in text.splitlines() if not line.startswith(" =") for s in _split(line)]
     every = [s for s in every if "<unk>" not in s and 5 <= s.count(" ") <= 60]
     return [every[i * len(every) // count] for i in range(min(count, len(every)))]
@@ -173,10 +173,10 @@ def _split(line: str) -> Iterator[str]:
         yield part.removesuffix(" .") + " ."
 
 
-def batches(count: int, size: int = 16) -> list[Tensor]:
-    """Tokens of so many sentences, int64 [at most `size`, time]; those of a batch are of one length, without padding."""
+def batches(count: int, size: int = 16, part: str = "valid") -> list[Tensor]:
+    """Tokens of so many sentences, int64 [at most `size`, time]; those of a batch are equally long, without padding."""
     by_length = defaultdict(list)
-    for sentence in sentences(count):
+    for sentence in sentences(count, part):
         tokens = tokenize(sentence)
         by_length[len(tokens)].append(tokens)
     return [
