@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from waterfill import allocate
 from waterfill.allocate import Job, Trial, lowest_within, mean_power, plan, temper
 from waterfill.errors import TargetError, UnsupportedModelError, UsageError
+from waterfill.importance.factored import SCALE_DAMPING, KroneckerForm
 from waterfill.importance.forms import DiagonalForm
 from waterfill.quantize import Scalar, Vector
 from waterfill.records import Coded, Entry, Inventory, Layout, Weight
@@ -116,6 +117,71 @@ def test_tempering_what_is_all_zero_or_partly_zero():
     partly = temper({"w": DiagonalForm(np.float32([[0, 4]]))}, 0.5)
     assert partly["w"].values[0, 0] == 0
     assert partly["w"].values[0, 1] == pytest.approx(2 * np.sqrt(2))
+
+
+def crossed(seed=0, groups=2, out=6, inputs=5, full=False, scale=1.0):
+    rng = np.random.default_rng(seed)
+    roots = rng.normal(size=(groups, inputs, 2 * inputs))
+    rows = scale * rng.gamma(1.0, size=out)
+    if full:
+        blocks = rng.normal(size=(groups, out // groups, out))
+        rows = np.zeros((groups, out // groups, groups, out // groups))
+        rows[range(groups), :, range(groups)] = scale * blocks @ blocks.swapaxes(1, 2)
+        rows = rows.reshape(out, out)
+    return KroneckerForm(rows, roots @ roots.swapaxes(1, 2), "why")
+
+
+def geometric_means(form):
+    """`g_o det(A)^(1/n)` of every row, from the determinant of the damped matrix."""
+    damped = form.damped(SCALE_DAMPING).columns
+    per_group = np.linalg.det(damped) ** (1 / damped.shape[1])
+    return form.rows.reshape(len(per_group), -1) * per_group[:, None]
+
+
+def test_cross_terms_keep_their_shape_and_their_scales_are_tempered():
+    forms = {"a": crossed(0), "b": crossed(1, groups=1, scale=100.0), "c": FORMS["conv"]}
+    weights = [*(np.repeat(geometric_means(forms[name]), 5) for name in "ab"), FORMS["conv"].values.ravel()]
+    mean = np.concatenate(weights).mean(dtype=np.float64)
+    for power in (0.0, 0.5):
+        found = temper(forms, power)
+        for name in "ab":
+            wanted = mean * (geometric_means(forms[name]) / mean) ** power
+            np.testing.assert_allclose(geometric_means(found[name]), wanted, rtol=1e-9)
+            ratio = found[name].columns / forms[name].columns
+            np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1], ratio.shape), rtol=1e-12)
+            assert found[name].reason == "why"
+        np.testing.assert_allclose(found["c"].values, mean * (FORMS["conv"].values / mean) ** power, rtol=1e-5)
+    assert forms["a"].tempered(mean, 1.0) is forms["a"]
+
+
+def test_a_full_matrix_over_rows_keeps_its_shape_too():
+    form = crossed(full=True, groups=1)
+    found = form.tempered(3.0, 0.25)
+    ratio = np.kron(found.rows, found.columns[0]) / np.kron(form.rows, form.columns[0])
+    assert ratio == pytest.approx(np.full(ratio.shape, ratio[0, 0]), rel=1e-9)
+    scale = math.prod(
+        np.linalg.det(damped) ** (1 / len(damped))
+        for damped in (form.damped(SCALE_DAMPING).rows, form.damped(SCALE_DAMPING).columns[0])
+    )
+    assert form.scale_total == pytest.approx(30 * scale)
+    assert ratio[0, 0] * scale == pytest.approx(3.0 * (scale / 3.0) ** 0.25)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 2.0])
+def test_two_diagonals_are_tempered_like_their_product(power):
+    form = KroneckerForm(np.array([1.0, 2.0, 0.0, 8.0]), np.array([[0.5, 0.0, 4.0], [1.0, 2.0, 3.0]]))
+    plain = DiagonalForm(form.diagonal())
+    assert form.scale_total == pytest.approx(plain.scale_total)
+    np.testing.assert_allclose(form.tempered(1.5, power).diagonal(), plain.tempered(1.5, power).values, rtol=1e-5)
+
+
+def test_a_singular_matrix_has_a_scale_and_one_of_nothing_stays_finite():
+    one = KroneckerForm(np.ones(2), np.array([[[1.0, 1.0], [1.0, 1.0]]]))
+    assert one.scale_total == pytest.approx(4 * math.sqrt(SCALE_DAMPING * (2 + SCALE_DAMPING)))
+    none = KroneckerForm(np.zeros(4), np.zeros((2, 3, 3)))
+    assert temper({"w": none}, 0.5)["w"] is none
+    assert np.isfinite(none.tempered(1.0, 0.0).diagonal()).all()
+    assert KroneckerForm(np.zeros(0), np.zeros((1, 0, 0))).tempered(1.0, 0.5).columns.shape == (1, 0, 0)
 
 
 # Quantizing in parallel -----------------------------------------------------------------------------------------------

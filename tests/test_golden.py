@@ -51,6 +51,7 @@ CASES = {
     "tables": {"quantizers": [WithTables()]},
     "trellis": {"rate": 8.0, "quantizers": [Trellis(states=256)]},
     "paths": {"quantizers": [WithPaths()]},
+    "down": {"quantizers": [WithPaths(down=True)]},
 }
 
 
@@ -94,6 +95,13 @@ def test_golden_files_have_paths_with_and_without_zero_in_both_subsets():
             spreads = [spread for _, spread in file.container.rules.values() if spread.trellis]
         found[name] = {(spread.trellis.zero, spread.rows is not None) for spread in spreads}
     assert found == {"trellis": {(False, False)}, "paths": {(True, True)}}
+
+
+def test_a_golden_file_has_paths_down_the_columns():
+    for name in ("paths", "down"):
+        with waterfill.open(FOLDER / f"{name}.wf") as file:
+            found = {spread.down for _, spread in file.container.rules.values() if spread.trellis}
+        assert found == {name == "down"}
 
 
 @pytest.mark.parametrize("name", CASES)

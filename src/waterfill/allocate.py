@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from waterfill.errors import TargetError, UsageError, WaterfillError
+from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
@@ -60,18 +61,20 @@ def temper(forms: Mapping[str, QuadraticForm], power: float) -> dict[str, Quadra
 
     An importance is exact for small errors only. At low rates the errors of unimportant weights are large and add up
     to more than it says, so a power below 1 measures better; 0 gives one step for the whole model.
+
+    Of a form with cross terms the scales are taken to the power, and its shape stays, see `KroneckerForm.tempered`. So
+    m is the mean over all weights of what is tempered: of scales there, of the diagonal in all other forms.
     """
     if power == 1.0 or not forms:
         return dict(forms)
-    diagonals = {name: form.diagonal() for name, form in forms.items()}
-    count = sum(diagonal.size for diagonal in diagonals.values())
-    mean = sum(float(diagonal.sum(dtype=np.float64)) for diagonal in diagonals.values()) / count
+    known = {
+        name: form if isinstance(form, KroneckerForm) else DiagonalForm(form.diagonal()) for name, form in forms.items()
+    }
+    count = sum(form.diagonal().size for form in known.values())
+    mean = sum(form.scale_total for form in known.values()) / count
     if not mean > 0:
         return dict(forms)
-    return {
-        name: DiagonalForm((mean * np.power(diagonal / mean, power)).astype(np.float32))
-        for name, diagonal in diagonals.items()
-    }
+    return {name: form.tempered(mean, power) for name, form in known.items()}
 
 
 def quantize(jobs: Mapping[str, Job], water_level: float, progress: Progress | None = None) -> dict[str, Quantized]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ import torch
 
 from waterfill.codec.container import Container, Piece
 from waterfill.codec.directory import exact_sizes, original_bytes
+from waterfill.codec.order import place
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
@@ -160,29 +162,34 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         layouts = self.container.layouts
         spans = self.container.spans("s", {name: layout.numel for name, layout in layouts.items()})
         wanted = {index: pieces for index, pieces in spans.items() if any(name in names for name, _, _ in pieces)}
-        buffers: dict[str, Floats] = {}
         for name in names:
             if not layouts[name].numel:
                 yield name, np.zeros((layouts[name].axes[0], 0), np.float32)
-        for pieces, values in _ahead(pool, wanted, self._chunk_values, 2 * self._threads):
-            for (name, start, stop), part in zip(pieces, values, strict=True):
-                if name not in names:
-                    continue
-                numel = layouts[name].numel
-                buffer = part if (start, stop) == (0, numel) else buffers.setdefault(name, np.empty(numel, np.float32))
-                if buffer is not part:
-                    buffer[start:stop] = part
-                if stop == numel:
-                    buffers.pop(name, None)
-                    yield name, buffer.reshape(layouts[name].axes[0], -1)
+        matrices: dict[str, Floats] = {}
+        for pieces in _ahead(pool, self._jobs(wanted, names, matrices), 2 * self._threads):
+            for name, _, stop in pieces:
+                if name in names and stop == layouts[name].numel:
+                    yield name, matrices.pop(name)
 
-    def _chunk_values(self, index: int, pieces: list[Piece]) -> list[Floats]:
-        """Decode and reconstruct one chunk."""
-        parts = self.container.symbols(index, pieces)
-        return [
-            reconstruct(part, self.container.rules[name][0], self.container.layouts[name], start)
-            for (name, start, _), part in zip(pieces, parts, strict=True)
-        ]
+    def _jobs(
+        self, wanted: Mapping[int, list[Piece]], names: set[str], matrices: dict[str, Floats]
+    ) -> Iterator[Callable[[], list[Piece]]]:
+        """One for every chunk, which fills its part of the matrices; these are there when the job is."""
+        for index, pieces in wanted.items():
+            for name in names.intersection(name for name, _, _ in pieces):
+                layout = self.container.layouts[name]
+                if name not in matrices:
+                    matrices[name] = np.empty((layout.axes[0], layout.numel // layout.axes[0]), np.float32)
+            yield functools.partial(self._fill, index, pieces, {name: matrices.get(name) for name, _, _ in pieces})
+
+    def _fill(self, index: int, pieces: list[Piece], matrices: Mapping[str, Floats | None]) -> list[Piece]:
+        """Decode and reconstruct one chunk; returns its pieces."""
+        for (name, start, _), part in zip(pieces, self.container.symbols(index, pieces), strict=True):
+            matrix, (rule, spread) = matrices[name], self.container.rules[name]
+            if matrix is not None:
+                values = reconstruct(part, rule, self.container.layouts[name], start, spread.down)
+                place(values, matrix, start, spread.down)
+        return pieces
 
     def _exact(self, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Tensors that are stored without loss, in order."""
@@ -227,18 +234,15 @@ class _Arriving(Mapping[str, T]):
         return value
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, jobs: Mapping[int, list[Piece]], work: Callable[[int, list[Piece]], T], depth: int
-) -> Iterator[tuple[list[Piece], T]]:
-    """Results of `work(index, pieces)` in order, with `depth` jobs under way."""
-    waiting: deque[tuple[list[Piece], Future[T]]] = deque()
-    for index, pieces in jobs.items():
-        waiting.append((pieces, pool.submit(work, index, pieces)))
+def _ahead(pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], T]], depth: int) -> Iterator[T]:
+    """Results of jobs in order, with `depth` of them under way."""
+    waiting: deque[Future[T]] = deque()
+    for job in jobs:
+        waiting.append(pool.submit(job))
         if len(waiting) > depth:
-            done, future = waiting.popleft()
-            yield done, future.result()
-    for done, future in waiting:
-        yield done, future.result()
+            yield waiting.popleft().result()
+    for future in waiting:
+        yield future.result()
 
 
 def exact_bytes(tensor: torch.Tensor) -> bytes:

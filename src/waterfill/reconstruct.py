@@ -10,32 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import tables
-from waterfill.codec.symbols import axis_sum
+from waterfill.codec.order import axis_sum
 from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform
 
 LEVEL_UNIT = 64
 """Levels are whole multiples of 1/64 step."""
 
 
-def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0) -> Floats:
-    """Values of the symbols [n] that stand at `start` in the flattened normal form of a tensor; float32 [n]."""
+def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> Floats:
+    """Values of the symbols [n] that stand at `start` of a tensor's matrix, read along rows or down columns.
+
+    Returns:
+        float32 [n], in the order of the symbols.
+    """
     if isinstance(rule, Relative):
         return _relative(symbols, rule)
     if isinstance(rule, Codebook):
         return rule.values[symbols.astype(np.int64) - rule.first]
-    steps = step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT)
+    steps = step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT, down)
     low, high = int(symbols.min(initial=0)), int(symbols.max(initial=0))
     if high - low < symbols.size:
         return _levels(np.arange(low, high + 1, dtype=np.int32), rule)[symbols - low] * steps
     return _levels(symbols, rule) * steps
 
 
-def step_sizes(rule: Uniform, layout: Layout, start: int, stop: int, parts: int = 1) -> Floats:
+def step_sizes(rule: Uniform, layout: Layout, start: int, stop: int, parts: int = 1, down: bool = False) -> Floats:
     """Step of the elements start..stop, divided by `parts` (a power of two); float32 [stop - start] or [1]."""
     base = rule.step - 64 * (parts.bit_length() - 1)
     if rule.rows is None and rule.channels is None and rule.taps is None:
         return tables.power(np.array([base]))
-    total = axis_sum(layout, rule.rows, rule.channels, rule.taps, start, stop)
+    total = axis_sum(layout, rule.scales, start, stop, down)
     low, high = (int(total.min()), int(total.max())) if total.size else (0, 0)
     total -= low
     return tables.power(base + 16 * np.arange(low, high + 1))[total]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Floats: TypeAlias = NDArray[np.float32]
 Symbols: TypeAlias = NDArray[np.int32]
 Scales: TypeAlias = NDArray[np.int8]
+AxisScales: TypeAlias = tuple[Scales | None, Scales | None, Scales | None]
+"""Of rows, channels and taps; None for none."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,11 @@ class Uniform:
     channels: Scales | None = None
     taps: Scales | None = None
 
+    @property
+    def scales(self) -> AxisScales:
+        """Those of the steps, axis by axis."""
+        return self.rows, self.channels, self.taps
+
 
 @dataclass(frozen=True)
 class Relative:
@@ -273,6 +280,8 @@ class Paths:
         log_span: the state is 0 again after every `2^log_span` symbols.
         family: shape of the tables of subset 1 (that of subset 0 is in the spread).
         base: logarithm of the spread of k in subset 1, in eighths of an octave, 32 for one.
+        down: whether the path, and the stream with it, goes down the columns of the matrix [out, in], one after the
+            other; else along its rows.
     """
 
     log_states: int
@@ -280,6 +289,7 @@ class Paths:
     log_span: int
     family: int
     base: int
+    down: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +318,16 @@ class Spread:
     taps: Scales | None = None
     tables: tuple[Table, ...] = ()
     trellis: Paths | None = None
+
+    @property
+    def scales(self) -> AxisScales:
+        """The offsets, axis by axis."""
+        return self.rows, self.channels, self.taps
+
+    @property
+    def down(self) -> bool:
+        """Whether the symbols are in the stream column by column."""
+        return self.trellis is not None and self.trellis.down
 
     @property
     def levels(self) -> str:

@@ -365,7 +365,7 @@ def test_lines_of_paths_that_lie_are_refused_or_read(log_span):
         for value in HUGE:
             opens_or_refuses(with_directory(replaced(directory, path, value), data))
     lies = {1: (-6001, 6001), 2: (1, 13, -1), 3: (0, 1, None), 4: (-1, 43), 5: (-1, 9), 6: (-401, 257), 7: (-1, 9),
-            8: (-401, 257), 9: ([0, 0], [65, 0, 0]), 10: ([57] * 6, [-1] * 5)}  # fmt: skip
+            8: (-401, 257), 9: ([0, 0], [65, 0, 0]), 10: ([57] * 6, [-1] * 5), 11: (0, 2, None, [])}  # fmt: skip
     for at, values in lies.items():
         for value in values:
             with pytest.raises(FormatError, match="cannot be read"):

@@ -6,26 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import gennorm
+from slow_paths import levels_of
 
 from waterfill.codec import pieces, rans, subsets, tables, trellis
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Paths, Spread
 
 SHAPES = (0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2)
-
-
-def levels_of(indices, paths):
-    """The levels of a path with these indices, one state after the other as the page on the format says it."""
-    h0, h1 = trellis.PARITIES[paths.log_states]
-    state, levels = 0, []
-    for i, k in enumerate(indices):
-        state = 0 if i % (1 << paths.log_span) == 0 else state
-        second = (state & (h1 >> 1)).bit_count() % 2
-        sign = (k > 0) - (k < 0)
-        levels.append(2 * k + second if not paths.zero else 2 * k - second * sign)
-        bit = (k & 1) ^ (state & (h0 >> 1)).bit_count() % 2
-        state = (2 * state + bit) % (1 << paths.log_states)
-    return np.array(levels, np.int32)
 
 
 @st.composite

@@ -194,6 +194,7 @@ def decode_matrices(coded, lines, own_lines, chunks):
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
         axes = axes_of(entry)
         spreads = axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)
+        spreads = [spreads[place] for place in order_of(line, axes)]
         shapes.append(axes)
         if line[0] == "p":
             first, base, second, other = line[5:9]
@@ -213,7 +214,9 @@ def decode_matrices(coded, lines, own_lines, chunks):
             flat = [book[k - line[2]] for k in some]
         else:
             value = relative if line[0] == "r" else uniform
-            flat = [value(k, line, s) for k, s in zip(some, steps, strict=True)]
+            flat = [None] * len(some)
+            for k, place in zip(some, order_of(line, shapes[n]), strict=True):
+                flat[place] = value(k, line, steps[place])
         values[entry[0]] = np.array(flat, np.float32).reshape(out, channels * taps)
     return values
 
@@ -225,6 +228,14 @@ def take_all(chunks, models, own):
         at += count
     assert at == len(models)
     return values
+
+
+def order_of(line, axes):
+    """Where the symbols of the stream are in the matrix, its rows one after the other."""
+    rows, columns = axes[0], axes[1] * axes[2]
+    if line[0] == "p" and len(line) > 11 and line[11]:
+        return [row * columns + column for column in range(columns) for row in range(rows)]
+    return range(rows * columns)
 
 
 def axis_sums(parts, axes):

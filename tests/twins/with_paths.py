@@ -26,12 +26,15 @@ def greedy(x):
 
 @dataclass(frozen=True)
 class WithPaths:
+    down: bool = False
     fixed: ClassVar[bool] = True
     tempered: ClassVar[bool] = False
 
     def quantize(self, weight, form, water_level):  # noqa: ARG002
-        levels = greedy(weight.matrix.reshape(-1) * 16).reshape(weight.matrix.shape)
+        matrix = weight.matrix.T if self.down else weight.matrix
+        levels = greedy(matrix.reshape(-1) * 16).reshape(matrix.shape)
+        levels = np.ascontiguousarray(levels.T if self.down else levels)
         rows = np.resize([-4, 0, 30, 3], weight.layout.axes[0]).astype(np.int8)
         found = finish(weight, form, levels, Uniform(-256, 0, (3, -2, 9)), fit(levels, weight.layout))
-        spread = Spread(4, 14, rows, trellis=Paths(4, True, 5, 6, 19))
+        spread = Spread(4, 14, rows, trellis=Paths(4, True, 5, 6, 19, self.down))
         return Quantized(levels, found.rule, spread, found.bits, found.distortion)

@@ -18,6 +18,7 @@ from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
 from waterfill.codec import rans, symbols
 from waterfill.codec.lines import ChunkLine, Directory, OwnLine, TensorLine
+from waterfill.codec.order import elements
 from waterfill.codec.pieces import Model
 from waterfill.codec.symbols import Codes
 from waterfill.codec.trellis import PathModel
@@ -192,7 +193,7 @@ def _symbols_chunk(
 ) -> tuple[bytes, int, dict[str, float]]:
     """The stream of a group, its number of symbols, and the ideal bits of each tensor in it."""
     models = [coder.model(quantized[name].spread, layouts[name], a, b) for name, a, b in group]
-    values = [quantized[name].symbols.reshape(-1)[a:b] for name, a, b in group]
+    values = [elements(quantized[name].symbols, a, b, quantized[name].spread.down) for name, a, b in group]
     bits = _symbols_bits(group, values, models)
     return coder.encode(values, models), sum(b - a for _, a, b in group), bits
 
@@ -395,7 +396,7 @@ class Container:
         return spans
 
     def symbols(self, index: int, pieces: list[Piece]) -> list[Symbols]:
-        """Decode one chunk of symbols into its pieces.
+        """Decode one chunk of symbols into its pieces, each in the order of the stream.
 
         Raises:
             FormatError: the chunk is damaged.

@@ -94,6 +94,7 @@ class TrellisLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     second_base: Annotated[int, Meta(ge=-400, le=256)]
     shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
     scales: Codes6 = NO_SCALES
+    down: bool = False
 
 
 TensorLine: TypeAlias = UniformLine | TrellisLine | RelativeLine | CodebookLine

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import own, rans, symbols, trellis
+from waterfill.codec.order import elements
 from waterfill.codec.symbols import Codes
 from waterfill.codec.trellis import PathModel
 from waterfill.records import Layout, Spread, Symbols, Table
@@ -33,10 +34,15 @@ class Model:
 
 
 def model(spread: Spread, layout: Layout, start: int, stop: int) -> Model | PathModel:
-    """The model of the elements start..stop of a tensor."""
+    """The model of the elements start..stop of the stream of a tensor."""
     if spread.trellis is not None:
         return trellis.path_model(spread, layout, start, stop)
     return Model(spread.tables, symbols.spread_codes(spread, layout, start, stop))
+
+
+def tensor_bits(values: Symbols, spread: Spread, layout: Layout) -> float:
+    """Code length of the symbols [out, in] of a whole tensor, in bits, without the end of the stream."""
+    return ideal_bits(elements(values, 0, values.size, spread.down), model(spread, layout, 0, values.size))
 
 
 def encode(values: Sequence[Symbols], models: Sequence[Model | PathModel]) -> bytes:

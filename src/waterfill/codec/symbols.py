@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import rans, tables
+from waterfill.codec.order import axis_sum
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Scales, Spread, Symbols
 
@@ -21,32 +22,12 @@ Codes = tuple[NDArray[np.uint16], NDArray[np.uint8]]
 """For every integer its class and how many low bits are uniform."""
 
 
-def axis_sum(
-    layout: Layout, rows: Scales | None, channels: Scales | None, taps: Scales | None, start: int, stop: int
-) -> NDArray[np.int32]:
-    """`rows[i] + channels[c] + taps[t]` of the elements start..stop of the flattened normal form, int32.
-
-    Missing scales count as zero.
-    """
-    out, n_channels, n_taps = layout.axes
-    width = n_channels * n_taps
-    first, last = (start // width, -(-stop // width)) if width else (0, out)
-    total = np.zeros((last - first, n_channels, n_taps), np.int32)
-    if rows is not None:
-        total += rows[first:last, None, None]
-    if channels is not None:
-        total += channels[:, None]
-    if taps is not None:
-        total += taps
-    return total.reshape(-1)[start - first * width : stop - first * width]
-
-
 def spread_codes(spread: Spread, layout: Layout, start: int, stop: int) -> Codes:
     """Class and number of low bits of the elements start..stop of a tensor."""
     if spread.rows is None and spread.channels is None and spread.taps is None:
         one = exponent_codes(np.array([spread.base], np.int32), spread.family)
         return np.full(stop - start, one[0][0]), np.full(stop - start, one[1][0])
-    exponents = axis_sum(layout, spread.rows, spread.channels, spread.taps, start, stop)
+    exponents = axis_sum(layout, spread.scales, start, stop)
     exponents *= 2
     exponents += spread.base
     return exponent_codes(exponents, spread.family)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import subsets, tables
-from waterfill.codec.symbols import axis_sum
+from waterfill.codec.order import axis_sum
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Paths, Spread, Symbols
 
@@ -114,13 +114,13 @@ class PathModel:
 
 
 def path_model(spread: Spread, layout: Layout, start: int, stop: int) -> PathModel:
-    """The model of the elements start..stop of a tensor with a trellis."""
+    """The model of the elements start..stop of the stream of a tensor with a trellis."""
     trellis = spread.trellis
     assert trellis is not None
     if start == stop or (spread.rows is None and spread.channels is None and spread.taps is None):
         classes, offsets = np.zeros(stop - start, np.uint16), np.zeros(1, np.int64)
     else:
-        total = axis_sum(layout, spread.rows, spread.channels, spread.taps, start, stop)
+        total = axis_sum(layout, spread.scales, start, stop, trellis.down)
         offsets = np.unique(total).astype(np.int64)
         classes = np.searchsorted(offsets, total).astype(np.uint16)
     exponents = np.array([spread.base, trellis.base]) + 2 * offsets[:, None]
@@ -136,7 +136,7 @@ class Path(NamedTuple):
 
 
 def path_of(levels: Symbols, trellis: Paths) -> Path:
-    """The path whose levels these are, from the start of a span.
+    """The path whose levels these are, in the order of the stream from the start of a span.
 
     Raises:
         ValueError: there is none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +15,9 @@ from waterfill.importance.forms import DiagonalForm
 from waterfill.records import Floats
 
 Doubles: TypeAlias = NDArray[np.float64]
+
+SCALE_DAMPING = 1e-4
+"""Damping of a matrix before its scale is taken, which would be zero where it is singular."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +114,52 @@ class KroneckerForm:
             return self
         rows = _damped(self.rows[None], relative)[0] if self.rows.ndim == 2 and self.rows.size else self.rows
         return replace(self, rows=rows, columns=_damped(self.columns, relative))
+
+    @cached_property
+    def _scales(self) -> tuple[Doubles, Doubles]:
+        """What tempering takes to a power: `rows`, [1 or out], and `columns`, [groups, 1 or in]."""
+        rows = _scales(self.rows[None])[0] if self.rows.ndim == 2 else self.rows
+        return rows, _scales(self.columns) if self.columns.ndim == 3 else self.columns
+
+    @property
+    def scale_total(self) -> float:
+        """Sum over all weights of their scales, see `tempered`."""
+        rows, columns = self._scales
+        groups, inputs = self.columns.shape[:2]
+        of_groups = np.broadcast_to(rows, len(self.rows)).reshape(groups, -1).sum(1)
+        return float(of_groups @ np.broadcast_to(columns, (groups, inputs)).sum(1))
+
+    def tempered(self, mean: float, power: float) -> KroneckerForm:
+        """Take the scale of every weight to a power about a mean: `s' = mean (s / mean)^power`.
+
+        Factors that are vectors are taken to the power entry by entry, which is `DiagonalForm.tempered` where both are.
+        A matrix keeps its shape and has one scale, `det(F)^(1/n)` after damping by `SCALE_DAMPING`: the geometric mean
+        of the conditional variances of its Cholesky decomposition, by which errors are priced that may be fed back to
+        the weights that follow. With the power 0 a row of every layer has `g' det(A')^(1/n) = mean`.
+
+        Args:
+            mean: above 0.
+            power: 1 changes nothing.
+
+        Example:
+            >>> form = KroneckerForm(np.array([4.0]), np.array([[[9.0, 0.0], [0.0, 9.0]]]))
+            >>> form.tempered(1.0, 0.5).diagonal().round(3)
+            array([[6., 6.]], dtype=float32)
+        """
+        if power == 1:
+            return self
+        rows, columns = self._scales
+        rows = rows[:, None] ** (power - 1) * self.rows if self.rows.ndim == 2 else rows**power
+        columns = columns[:, :, None] ** (power - 1) * self.columns if self.columns.ndim == 3 else columns**power
+        return replace(self, rows=mean ** (1 - power) * rows, columns=columns)
+
+
+def _scales(matrices: Doubles) -> Doubles:
+    """The `det^(1/n)` of damped matrices [groups, n, n], [groups, 1]."""
+    if not matrices.size:
+        return np.ones((len(matrices), 1))
+    _, logs = np.linalg.slogdet(_damped(matrices, SCALE_DAMPING))
+    return np.asarray(np.exp(logs / matrices.shape[1]))[:, None]
 
 
 def _diagonals(values: Doubles, matrices: bool) -> Doubles:

@@ -48,6 +48,24 @@ class DiagonalForm:
         """
         return replace(self, values=_regularised(self.values, mu))
 
+    @property
+    def scale_total(self) -> float:
+        """Sum over all weights of what `tempered` takes to a power: the diagonal."""
+        return float(self.values.sum(dtype=np.float64))
+
+    def tempered(self, mean: float, power: float) -> DiagonalForm:
+        """Take it to a power about a mean: `I' = mean (I / mean)^power`, entry by entry.
+
+        Args:
+            mean: above 0.
+            power: 1 changes nothing; with 0 every entry is the mean.
+
+        Example:
+            >>> DiagonalForm(np.float32([[1, 16]])).tempered(4.0, 0.5).values
+            array([[2., 8.]], dtype=float32)
+        """
+        return DiagonalForm((mean * np.power(self.values / mean, power)).astype(np.float32))
+
     def cost(self, error: Floats) -> float:
         """Price an error.
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import subsets, tables
-from waterfill.codec.trellis import Path
+from waterfill.codec.order import elements, place
+from waterfill.codec.trellis import path_of
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.spread import REACH, Fit, Offsets
 from waterfill.records import Layout, Paths, Scales, Spread, Symbols
@@ -40,9 +41,9 @@ class PathFit:
     wide: bool
     bits: float = np.inf
 
-    def spread(self, log_states: int, log_span: int) -> Spread:
+    def spread(self, log_states: int, log_span: int, down: bool = False) -> Spread:
         """The record that goes into the file."""
-        paths = Paths(log_states, self.zero, log_span, self.families[1], self.bases[1])
+        paths = Paths(log_states, self.zero, log_span, self.families[1], self.bases[1], down)
         return Spread(self.families[0], self.bases[0], *self.scales(), trellis=paths)
 
     def scales(self) -> tuple[Scales | None, Scales | None, Scales | None]:
@@ -75,11 +76,18 @@ def start(symbols: Symbols, layout: Layout, zero: bool) -> PathFit:
     return PathFit(zero, (fit.family, fit.family), (base, base), fit.offsets, fit.shift > 0)
 
 
-def refit(path: Path, layout: Layout, fit: PathFit) -> PathFit:
-    """Fit shapes, bases and offsets to the indices of a path; offsets that no longer pay are left out."""
-    if fit.wide or not path.indices.size:
+def refit(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit) -> PathFit:
+    """Fit shapes, bases and offsets to a path; offsets that no longer pay are left out.
+
+    Args:
+        levels: of the path, int32 [out, in].
+        paths: its trellis, span and direction.
+        layout: of the tensor.
+        fit: from which to start.
+    """
+    if fit.wide or not levels.size:
         return fit
-    magnitudes = _magnitudes(path, layout, fit.zero)
+    magnitudes = _magnitudes(levels, paths, layout)
     best = _fit_bases(magnitudes, layout, fit.zero, fit.offsets)
     for axis, offsets in enumerate(fit.offsets):
         if offsets is not None:
@@ -90,11 +98,13 @@ def refit(path: Path, layout: Layout, fit: PathFit) -> PathFit:
     return best
 
 
-def _magnitudes(path: Path, layout: Layout, zero: bool) -> NDArray[np.uint8]:
+def _magnitudes(levels: Symbols, paths: Paths, layout: Layout) -> NDArray[np.uint8]:
     """Magnitudes of both subsets, 127 at most, those of subset 1 from 128 on, [out, channels, taps]."""
-    indices = path.indices
-    size = np.abs(indices) if zero else np.where((path.subsets == 1) & (indices < 0), -indices - 1, np.abs(indices))
-    return (np.minimum(size, 127) + 128 * path.subsets).astype(np.uint8).reshape(layout.axes)
+    indices, subset = path_of(elements(levels, 0, levels.size, paths.down), paths)
+    size = np.abs(indices) if paths.zero else np.where((subset == 1) & (indices < 0), -indices - 1, np.abs(indices))
+    found = np.empty(levels.shape, np.uint8)
+    place((np.minimum(size, 127) + 128 * subset).astype(np.uint8), found, 0, paths.down)
+    return found.reshape(layout.axes)
 
 
 def _ends(offsets: tuple[Offsets | None, ...]) -> Pair:

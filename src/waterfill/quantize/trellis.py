@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import pieces
-from waterfill.codec.trellis import PARITIES, parities, path_of
+from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import path_spread
@@ -207,7 +207,7 @@ class Problem:
         shrink = int(shifts[0]), int(shifts[1]), int(shifts[2])
         error = kernels.squared_error(x, importance, levels, moved(shrink))
         paths = Paths(log_states, fit.zero, log_span(log_states), 0, 0)
-        fit = path_spread.refit(path_of(levels, paths), self.layout, fit)
+        fit = path_spread.refit(levels.reshape(self.x.shape[0], -1), paths, self.layout, fit)
         return Found(levels, fit, shrink, error + (self.lmbda * fit.bits if np.isfinite(fit.bits) else 0.0))
 
     def _exponents(self, fit: PathFit) -> NDArray[np.int32]:
@@ -305,7 +305,7 @@ def _finish(weight: Weight, form: QuadraticForm | None, rule: Uniform, found: Fo
     layout, levels, rule = weight.layout, found.levels, replace(rule, shrink=found.shrink)
     spread = found.fit.spread(log_states, log_span(log_states))
     scales = (rule.rows, rule.channels, rule.taps, spread.rows, spread.channels, spread.taps)
-    bits = pieces.ideal_bits(levels, pieces.model(spread, layout, 0, levels.size))
+    bits = pieces.tensor_bits(levels.reshape(weight.matrix.shape), spread, layout)
     bits += sum(spreads.side_bits(each) for each in scales if each is not None)
     error = weight.matrix - reconstruct(levels, rule, layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)

@@ -1,0 +1,59 @@
+"""Orders of elements in a stream, against lists of places."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from slow_paths import down_columns
+
+from waterfill.codec import order
+from waterfill.records import Layout
+
+
+@st.composite
+def layouts(draw):
+    shape = draw(st.lists(st.integers(0, 5), max_size=4).map(tuple))
+    if len(shape) < 2 or draw(st.booleans()):
+        return Layout(shape)
+    groups = draw(st.integers(1, 3))
+    return Layout((shape[0] * groups, *shape[1:]), transposed=True, groups=groups)
+
+
+def places(layout, down):
+    return down_columns(layout) if down else list(range(layout.numel))
+
+
+@given(layouts(), st.booleans(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_elements_go_back_to_their_places(layout, down, data):
+    start = data.draw(st.integers(0, layout.numel))
+    stop = data.draw(st.integers(start, layout.numel))
+    out, channels, taps = layout.axes
+    matrix = np.arange(layout.numel).reshape(out, channels * taps)
+    part = order.elements(matrix, start, stop, down)
+    assert part.tolist() == places(layout, down)[start:stop]
+    empty = np.full_like(matrix, -1)
+    order.place(part, empty, start, down)
+    assert (np.where(np.isin(matrix, part), matrix, -1) == empty).all()
+
+
+@given(layouts(), st.booleans(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_sums_are_those_of_the_elements(layout, down, data):
+    start = data.draw(st.integers(0, layout.numel))
+    stop = data.draw(st.integers(start, layout.numel))
+    numbers = st.integers(-127, 127)
+    scales = tuple(data.draw(st.none() | hnp.arrays(np.int8, n, elements=numbers)) for n in layout.axes)
+    known = [np.zeros(n, int) if s is None else s.astype(int) for s, n in zip(scales, layout.axes, strict=True)]
+    sums = [int(sum(s[i] for s, i in zip(known, place, strict=True))) for place in np.ndindex(*layout.axes)]
+    found = order.axis_sum(layout, scales, start, stop, down)
+    assert found.dtype == np.int32
+    assert found.tolist() == [sums[place] for place in places(layout, down)[start:stop]]
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_column_and_a_row_are_lines(down):
+    layout = Layout((2, 3))
+    lines, within = order.line_sums(layout, (np.array([1, 2], np.int8), np.array([10, 20, 30], np.int8), None), down)
+    assert [lines.tolist(), within.tolist()] == ([[10, 20, 30], [1, 2]] if down else [[1, 2], [10, 20, 30]])
