@@ -115,9 +115,9 @@ PARTS = (
         "Layers of small networks",
         "With both factors of `kronecker()` over 256 images or 32 windows of 256 characters, 0.0001 of the mean of the "
         "diagonal added to A; the bound is that for independent Gaussian weights of the same variance. Bits and gap "
-        "are those of the tensor's own part of a file (symbols, scales, tables), as in a file of a whole network; "
-        "beside them the gap of a file with nothing else in it, header and directory included. Gaps of small tensors "
-        "are what describing their scales costs; a tensor far from Gaussian can be below the bound.",
+        "are those of the tensor's own part of a file: symbols, scales and tables, without its line in the directory; "
+        "beside them the gap of a file with nothing else in it, header and directory included. Small tensors pay for "
+        "the description of their scales; one that is far from independent Gaussian weights can be below the bound.",
         lambda sizes: layers.small_networks(sizes.samples, sizes.windows),
     ),
     Part(
@@ -165,7 +165,11 @@ def main() -> None:
     compile_all()
     known = results.read("limits")
     for part in PARTS:
-        if part.key in options.only and not (part.minilm and minilm.folder() is None):
+        if part.key not in options.only:
+            continue
+        if part.minilm and minilm.folder() is None:
+            say(f"{part.title}: left out; {minilm.INSTALL}")
+        else:
             say(f"{part.title} ...")
             known[part.title] = part.measure(sizes)
             results.keep("limits", known)

@@ -147,18 +147,21 @@ def independent(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rounding(rows: Sequence[Mapping[str, Any]], layer: str, left_out: str) -> str:
-    """Error against rate of all ways to round one layer, above the bound, which passes through all their errors."""
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    axes, rows = figure.subplots(), [row for row in rows if row["layer"] == layer]
+    """Errors of all ways to round one layer, beside the bound through all these errors; and the gaps between."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    (plot, gaps), rows = figure.subplots(1, 2), [row for row in rows if row["layer"] == layer]
     bound = sorted((row["limit"], row["error, dB"]) for row in rows if row["rounding"] != left_out)
-    axes.plot(*zip(*bound, strict=True), color="black", linewidth=1.5, label="reverse water-filling")
+    plot.plot(*zip(*bound, strict=True), color="black", linewidth=1.5, label="reverse water-filling")
     ways = [way for way in dict.fromkeys(row["rounding"] for row in rows) if way != left_out]
     for way, (color, marker) in zip(ways, STYLES, strict=False):
         own = [row for row in rows if row["rounding"] == way]
-        axes.plot(*_columns(own, "bit/weight", "error, dB"), color=color, marker=marker, linewidth=1, label=way)
-    axes.set(xlabel="rate, bit per weight", ylabel="error at the layer's outputs, dB", xlim=(1, None))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+        for axes, column in ((plot, "error, dB"), (gaps, "gap")):
+            axes.plot(*_columns(own, "bit/weight", column), color=color, marker=marker, linewidth=1, label=way)
+    plot.set(xlabel="rate, bit per weight", ylabel="error at the layer's outputs, dB", xlim=(0.8, None))
+    gaps.set(xlabel="rate, bit per weight", ylabel="rate above the bound, bit per weight", ylim=(0, None))
+    for axes in (plot, gaps):
+        axes.grid(alpha=0.3)
+    plot.legend(frameon=False)
     return save(figure, "limits-rounding")
 
 
