@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 import gaps
 import layers
@@ -161,7 +160,6 @@ def main() -> None:
     if options.quick and "WATERFILL_DOCS" not in os.environ:
         parser.error("--quick would replace the results; set WATERFILL_DOCS to the folder to write to")
     sizes = QUICK if options.quick else Sizes()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     compile_all()
     known = results.read("limits")
     for part in PARTS:
