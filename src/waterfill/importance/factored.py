@@ -75,6 +75,17 @@ class KroneckerForm:
             >>> form.cost(np.float32([[1, 1], [0, 1]]))
             5.0
         """
+        return max(0.0, float(np.vdot(error, self.times(error))))
+
+    def times(self, error: Floats | Doubles) -> Doubles:
+        """`G E A`, half the gradient of `cost`, [out, in].
+
+        Args:
+            error: [out, in].
+
+        Raises:
+            UsageError: the error has another shape.
+        """
         groups, inputs = self.columns.shape[:2]
         out = len(self.rows)
         if error.shape != (out, inputs):
@@ -82,11 +93,11 @@ class KroneckerForm:
                 f"Error of shape {list(error.shape)} does not fit a form of shape {[out, inputs]}; expected the same "
                 "[out, in]. Give the error in normal form."
             )
-        e = error.astype(np.float64)
-        left = self.rows @ e if self.rows.ndim == 2 else self.rows[:, None] * e
-        parts = e.reshape(groups, out // groups, inputs)
+        parts = error.astype(np.float64).reshape(groups, out // groups, inputs)
         right = parts @ self.columns if self.columns.ndim == 3 else parts * self.columns[:, None, :]
-        return max(0.0, float(np.vdot(left, right)))
+        right = right.reshape(out, inputs)
+        product: Doubles = self.rows @ right if self.rows.ndim == 2 else self.rows[:, None] * right
+        return product
 
     def damped(self, relative: float) -> KroneckerForm:
         """Add a share of its mean diagonal to the diagonal of each factor, so that it can be factored and inverted.

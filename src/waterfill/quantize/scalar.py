@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import tables
-from waterfill.codec.symbols import ideal_bits, spread_codes
+from waterfill.codec.symbols import SIDE_FAMILY, ideal_bits, scale_code, spread_codes
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
+from waterfill.quantize.spread import LARGEST_OFFSET
 from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
 from waterfill.records import Codebook, Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 
@@ -19,6 +20,9 @@ LARGEST_STEP, LARGEST_SUM = 6000, 7000
 """Bounds of the format, in 1/64 octave: of a step, and of a step with the largest scales of its axes."""
 
 LARGEST_SYMBOL = 2**29
+
+ROUNDINGS = 3
+"""How often scales are rounded to the table that suits them, and that chosen anew."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +141,33 @@ def _step_scales(importance: Floats, layout: Layout) -> tuple[Scales | None, Sca
         shape[axis] = -1
         factor = rest.mean(axis=tuple(a for a in range(3) if a != axis)) + floor
         logs = -2 * np.log2(factor)  # quarter octaves of the step
-        offsets = np.clip(np.rint(logs - np.median(logs)), -60, 60)
-        applied = np.exp2(offsets / 2)
-        saved = 0.5 * rest.size * np.log2(factor.mean() / np.exp(np.log(factor).mean()))
-        quantized: Scales = offsets.astype(np.int8)
+        quantized = _rounded(logs - np.median(logs), rest.size // factor.size)
+        applied = np.exp2(quantized.astype(np.float64) / 2)
+        left = factor * applied
+        saved = 0.5 * rest.size * np.log2(factor.mean() / left.mean() * np.exp(np.log(left / factor).mean()))
         if saved > spreads.side_bits(quantized):
             scales[axis] = quantized
             rest = rest * applied.reshape(shape)
     return scales[0], scales[1], scales[2]
+
+
+def _rounded(wanted: NDArray[np.float64], count: int) -> Scales:
+    """Round offsets of the steps, in quarter octaves, to where their own bits and what they cost the weights add up least.
+
+    Steps that are off by d octaves, some too large and some too small, cost about `ln(2) d^2` bits a weight.
+
+    Args:
+        wanted: offsets [n].
+        count: how many weights each of them is for.
+    """
+    offsets = np.rint(wanted).clip(-LARGEST_OFFSET, LARGEST_OFFSET).astype(np.int64)
+    candidates = np.arange(-LARGEST_OFFSET, LARGEST_OFFSET + 1)
+    losses = count * np.log(2) / 16 * np.square(wanted[:, None] - candidates)
+    for _ in range(ROUNDINGS):
+        bits = tables.code_lengths(SIDE_FAMILY)[scale_code(offsets.astype(np.int8))][np.abs(candidates)]
+        offsets = candidates[(losses + bits).argmin(axis=1)]
+    rounded: Scales = offsets.astype(np.int8)
+    return rounded
 
 
 def _round(

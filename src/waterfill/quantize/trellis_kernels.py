@@ -33,6 +33,33 @@ def _cost(value, weight, k, odd, zero, bits, shrink, lmbda):
     return loss, loss + lmbda * bits[128 * odd + min(magnitude, 127)]
 
 
+@njit(inline="always")
+def branches(value, weight, bits, shrink, lmbda, zero, costs, indices):
+    """Cost and index of the best level of every branch, [4] each, for one weight; see `branch_costs`."""
+    towards = 2 if value < 0 else -2
+    for odd in range(2):
+        middle = (abs(value) + 1) / 2 if odd and zero else (value - odd) / 2
+        if odd and zero and value < 0:
+            middle = -middle
+        for bit in range(2):
+            below = 2 * np.int64(np.floor((middle - bit) / 2)) + bit
+            best_k = below
+            _, best = _cost(value, weight, below, odd, zero, bits, shrink, lmbda)
+            _, other = _cost(value, weight, below + 2, odd, zero, bits, shrink, lmbda)
+            if other < best:
+                best, best_k = other, below + 2
+            k = below + towards if towards < 0 else below + 2 + towards
+            while k * towards <= 2:
+                loss, cost = _cost(value, weight, k, odd, zero, bits, shrink, lmbda)
+                if cost < best:
+                    best, best_k = cost, k
+                if loss >= best:
+                    break
+                k += towards
+            costs[2 * odd + bit] = best
+            indices[2 * odd + bit] = best_k
+
+
 @njit(cache=True, nogil=True)
 def branch_costs(x, importance, exponents, lengths, shrink, lmbda, zero, costs, indices):
     """Cost `importance * (x - level)^2 + lmbda * bits` and index of the best level of every branch.
@@ -54,28 +81,7 @@ def branch_costs(x, importance, exponents, lengths, shrink, lmbda, zero, costs, 
         value = np.float64(x[i])
         weight = np.float64(importance[i] if importance.size > 1 else importance[0])
         bits = lengths[exponents[i] if exponents.size > 1 else exponents[0]]
-        towards = 2 if value < 0 else -2
-        for odd in range(2):
-            middle = (abs(value) + 1) / 2 if odd and zero else (value - odd) / 2
-            if odd and zero and value < 0:
-                middle = -middle
-            for bit in range(2):
-                below = 2 * np.int64(np.floor((middle - bit) / 2)) + bit
-                best_k = below
-                _, best = _cost(value, weight, below, odd, zero, bits, shrink, lmbda)
-                _, other = _cost(value, weight, below + 2, odd, zero, bits, shrink, lmbda)
-                if other < best:
-                    best, best_k = other, below + 2
-                k = below + towards if towards < 0 else below + 2 + towards
-                while k * towards <= 2:
-                    loss, cost = _cost(value, weight, k, odd, zero, bits, shrink, lmbda)
-                    if cost < best:
-                        best, best_k = cost, k
-                    if loss >= best:
-                        break
-                    k += towards
-                costs[i, 2 * odd + bit] = best
-                indices[i, 2 * odd + bit] = best_k
+        branches(value, weight, bits, shrink, lmbda, zero, costs[i], indices[i])
 
 
 @njit(cache=True, nogil=True, inline="never")

@@ -1,0 +1,252 @@
+"""Error feedback: column by column, each makes up for the errors of those before it, along a path through a trellis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.codec.trellis import PARITIES, parities
+from waterfill.errors import UsageError
+from waterfill.importance.factored import KroneckerForm
+from waterfill.protocols import QuadraticForm
+from waterfill.quantize import path_spread
+from waterfill.quantize import spread as spreads
+from waterfill.quantize.path_spread import PathFit
+from waterfill.quantize.prefilter import Target, prefilter, row_factors
+from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, largest_step
+from waterfill.quantize.spread import Fit
+from waterfill.quantize.trellis import (
+    LEVEL_TO_SQUARED_STEP,
+    Trellis,
+    finish_path,
+    lagrangian,
+    states_of,
+)
+from waterfill.reconstruct import LEVEL_UNIT, step_sizes
+from waterfill.records import Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
+
+Exponents: TypeAlias = NDArray[np.int64]
+
+LARGEST_SPAN = 1 << 16
+"""Weights of a span, about so many at most: then the state of a path is 0 again."""
+
+MEMORY = 10
+"""Paths are taken to agree after so many steps for each bit of their state."""
+
+SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
+"""The squared step in water levels; the steps of a path are half as large, and every other number is left out."""
+
+SPARSE = 2
+"""Matrices with less than one in so many weights that are not zero are also coded without feedback."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Uniform steps and a path through a trellis, with error feedback under a form that has cross terms.
+
+    Inputs of a layer that go together make errors in one column good in another. The weights are filtered for the rate
+    (`prefilter`), column j has steps proportional to `1 / U_jj`, and the trellis runs down the columns, first to last:
+    what a column aims at makes up for the errors of the columns before it. Where a column is shorter than the memory
+    of the trellis, every survivor feeds back its own errors. The step and the levels are those that cost the least in
+    the end. Where rows differ in importance, so do their filters and steps.
+
+    A form without cross terms is for `Trellis`, or `Scalar` with one state.
+
+    Attributes:
+        states: of the trellis, 1 for none (a scalar quantizer), or a power of two from 4 to 4096.
+        lmbda: price of a bit in water levels, for the choice between levels; what bits cost in the mean is in the
+            filter.
+        regulariser: noise to filter for, in water levels; 0 does not filter.
+        rounds: how often tables and paths are fitted to each other; all but the last two with few states.
+
+    Raises:
+        UsageError: an option is out of its range.
+
+    Source:
+        LDLQ and GPTQ (Frantar et al. 2023); steps as in WaterSIC; trellis-coded quantization, see `Trellis`.
+    """
+
+    states: int = 64
+    lmbda: float = 0.3
+    regulariser: float = 1.1
+    rounds: int = 4
+
+    crossed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.states not in (1, *(1 << log for log in PARITIES)):
+            raise UsageError(
+                f"Feedback of states={self.states} is unknown; expected 1 or a power of two from 4 to 4096."
+            )
+        if not (self.lmbda >= 0 and self.regulariser >= 0) or self.rounds < 1:
+            raise UsageError(
+                f"Feedback of lmbda={self.lmbda}, regulariser={self.regulariser}, rounds={self.rounds} is out of "
+                "range; expected at least 0, 0 and 1."
+            )
+
+    def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
+        """Quantize one weight so that its mean `I_w e^2` comes near the water level.
+
+        Args:
+            weight: matrix [out, in].
+            form: what an error costs; None for 1 everywhere.
+            water_level: mean cost of an error per weight.
+        """
+        plain = Scalar() if self.states == 1 else Trellis(self.states)
+        if not has_cross_terms(form) or not weight.matrix.any():
+            return plain.quantize(weight, form, water_level)
+        assert isinstance(form, KroneckerForm)
+        found = self._feed_back(weight, form, water_level)
+        if SPARSE * np.count_nonzero(weight.matrix) > weight.matrix.size:
+            return found
+        # feedback fills the zeros of a sparse matrix
+        return min(found, plain.quantize(weight, form, water_level), key=lambda each: lagrangian(each, water_level))
+
+    def _feed_back(self, weight: Weight, form: KroneckerForm, water_level: float) -> Quantized:
+        target = prefilter(weight.matrix, form, self.regulariser * water_level)
+        squared_step = SCALAR_SQUARED_STEP if self.states == 1 else PATH_SQUARED_STEP
+        aimed_at = replace(weight, matrix=target.matrix)
+        rule, x, relative = in_steps(aimed_at, target.importance, water_level * squared_step / 12)
+        loop = Loop.of(target, rule, x, relative, weight.layout, self.lmbda / squared_step)
+        if self.states == 1:
+            levels, fit = loop.scalar(rule, self.rounds)
+            return finish(weight, form, levels, centred(weight, form, levels, rule), fit)
+        log_states = self.states.bit_length() - 1
+        levels, path_fit = loop.path(rule, self.rounds, log_states)
+        spread = path_fit.spread(log_states, loop.log_span, down=True)
+        return finish_path(weight, form, levels, centred(weight, form, levels, rule), spread)
+
+
+def has_cross_terms(form: QuadraticForm | None) -> bool:
+    """Whether errors in one column of a matrix can be made up for in another."""
+    return isinstance(form, KroneckerForm) and form.columns.ndim == 3 and bool(row_factors(form).any())
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """What levels are sought for, column by column.
+
+    Attributes:
+        x: filtered weights in steps, float32 [in, out].
+        weights: of the squared errors, of the same shape, or [1, 1] when constant.
+        coupling: float32 [in, in, classes]: `[j, i]` is what an error in column i adds to the target of a later one j.
+        classes: which one a row is of, int64 [out].
+        layout: of the tensor.
+        lmbda: cost of a bit in squared steps.
+    """
+
+    x: Floats
+    weights: Floats
+    coupling: Floats
+    classes: NDArray[np.int64]
+    layout: Layout
+    lmbda: float
+
+    @classmethod
+    def of(cls, target: Target, rule: Uniform, x: Floats, relative: Floats, layout: Layout, lmbda: float) -> Loop:
+        """Put a target into steps: the x and relative importances of `in_steps`."""
+        out, channels, taps = layout.axes
+        each = np.zeros((channels, 1)) if rule.channels is None else rule.channels.astype(np.float64)[:, None]
+        steps = np.exp2((each + (np.zeros(taps) if rule.taps is None else rule.taps)) / 4).reshape(-1)
+        diagonals = np.diagonal(target.factors, axis1=1, axis2=2)
+        coupling = (target.factors * steps[:, None] / (diagonals * steps)[:, None, :]).astype(np.float32)
+        weights = relative.reshape(out, -1).T if relative.size > 1 else relative.reshape(1, 1)
+        columns = np.ascontiguousarray(x.reshape(out, -1).T), np.ascontiguousarray(weights)
+        return cls(*columns, np.ascontiguousarray(coupling.transpose(2, 1, 0)), target.classes, layout, lmbda)
+
+    @property
+    def log_span(self) -> int:
+        """Logarithm of the columns after which the state of a path is 0 again."""
+        return max(0, math.ceil(math.log2(LARGEST_SPAN / self.x.shape[1])))
+
+    def scalar(self, rule: Uniform, rounds: int) -> tuple[Symbols, Fit]:
+        """Levels [out, in] that are free, and the entropy model fitted to them."""
+        from waterfill.quantize import feedback_kernels as kernels
+
+        fit = spreads.fit(self._nearest(1), self.layout, steps=rule.scales)
+        for _ in range(rounds):
+            rows, columns = _exponents(fit.exponents(self.layout))
+            bits = spreads.lengths(fit.family)
+            levels = self._columns(kernels.scalar_span, rows, columns, bits)
+            fit = spreads.fit(levels, self.layout, fit)
+        return levels, fit
+
+    def path(self, rule: Uniform, rounds: int, log_states: int) -> tuple[Symbols, PathFit]:
+        """Levels [out, in] that are a path, and the entropy model fitted to it."""
+        from waterfill.quantize import feedback_kernels as kernels
+
+        fit = path_spread.start(self._nearest(2), self.layout, zero=False, steps=rule.scales)
+        for done in range(rounds):
+            log_some = states_of(rounds - done, log_states)
+            flips, picks = (part.astype(np.bool_) for part in parities(log_some))
+            parts = spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0])
+            levels = self._columns(kernels.best_span, *_exponents(parts), fit.lengths(), flips, picks, MEMORY * log_some)
+            fit = path_spread.refit(levels, Paths(log_some, False, self.log_span, 0, 0, True), self.layout, fit)
+        return levels, fit
+
+    def _nearest(self, step: int) -> Symbols:
+        return np.rint(self.x.T / step).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
+
+    def _columns(
+        self, search: Callable[..., Any], rows: Exponents, columns: Exponents, lengths: Floats, *trellis: Any
+    ) -> Symbols:
+        """Search the levels [out, in] span by span; what a span leaves to the later ones is added all at once."""
+        levels, errors = np.empty(self.x.shape, np.int32), np.empty(self.x.shape, np.float32)
+        carried = np.zeros_like(self.x)
+        members = [np.flatnonzero(self.classes == k) for k in range(self.coupling.shape[2])]
+        for start in range(0, len(self.x), 1 << self.log_span):
+            stop = min(start + (1 << self.log_span), len(self.x))
+            span, later = slice(start, stop), slice(stop, None)
+            search(
+                self.x[span],
+                carried[span],
+                np.ascontiguousarray(self.coupling[span, span]),
+                self.classes,
+                self.weights[span] if self.weights.size > 1 else self.weights,
+                rows,
+                columns[span],
+                lengths,
+                self.lmbda,
+                *trellis,
+                levels[span],
+                errors[span],
+            )
+            for k, some in enumerate(members if stop < len(self.x) else ()):
+                carried[later, some] += self.coupling[later, span, k] @ errors[span, some]
+        return np.ascontiguousarray(levels.T)
+
+
+def _exponents(parts: tuple[Exponents, Exponents, Exponents]) -> tuple[Exponents, Exponents]:
+    """Exponents of rows and of columns, from those of rows, channels and taps."""
+    rows, channels, taps = parts
+    return rows, (channels[:, None] + taps).reshape(-1)
+
+
+def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform) -> Uniform:
+    """The step, and the shifts of the levels 1, 2, >= 3, that cost the least for given levels [out, in].
+
+    Filtering makes weights smaller, so the best step is larger than the one they were searched with.
+    """
+    steps = step_sizes(rule, weight.layout, 0, levels.size).astype(np.float64).reshape(-1, 1)
+    steps = steps.reshape(levels.shape) if steps.size > 1 else steps
+    sizes = np.minimum(np.abs(levels), 3)
+    basis = [steps * levels, *(steps * np.where(sizes == size, -np.sign(levels), 0) for size in (1, 2, 3))]
+    moved = [form.times(part) for part in basis]
+    gram = np.array([[np.vdot(left, right) for right in basis] for left in moved])
+    wanted = np.array([np.vdot(part, weight.matrix) for part in moved])
+    there = np.diagonal(gram) > 1e-9 * gram[0, 0]
+    if not there[0]:
+        return rule
+    ridge = 1e-6 * np.diag(np.diagonal(gram))
+    found = np.zeros(4)
+    found[there] = np.linalg.solve((gram + ridge)[np.ix_(there, there)], wanted[there])
+    if not found[0] > 0:
+        return rule
+    step = int(np.clip(rule.step + np.rint(64 * np.log2(found[0])), -largest_step(rule), largest_step(rule)))
+    first, second, third = np.rint(LEVEL_UNIT * found[1:] / found[0]).clip(-LEVEL_UNIT, LEVEL_UNIT).astype(int).tolist()
+    return replace(rule, step=step, shrink=(first, second, third))

@@ -1,0 +1,98 @@
+"""What error feedback aims at: weights without what no code at this rate can say, and how their errors couple.
+
+The errors E of a row cost `g e A e^T`. Bits cost too: under the best tables, b bits per weight are a noise of `kappa`
+in every direction of A, the water level over g. So a code of few bits keeps `W~ = W A A'^-1` with
+`A' = A + kappa / sigma^2 I`, the Wiener filter, and what is left to minimise is `(W~ - W^) A' (W~ - W^)^T` alone. With
+`A' = U U^T`, U upper triangular, that is a sum over columns: column j costs `U_jj^2 (target_j - W^_j)^2`, where the
+target is `W~_j + sum_{i<j} E_i U_ij / U_jj`. Every column makes up for the errors before it.
+
+Source:
+    Section 5.7 of PAPER.md; feedback as in GPTQ (Frantar et al. 2023), which is successive cancellation on a lattice
+    (Chen et al. 2025); pre-filtered noise feedback as in Zamir, Kochman and Erez (2008).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.importance.factored import Doubles, KroneckerForm
+from waterfill.records import Floats
+
+DAMPING = 1e-4
+"""Share of its mean that is added to the diagonal of A."""
+
+LEAST_SHARE = 1e-4
+"""Rows whose factor is below this share of the mean one are filtered as if it were that."""
+
+OCTAVES = 1.0
+"""Rows whose noise is within so many octaves share a filter."""
+
+MOST_FILTERS = 24
+MOST_WORK = 2e10
+"""Filters of a matrix at most, and their number times the cube of its columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What the columns of a matrix aim at.
+
+    Attributes:
+        matrix: the filtered weights W~, float32 [out, in].
+        importance: `g U_jj^2`, what an error of a column costs alone, float32 [out, in].
+        factors: U of every class of rows, float64 [classes, in, in], upper triangular.
+        classes: which one a row is of, int64 [out].
+    """
+
+    matrix: Floats
+    importance: Floats
+    factors: Doubles
+    classes: NDArray[np.int64]
+
+
+def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
+    """Filter weights for errors of a given mean cost.
+
+    Args:
+        matrix: the weights [out, in], not all zero.
+        form: what errors cost; with a matrix of A for every group and some row that counts.
+        noise: mean cost of an error per weight.
+    """
+    from scipy.linalg import solve_triangular
+
+    damped = form.damped(DAMPING).columns
+    rows = row_factors(form)
+    size = len(rows) // len(damped)
+    weights = matrix.astype(np.float64)
+    kappa = noise / np.maximum(rows, LEAST_SHARE * rows.mean())
+    classes = _classes(kappa, len(damped), matrix.shape[1])
+    factors, target = np.empty((int(classes.max()) + 1, *damped.shape[1:])), np.empty_like(weights)
+    for k in range(len(factors)):
+        mine = np.flatnonzero(classes == k)
+        added = float(np.exp(np.log(kappa[mine]).mean()) / np.square(weights).mean())
+        a = damped[mine[0] // size].copy()
+        a[np.diag_indices_from(a)] += added
+        factors[k] = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]
+        lost = solve_triangular(factors[k], weights[mine].T)
+        target[mine] = weights[mine] - added * solve_triangular(factors[k], lost, trans="T").T
+    diagonals = np.diagonal(factors, axis1=1, axis2=2)
+    importance = rows[:, None] * np.square(diagonals)[classes]
+    return Target(target.astype(np.float32), importance.astype(np.float32), factors, classes)
+
+
+def row_factors(form: KroneckerForm) -> Doubles:
+    """The diagonal of the factor over rows, [out]."""
+    return form.rows if form.rows.ndim == 1 else np.diagonal(form.rows)
+
+
+def _classes(kappa: Doubles, groups: int, columns: int) -> NDArray[np.int64]:
+    """Rows of one group and about the same noise, numbered from 0."""
+    most = max(1, min(MOST_FILTERS, int(MOST_WORK / columns**3)) // groups)
+    octaves = np.log2(kappa) - np.log2(kappa).min()
+    width = max(OCTAVES, float(octaves.max()) * (1 + 1e-9) / most)
+    bins = np.floor(octaves / width).astype(np.int64)
+    group = np.arange(len(kappa)) * groups // len(kappa)
+    classes: NDArray[np.int64] = np.unique(group * (bins.max() + 1) + bins, return_inverse=True)[1]
+    return classes
