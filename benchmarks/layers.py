@@ -12,12 +12,13 @@ import torch
 import minilm
 import rounding
 from measure import Measured, at_rate, limit, power, say
-from rounding import Nearest, OneStep, feedback
+from rounding import Nearest, OneStep
 from waterfill import importance, zoo
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models import torch_module
 from waterfill.protocols import Quantizer
 from waterfill.quantize import Scalar
+from waterfill.quantize.feedback import Feedback
 from waterfill.records import Layout, Weight
 
 DAMPING = 1e-4
@@ -33,6 +34,7 @@ _FFN_BARS: Mapping[str, Sequence[float]] = {
     "64 states": (0.087, 0.056, 0.043, 0.042),
     "256 states": (0.08, 0.05, 0.035, 0.035),
     "2048 states": (0.066, 0.034, 0.021, 0.020),
+    GAUSSIAN: (0.08, 0.05, 0.035, 0.035),
 }
 _QUERY_BARS = {
     NEAREST: 0.85,
@@ -42,6 +44,7 @@ _QUERY_BARS = {
     "64 states": 0.096,
     "256 states": 0.086,
     "2048 states": 0.078,
+    GAUSSIAN: 0.086,
 }
 RATES = (1.55, 2.0, 3.0, 4.0)
 BARS = {(SHORT[FFN], rate, way): bars[place] for way, bars in _FFN_BARS.items() for place, rate in enumerate(RATES)} | {
@@ -67,7 +70,7 @@ def transformer(sentences: int, states: Sequence[int], rates: Sequence[float] = 
     minilm.check(model)
     means = products(model, minilm.batches(sentences), (FFN, QUERY))
     ways: dict[str, Quantizer] = {NEAREST: Nearest(), ONE_STEP: OneStep()}
-    ways |= {f"{count} state{'s' if count > 1 else ''}": feedback(count) for count in (1, *states)}
+    ways |= {f"{count} state{'s' if count > 1 else ''}": Feedback(count) for count in (1, *states)}
     rows = []
     for layer, rate in [*product((FFN,), rates), (QUERY, 3.0)]:
         matrix = model.get_submodule(layer).weight.detach().numpy()
@@ -77,7 +80,7 @@ def transformer(sentences: int, states: Sequence[int], rates: Sequence[float] = 
             rows.append(_row(SHORT[layer], rate, way, weight, form, at_rate(weight, quantizer, form, rate)))
         drawn = np.random.default_rng(0).normal(size=matrix.shape) * np.sqrt(power(weight))
         weight = Weight("w", drawn.astype(np.float32), weight.layout)
-        rows.append(_row(SHORT[layer], rate, GAUSSIAN, weight, form, at_rate(weight, feedback(256), form, rate)))
+        rows.append(_row(SHORT[layer], rate, GAUSSIAN, weight, form, at_rate(weight, Feedback(256), form, rate)))
     return rows
 
 
@@ -125,7 +128,7 @@ def products(
 
 def small_networks(samples: int, windows: int, rates: Sequence[float] = (2.0, 3.0)) -> list[dict[str, Any]]:
     """Some layers of every kind of the zoo's networks, with both factors of their importance."""
-    ways = {"scalar, diagonal": Scalar(), "1 state": feedback(1), "64 states": feedback(64)}
+    ways = {"scalar, diagonal": Scalar(), "1 state": Feedback(1), "64 states": Feedback(64)}
     rows = []
     for net, layers in CHOSEN.items():
         say(f"layers: importance of {net}")

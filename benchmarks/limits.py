@@ -22,9 +22,9 @@ import results
 import whole
 from measure import say
 from results import Section
-from rounding import feedback
 from waterfill.importance.factored import KroneckerForm
 from waterfill.quantize import Scalar, Trellis
+from waterfill.quantize.feedback import Feedback
 from waterfill.records import Layout, Weight
 
 Rows = list[dict[str, Any]]
@@ -101,8 +101,9 @@ PARTS = (
         "Correlated inputs: layers of all-MiniLM-L6-v2",
         "First layer's feed-forward input (1536 x 384) and query (384 x 384) of the sentence transformer, with "
         "A = E[x x^T] of its inputs over 1,024 sentences of WikiText-2 and 0.0001 of the mean of the diagonal added to "
-        "it. The bound is reverse water-filling for independent Gaussian weights of the same variance, which the "
-        "weights are not quite, hence the last row of each group with weights that are. *Nearest*: to multiples of "
+        "it. The bound is reverse water-filling for independent Gaussian weights of the same variance. Real weights "
+        "are easier than that and may lie below it: their rows and columns differ, which scales use. The last row of "
+        "each group has weights drawn from that Gaussian; there the bound is one, and the gap that of the code. *Nearest*: to multiples of "
         "one step; *feedback, one step*: as GPTQ rounds, with one step for all columns, both entropy-coded; *1 state* "
         "and more: Wiener filter, one step for each column, free symbols or trellises.",
         lambda sizes: layers.transformer(sizes.sentences, sizes.states, sizes.layer_rates),
@@ -177,8 +178,8 @@ def main() -> None:
 def compile_all() -> None:
     """Have kernels compiled before anything is timed."""
     values = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
-    form = KroneckerForm(np.ones(64), np.eye(32)[None])
-    for quantizer in (Scalar(), Trellis(8), feedback(1), feedback(8)):
+    form = KroneckerForm(np.ones(64), (np.eye(32) + 1)[None])
+    for quantizer in (Scalar(), Trellis(8), Feedback(1), Feedback(8)):
         quantizer.quantize(Weight("w", values, Layout(values.shape)), form, 0.1)
 
 

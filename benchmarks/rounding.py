@@ -7,22 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill import quantize as quantizers
 from waterfill.importance.factored import KroneckerForm
-from waterfill.protocols import Quantizer
-from waterfill.quantize import Scalar, Trellis
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.scalar import finish
 from waterfill.records import Quantized, Uniform, Weight
-
-
-def feedback(states: int) -> Quantizer:
-    """Column feedback with a step for every column, down trellises of so many states; 1 for free symbols."""
-    made = getattr(quantizers, "Feedback", None)
-    if made is not None:
-        found: Quantizer = made(states=states)
-        return found
-    return Trellis(states) if states > 1 else Scalar()
 
 
 @dataclass(frozen=True)
