@@ -103,9 +103,9 @@ PARTS = (
         "A = E[x x^T] of its inputs over 1,024 sentences of WikiText-2 and 0.0001 of the mean of the diagonal added to "
         "it. The bound is reverse water-filling for independent Gaussian weights of the same variance. Real weights "
         "are easier than that and may lie below it: their rows and columns differ, which scales use. The last row of "
-        "each group has weights drawn from that Gaussian; there the bound is one, and the gap that of the code. *Nearest*: to multiples of "
-        "one step; *feedback, one step*: as GPTQ rounds, with one step for all columns, both entropy-coded; *1 state* "
-        "and more: Wiener filter, one step for each column, free symbols or trellises.",
+        "each group has weights drawn from that Gaussian: there the bound is one, and the gap that of the code. "
+        "*Nearest*: to multiples of one step; *feedback, one step*: as GPTQ rounds, with one step for all columns, "
+        "both entropy-coded; *1 state* and more: Wiener filter, a step for each column, free symbols or trellises.",
         lambda sizes: layers.transformer(sizes.sentences, sizes.states, sizes.layer_rates),
         lambda rows: pictures.rounding(rows, layers.SHORT[layers.FFN], layers.GAUSSIAN),
         minilm=True,
