@@ -9,6 +9,7 @@ import pytest
 import slow_decoder
 import torch
 from with_paths import WithPaths
+from with_sums import WithSums
 from with_tables import WithTables
 
 import waterfill
@@ -52,6 +53,7 @@ CASES = {
     "trellis": {"rate": 8.0, "quantizers": [Trellis(states=256)]},
     "paths": {"quantizers": [WithPaths()]},
     "down": {"quantizers": [WithPaths(down=True)]},
+    "sums": {"quantizers": [WithSums()]},
 }
 
 
@@ -102,6 +104,15 @@ def test_a_golden_file_has_paths_down_the_columns():
         with waterfill.open(FOLDER / f"{name}.wf") as file:
             found = {spread.down for _, spread in file.container.rules.values() if spread.trellis}
         assert found == {name == "down"}
+
+
+def test_golden_files_have_scales_that_are_relative_to_steps():
+    found = {}
+    for name in ("down", "sums"):
+        with waterfill.open(FOLDER / f"{name}.wf") as file:
+            codes = [line.scales[3:] for line in file.container._directory.tensors if hasattr(line, "shrink")]
+        found[name] = {min(code, 0) if code > -3 else -3 for each in codes for code in each}
+    assert found == {"down": {-3, -2, -1}, "sums": {-3, -2, -1, 0}}
 
 
 @pytest.mark.parametrize("name", CASES)

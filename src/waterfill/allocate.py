@@ -176,7 +176,7 @@ def _next_level(above: Trial[T] | None, below: Trial[T] | None, aim: float, slop
         assert known is not None
         reach = float(np.log2(np.clip(aim / max(known.value, 1e-9 * aim), 1 / 16, 16))) / slope
         return known.level + 1.4**count * (max(reach, 0.05) if above else min(reach, -0.05))
-    if count % 2 == 1 or below.value <= 0 or not np.isfinite(above.value):
+    if count % 3 == 2 or below.value <= 0 or not np.isfinite(above.value):
         return (above.level + below.level) / 2
     high, low = np.log(above.value), np.log(below.value)
     share = (high - np.log(aim)) / max(high - low, 1e-12)

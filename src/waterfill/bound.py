@@ -16,7 +16,7 @@ from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
 from waterfill.errors import TargetError, UsageError
 from waterfill.files import exact_bytes
-from waterfill.limits import fit_sources, rectangles
+from waterfill.limits import fit_sources, fit_spectra, rectangles
 from waterfill.prepare import Prepared, prepare
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.theory.scaled_source import ScaledSource
@@ -70,7 +70,7 @@ class ModelBound:
         factor: what `e^T I_w e` is multiplied by to be a distortion.
         shapes: of every coded tensor.
         sources: source models of those that have one.
-        parts: volumes `I_i N_i` of those that are not left out.
+        parts: volumes `I_i N_i` of those that are not left out; with cross terms eigenvalues of `N^{1/2} I N^{1/2}`.
     """
 
     floating_values: int
@@ -154,8 +154,7 @@ class ModelBound:
     def _row(self, name: str, shape: tuple[int, ...], level: float) -> BoundRow:
         numel, part = math.prod(shape), self.parts.get(name)
         if part is None:
-            unknown = "sensitivity unknown" if len(shape) < 2 else "the importance has cross terms"
-            reason = unknown if name in self.sources else "no spread, or fewer than 8 values"
+            reason = "sensitivity unknown" if name in self.sources else "no spread, or fewer than 8 values"
             return BoundRow(name, shape, numel, None, None, reason=reason)
         source, loss = self.sources[name], self.factor * part.distortion(level)
         return BoundRow(name, shape, numel, part.rate(level) / numel, loss, source.name, source.standard_error)
@@ -213,7 +212,8 @@ def bound(
         WaterfillError: the model cannot be read, or has a tensor with NaN.
 
     Source:
-        Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); docs/theory.md.
+        Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); with cross terms reverse
+        water-filling over eigenvalues (`waterfill.theory.spectra`); docs/theory.md.
 
     Example:
         >>> limit = waterfill.bound(model, data)  # doctest: +SKIP
@@ -228,7 +228,8 @@ def _bound(ready: Prepared) -> ModelBound:
     if not ready.inventory.floating_values:
         raise TargetError("The model has no floating-point values; expected at least one, to which a rate applies.")
     sources = fit_sources(weights)
-    parts = dict(rectangles(weights, sources, ready.forms))
+    spectra = fit_spectra(weights, sources, ready.forms)
+    parts = dict(rectangles(weights, sources, ready.forms, spectra))
     exact = {name: exact_bytes(tensor) for name, tensor in ready.inventory.exact.items()}
     return ModelBound(
         floating_values=ready.inventory.floating_values,

@@ -14,7 +14,7 @@ from waterfill.codec.directory import original_bytes
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.prepare import Prepared, prepare
 from waterfill.protocols import DataFree, Estimator, Output, Progress, Quantizer
-from waterfill.quantize import Scalar
+from waterfill.quantize import Feedback
 from waterfill.reconstruct import reconstruct
 from waterfill.records import (
     Codebook,
@@ -35,8 +35,8 @@ DEFAULT_RATE = 4.0
 """Bits per value where no target is given."""
 
 Effort: TypeAlias = Literal["fast", "default", "best", "max"]
-ROUNDS: Mapping[str, int] = {"fast": 1, "default": 3, "best": 5, "max": 8}
-"""How often roundings and tables are fitted to each other."""
+STATES: Mapping[str, int] = {"fast": 8, "default": 64, "best": 256, "max": 2048}
+"""States of the trellis."""
 
 POWERS: Mapping[str, tuple[float, ...]] = {
     "fast": (0.5,),
@@ -79,13 +79,14 @@ def compress(
         distortion: mean distortion on the data: KL divergence in nats for logits, squared error for values.
         tolerance: largest loss of top-1 accuracy on the data, as a fraction (0.005 is half a point).
         output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
-        importance: an estimator; by default `kl()` for logits, `regression()` for values, `weight_scale()` without
-            data.
-        quantizers: quantizer of the matrices; by default `Scalar()`. One of a fixed rate, such as `KMeans(16)` or
-            `Prune(0.1)`, makes one file, which meets a target or does not.
+        importance: an estimator; by default `weight_scale()` without data, with data `kronecker()` for quantizers that
+            use cross terms, and for others `kl()` of logits and `regression()` of values.
+        quantizers: quantizer of the matrices; by default `Feedback()` with as many states as the effort says. One of a
+            fixed rate, such as `KMeans(16)` or `Prune(0.1)`, makes one file, which meets a target or does not.
         include: name patterns; when given, only tensors that match one are quantized.
         exclude: name patterns of tensors that are stored without loss.
-        effort: `"fast"`, `"default"`, `"best"` or `"max"`: how long to search for better symbols.
+        effort: `"fast"`, `"default"`, `"best"` or `"max"`: trellises of 8, 64, 256 or 2048 states, and more powers of
+            the importances that are tried.
         fold_norms: store batch norms as one scale and one shift.
         seed: of everything that is sampled.
         progress: called with (stage, done, total).
@@ -103,16 +104,17 @@ def compress(
         >>> result = waterfill.compress(model, data, rate=3.0)  # doctest: +SKIP
         >>> result.save("model.wf")  # doctest: +SKIP
     """
-    if effort not in ROUNDS:
-        raise UsageError(f"Effort {effort!r} is unknown; expected one of {', '.join(ROUNDS)}.")
+    if effort not in STATES:
+        raise UsageError(f"Effort {effort!r} is unknown; expected one of {', '.join(STATES)}.")
     if not 0 <= seed < 2**63:
         raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
     target = _target(rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance)
     if data is None and target is not None and target[0] in ("distortion", "tolerance"):
         raise CalibrationError(f"Target {target[0]}={target[1]} is measured on data, but there are none; pass data.")
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
-    ready = prepare(model, data, output, importance, options, seed, progress)
-    matrix_quantizers = quantizers or (Scalar(rounds=ROUNDS[effort]),)
+    matrix_quantizers = quantizers or (Feedback(STATES[effort]),)
+    crossed = all(getattr(quantizer, "crossed", False) for quantizer in matrix_quantizers)
+    ready = prepare(model, data, output, importance, options, seed, progress, crossed=crossed)
     fixed = any(getattr(quantizer, "fixed", False) for quantizer in matrix_quantizers)
     tempered = all(getattr(quantizer, "tempered", True) for quantizer in matrix_quantizers)
     powers = POWERS[effort] if tempered and not fixed and not isinstance(ready.estimator, DataFree) else (1.0,)

@@ -15,11 +15,10 @@ import torch
 
 from waterfill.codec.container import Container, Piece
 from waterfill.codec.directory import exact_sizes, original_bytes
-from waterfill.codec.order import place
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
-from waterfill.reconstruct import reconstruct
+from waterfill.reconstruct import fill as fill_matrix
 from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, count_floating
 
 T = TypeVar("T")
@@ -187,8 +186,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         for (name, start, _), part in zip(pieces, self.container.symbols(index, pieces), strict=True):
             matrix, (rule, spread) = matrices[name], self.container.rules[name]
             if matrix is not None:
-                values = reconstruct(part, rule, self.container.layouts[name], start, spread.down)
-                place(values, matrix, start, spread.down)
+                fill_matrix(matrix, part, rule, self.container.layouts[name], start, spread.down)
         return pieces
 
     def _exact(self, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from waterfill.allocate import Job
 from waterfill.errors import UsageError
@@ -14,6 +16,7 @@ from waterfill.protocols import QuadraticForm
 from waterfill.records import Limits, Quantized, TensorLimit, Weight
 from waterfill.theory.checks import Array
 from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
+from waterfill.theory.spectra import Products, kronecker_products
 from waterfill.theory.waterfilling import Rectangles
 
 FEWEST = 8
@@ -38,21 +41,47 @@ def fit_sources(weights: Mapping[str, Weight]) -> dict[str, ScaledSource]:
     return {name: source for name, source in found.items() if source is not None}
 
 
-def rectangles(
+def fit_spectra(
     weights: Mapping[str, Weight], sources: Mapping[str, ScaledSource], forms: Mapping[str, QuadraticForm | None]
+) -> dict[str, list[Products]]:
+    """The spectra of every tensor that has a source and a form with cross terms, in parallel.
+
+    They depend on nothing that is tried, and take longer than the rest of a limit.
+    """
+
+    def one(name: str, form: KroneckerForm) -> list[Products]:
+        source, matrix = sources[name], weights[name].matrix
+        return kronecker_products(form.rows, form.columns, *source.power_factors(), source.live(matrix))
+
+    crossed = {name: form for name in sources if isinstance(form := forms.get(name), KroneckerForm)}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(crossed, pool.map(one, crossed, crossed.values()), strict=True))
+
+
+def rectangles(
+    weights: Mapping[str, Weight],
+    sources: Mapping[str, ScaledSource],
+    forms: Mapping[str, QuadraticForm | None],
+    spectra: Mapping[str, Sequence[Products]],
 ) -> Iterator[tuple[str, Rectangles]]:
     """The volumes of every tensor that has a source and whose sensitivity is known: all but vectors without a form.
 
-    Nor is there one for a form with cross terms: a code that uses them can do with less than its diagonal asks for.
+    Args:
+        weights: by name.
+        sources: of those that have one.
+        forms: what errors cost.
+        spectra: from `fit_spectra`, of every form with cross terms.
     """
     for name, source in sources.items():
         weight, form = weights[name], forms.get(name)
-        if not isinstance(form, KroneckerForm) and (form is not None or not weight.is_vector):
+        if isinstance(form, KroneckerForm):
+            yield name, Rectangles(np.concatenate([part.volumes() for part in spectra[name]]))
+        elif form is not None or not weight.is_vector:
             yield name, Rectangles(volumes(weight, source, form))
 
 
 def volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -> Array:
-    """Volumes `I_i N_i` of the rectangles of a tensor, N the entropy power of a weight, [out * in]."""
+    """Volumes `I_i N_i` of the rectangles of a diagonal form, N the entropy power of a weight, [out * in]."""
     powers = source.source(weight.matrix.reshape(weight.layout.axes)).entropy_power.reshape(weight.matrix.shape)
     return (powers if form is None else powers * form.diagonal()).reshape(-1)
 
@@ -61,6 +90,7 @@ def price(
     jobs: Mapping[str, Job],
     quantized: Mapping[str, Quantized],
     sources: Mapping[str, ScaledSource],
+    spectra: Mapping[str, Sequence[Products]],
     exact_bits: float,
     measure: str,
 ) -> Limits:
@@ -74,17 +104,19 @@ def price(
         jobs: weights and what their errors cost.
         quantized: what became of them, with their distortions by those costs.
         sources: a source model for every tensor that has one.
+        spectra: from `fit_spectra`, of every form with cross terms.
         exact_bits: of tensors that are stored without loss.
         measure: name of the costs.
 
     Source:
-        Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2).
+        Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); with cross terms reverse
+        water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
     tensors: dict[str, TensorLimit] = {}
     parts, total, variance = [], 0.0, 0.0
     weights = {name: job.weight for name, job in jobs.items()}
     forms = {name: job.form for name, job in jobs.items()}
-    for name, part in rectangles(weights, sources, forms):
+    for name, part in rectangles(weights, sources, forms, spectra):
         source, count, distortion = sources[name], weights[name].matrix.size, quantized[name].distortion
         if not distortion > 0:
             continue

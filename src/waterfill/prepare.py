@@ -104,6 +104,8 @@ def prepare(
     options: Mapping[str, Any],
     seed: int,
     progress: Progress | None,
+    *,
+    crossed: bool = False,
 ) -> Prepared:
     """Take stock of a model, look at its data, estimate what errors cost.
 
@@ -115,6 +117,7 @@ def prepare(
         options: `fold_norms`, `include` and `exclude`.
         seed: of the default estimators.
         progress: called as work goes on.
+        crossed: whether the default with data is `kronecker()`.
 
     Raises:
         CalibrationError: the data do not fit the model, or an importance needs data and there are none.
@@ -125,7 +128,7 @@ def prepare(
     else:
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
     live = None if data is None else _with_data(model, data, output, options)
-    estimator = importance or _default_importance(live, seed)
+    estimator = importance or _default_importance(live, seed, crossed)
     return Prepared(inventory, estimator, _forms(estimator, inventory, live, progress), live)
 
 
@@ -141,9 +144,11 @@ def _with_data(
     return _live(model, batches, output_kind(batches, output), options)
 
 
-def _default_importance(live: Live | None, seed: int) -> Estimator:
+def _default_importance(live: Live | None, seed: int, crossed: bool) -> Estimator:
     if live is None:
         return importances.weight_scale()
+    if crossed:
+        return importances.kronecker(seed=seed)
     return importances.kl(seed=seed) if live.output == "logits" else importances.regression(seed=seed)
 
 

@@ -96,9 +96,10 @@ class DataFree(Protocol):
 class Quantizer(Protocol):
     """A search for symbols: any method, as long as its result is one of the reconstructions of the format.
 
-    Two attributes may be there. `fixed = True` says that the result does not depend on the water level, so that there
+    Three attributes may be there. `fixed = True` says that the result does not depend on the water level, so that there
     is one file and nothing to search. `tempered = False` says that importances are wanted as they are estimated, not
-    to powers that are compared on the data.
+    to powers that are compared on the data. `crossed = True` says that cross terms of a form are used, so that an
+    importance that has them is the default.
     """
 
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:

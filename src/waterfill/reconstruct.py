@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import tables
-from waterfill.codec.order import axis_sum
+from waterfill.codec.order import Places, place, places
 from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform
 
 LEVEL_UNIT = 64
@@ -27,22 +27,42 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, do
         return _relative(symbols, rule)
     if isinstance(rule, Codebook):
         return rule.values[symbols.astype(np.int64) - rule.first]
-    steps = step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT, down)
+    tables_of = _level_table(symbols, rule)
+    if tables_of is None:
+        return _levels(symbols, rule) * step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT, down)
+    found = places(layout, rule.scales, start, start + symbols.size, down)
+    return found.scaled(symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
+
+
+def fill(matrix: Floats, symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> None:
+    """Put the values of `reconstruct` where they belong in the matrix [out, in] of a tensor."""
+    tables_of = _level_table(symbols, rule) if down and isinstance(rule, Uniform) else None
+    if tables_of is None or not isinstance(rule, Uniform):
+        place(reconstruct(symbols, rule, layout, start, down), matrix, start, down)
+        return
+    found = places(layout, rule.scales, start, start + symbols.size, down)
+    found.scale_down(matrix, symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
+
+
+def _level_table(symbols: Symbols, rule: Uniform) -> tuple[int, Floats] | None:
+    """The lowest symbol, and the levels from there to the highest; None where there are more than symbols."""
     low, high = int(symbols.min(initial=0)), int(symbols.max(initial=0))
-    if high - low < symbols.size:
-        return _levels(np.arange(low, high + 1, dtype=np.int32), rule)[symbols - low] * steps
-    return _levels(symbols, rule) * steps
+    if high - low >= symbols.size:
+        return None
+    return low, _levels(np.arange(low, high + 1, dtype=np.int32), rule)
 
 
 def step_sizes(rule: Uniform, layout: Layout, start: int, stop: int, parts: int = 1, down: bool = False) -> Floats:
     """Step of the elements start..stop, divided by `parts` (a power of two); float32 [stop - start] or [1]."""
-    base = rule.step - 64 * (parts.bit_length() - 1)
     if rule.rows is None and rule.channels is None and rule.taps is None:
-        return tables.power(np.array([base]))
-    total = axis_sum(layout, rule.scales, start, stop, down)
-    low, high = (int(total.min()), int(total.max())) if total.size else (0, 0)
-    total -= low
-    return tables.power(base + 16 * np.arange(low, high + 1))[total]
+        return tables.power(np.array([rule.step - 64 * (parts.bit_length() - 1)]))
+    found = places(layout, rule.scales, start, stop, down)
+    return found.look_up(_powers(rule, found, parts))
+
+
+def _powers(rule: Uniform, found: Places, parts: int) -> Floats:
+    """The step of every sum of scales, divided by `parts`."""
+    return tables.power(rule.step - 64 * (parts.bit_length() - 1) + 16 * found.totals)
 
 
 def _levels(symbols: Symbols, rule: Uniform) -> Floats:

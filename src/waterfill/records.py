@@ -19,6 +19,8 @@ Scales: TypeAlias = NDArray[np.int8]
 AxisScales: TypeAlias = tuple[Scales | None, Scales | None, Scales | None]
 """Of rows, channels and taps; None for none."""
 
+NO_SCALES: AxisScales = (None, None, None)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -277,7 +279,7 @@ class Paths:
     Attributes:
         log_states: logarithm of the number of states, 2 to 12.
         zero: whether zero is in subset 1 too.
-        log_span: the state is 0 again after every `2^log_span` symbols.
+        log_span: the state is 0 again after every `2^log_span` symbols, with `down` after so many columns.
         family: shape of the tables of subset 1 (that of subset 0 is in the spread).
         base: logarithm of the spread of k in subset 1, in eighths of an octave, 32 for one.
         down: whether the path, and the stream with it, goes down the columns of the matrix [out, in], one after the
@@ -290,6 +292,10 @@ class Paths:
     family: int
     base: int
     down: bool = False
+
+    def span(self, layout: Layout) -> int:
+        """After how many symbols of a tensor of this layout the state is 0 again."""
+        return min(max(1, layout.axes[0] if self.down else 1) << self.log_span, 1 << 62)
 
 
 @dataclass(frozen=True, eq=False)

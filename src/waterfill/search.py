@@ -16,13 +16,15 @@ from waterfill.calibrate import correct_statistics
 from waterfill.codec import container
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluate import evaluate
+from waterfill.forecast import Forecast
 from waterfill.files import WaterfillFile, exact_bytes
-from waterfill.limits import fit_sources, price
+from waterfill.limits import fit_sources, fit_spectra, price, rectangles
 from waterfill.models import torch_module
 from waterfill.prepare import Live, Prepared
 from waterfill.protocols import Progress, Quantizer
 from waterfill.records import Exact, Inventory, Limits, Quantized
 from waterfill.theory.scaled_source import ScaledSource
+from waterfill.theory.spectra import Products
 
 PRODUCER = "waterfill 0.1.0"
 
@@ -93,6 +95,21 @@ class Workshop:
         """Cost per weight of setting every matrix to zero; levels are relative to it."""
         return allocate.mean_power(self.jobs)
 
+    @cached_property
+    def spectra(self) -> dict[str, list[Products]]:
+        """Of the tensors with cross terms, for their limits."""
+        weights = {name: job.weight for name, job in self.jobs.items()}
+        return fit_spectra(weights, self.sources, {name: job.form for name, job in self.jobs.items()})
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """About how many bits files take, at levels relative to `mean_power`."""
+        weights = {name: job.weight for name, job in self.jobs.items()}
+        forms = {name: job.form for name, job in self.jobs.items()}
+        parts = (part for _, part in rectangles(weights, self.sources, forms, self.spectra))
+        middle = math.log2(self.mean_power)
+        return Forecast.of(parts, middle + allocate.LOWEST_LOG2, middle + allocate.HIGHEST_LOG2)
+
     def draft(self, level: float) -> Attempt:
         """Quantize and encode at `mean_power * 2^level`, without looking at data."""
         water_level = self.mean_power * 2.0**level
@@ -127,7 +144,7 @@ class Workshop:
         """Correct statistics on the quantized network, quantize the vectors again, price, encode, measure."""
         quantized = draft.quantized if self.live is None else self._corrected(draft, self.live)
         exact_bits = 8 * sum(draft.packed.tensor_bytes[name] for name in self.exact)
-        limits = price(self.jobs, quantized, self.sources, exact_bits, self.measure)
+        limits = price(self.jobs, quantized, self.sources, self.spectra, exact_bits, self.measure)
         done = replace(draft, quantized=quantized, packed=self._pack(quantized, limits), limits=limits)
         if self.live is None:
             return done
@@ -254,25 +271,29 @@ def _loss(attempt: Attempt) -> float:
 def _search_size(work: Workshop, limit: float) -> Attempt:
     """The largest file of at most `limit` bytes.
 
-    Correcting statistics changes the size of the vectors, and the limits are named, so the drafts aim at another size
-    than the limit: what they grew by the last time.
+    What is searched is not the water level itself but the forecast of the bits there, to which sizes are nearly
+    proportional. Correcting statistics changes the size of the vectors, and the limits are named, so the drafts aim at
+    another size than the limit: what they grew by the last time.
     """
     values = max(1, work.inventory.floating_values)
-    rate = 8 * limit / values
-    aim, first, margin = max(1.0, limit - work.limit_bytes), -2 * rate, 0.0
+    aim, margin = max(1.0, limit - work.limit_bytes), 0.0
+    forecast, middle = work.forecast, math.log2(work.mean_power)
+    span = -float(forecast.logs[0]), -float(forecast.logs[-1])
+    first = -math.log2(8 * aim)
     drafts: dict[float, Attempt] = {}
     made: list[Attempt] = []
     fitting: list[Attempt] = []
 
-    def measure(level: float) -> Trial[Attempt]:
-        drafts[level] = work.draft(level)
-        return Trial(level, float(drafts[level].size_bytes), drafts[level])
+    def measure(place: float) -> Trial[Attempt]:
+        drafts[place] = work.draft(forecast.level(-place) - middle)
+        return Trial(place, float(drafts[place].size_bytes), drafts[place])
 
     try:
         while True:
-            slope = -0.5 / math.log(2) / max(rate, 0.5)
-            best = allocate.lowest_within(measure, aim, first, slope=slope, within=WITHIN / 2, precision=1e-3)
-            finer = [drafts[level] for level in drafts if level < best.level and drafts[level].size_bytes > aim]
+            best = allocate.lowest_within(
+                measure, aim, first, slope=-1.0, within=WITHIN / 2, precision=1e-3, span=span
+            )
+            finer = [drafts[place] for place in drafts if place < best.level and drafts[place].size_bytes > aim]
             draft = best.made
             for other in sorted(finer, key=lambda other: other.size_bytes):
                 if draft.size_bytes < aim * (1 - WITHIN / 2):
@@ -282,8 +303,8 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
             fitting += [attempt] if excess <= 0 else []
             margin += max(0.0, excess + 1) if made else 0.0  # the first one only tells how much they grow
             made.append(attempt)
-            previous, first = aim, best.level + 0.01
-            aim = max(1.0, limit - (attempt.size_bytes - draft.size_bytes) - margin)
+            previous, aim = aim, max(1.0, limit - (attempt.size_bytes - draft.size_bytes) - margin)
+            first = best.level + math.log2(best.value / (aim * (1 - WITHIN / 4)))
             near = -excess <= WITHIN * limit or aim <= previous or len(fitting) == FITTING_TRIES
             if fitting and near:
                 break

@@ -44,7 +44,7 @@ def small_file():
     for name, roots in (("0.weight", ZERO_FIRST), ("0.bias", (ZERO_FIRST[1],))):
         quantized[name] = replace(quantized[name], spread=Spread(5, 40, tables=roots))
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
-    limits = price(jobs, quantized, fit_sources(inventory.weights), 0.0, "identity")
+    limits = price(jobs, quantized, fit_sources(inventory.weights), {}, 0.0, "identity")
     return container.pack(inventory.entries, quantized, exact, "test", limits).data
 
 
@@ -416,6 +416,62 @@ def test_steps_of_a_path_out_of_range_are_refused():
     assert not any(read(data)["w"])
     with pytest.raises(FormatError, match="steps of a tensor are out of range"):
         WaterfillFile(lie)
+
+
+# Scales
+
+
+def scales_file(trellis=None):
+    """A file of one tensor whose spreads are the negative of the steps, near it, and free."""
+    layout = Layout((6, 5, 4))
+    steps = [np.resize(np.array([40, -50, 7], np.int8), n) for n in layout.axes]
+    rule = Uniform(-64, 0, (0, 0, 0), steps[0], steps[1])
+    spread = Spread(5, 40, -steps[0], (-steps[1] + np.eye(5, dtype=np.int8)[0]), steps[2], trellis=trellis)
+    item = Quantized(np.zeros((6, 20), np.int32), rule, spread)
+    return container.pack((Entry("w", layout.shape, "float32", Coded(layout)),), {"w": item}, {}, "test").data
+
+
+@pytest.mark.parametrize("trellis", [None, Paths(3, True, 4, 5, 32, down=True)], ids=["free", "path"])
+def test_scales_that_lie_are_refused(trellis):
+    data = scales_file(trellis)
+    directory, at = directory_of(data), 5 if trellis is None else 10
+    assert not any(read(data)["w"])
+    codes = directory["tensors"][0][at]
+    assert [code >= 0 for code in codes] == [True, True, False, False, False, True]
+    assert (codes[3], codes[4] < -2) == (-2, True)
+    for place, code in ((2, -2), (2, -3), (0, -2), (3, -60), (3, 57), (4, -61), (5, -60)):
+        with pytest.raises(FormatError, match="cannot be read"):
+            read(with_directory(replaced(directory, ("tensors", 0, at, place), code), data))
+    for place, code in ((3, codes[4]), (4, -2), (4, -1), (5, -2)):
+        with pytest.raises(FormatError, match="the chunks hold"):
+            read(with_directory(replaced(directory, ("tensors", 0, at, place), code), data))
+    opens_or_refuses(with_directory(replaced(directory, ("tensors", 0, at, 3), -1), data))
+    for code in (-3 - codes[5], -59):
+        with pytest.raises(FormatError, match=r"^the data: the spreads of an axis are relative to its steps"):
+            WaterfillFile(with_directory(replaced(directory, ("tensors", 0, at, 5), code), data), threads=1)
+    for code in (-3, -59, -40):
+        opens_or_refuses(with_directory(replaced(directory, ("tensors", 0, at, 4), code), data))
+
+
+def test_a_codebook_has_no_steps_for_its_spreads():
+    data = codebook_file()
+    directory = directory_of(data)
+    for code in (-2, -3, -20):
+        with pytest.raises(FormatError, match="cannot be read"):
+            read(with_directory(replaced(directory, ("tensors", 0, 5), [-1, code, -1]), data))
+
+
+def test_sums_that_lead_out_of_range_are_refused(monkeypatch):
+    far = container.listing.scales.stored(np.full(5, 120, np.int8))
+    stored = container.listing.scales.stored
+
+    def lying(scale, steps=None):
+        found = stored(scale, steps)
+        return found if found.code >= -2 else (lambda code: found._replace(code=code, values=far.values))(-3 - far.code)
+
+    monkeypatch.setattr(container.listing.scales, "stored", lying)
+    with pytest.raises(FormatError, match=r"^the data: a scale is out of range"):
+        WaterfillFile(scales_file(), threads=1)
 
 
 def rest_of(data, body):

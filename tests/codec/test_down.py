@@ -10,6 +10,7 @@ from slow_paths import down_columns, levels_of
 
 from waterfill.codec import container, pieces
 from waterfill.codec.order import elements
+from waterfill.codec.scales import side_bits
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
 from waterfill.quantize import path_spread
@@ -23,8 +24,19 @@ LAYOUTS = (
 )  # fmt: skip
 
 
-def scales(length):
-    return st.none() | hnp.arrays(np.int8, length, elements=st.integers(-9, 9))
+def scales(length, largest=9):
+    return st.none() | hnp.arrays(np.int8, length, elements=st.integers(-largest, largest))
+
+
+@st.composite
+def pairs_of_scales(draw, layout):
+    """Scales of steps and of spreads; these are now and then nearly the negative of those."""
+    steps = tuple(draw(scales(length)) for length in layout.axes)
+    spreads = []
+    for step, length in zip(steps, layout.axes, strict=True):
+        near, free = draw(scales(length, 1)), draw(scales(length))
+        spreads.append(free if step is None or draw(st.booleans()) else -step if near is None else near - step)
+    return steps, tuple(spreads)
 
 
 def path(layout, paths, indices):
@@ -44,9 +56,16 @@ def tensors(draw):
                   draw(st.booleans()))  # fmt: skip
     limit = draw(st.sampled_from([0, 2, 9, 300]))
     indices = draw(st.lists(st.integers(-limit, limit), min_size=layout.numel, max_size=layout.numel))
-    rule = Uniform(draw(st.integers(-300, 300)), 0, (3, -2, 9), *(draw(scales(n)) for n in layout.axes))
-    spread = Spread(draw(family), draw(small), *(draw(scales(n)) for n in layout.axes), trellis=paths)
+    steps, spreads = draw(pairs_of_scales(layout))
+    rule = Uniform(draw(st.integers(-300, 300)), 0, (3, -2, 9), *steps)
+    spread = Spread(draw(family), draw(small), *spreads, trellis=paths)
     return layout, Quantized(path(layout, paths, indices), rule, spread)
+
+
+def same(scales, others):
+    """Whether scales are the same; none are zeros."""
+    pairs = zip(scales, others, strict=True)
+    return all(np.array_equal(*(0 if s is None or not s.any() else s for s in pair)) for pair in pairs)
 
 
 def packed(tensors):
@@ -67,7 +86,10 @@ def test_files_have_the_values_of_the_records(monkeypatch, found, chunks):
             values = reconstruct(item.symbols.reshape(-1), item.rule, layout).reshape(item.symbols.shape)
             assert (file[str(n)].numpy() == layout.from_matrix(values)).all()
             assert (slow[str(n)] == layout.from_matrix(values)).all()
-            assert file.container.rules[str(n)][1].trellis == item.spread.trellis
+            rule, spread = file.container.rules[str(n)]
+            assert spread.trellis == item.spread.trellis
+            assert same(rule.scales, item.rule.scales)
+            assert same(spread.scales, item.spread.scales)
     assert WaterfillFile(data).container.tensor_bytes().keys() == slow.keys()
 
 
@@ -121,8 +143,8 @@ def test_a_fit_does_not_depend_on_the_direction_but_for_its_path(zero):
         fit = path_spread.refit(levels, paths, layout, start)
         spread = fit.spread(4, 6, down)
         assert spread.down == down
-        side = sum(path_spread.spreads.side_bits(each) for each in spread.scales if each is not None)
-        assert fit.bits == pytest.approx(pieces.tensor_bits(levels, spread, layout) + side, rel=1e-5)
+        bits = pieces.tensor_bits(levels, spread, layout) + side_bits(spread.scales)
+        assert fit.bits == pytest.approx(bits, rel=1e-5)
 
 
 def test_a_path_in_the_other_direction_is_refused():

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from waterfill.codec.rans import HEADER_BYTES
+from waterfill.codec.scales import side_bits
 from waterfill.codec.symbols import encode, spread_codes
 from waterfill.importance.forms import DiagonalForm
 from waterfill.quantize import Scalar
-from waterfill.quantize.spread import side_bits
 from waterfill.reconstruct import reconstruct
 from waterfill.records import Layout, Weight
 
@@ -177,6 +177,5 @@ def test_bits_are_those_of_the_stream_also_where_wide_rows_leave_out_low_bits(le
     codes = spread_codes(quantized.spread, wide.layout, 0, matrix.size)
     stream = len(encode(quantized.symbols.reshape(-1), codes)) - HEADER_BYTES
     spread, rule = quantized.spread, quantized.rule
-    scales = (spread.rows, spread.channels, spread.taps, rule.rows, rule.channels, rule.taps)
-    side = sum(side_bits(each) for each in scales if each is not None)
+    side = side_bits(rule.scales) + side_bits(spread.scales, rule.scales)
     assert quantized.bits == pytest.approx(8 * stream + side, rel=2e-3)

@@ -6,6 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 from waterfill.codec import symbols as codec
 from waterfill.codec import tables
+from waterfill.codec.scales import side_bits
 from waterfill.quantize import spread
 from waterfill.records import Layout
 
@@ -13,7 +14,7 @@ from waterfill.records import Layout
 def coded_bits(symbols, layout, record):
     """What the codec spends on symbols and scales, with a byte for each vector of scales."""
     bits = codec.ideal_bits(symbols.reshape(-1), codec.spread_codes(record, layout, 0, layout.numel))
-    return bits + sum(spread.side_bits(s) for s in (record.rows, record.channels, record.taps) if s is not None)
+    return bits + side_bits(record.scales)
 
 
 @st.composite
@@ -109,6 +110,57 @@ def test_large_spreads_leave_low_bits_out(sigma):
     assert coded_bits(symbols, Layout((100, 100)), fit.spread()) == pytest.approx(fit.bits, rel=0.01)
 
 
+def in_steps(layout, seed=0, largest=16):
+    """Symbols of weights of one variance in steps that differ along rows and channels, and the scales of these."""
+    rng = np.random.default_rng(seed)
+    rows, channels = (rng.integers(-largest, largest + 1, n).astype(np.int8) for n in layout.axes[:2])
+    steps = 2.0 ** (rows[:, None, None] / 4 + channels[:, None] / 4)
+    symbols = np.rint(rng.normal(size=layout.axes) * 6 / steps).astype(np.int32)
+    return symbols.reshape(layout.axes[0], -1), (rows, channels, None)
+
+
+def test_weights_of_one_variance_have_the_negative_of_their_steps():
+    layout = Layout((60, 70, 2))
+    symbols, steps = in_steps(layout)
+    found, plain = spread.fit(symbols, layout, steps=steps), spread.fit(symbols, layout)
+    for offsets, step in zip(found.offsets[:2], steps[:2], strict=True):
+        assert (offsets == -step.astype(int)).all()
+    assert found.offsets[2] is None
+    alone = sum(side_bits((each.astype(np.int8), None, None)) for each in plain.offsets if each is not None)
+    assert found.bits < plain.bits - 0.9 * alone
+    again = spread.fit(symbols, layout, found)
+    assert again.steps is steps
+    assert again.bits <= found.bits + 1e-6
+
+
+@given(tensors(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_bits_are_those_of_a_file_beside_any_steps(case, data):
+    layout, symbols = case
+    symbols = symbols % 12 - 6
+    number = st.integers(-60, 60)
+    steps = tuple(data.draw(st.none() | hnp.arrays(np.int8, n, elements=number)) for n in layout.axes)
+    for fit in (spread.fit(symbols, layout, steps=steps), spread.fit(symbols, layout, spread.fit(symbols, layout))):
+        record = fit.spread()
+        codes = codec.spread_codes(record, layout, 0, layout.numel)
+        bits = codec.ideal_bits(symbols.reshape(-1), codes) + side_bits(record.scales, fit.steps)
+        assert fit.bits == pytest.approx(bits, rel=1e-5, abs=1e-3)
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_moves_are_priced_by_what_is_stored(moved):
+    steps = np.resize(np.array([40, -37, 9, -14, 22], np.int8), 50)
+    offsets = -steps.astype(np.int64)
+    offsets[7] += moved
+    costs = np.zeros((50, spread.MOVES.size))
+    costs[3, 4], costs[4, 0] = -40.0, -0.5
+    found = spread.refined(costs, offsets, steps)
+    assert found[3] == offsets[3] + 2
+    assert np.flatnonzero(found + steps).tolist() == [3]
+    alone = spread.refined(costs, offsets, None)
+    assert (alone + steps != 0).sum() > 40
+
+
 def test_lengths_go_on_beyond_the_tables():
     for family in range(tables.FAMILIES):
         lengths = spread.lengths(family)
@@ -120,7 +172,7 @@ def test_lengths_go_on_beyond_the_tables():
 def test_side_bits_are_those_of_the_cheapest_table_and_a_byte():
     scales = np.array([0, 3, -5, 60, 0, 1], np.int8)
     by_table = [sum(tables.code_lengths(5)[s, abs(int(k))] for k in scales) for s in range(tables.SCALES)]
-    assert spread.side_bits(scales) == pytest.approx(min(by_table) + 8)
+    assert side_bits((scales, None, None)) == pytest.approx(min(by_table) + 8)
 
 
 def test_the_largest_symbols_have_a_spread_that_a_file_can_hold():

@@ -75,7 +75,7 @@ def test_no_path_costs_less_than_the_one_that_is_found(log_states, zero, lmbda):
         exponents = rng.integers(0, fit.lengths().shape[0], 5).astype(np.int32)
         shrink = (9, -4, 3)
         levels = search.search(x, importance, exponents, fit, log_states, shrink, lmbda)
-        indices, subsets = path_of(levels, Paths(log_states, zero, 16, 0, 0))
+        indices, subsets = path_of(levels, Paths(log_states, zero, 16, 0, 0), 1 << 16)
         found = sum(
             all_level_costs(float(x[i]), importance[i], exponents[i], fit, shrink, lmbda, int(subsets[i]), int(k))
             for i, k in enumerate(indices)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from waterfill.codec import container
+from waterfill.codec.scales import side_bits
 from waterfill.files import WaterfillFile
 from waterfill.importance.forms import DiagonalForm
 from waterfill.quantize import Scalar
-from waterfill.quantize.spread import side_bits
 from waterfill.records import Coded, Entry, Layout, Weight
 from waterfill.theory import linear_rate_distortion
 from waterfill.theory.waterfilling import Rectangles
@@ -51,8 +51,8 @@ def coded(deviations, level, quantizer, seed):
     distortion = float((np.square(w_hat - matrix) * IMPORTANCE).sum())
     assert quantized.distortion == pytest.approx(distortion, rel=1e-5)
     rule, spread = quantized.rule, quantized.spread
-    scales = [s for s in (rule.rows, rule.channels, spread.rows, spread.channels) if s is not None]
-    bits = np.array([quantized.bits, 8 * packed.tensor_bytes["weight"], sum(side_bits(s) for s in scales)])
+    side = side_bits(rule.scales) + side_bits(spread.scales, rule.scales)
+    bits = np.array([quantized.bits, 8 * packed.tensor_bytes["weight"], side])
     return *(bits / (OUT * IN)), distortion
 
 

@@ -321,3 +321,16 @@ def test_weights_without_spread_are_refused(weights):
 def test_a_bad_argument_is_named(weights, text):
     with pytest.raises(UsageError, match=text):
         fit_scaled_source(weights)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.4])
+def test_entropy_powers_of_what_is_not_known_are_a_product(zeros):
+    rng = np.random.default_rng(0)
+    weights = rng.laplace(size=(30, 8, 4)) * np.exp(2 * rng.normal(size=(30, 1, 1)) + rng.normal(size=(8, 1)))
+    weights *= rng.random(weights.shape) >= zeros
+    found = fit_scaled_source(weights)
+    assert found.axes
+    rows, columns = found.power_factors()
+    product = np.outer(rows, columns).reshape(weights.shape) * found.live(weights)
+    np.testing.assert_allclose(product, found.source(weights).entropy_power, rtol=1e-12)
+    assert found.live(weights).all() == (zeros == 0)

@@ -180,13 +180,14 @@ def decode_matrices(coded, lines, own_lines, chunks):
         codes = [-1] * (6 - len(codes)) + codes + [code for _, _, code in own_lines[n]]
         lengths = [*axes_of(entry) * 2, *(count + 1 for _, count, _ in own_lines[n])]
         for code, length in zip(codes, lengths, strict=True):
-            places.append(length if code >= 0 else 0)
-            exponents += [(5, code)] * (length if code >= 0 else 0)
+            stored = length if code not in (-1, -2) else 0
+            places.append(stored)
+            exponents += [(5, code if code >= 0 else -3 - code)] * stored
     side = iter(take_all(chunks["a"], [(0, *e) for e in exponents], [[]]))
     vectors = iter([[next(side) for _ in range(length)] for length in places])
     parts, own = [], []
     for n in range(len(lines)):
-        parts += [next(vectors) for _ in range(6)]
+        parts += spreads_from_sums([next(vectors) for _ in range(6)], lines[n])
         own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines[n]])
         own[n] = tuple(lines[n][2:5]) if lines[n][0] == "p" else own[n]
     assert all(-127 <= s <= 127 for part in parts for s in part)
@@ -228,6 +229,17 @@ def take_all(chunks, models, own):
         at += count
     assert at == len(models)
     return values
+
+
+def spreads_from_sums(parts, line):
+    """The six vectors of scales of a tensor, given what is stored of them."""
+    codes = line[SCALES[line[0]]] if line[0] in "up" and len(line) > SCALES[line[0]] else [-1] * 6
+    for axis in range(3):
+        steps, sums, code = parts[axis], parts[axis + 3], codes[axis + 3]
+        if code < -1:
+            assert codes[axis] >= 0
+            parts[axis + 3] = [a - b for a, b in zip(sums or [0] * len(steps), steps, strict=True)]
+    return parts
 
 
 def order_of(line, axes):

@@ -64,11 +64,16 @@ def factors(model, x, layers, layout, signals, groups=1, axis=1):
 
 
 def scaled(inputs, outputs, exact):
-    """Scale G of every group to the total of the exact diagonal [out, in]."""
+    """Scale rows and columns of G until every row of the product has the total of the exact diagonal [out, in]."""
     groups, out, _ = outputs.shape
-    totals = np.asarray(exact, np.float64).reshape(groups, out, -1).sum((1, 2))
-    traces = np.einsum("gii->g", inputs) * np.einsum("goo->g", outputs)
-    return outputs * (totals / traces)[:, None, None]
+    totals = np.asarray(exact, np.float64).reshape(groups, out, -1).sum(2)
+    result = np.zeros_like(outputs)
+    for group in range(groups):
+        found = np.diagonal(outputs[group]) * np.trace(inputs[group])
+        scales = np.sqrt(np.divide(totals[group], found, out=np.zeros(out), where=found > 0))
+        for o, p in np.ndindex(out, out):
+            result[group, o, p] = scales[o] * outputs[group, o, p] * scales[p]
+    return result
 
 
 def dense(form):

@@ -4,12 +4,15 @@ import numpy as np
 from slow_decoder import PARITIES
 
 
-def levels_of(indices, paths):
-    """The levels of a path with these indices, one state after the other as the page on the format says it."""
+def levels_of(indices, paths, rows=1):
+    """The levels of a path with these indices, one state after the other as the page on the format says it.
+
+    With `down` they are of so many rows.
+    """
     h0, h1 = (int(mask, 8) for mask in PARITIES[paths.log_states].split())
-    state, levels = 0, []
+    state, levels, span = 0, [], (rows if paths.down else 1) << paths.log_span
     for i, k in enumerate(indices):
-        state = 0 if i % (1 << paths.log_span) == 0 else state
+        state = 0 if i % span == 0 else state
         second = (state & (h1 >> 1)).bit_count() % 2
         sign = (k > 0) - (k < 0)
         levels.append(2 * k + second if not paths.zero else 2 * k - second * sign)

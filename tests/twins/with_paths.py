@@ -34,7 +34,13 @@ class WithPaths:
         matrix = weight.matrix.T if self.down else weight.matrix
         levels = greedy(matrix.reshape(-1) * 16).reshape(matrix.shape)
         levels = np.ascontiguousarray(levels.T if self.down else levels)
-        rows = np.resize([-4, 0, 30, 3], weight.layout.axes[0]).astype(np.int8)
-        found = finish(weight, form, levels, Uniform(-256, 0, (3, -2, 9)), fit(levels, weight.layout))
-        spread = Spread(4, 14, rows, trellis=Paths(4, True, 5, 6, 19, self.down))
+        out, channels, _ = weight.layout.axes
+        rows, columns = (
+            np.resize(some, n).astype(np.int8) for some, n in (([-4, 0, 30, 3], out), ([9, -20], channels))
+        )
+        rule, channels = Uniform(-256, 0, (3, -2, 9)), None
+        if self.down:
+            rule, rows, channels = Uniform(-256, 0, (3, -2, 9), rows, columns), (-rows).clip(None, 3), -columns
+        found = finish(weight, form, levels, rule, fit(levels, weight.layout))
+        spread = Spread(4, 14, rows, channels, trellis=Paths(4, True, 5, 6, 19, self.down))
         return Quantized(levels, found.rule, spread, found.bits, found.distortion)

@@ -20,6 +20,7 @@ from waterfill.codec import rans, symbols
 from waterfill.codec.lines import ChunkLine, Directory, OwnLine, TensorLine
 from waterfill.codec.order import elements
 from waterfill.codec.pieces import Model
+from waterfill.codec.scales import exponent
 from waterfill.codec.symbols import Codes
 from waterfill.codec.trellis import PathModel
 from waterfill.errors import FormatError
@@ -75,12 +76,11 @@ def pack(
     vectors: list[SideVector] = []
     for name in layouts:
         item = quantized[name]
-        found = listing.side_vectors(item.rule, item.spread)
-        codes = listing.best_codes(found)
+        codes, found = zip(*listing.side_vectors(item.rule, item.spread), strict=True)
         if item.spread.tables:
             own_lines.append(listing.own_line(len(lines), item.spread, codes))
         lines.append(listing.tensor_line(item.rule, item.spread, codes))
-        vectors += _present(name, found, codes)
+        vectors += _present(name, codes, found)
     if vectors:
         stream, count = _side_chunk(vectors)
         chunks.append((stream, "a", count))
@@ -89,7 +89,7 @@ def pack(
     if books:
         chunks.append((b"".join(books.values()), "c", sum(map(len, books.values())) // 4))
         _share_codebooks(shares, books)
-    pieces = list(_pieces(layouts, {name: span_of(quantized[name].spread) for name in layouts}))
+    pieces = list(_pieces(layouts, {name: span_of(quantized[name].spread, layouts[name]) for name in layouts}))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for stream, count, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
             chunks.append((stream, "s", count))
@@ -139,38 +139,38 @@ def _share_codebooks(shares: dict[str, float], books: Mapping[str, bytes]) -> No
 
 
 SideVector = tuple[str, Symbols, int]
-"""Name of a tensor, scales of one of its axes or differences of an own table, and their code."""
+"""Name of a tensor, what is stored of the scales of an axis or an own table, and its exponent."""
 
 
-def _present(name: str, vectors: Iterable[listing.SideVector], codes: Iterable[int]) -> list[SideVector]:
+def _present(name: str, codes: Iterable[int], vectors: Iterable[Symbols | None]) -> list[SideVector]:
     """The vectors of a tensor that are there."""
-    found = zip(vectors, codes, strict=True)
-    return [(name, vector.astype(np.int32), code) for vector, code in found if vector is not None]
+    found = zip(vectors, map(exponent, codes), strict=True)
+    return [(name, vector, each) for vector, each in found if vector is not None and each is not None]
 
 
 def _side_chunk(vectors: list[SideVector]) -> tuple[bytes, int]:
     """All scales and own tables of all tensors as one stream, and their number."""
     values = np.concatenate([vector for _, vector, _ in vectors])
-    codes = _side_codes([code for _, _, code in vectors], [vector.size for _, vector, _ in vectors])
+    codes = _side_codes([each for _, _, each in vectors], [vector.size for _, vector, _ in vectors])
     return symbols.encode(values, codes), values.size
 
 
 def _side_bits(vectors: list[SideVector]) -> dict[str, float]:
     """Ideal bits of the scales and own tables of every tensor."""
     bits = dict.fromkeys([name for name, _, _ in vectors], 0.0)
-    for name, vector, code in vectors:
-        bits[name] += symbols.ideal_bits(vector, _side_codes([code], [vector.size]))
+    for name, vector, each in vectors:
+        bits[name] += symbols.ideal_bits(vector, _side_codes([each], [vector.size]))
     return bits
 
 
-def _side_codes(codes: Iterable[int], lengths: Iterable[int]) -> Codes:
-    classes, low = symbols.exponent_codes(np.array(list(codes), np.int32), symbols.SIDE_FAMILY)
+def _side_codes(exponents: Iterable[int], lengths: Iterable[int]) -> Codes:
+    classes, low = symbols.exponent_codes(np.array(list(exponents), np.int32), symbols.SIDE_FAMILY)
     return np.repeat(classes, list(lengths)), np.repeat(low, list(lengths))
 
 
-def span_of(spread: Spread) -> int:
+def span_of(spread: Spread, layout: Layout) -> int:
     """After how many symbols a path begins anew, so that a chunk may begin there; 1 without a trellis."""
-    return 1 if spread.trellis is None else 1 << spread.trellis.log_span
+    return 1 if spread.trellis is None else spread.trellis.span(layout)
 
 
 def _pieces(layouts: Mapping[str, Layout], spans: Mapping[str, int]) -> Iterator[list[Piece]]:
@@ -326,8 +326,8 @@ class Container:
         lines, own_lines = self._directory.tensors, listing.own_lines(self._directory)
         every = list(zip(lines, own_lines, self.layouts.values(), strict=True))
         codes = [listing.side_codes(line, tables) for line, tables, _ in every]
-        stored = self._read_side(codes, [listing.side_lengths(*each) for each in every])
-        vectors = zip(stored, self._read_codebooks(), strict=True)
+        self._side = list(self._read_side(codes, [listing.side_lengths(*each) for each in every]))
+        vectors = zip(self._side, self._read_codebooks(), strict=True)
         return {
             name: listing.rule_and_spread(line, tables, side, codebook)
             for name, (line, tables, _), (side, codebook) in zip(self.layouts, every, vectors, strict=True)
@@ -343,17 +343,15 @@ class Container:
             return
         for pieces in self.spans("s", {name: layout.numel for name, layout in self.layouts.items()}).values():
             for name, start, _ in pieces:
-                if start % span_of(self.rules[name][1]):
+                if start % span_of(self.rules[name][1], self.layouts[name]):
                     raise FormatError(f"a chunk begins in the middle of a path of tensor {name!r}")
 
     def _read_side(
         self, codes: list[tuple[int, ...]], lengths: list[tuple[int, ...]]
     ) -> Iterator[list[Symbols | None]]:
         """Scales and own tables of every coded tensor, in its order; None where the code says so."""
-        present = [
-            (code, length) for each in zip(codes, lengths, strict=True) for code, length in zip(*each, strict=True)
-        ]
-        todo = _side_codes([max(code, 0) for code, _ in present], [length for _, length in present])
+        exponents = [exponent(code) or 0 for each in codes for code in each]
+        todo = _side_codes(exponents, [length for each in lengths for length in each])
         values, at = [np.zeros(0, np.int32)], 0
         for index in self.indices("a"):
             count = self._directory.chunks[index].count
@@ -363,7 +361,7 @@ class Container:
         for own_codes, own_lengths in zip(codes, lengths, strict=True):
             ends = at + np.cumsum((0, *own_lengths))
             parts = zip(own_codes, ends[:-1], ends[1:], strict=True)
-            yield [everything[start:stop] if code >= 0 else None for code, start, stop in parts]
+            yield [None if exponent(code) is None else everything[start:stop] for code, start, stop in parts]
             at = int(ends[-1])
 
     def _read_codebooks(self) -> list[Floats]:
@@ -444,8 +442,8 @@ class Container:
     def _side_vectors(self) -> list[SideVector]:
         found: list[SideVector] = []
         lines = zip(self._directory.tensors, listing.own_lines(self._directory), strict=True)
-        for (line, own_tables), (name, rule) in zip(lines, self.rules.items(), strict=True):
-            found += _present(name, listing.side_vectors(*rule), listing.side_codes(line, own_tables))
+        for name, line, vectors in zip(self.rules, lines, self._side, strict=True):
+            found += _present(name, listing.side_codes(*line), vectors)
         return found
 
     def exact(self, index: int) -> bytes:

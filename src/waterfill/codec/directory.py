@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import zstandard
 
-from waterfill.codec import own, symbols
+from waterfill.codec import own, scales
 from waterfill.codec.lines import (
     MAX_MEASURE,
     MAX_NUMEL,
-    NO_SCALES,
+    NO_CODES,
     ChunkLine,
     CodebookLine,
     Codes3,
@@ -30,6 +30,7 @@ from waterfill.codec.lines import (
 )
 from waterfill.errors import FormatError
 from waterfill.records import (
+    NO_SCALES,
     Codebook,
     Coded,
     Constant,
@@ -45,7 +46,6 @@ from waterfill.records import (
     Paths,
     Relative,
     Rule,
-    Scales,
     Spread,
     Symbols,
     Tied,
@@ -199,19 +199,16 @@ def original_bytes(entries: tuple[Entry, ...]) -> int:
 # Tensors
 
 
-SideVector: TypeAlias = Scales | Symbols | None
+SideVector: TypeAlias = tuple[int, Symbols | None]
+"""A code, and the integers that go with it; None for none."""
 
 
 def side_vectors(rule: Rule, spread: Spread) -> tuple[SideVector, ...]:
-    """The six vectors of scales of a tensor, None where there is none, and its own tables, in their order in a file."""
-    steps = (rule.rows, rule.channels, rule.taps) if isinstance(rule, Uniform) else (None, None, None)
-    return (*steps, spread.rows, spread.channels, spread.taps, *map(own.differences, spread.tables))
-
-
-def best_codes(vectors: tuple[SideVector, ...]) -> tuple[int, ...]:
-    """With which table each of these vectors is coded in the fewest bits; -1 for none."""
-    scales = [-1 if vector is None else symbols.scale_code(vector.astype(np.int8)) for vector in vectors[:6]]
-    return (*scales, *(own.best_code(vector.astype(np.int32)) for vector in vectors[6:] if vector is not None))
+    """What is stored of the scales of steps and spreads, six, and of the own tables, in their order in a file."""
+    steps = rule.scales if isinstance(rule, Uniform) else NO_SCALES
+    stored = [*map(scales.stored, steps), *map(scales.stored, spread.scales, steps)]
+    differences = [own.differences(table).astype(np.int32) for table in spread.tables]
+    return (*((each.code, each.values) for each in stored), *((own.best_code(each), each) for each in differences))
 
 
 def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
@@ -230,21 +227,21 @@ def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
 
 
 def side_codes(line: TensorLine, own_tables: tuple[TableLine, ...]) -> tuple[int, ...]:
-    """With which table each vector of scales and each own table is coded; -1 for none."""
+    """The codes of the six vectors of scales and of the own tables."""
     own_codes = [table.code for table in own_tables]
     match line:
         case UniformLine() | TrellisLine():
             return (*line.scales, *own_codes)
         case CodebookLine():
             return (-1, -1, -1, *line.scales, *own_codes)
-    return (*NO_SCALES, *own_codes)
+    return (*NO_CODES, *own_codes)
 
 
 def side_lengths(line: TensorLine, own_tables: tuple[TableLine, ...], layout: Layout) -> tuple[int, ...]:
     """How many values each vector of scales and each own table has in the file; 0 for none."""
     lengths = (*layout.axes, *layout.axes, *(table.count + 1 for table in own_tables))
     codes = side_codes(line, own_tables)
-    return tuple(length if code >= 0 else 0 for code, length in zip(codes, lengths, strict=True))
+    return tuple(0 if scales.exponent(code) is None else length for code, length in zip(codes, lengths, strict=True))
 
 
 def codebook_size(line: TensorLine) -> int:
@@ -279,13 +276,16 @@ def rule_and_spread(
     """Undo `tensor_line` and `own_line`, given the vectors of scales and the own tables as they are stored.
 
     Raises:
-        FormatError: a scale is out of range, steps leave the range of normal float32 numbers, a codebook is not finite
-            or lacks its zero, a table cannot be, or there are tables beside a trellis.
+        FormatError: a scale is out of range or relative to one that is not there, steps leave the range of normal
+            float32 numbers, a codebook is not finite or lacks its zero, a table cannot be, or there are tables beside a
+            trellis.
     """
-    rows, channels, taps, *rest = (_scales(vector) for vector in vectors[:6])
+    codes = side_codes(line, ())
+    steps = tuple(map(scales.restored, codes[:3], vectors[:3]))
+    rows, channels, taps = map(scales.restored, codes[3:], vectors[3:6], steps)
     stored = zip(own_tables, vectors[6:], strict=True)
     found = tuple(own.from_differences(table.first, vector) for table, vector in stored if vector is not None)
-    spread = Spread(line.family, line.base, rest[0], rest[1], rest[2], found, _trellis(line))
+    spread = Spread(line.family, line.base, rows, channels, taps, found, _trellis(line))
     if spread.trellis is not None and found:
         raise FormatError("a tensor has both a trellis and tables of its own")
     if isinstance(line, RelativeLine):
@@ -295,8 +295,8 @@ def rule_and_spread(
             raise FormatError("a codebook has no value for the symbol 0, or one that is not finite")
         return Codebook(codebook, line.first), spread
     offset = line.offset if isinstance(line, UniformLine) else 0
-    rule = Uniform(line.step, offset, line.shrink, rows, channels, taps)
-    present = [scale for scale in (rows, channels, taps) if scale is not None and scale.size]
+    rule = Uniform(line.step, offset, line.shrink, *steps)
+    present = [scale for scale in steps if scale is not None and scale.size]
     if abs(line.step) + 16 * sum(int(np.abs(scale.astype(np.int64)).max()) for scale in present) > 7000:
         raise FormatError("the steps of a tensor are out of range")
     return rule, spread
@@ -307,19 +307,6 @@ def _trellis(line: TensorLine) -> Paths | None:
     if not isinstance(line, TrellisLine):
         return None
     return Paths(line.log_states, line.zero, line.log_span, line.second_family, line.second_base, line.down)
-
-
-def _scales(vector: Symbols | None) -> Scales | None:
-    """One vector of scales.
-
-    Raises:
-        FormatError: one is out of range.
-    """
-    if vector is None:
-        return None
-    if vector.size and (vector.max() > 127 or vector.min() < -127):
-        raise FormatError("a scale is out of range")
-    return vector.astype(np.int8)
 
 
 def check_symbols(symbols: Symbols, rule: Rule) -> None:

@@ -6,18 +6,19 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from waterfill.codec import own, tables
+from waterfill.codec import own, scales, tables
 
 MAX_NUMEL = 1 << 42
 MAX_MEASURE = 64
 MAX_CODEBOOK = 1 << 16
 
 Dimension = Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
-Code = Annotated[int, Meta(ge=-1, lt=tables.SCALES)]
-Codes6 = tuple[Code, Code, Code, Code, Code, Code]
+Code = Annotated[int, Meta(ge=scales.NONE, lt=tables.SCALES)]
+SpreadCode = Annotated[int, Meta(gt=scales.FIRST_SUM - tables.SCALES, lt=tables.SCALES)]
+Codes6 = tuple[Code, Code, Code, SpreadCode, SpreadCode, SpreadCode]
 Shrink = Annotated[int, Meta(ge=-64, le=64)]
 Codes3 = tuple[Code, Code, Code]
-NO_SCALES: Codes6 = (-1, -1, -1, -1, -1, -1)
+NO_CODES: Codes6 = (-1, -1, -1, -1, -1, -1)
 First = Annotated[int, Meta(ge=-own.LARGEST_FIRST, le=own.LARGEST_FIRST)]
 TableCode = Annotated[int, Meta(ge=0, le=own.LARGEST_CODE)]
 
@@ -51,13 +52,13 @@ class EntryLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True
 
 
 class UniformLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="u"):
-    """A `Uniform` rule and its `Spread`; the six codes say with which table the scales are coded, -1 for none."""
+    """A `Uniform` rule and its `Spread`; the six codes say how the scales are stored (`scales.py`)."""
 
     step: Annotated[int, Meta(ge=-6000, le=6000)]
     family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
     base: Annotated[int, Meta(ge=-400, le=256)]
     shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
-    scales: Codes6 = NO_SCALES
+    scales: Codes6 = NO_CODES
     offset: Annotated[int, Meta(ge=-(1 << 30), le=1 << 30)] = 0
 
 
@@ -93,7 +94,7 @@ class TrellisLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     second_family: Annotated[int, Meta(ge=0, lt=tables.FAMILIES)]
     second_base: Annotated[int, Meta(ge=-400, le=256)]
     shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
-    scales: Codes6 = NO_SCALES
+    scales: Codes6 = NO_CODES
     down: bool = False
 
 

@@ -6,12 +6,13 @@ the rows of the matrix, or with `down` those of its transpose.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.records import AxisScales, Layout
+from waterfill.records import AxisScales, Floats, Layout, Symbols
 
 Sums = NDArray[np.int32]
 
@@ -56,10 +57,63 @@ def line_sums(layout: Layout, scales: AxisScales, down: bool = False) -> tuple[S
     return (columns, rows) if down else (rows, columns)
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The sums of scales of some elements of a stream, as rows of a table.
+
+    Attributes:
+        first: number of the first line.
+        start: number of the first element in the lines from there.
+        size: how many elements there are.
+        lines: int32, the part of every line from the first to that of the last element.
+        within: int32, the part of every place in a line; row 0 has the lowest sum.
+        totals: int64 [rows], the sums.
+    """
+
+    first: int
+    start: int
+    size: int
+    lines: Sums
+    within: Sums
+    totals: NDArray[np.int64]
+
+    def look_up(self, table: NDArray[Any]) -> NDArray[Any]:
+        """The entry [size] of every element in a table [rows]."""
+        from waterfill.codec import order_kernels
+
+        found = np.empty(self.size, table.dtype)
+        order_kernels.look_up(self.lines, self.within, self.start, table, found)
+        return found
+
+    def scaled(self, symbols: Symbols, lowest: int, levels: Floats, steps: Floats) -> Floats:
+        """The product [size] of `levels[symbol - lowest]` and of an entry of a table [rows]."""
+        from waterfill.codec import order_kernels
+
+        values = np.empty(self.size, np.float32)
+        order_kernels.scale_lines(self.lines, self.within, self.start, symbols, lowest, levels, steps, values)
+        return values
+
+    def scale_down(self, matrix: Floats, symbols: Symbols, lowest: int, levels: Floats, steps: Floats) -> None:
+        """The same of a stream down the columns of a matrix [out, in], put there at once."""
+        from waterfill.codec import order_kernels
+
+        known = self.lines, self.within, self.start, symbols, lowest, levels, steps
+        order_kernels.scale_columns(*known, self.first, matrix)
+
+
+def places(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Places:
+    """The sums `rows[i] + channels[c] + taps[t]` of the elements start..stop of the stream."""
+    lines, within = line_sums(layout, scales, down)
+    first, last = (start // within.size, -(-stop // within.size)) if within.size else (0, 0)
+    some = lines[first:last]
+    if start == stop:
+        return Places(first, 0, 0, some, within, np.zeros(1, np.int64))
+    low, high = int(some.min()) + int(within.min()), int(some.max()) + int(within.max())
+    return Places(first, start - first * within.size, stop - start, some, within - low, np.arange(low, high + 1))
+
+
 def axis_sum(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Sums:
     """`rows[i] + channels[c] + taps[t]` of the elements start..stop of the stream, int32."""
-    lines, within = line_sums(layout, scales, down)
-    length = within.size
-    first, last = (start // length, -(-stop // length)) if length else (0, 0)
-    total = lines[first:last, None] + within
-    return total.reshape(-1)[start - first * length : stop - first * length]
+    found = places(layout, scales, start, stop, down)
+    sums: Sums = found.look_up(found.totals.astype(np.int32))
+    return sums

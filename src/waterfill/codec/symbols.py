@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import rans, tables
-from waterfill.codec.order import axis_sum
+from waterfill.codec.order import places
 from waterfill.errors import FormatError
-from waterfill.records import Layout, Scales, Spread, Symbols
+from waterfill.records import Layout, Spread, Symbols
 
 SIDE_FAMILY = 5
 """Row, channel and tap scales are coded with the Laplace tables."""
@@ -27,10 +27,9 @@ def spread_codes(spread: Spread, layout: Layout, start: int, stop: int) -> Codes
     if spread.rows is None and spread.channels is None and spread.taps is None:
         one = exponent_codes(np.array([spread.base], np.int32), spread.family)
         return np.full(stop - start, one[0][0]), np.full(stop - start, one[1][0])
-    exponents = axis_sum(layout, spread.scales, start, stop)
-    exponents *= 2
-    exponents += spread.base
-    return exponent_codes(exponents, spread.family)
+    found = places(layout, spread.scales, start, stop)
+    classes, low = exponent_codes((spread.base + 2 * found.totals).astype(np.int32), spread.family)
+    return found.look_up(classes), found.look_up(low)
 
 
 def exponent_codes(exponents: NDArray[np.int32], family: int) -> Codes:
@@ -159,9 +158,3 @@ def bits_of(values: Symbols, codes: Codes) -> NDArray[np.float64]:
     if escaped.any():
         bits[escaped] += 2 + 8 * _escape_bytes(_escape_extra(high[escaped].astype(np.int64), last[escaped]))
     return bits
-
-
-def scale_code(scales: Scales) -> int:
-    """The table (spread in the Laplace family) that codes a vector of scales in the fewest bits."""
-    magnitude = np.minimum(np.abs(scales.astype(np.int64)), 127)
-    return int(tables.code_lengths(SIDE_FAMILY)[:, magnitude].sum(axis=1).argmin())

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import subsets, tables
-from waterfill.codec.order import axis_sum
+from waterfill.codec.order import places
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Paths, Spread, Symbols
 
@@ -77,22 +77,19 @@ class PathModel:
         classes: uint16 [n], class of every element.
         exponents: int64 [classes, 2], of the two subsets, 0 to 280.
         families: shapes of the two subsets.
+        span: after how many levels the state is 0 again.
     """
 
     trellis: Paths
     classes: NDArray[np.uint16]
     exponents: NDArray[np.int64]
     families: tuple[int, int]
+    span: int
 
     @property
     def size(self) -> int:
         """Number of levels."""
         return self.classes.size
-
-    @property
-    def span(self) -> int:
-        """After how many levels the state is 0 again."""
-        return 1 << self.trellis.log_span
 
     @functools.cached_property
     def lows(self) -> NDArray[np.uint8]:
@@ -120,12 +117,15 @@ def path_model(spread: Spread, layout: Layout, start: int, stop: int) -> PathMod
     if start == stop or (spread.rows is None and spread.channels is None and spread.taps is None):
         classes, offsets = np.zeros(stop - start, np.uint16), np.zeros(1, np.int64)
     else:
-        total = axis_sum(layout, spread.scales, start, stop, trellis.down)
-        offsets = np.unique(total).astype(np.int64)
-        classes = np.searchsorted(offsets, total).astype(np.uint16)
+        found = places(layout, spread.scales, start, stop, trellis.down)
+        used = np.unique(np.add.outer(np.unique(found.lines), np.unique(found.within)))
+        offsets = found.totals[used]
+        number = np.zeros(found.totals.size, np.uint16)
+        number[used] = np.arange(used.size)
+        classes = found.look_up(number)
     exponents = np.array([spread.base, trellis.base]) + 2 * offsets[:, None]
     families = spread.family, trellis.family
-    return PathModel(trellis, classes, np.clip(exponents, 0, HIGHEST_EXPONENT), families)
+    return PathModel(trellis, classes, np.clip(exponents, 0, HIGHEST_EXPONENT), families, trellis.span(layout))
 
 
 class Path(NamedTuple):
@@ -135,8 +135,8 @@ class Path(NamedTuple):
     subsets: NDArray[np.uint8]
 
 
-def path_of(levels: Symbols, trellis: Paths) -> Path:
-    """The path whose levels these are, in the order of the stream from the start of a span.
+def path_of(levels: Symbols, trellis: Paths, span: int) -> Path:
+    """The path whose levels these are, in the order of the stream from the start of a span of so many.
 
     Raises:
         ValueError: there is none.
@@ -144,7 +144,7 @@ def path_of(levels: Symbols, trellis: Paths) -> Path:
     from waterfill.codec import path_kernels
 
     path = Path(np.empty(levels.size, np.int32), np.empty(levels.size, np.uint8))
-    span, following = 1 << trellis.log_span, entries(trellis.log_states)
+    following = entries(trellis.log_states)
     left = path_kernels.walk(levels, following, trellis.zero, span, *path)
     if left >= 0:
         raise ValueError(f"symbol {levels[left]} at {left} is not in the subset of its state; expected a path")
@@ -194,7 +194,7 @@ def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model
 
 def ideal_bits(levels: Symbols, model: PathModel) -> float:
     """Code length of the indices of a piece, in bits, without the end of the stream."""
-    indices, subset = path_of(levels, model.trellis)
+    indices, subset = path_of(levels, model.trellis, model.span)
     row = 2 * model.classes.astype(np.int64) + subset
     low, centred = model.lows.astype(np.int64)[row], (subset == 0) | model.trellis.zero
     high = (indices + np.where(centred, (1 << low) >> 1, 0)) >> low

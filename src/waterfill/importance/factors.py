@@ -39,14 +39,15 @@ class Factors:
 
     Attributes:
         inputs: of `x x^T`, float64 [groups, in, in], or [groups, in] of its diagonal.
-        outputs: of `g g^T` over all signals, float64 [groups, out, out], or [groups, out] of its diagonal.
+        outputs: of `g g^T` over all signals, float64 [groups, out, out]; None where its diagonal is enough, for that is
+            taken from the exact importance.
         positions: how many, float64 [groups].
         turned: whether the layer reads the tensor's normal form with rows and columns exchanged.
         reason: why a factor is coarser than it was asked for.
     """
 
     inputs: Tensor
-    outputs: Tensor
+    outputs: Tensor | None
     positions: Tensor
     turned: bool = False
     reason: str = ""
@@ -57,41 +58,51 @@ class Factors:
         Raises:
             UsageError: they are of another kind.
         """
-        mine, its = ((f.inputs.shape, f.outputs.shape, f.turned) for f in (self, other))
+        mine, its = ((f.inputs.shape, f.outputs is not None, f.turned) for f in (self, other))
         if mine != its:
             raise UsageError(
                 f"Factors {mine} cannot be merged with {its}; expected the same shapes. Merge states of the same model "
                 "and importance."
             )
-        sums = (self.inputs + other.inputs, self.outputs + other.outputs, self.positions + other.positions)
-        return Factors(*sums, self.turned, max(self.reason, other.reason))
+        outputs = _sum([found for found in (self.outputs, other.outputs) if found is not None])
+        inputs, positions = self.inputs + other.inputs, self.positions + other.positions
+        return Factors(inputs, outputs, positions, self.turned, max(self.reason, other.reason))
 
     def form(self, exact: Doubles) -> KroneckerForm:
-        """Make the form whose diagonal has the total of the exact one, group by group.
+        """Make the form whose diagonal has the row totals of the exact one.
 
         Independence of positions is far from true: gradients of neighbours agree or cancel, so that the number of
-        positions times `G (x) A` may be off by any factor, another one for every layer. Its shape is wanted, and the
-        sum of the exact diagonal is known from the same passes: G is scaled to it.
+        positions times `G (x) A` may be off by any factor, another one for every output. The exact diagonal is known
+        from the same passes, and G is scaled from both sides so that each row of the product has its total:
+        `G' = S G S` with `G'_oo tr(A) = sum_i I_oi`.
 
         Args:
             exact: the exact diagonal in normal form [out, in].
         """
-        groups, out = self.outputs.shape[:2]
-        exact = exact.T if self.turned else exact
-        totals = exact.reshape(groups, out * self.inputs.shape[1]).sum(1)
+        groups = len(self.inputs)
         inputs = self.inputs / self.positions.clamp_min(1).reshape(-1, *(1,) * (self.inputs.ndim - 1))
+        traces = inputs.sum(1)
         if inputs.ndim == 3:
             inputs = (inputs + inputs.transpose(1, 2)) / 2
-        traces = _traces(inputs) * _traces(self.outputs)
-        scale = torch.where(traces > 0, torch.from_numpy(totals) / traces, 0.0)
-        outputs = self.outputs * scale.reshape(-1, *(1,) * (self.outputs.ndim - 1))
+            traces = inputs.diagonal(dim1=1, dim2=2).sum(1)
+        totals = torch.from_numpy(exact.T if self.turned else exact).sum(1).reshape(groups, -1)
+        outputs = torch.where(traces[:, None] > 0, totals / traces[:, None], 0.0)
+        if self.outputs is not None:
+            outputs = _with_diagonal(self.outputs, outputs)
         columns, rows = (outputs, inputs) if self.turned else (inputs, outputs)
         return KroneckerForm(_joined(rows).numpy(), columns.numpy(), self.reason)
 
 
-def _traces(factor: Tensor) -> Tensor:
-    """Of matrices [groups, n, n], or of diagonals [groups, n]."""
-    return (factor.diagonal(dim1=1, dim2=2) if factor.ndim == 3 else factor).sum(1)
+def _with_diagonal(matrices: Tensor, wanted: Tensor) -> Tensor:
+    """Scale matrices [groups, n, n] from both sides until they have a diagonal [groups, n]."""
+    found = matrices.diagonal(dim1=1, dim2=2)
+    scales = torch.where(found > 0, wanted / found, 0.0).sqrt()
+    scaled = scales[:, :, None] * matrices * scales[:, None, :]
+    return torch.diagonal_scatter(scaled, wanted, dim1=1, dim2=2)
+
+
+def _sum(found: Sequence[Tensor]) -> Tensor | None:
+    return torch.stack(list(found)).sum(0) if found else None
 
 
 def _joined(blocks: Tensor) -> Tensor:
@@ -123,7 +134,7 @@ class Gatherer:
         self._full = full
         self._largest = largest
         self._uses: dict[str, Sequence[Use]] = {}
-        self._outputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor | None] = {}
         self._powers: dict[str, list[Tensor]] = {}
 
     def see(self, name: str, uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]]) -> None:
@@ -136,10 +147,10 @@ class Gatherer:
             self.reasons[name] = reason
             return
         found = [_at_output(use, signals, self._is_full(uses[0])) for use, signals in zip(uses, gradients, strict=True)]
-        outputs = torch.stack([of_use for of_use, _ in found]).sum(0)
+        grams = [gram for gram, _ in found] + [self._outputs.get(name)]
+        outputs = _sum([gram for gram in grams if gram is not None])
         powers = [power for _, power in found]
         if name in self._uses:
-            outputs = outputs + self._outputs[name]
             powers = [one + more for one, more in zip(self._powers[name], powers, strict=True)]
         self._uses[name], self._outputs[name], self._powers[name] = uses, outputs, powers
 
@@ -155,7 +166,8 @@ class Gatherer:
         missed = self._full and not self._is_full(uses[0])
         reason = f"a full matrix over its {uses[0].view.sizes[1]} outputs would be too large" if missed else ""
         turned = uses[0].view.layout != self._layouts[name]
-        return Factors(inputs.cpu(), self._outputs[name].cpu(), positions.cpu(), turned, reason)
+        outputs = self._outputs[name]
+        return Factors(inputs.cpu(), None if outputs is None else outputs.cpu(), positions.cpu(), turned, reason)
 
     def _is_full(self, use: Use) -> bool:
         groups, out, _ = use.view.sizes
@@ -180,18 +192,19 @@ def _why_not(layout: Layout, uses: Sequence[Use], largest: int) -> str:
     return ""
 
 
-def _at_output(use: Use, signals: Sequence[Tensor], full: bool) -> tuple[Tensor, Tensor]:
+def _at_output(use: Use, signals: Sequence[Tensor], full: bool) -> tuple[Tensor | None, Tensor]:
     """Sums of `g g^T` over signals and positions, and of `|g|^2` over signals and outputs.
 
     Args:
         use: the use.
         signals: gradients at its output.
-        full: whether the first is a matrix.
+        full: whether the first is wanted.
 
     Returns:
-        Float64 [groups, out, out] or [groups, out], and [rows, groups, places].
+        Float64 [groups, out, out] or None, and [rows, groups, places].
     """
-    total, squares = None, None
+    total: Tensor | None = None
+    squares: Tensor | None = None
     for signal in signals:
         g = use.view.gradients(single(signal.reshape(use.rows, *signal.shape[use.lead :])))
         squares = g.square() if squares is None else squares.addcmul_(g, g)
@@ -199,7 +212,7 @@ def _at_output(use: Use, signals: Sequence[Tensor], full: bool) -> tuple[Tensor,
             gram = _gram(g)
             total = gram if total is None else total + gram
     assert squares is not None
-    return (squares.sum((0, 3)).double() if total is None else total.double()), squares.sum(2)
+    return None if total is None else total.double(), squares.sum(2)
 
 
 def _at_input(use: Use, alive: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ class kronecker:
     token frequencies, for embeddings) says how errors in the weights of one output add up or cancel, which a diagonal
     cannot. `G = E[g g^T]` of the gradients at its outputs, for the KL divergence of logits (`kl`) or the squared error
     of values (`regression`), says how much each output matters: its diagonal, or with `full` all of it. The means are
-    over positions with a gradient, over all calls of the layer. G is scaled so that the diagonal of the product has the
-    same total as that of `kl` or `regression`, which the same passes give exactly, see `Factors.form`.
+    over positions with a gradient, over all calls of the layer. G is scaled so that every row of the product's
+    diagonal has the same total as in `kl` or `regression`, which the same passes give exactly, see `Factors.form`.
 
     Vectors have the diagonal form of `kl` or `regression`. So has a matrix that is not the matrix of one linear map
     (elementwise, tied to a layer that reads it the other way, used in ways that cannot be watched) or whose factor

@@ -151,7 +151,8 @@ def assemble(entries: Iterable[Entry], matrices: Matrices, exact: Mapping[str, T
         exact: the tensors of origin `Exact`, by name.
 
     Yields:
-        Name and tensor of every entry, one at a time; a tied entry is the same object as the one it is tied to.
+        Name and tensor of every entry, one at a time; a tied entry is the same object as the one it is tied to. A
+        tensor may share the memory of its matrix.
     """
     entries = tuple(entries)
     shared = {entry.origin.to for entry in entries if isinstance(entry.origin, Tied)}
@@ -205,7 +206,8 @@ def _rounded(values: NDArray[np.float64] | Floats, entry: Entry) -> Tensor:
     """Values rounded to float32 and then to the type of the entry; what is too large becomes the largest value."""
     dtype: torch.dtype = getattr(torch, entry.dtype)
     limit = min(_FLOAT32_MAX, float(torch.finfo(dtype).max))
-    clipped = np.asarray(np.clip(values, -limit, limit), np.float32)
+    small = values.size and values.flags.writeable and -limit <= values.min() and values.max() <= limit
+    clipped = np.asarray(values if small else np.clip(values, -limit, limit), np.float32)
     return torch.from_numpy(clipped.reshape(entry.shape)).to(dtype)
 
 

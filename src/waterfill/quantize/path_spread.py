@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ from waterfill.codec import subsets, tables
 from waterfill.codec.order import elements, place
 from waterfill.codec.trellis import path_of
 from waterfill.quantize import spread as spreads
-from waterfill.quantize.spread import REACH, Fit, Offsets
-from waterfill.records import Layout, Paths, Scales, Spread, Symbols
+from waterfill.quantize.spread import REACH, AxisOffsets, Fit, Offsets
+from waterfill.records import NO_SCALES, AxisScales, Layout, Paths, Spread, Symbols
 
 LOWEST_BASE, HIGHEST_BASE = -400, 256
 """Bounds of the format."""
@@ -32,24 +33,25 @@ class PathFit:
         offsets: quarter octaves for rows, channels and taps, int64; None for none.
         wide: whether indices are so large that their low bits are left out: then all cost the same.
         bits: of the indices and the scales.
+        steps: scales of the steps, to which the offsets may be relative in a file.
     """
 
     zero: bool
     families: Pair
     bases: Pair
-    offsets: tuple[Offsets | None, Offsets | None, Offsets | None]
+    offsets: AxisOffsets
     wide: bool
     bits: float = np.inf
+    steps: AxisScales = NO_SCALES
 
     def spread(self, log_states: int, log_span: int, down: bool = False) -> Spread:
         """The record that goes into the file."""
         paths = Paths(log_states, self.zero, log_span, self.families[1], self.bases[1], down)
         return Spread(self.families[0], self.bases[0], *self.scales(), trellis=paths)
 
-    def scales(self) -> tuple[Scales | None, Scales | None, Scales | None]:
+    def scales(self) -> AxisScales:
         """The offsets as they are stored."""
-        rows, channels, taps = (None if o is None else o.astype(np.int8) for o in self.offsets)
-        return rows, channels, taps
+        return spreads.as_scales(self.offsets)
 
     def range(self) -> Pair:
         """Lowest and highest exponent without the base, with room to try others."""
@@ -69,11 +71,11 @@ class PathFit:
         return np.concatenate(rows, axis=1)
 
 
-def start(symbols: Symbols, layout: Layout, zero: bool) -> PathFit:
-    """A fit to start from, given indices [out, in] that are nearly those of either subset."""
-    fit: Fit = spreads.fit(symbols, layout)
+def start(symbols: Symbols, layout: Layout, zero: bool, steps: AxisScales = NO_SCALES) -> PathFit:
+    """A fit to start from, given indices [out, in] that are nearly those of either subset, and scales of the steps."""
+    fit: Fit = spreads.fit(symbols, layout, steps=steps)
     base = fit.base + 8 * fit.shift
-    return PathFit(zero, (fit.family, fit.family), (base, base), fit.offsets, fit.shift > 0)
+    return PathFit(zero, (fit.family, fit.family), (base, base), fit.offsets, fit.shift > 0, steps=steps)
 
 
 def refit(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit) -> PathFit:
@@ -88,44 +90,54 @@ def refit(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit) -> PathFi
     if fit.wide or not levels.size:
         return fit
     magnitudes = _magnitudes(levels, paths, layout)
-    best = _fit_bases(magnitudes, layout, fit.zero, fit.offsets)
-    for axis, offsets in enumerate(fit.offsets):
-        if offsets is not None:
-            tried = _refined(magnitudes, layout, best, axis, offsets)
-            for parts in (spreads.replaced(best.offsets, axis, tried), spreads.replaced(best.offsets, axis, None)):
-                found = _fit_bases(magnitudes, layout, fit.zero, parts)
-                best = found if found.bits < best.bits else best
+    best = _fit_bases(magnitudes, layout, fit)
+    for axis in range(3):
+        for offsets in _tried(magnitudes, layout, best, axis, fit.offsets[axis]):
+            found = _fit_bases(magnitudes, layout, replace(best, offsets=offsets))
+            best = found if found.bits < best.bits else best
     return best
+
+
+def _tried(
+    magnitudes: NDArray[np.uint8], layout: Layout, fit: PathFit, axis: int, known: Offsets | None
+) -> Iterator[AxisOffsets]:
+    """Offsets with others on one axis: refined, the negative of the steps and refined, none."""
+    exact = spreads.opposite(fit.steps[axis])
+    proposals = [each for each in (known, exact) if each is not None]
+    for proposal in proposals:
+        yield spreads.replaced(fit.offsets, axis, _refined(magnitudes, layout, fit, axis, proposal))
+    if exact is not None:
+        yield spreads.replaced(fit.offsets, axis, exact)
+    if proposals:
+        yield spreads.replaced(fit.offsets, axis, None)
 
 
 def _magnitudes(levels: Symbols, paths: Paths, layout: Layout) -> NDArray[np.uint8]:
     """Magnitudes of both subsets, 127 at most, those of subset 1 from 128 on, [out, channels, taps]."""
-    indices, subset = path_of(elements(levels, 0, levels.size, paths.down), paths)
+    indices, subset = path_of(elements(levels, 0, levels.size, paths.down), paths, paths.span(layout))
     size = np.abs(indices) if paths.zero else np.where((subset == 1) & (indices < 0), -indices - 1, np.abs(indices))
     found = np.empty(levels.shape, np.uint8)
     place((np.minimum(size, 127) + 128 * subset).astype(np.uint8), found, 0, paths.down)
     return found.reshape(layout.axes)
 
 
-def _ends(offsets: tuple[Offsets | None, ...]) -> Pair:
+def _ends(offsets: AxisOffsets) -> Pair:
     present = [o for o in offsets if o is not None and o.size]
     return int(sum(2 * o.min() for o in present)), int(sum(2 * o.max() for o in present))
 
 
-def _fit_bases(
-    magnitudes: NDArray[np.uint8], layout: Layout, zero: bool, offsets: tuple[Offsets | None, ...]
-) -> PathFit:
-    """Best shape and base of either subset for given offsets, from one histogram."""
+def _fit_bases(magnitudes: NDArray[np.uint8], layout: Layout, fit: PathFit) -> PathFit:
+    """Best shape and base of either subset for the offsets of a fit, from one histogram."""
     from waterfill.quantize import kernels
 
-    low, high = _ends(offsets)
-    rows, channels, taps = spreads.exponents_of(offsets, layout, 0)
+    low, high = _ends(fit.offsets)
+    rows, channels, taps = spreads.exponents_of(fit.offsets, layout, 0)
     counts = kernels.exponent_histogram(magnitudes, rows, channels, taps, low, high).astype(np.float64)
     used = np.flatnonzero(counts.any(axis=1))
     bases = np.arange(max(-8 - high, LOWEST_BASE), min(tables.SCALES + 7 - low, HIGHEST_BASE) + 1)
     index = np.clip((used + low)[None, :] + bases[:, None], 0, tables.SCALES - 1)
     found: list[tuple[float, int, int]] = []
-    for subset, kind in enumerate(subsets.KINDS[zero]):
+    for subset, kind in enumerate(subsets.KINDS[fit.zero]):
         part = counts[used, 128 * subset : 128 * (subset + 1)]
         best = (np.inf, 0, 0)
         for family in range(tables.FAMILIES):
@@ -135,13 +147,13 @@ def _fit_bases(
             best = min(best, (float(bits[where]), family, int(bases[where])))
         found.append(best)
     (first, family, base), (second, other_family, other_base) = found
-    side = sum(spreads.side_bits(o.astype(np.int8)) for o in offsets if o is not None)
-    parts = offsets[0], offsets[1], offsets[2]
-    return PathFit(zero, (family, other_family), (base, other_base), parts, False, first + second + side)
+    bits = first + second + spreads.axes_bits(fit.offsets, fit.steps)
+    return replace(fit, families=(family, other_family), bases=(base, other_base), bits=bits)
 
 
 def _refined(magnitudes: NDArray[np.uint8], layout: Layout, fit: PathFit, axis: int, offsets: Offsets) -> Offsets:
     """Move every offset of one axis to where indices and scale cost the fewest bits."""
-    fit = PathFit(fit.zero, fit.families, fit.bases, spreads.replaced(fit.offsets, axis, offsets), fit.wide)
+    fit = replace(fit, offsets=spreads.replaced(fit.offsets, axis, offsets))
     parts = spreads.exponents_of(fit.offsets, layout, -fit.range()[0])
-    return spreads.refined(magnitudes, parts, axis, offsets, fit.lengths())
+    costs = spreads.move_costs(magnitudes, parts, axis, fit.lengths())
+    return spreads.refined(costs, offsets, fit.steps[axis])

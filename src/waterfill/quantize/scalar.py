@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.codec import scales as side
 from waterfill.codec import tables
-from waterfill.codec.symbols import SIDE_FAMILY, ideal_bits, scale_code, spread_codes
+from waterfill.codec.scales import side_bits, stored
+from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.spread import LARGEST_OFFSET
 from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
-from waterfill.records import Codebook, Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
+from waterfill.records import AxisScales, Codebook, Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 
 LARGEST_STEP, LARGEST_SUM = 6000, 7000
 """Bounds of the format, in 1/64 octave: of a step, and of a step with the largest scales of its axes."""
@@ -54,7 +56,7 @@ class Scalar:
         importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
         rule, x, relative = in_steps(weight, importance, water_level)
         symbols = np.rint(x).astype(np.int32)
-        fit = spreads.fit(symbols.reshape(weight.matrix.shape), layout)
+        fit = spreads.fit(symbols.reshape(weight.matrix.shape), layout, steps=rule.scales)
         shrink = (0, 0, 0)
         for _ in range(self.rounds if self.lmbda > 0 else 0):
             symbols = _round(x, relative, fit, layout, shrink, self.lmbda)
@@ -68,8 +70,7 @@ def finish(
     weight: Weight, form: QuadraticForm | None, symbols: NDArray[np.int32], rule: Rule, fit: spreads.Fit
 ) -> Quantized:
     """The record of symbols that are decided, with bits and distortion; their tables are the cheapest there are."""
-    scales = (rule.rows, rule.channels, rule.taps) if isinstance(rule, Uniform) else ()
-    side = sum(spreads.side_bits(s) for s in scales if s is not None)
+    side = side_bits(rule.scales) if isinstance(rule, Uniform) else 0.0
     side += 32 * len(rule.values) if isinstance(rule, Codebook) else 0
     error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
@@ -85,7 +86,7 @@ def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) ->
     """Bits of symbols and spread where low bits are left out, by every element as many as suit it, or escapes long."""
     spread = fit.spread()
     bits = ideal_bits(symbols.reshape(-1), spread_codes(spread, layout, 0, symbols.size))
-    return bits + sum(spreads.side_bits(s) for s in (spread.rows, spread.channels, spread.taps) if s is not None)
+    return bits + side_bits(spread.scales, fit.steps)
 
 
 def in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[Uniform, Floats, Floats]:
@@ -123,7 +124,7 @@ def finest_step(values: NDArray[np.floating[Any]]) -> int:
     return int(np.ceil(64 * np.log2(largest))) - 64 * 20 if largest > 0 else -LARGEST_STEP
 
 
-def _step_scales(importance: Floats, layout: Layout) -> tuple[Scales | None, Scales | None, Scales | None]:
+def _step_scales(importance: Floats, layout: Layout) -> AxisScales:
     """Logarithmic step scales of the axes whose part in the importance pays for its bits.
 
     With `I_ij = a_i b_j` the best step is proportional to `I_ij^-1/2`; against one step for all this saves half the
@@ -144,15 +145,15 @@ def _step_scales(importance: Floats, layout: Layout) -> tuple[Scales | None, Sca
         quantized = _rounded(logs - np.median(logs), rest.size // factor.size)
         applied = np.exp2(quantized.astype(np.float64) / 2)
         left = factor * applied
-        saved = 0.5 * rest.size * np.log2(factor.mean() / left.mean() * np.exp(np.log(left / factor).mean()))
-        if saved > spreads.side_bits(quantized):
+        saved = 0.5 * rest.size * np.log2(factor.mean() / left.mean() * np.exp(np.log(applied).mean()))
+        if quantized.any() and saved > stored(quantized).bits:
             scales[axis] = quantized
             rest = rest * applied.reshape(shape)
     return scales[0], scales[1], scales[2]
 
 
 def _rounded(wanted: NDArray[np.float64], count: int) -> Scales:
-    """Round offsets of the steps, in quarter octaves, to where their own bits and what they cost the weights add up least.
+    """Round offsets of the steps, in quarter octaves, to where their own bits and what the weights lose are the least.
 
     Steps that are off by d octaves, some too large and some too small, cost about `ln(2) d^2` bits a weight.
 
@@ -164,7 +165,7 @@ def _rounded(wanted: NDArray[np.float64], count: int) -> Scales:
     candidates = np.arange(-LARGEST_OFFSET, LARGEST_OFFSET + 1)
     losses = count * np.log(2) / 16 * np.square(wanted[:, None] - candidates)
     for _ in range(ROUNDINGS):
-        bits = tables.code_lengths(SIDE_FAMILY)[scale_code(offsets.astype(np.int8))][np.abs(candidates)]
+        bits = side.lengths()[max(stored(offsets).code, 0), np.abs(candidates)]
         offsets = candidates[(losses + bits).argmin(axis=1)]
     rounded: Scales = offsets.astype(np.int8)
     return rounded

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec import tables
-from waterfill.codec.symbols import SIDE_FAMILY, ideal_bits, scale_code, spread_codes
+from waterfill.codec import scales, tables
+from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.quantize import own
-from waterfill.records import Layout, Scales, Spread, Symbols, Table
+from waterfill.records import NO_SCALES, AxisScales, Layout, Scales, Spread, Symbols, Table
 
 REACH = 2
 """Offsets are refined by up to this many quarter octaves a round."""
+
+MOVES = np.arange(-REACH, REACH + 1)
 
 LARGEST_OFFSET = 60
 
@@ -23,6 +26,8 @@ LARGEST_SHIFT = 25
 """Low bits left out at most, so that no base is above 256, the largest that a file can hold."""
 
 Offsets = NDArray[np.int64]
+AxisOffsets: TypeAlias = tuple[Offsets | None, Offsets | None, Offsets | None]
+NO_OFFSETS: AxisOffsets = (None, None, None)
 
 
 @functools.cache
@@ -41,13 +46,15 @@ class Fit:
         base: exponent in eighths of an octave, of the high part.
         offsets: quarter octaves for rows, channels and taps, int64; None for none.
         bits: of the symbols and the scales.
+        steps: scales of the steps, to which those of the spread may be relative in a file.
     """
 
     family: int
     shift: int
     base: int
-    offsets: tuple[Offsets | None, Offsets | None, Offsets | None]
+    offsets: AxisOffsets
     bits: float
+    steps: AxisScales = NO_SCALES
 
     def exponents(self, layout: Layout) -> tuple[Offsets, Offsets, Offsets]:
         """Exponents of rows, channels and taps in eighths of an octave; the rows carry the base."""
@@ -55,41 +62,69 @@ class Fit:
 
     def spread(self) -> Spread:
         """The record that goes into the file."""
-        rows, channels, taps = (None if o is None else o.astype(np.int8) for o in self.offsets)
-        return Spread(self.family, self.base + 8 * self.shift, rows, channels, taps)
+        return Spread(self.family, self.base + 8 * self.shift, *as_scales(self.offsets))
 
 
-def fit(symbols: Symbols, layout: Layout, start: Fit | None = None) -> Fit:
+def fit(symbols: Symbols, layout: Layout, start: Fit | None = None, steps: AxisScales = NO_SCALES) -> Fit:
     """Fit family, base and scales to symbols.
 
     Axis by axis, scales are proposed from mean magnitudes, refined by the bits they save, and kept if they pay for
-    their own bits.
+    their own bits. Where steps have scales, their negative is proposed too: it takes nothing in a file, and so do
+    moves from there take little.
 
     Args:
         symbols: int32 [out, in].
         layout: its layout.
         start: an earlier fit of nearly the same symbols, whose scales are refined instead of proposed anew.
+        steps: scales of the steps; those of `start` where it is given.
     """
+    steps = start.steps if start else steps
     families = [start.family] if start else None
     shifts = {_shift(symbols)} if start is None else {start.shift}
     if start is None and 4 * np.count_nonzero(symbols) < symbols.size:
         shifts.add(0)  # a few escapes may cost less than low bits for all the zeros
-    candidates = [(_magnitudes(symbols, layout, shift), shift) for shift in shifts]
-    fits = [_fit_base(high, layout, (None, None, None), shift, families) for high, shift in candidates]
+    candidates = {shift: _magnitudes(symbols, layout, shift) for shift in shifts}
+    fits = [
+        _fit_base(high, layout, Fit(0, shift, 0, offsets, np.inf, steps), families)
+        for shift, high in candidates.items()
+        for offsets in starts(steps)
+    ]
     best = min(fits, key=lambda found: found.bits)
-    shift, magnitudes = best.shift, candidates[fits.index(best)][0]
+    magnitudes = candidates[best.shift]
     for axis in range(3):
         if magnitudes.shape[axis] < 2 or magnitudes.size <= magnitudes.shape[axis]:
             continue
-        known = start.offsets[axis] if start else None
-        if start is not None and known is None:
-            continue
-        proposal = _propose(magnitudes, best, layout, axis) if known is None else known
-        offsets = replaced(best.offsets, axis, _refine(magnitudes, best, layout, axis, proposal))
-        trial = _fit_base(magnitudes, layout, offsets, shift, [best.family])
-        if trial.bits < best.bits:
-            best = trial
-    return _fit_base(magnitudes, layout, best.offsets, shift, None)
+        for offsets in _tried(magnitudes, layout, best, axis, start):
+            trial = _fit_base(magnitudes, layout, replace(best, offsets=offsets), [best.family])
+            best = trial if trial.bits < best.bits else best
+    return _fit_base(magnitudes, layout, best, None)
+
+
+def starts(steps: AxisScales) -> list[AxisOffsets]:
+    """Offsets to begin with: none, and the negative of the scales of the steps."""
+    if all(step is None for step in steps):
+        return [NO_OFFSETS]
+    rows, channels, taps = map(opposite, steps)
+    return [NO_OFFSETS, (rows, channels, taps)]
+
+
+def opposite(step: Scales | None) -> Offsets | None:
+    """The offsets of weights of one variance, given the scales of the steps of their axis."""
+    return None if step is None else -step.astype(np.int64)
+
+
+def _tried(
+    magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit, axis: int, start: Fit | None
+) -> Iterator[AxisOffsets]:
+    """Offsets with others on one axis."""
+    known = start.offsets[axis] if start else _propose(magnitudes, fit, layout, axis)
+    exact = opposite(fit.steps[axis])
+    proposals = [each for each in (known, exact) if each is not None]
+    for proposal in proposals:
+        yield replaced(fit.offsets, axis, _refine(magnitudes, fit, layout, axis, proposal))
+    if exact is not None:
+        yield replaced(fit.offsets, axis, exact)
+        yield replaced(fit.offsets, axis, None)
 
 
 def cheapest(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float]:
@@ -156,7 +191,7 @@ def _shift(symbols: Symbols) -> int:
     return min(max(0, int(np.ceil(np.log2(max(power, 1.0)) / 2 - 3))), LARGEST_SHIFT)
 
 
-def exponents_of(offsets: tuple[Offsets | None, ...], layout: Layout, base: int) -> tuple[Offsets, Offsets, Offsets]:
+def exponents_of(offsets: AxisOffsets, layout: Layout, base: int) -> tuple[Offsets, Offsets, Offsets]:
     """Exponents of rows, channels and taps in eighths of an octave; the rows carry the base."""
     rows, channels, taps = (
         np.zeros(length, np.int64) if o is None else 2 * o for o, length in zip(offsets, layout.axes, strict=True)
@@ -164,9 +199,13 @@ def exponents_of(offsets: tuple[Offsets | None, ...], layout: Layout, base: int)
     return rows + base, channels, taps
 
 
-def replaced(
-    offsets: tuple[Offsets | None, Offsets | None, Offsets | None], axis: int, new: Offsets | None
-) -> tuple[Offsets | None, Offsets | None, Offsets | None]:
+def as_scales(offsets: AxisOffsets) -> AxisScales:
+    """Offsets as a record has them; None where all are zero."""
+    rows, channels, taps = (None if o is None or not o.any() else o.astype(np.int8) for o in offsets)
+    return rows, channels, taps
+
+
+def replaced(offsets: AxisOffsets, axis: int, new: Offsets | None) -> AxisOffsets:
     """The same with other offsets of one axis."""
     parts = [*offsets[:axis], new, *offsets[axis + 1 :]]
     return parts[0], parts[1], parts[2]
@@ -191,47 +230,52 @@ def _propose(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int)
 def _refine(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int, offsets: Offsets) -> Offsets:
     """Move every offset of one axis to where symbols and scale cost the fewest bits."""
     with_axis = exponents_of(replaced(fit.offsets, axis, offsets), layout, fit.base)
-    return refined(magnitudes, with_axis, axis, offsets, lengths(fit.family))
+    costs = move_costs(magnitudes, with_axis, axis, lengths(fit.family))
+    return refined(costs, offsets, fit.steps[axis])
 
 
-def refined(
-    magnitudes: NDArray[np.uint8],
-    exponents: tuple[Offsets, Offsets, Offsets],
-    axis: int,
-    offsets: Offsets,
-    bits: NDArray[np.float32],
-) -> Offsets:
-    """Move every offset of one axis to where symbols and scale cost the fewest bits.
+def move_costs(
+    magnitudes: NDArray[np.uint8], exponents: tuple[Offsets, Offsets, Offsets], axis: int, bits: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """What every index of an axis costs when its offset is moved by -REACH..REACH, [length of the axis, moves].
 
     Args:
         magnitudes: [out, channels, taps], columns of `bits`.
-        exponents: rows of `bits`, as the sum of those of rows, channels and taps, the offsets of the axis among them.
+        exponents: rows of `bits`, as the sum of those of rows, channels and taps.
         axis: which one.
-        offsets: of the axis, in quarter octaves.
         bits: of every magnitude at every exponent.
     """
     from waterfill.quantize import kernels
 
-    steps = np.arange(-REACH, REACH + 1)
-    costs = kernels.axis_costs(magnitudes, *exponents, axis, 2 * steps, bits)
-    side = tables.code_lengths(SIDE_FAMILY)[max(scale_code(offsets.astype(np.int8)), tables.UNIT_SCALE)]
-    candidates = np.clip(offsets[:, None] + steps, -LARGEST_OFFSET, LARGEST_OFFSET)
-    chosen = candidates[np.arange(offsets.size), (costs + side[np.abs(candidates)]).argmin(axis=1)]
-    centred: Offsets = np.clip(chosen - int(np.median(chosen)), -LARGEST_OFFSET, LARGEST_OFFSET)
+    costs: NDArray[np.float64] = kernels.axis_costs(magnitudes, *exponents, axis, 2 * MOVES, bits)
+    return costs
+
+
+def refined(costs: NDArray[np.float64], offsets: Offsets, steps: Scales | None) -> Offsets:
+    """Move every offset of one axis to where symbols and what is stored of the scale cost the fewest bits.
+
+    Args:
+        costs: of the symbols, for every index and move.
+        offsets: of the axis, in quarter octaves.
+        steps: scales of the steps of the axis.
+    """
+    code = scales.stored(offsets, steps).code
+    summed = steps is not None and code <= scales.OPPOSITE
+    limit, added = (scales.LARGEST, steps.astype(np.int64)) if steps is not None and summed else (LARGEST_OFFSET, 0)
+    side = scales.lengths()[max(scales.exponent(code) or 0, tables.UNIT_SCALE)]
+    candidates = np.clip(offsets[:, None] + MOVES, -limit, limit)
+    stored = candidates + np.reshape(added, (-1, 1))
+    chosen = candidates[np.arange(offsets.size), (costs + side[np.abs(stored)]).argmin(axis=1)]
+    middle = int(np.median(chosen + added))
+    centred: Offsets = np.clip(chosen - middle, -limit, limit)
     return centred
 
 
-def _fit_base(
-    magnitudes: NDArray[np.uint8],
-    layout: Layout,
-    offsets: tuple[Offsets | None, Offsets | None, Offsets | None],
-    shift: int,
-    families: list[int] | None,
-) -> Fit:
-    """Best family and base for given scales, from one histogram."""
+def _fit_base(magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit, families: list[int] | None) -> Fit:
+    """The best family and base for the scales of a fit, from one histogram."""
     from waterfill.quantize import kernels
 
-    rows, channels, taps = exponents_of(offsets, layout, 0)
+    rows, channels, taps = exponents_of(fit.offsets, layout, 0)
     low = int(sum(int(e.min(initial=0)) for e in (rows, channels, taps)))
     high = int(sum(int(e.max(initial=0)) for e in (rows, channels, taps)))
     counts = kernels.exponent_histogram(magnitudes, rows, channels, taps, low, high).astype(np.float64)
@@ -245,11 +289,10 @@ def _fit_base(
         bits = table[np.arange(used.size)[None, :], index].sum(axis=1)
         where = int(bits.argmin())
         best = min(best, (float(bits[where]), family, int(bases[where])))
-    side = sum(side_bits(o.astype(np.int8)) for o in offsets if o is not None)
-    return Fit(best[1], shift, best[2], offsets, best[0] + side + shift * magnitudes.size)
+    bits = best[0] + axes_bits(fit.offsets, fit.steps) + fit.shift * magnitudes.size
+    return replace(fit, family=best[1], base=best[2], bits=bits)
 
 
-def side_bits(scales: Scales) -> float:
-    """Bits of a vector of scales, with the byte that names its table."""
-    magnitude = np.abs(scales.astype(np.int64))
-    return float(tables.code_lengths(SIDE_FAMILY)[scale_code(scales), magnitude].sum()) + 8.0
+def axes_bits(offsets: AxisOffsets, steps: AxisScales) -> float:
+    """What the offsets of all axes take in a file, beside steps that have these scales."""
+    return sum(scales.stored(*each).bits for each in zip(offsets, steps, strict=True))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import pieces
+from waterfill.codec.scales import side_bits
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
@@ -19,7 +20,7 @@ from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
 from waterfill.quantize.scalar import Scalar, in_steps, largest_step
 from waterfill.reconstruct import LEVEL_UNIT, reconstruct
-from waterfill.records import Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
+from waterfill.records import NO_SCALES, AxisScales, Floats, Layout, Paths, Quantized, Spread, Symbols, Uniform, Weight
 
 LEVEL_TO_SQUARED_STEP = 4.0
 """At high rate a path through 64 states is off by 0.249 squared steps; even numbers alone would be by 1/3."""
@@ -92,23 +93,23 @@ class Trellis:
             return Scalar().quantize(weight, form, water_level)
         importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
         rule, x, relative = in_steps(weight, importance, water_level * LEVEL_TO_SQUARED_STEP / 12)
-        problem, log_states = Problem(x, relative, weight.layout, self.lmbda), self.states.bit_length() - 1
+        problem = Problem(x, relative, weight.layout, self.lmbda, rule.scales)
+        log_states = self.states.bit_length() - 1
         done = []
         for zero, stretch in self._choices(problem, largest_step(rule) - rule.step):
             found = self._solve(problem.stretched(stretch), zero, log_states)
-            done.append(_finish(weight, form, replace(rule, step=rule.step + stretch), found, log_states))
+            moved_rule = replace(rule, step=rule.step + stretch, shrink=found.shrink)
+            spread = found.fit.spread(log_states, log_span(log_states))
+            done.append(finish_path(weight, form, found.levels.reshape(weight.matrix.shape), moved_rule, spread))
         done += _free(weight, form, water_level, done[0])
-        return min(done, key=lambda each: _lagrangian(each, water_level))
+        return min(done, key=lambda each: lagrangian(each, water_level))
 
     def _solve(self, problem: Problem, zero: bool, log_states: int) -> Found:
         """A path, with few states until the last two rounds."""
-        found = problem.solve(problem.start(zero), self._states_of(0, log_states), None)
-        for done in range(1, self.rounds):
-            found = problem.solve(found.fit, self._states_of(done, log_states), found)
+        found = problem.solve(problem.start(zero), states_of(self.rounds, log_states), None)
+        for left in range(self.rounds - 1, 0, -1):
+            found = problem.solve(found.fit, states_of(left, log_states), found)
         return found
-
-    def _states_of(self, done: int, log_states: int) -> int:
-        return log_states if self.rounds - done <= FULL_ROUNDS else min(log_states, FEW_STATES)
 
     def _choices(self, problem: Problem, room: int) -> list[tuple[bool, int]]:
         """Whether zero is in both subsets, and how much larger the steps are: what costs the least on a sample.
@@ -158,12 +159,14 @@ class Problem:
         importance: of the same shape, or [1, 1, 1] when constant.
         layout: of the tensor.
         lmbda: cost of a bit.
+        steps: scales of the steps.
     """
 
     x: Floats
     importance: Floats
     layout: Layout
     lmbda: float
+    steps: AxisScales = NO_SCALES
 
     def stretched(self, stretch: int) -> Problem:
         """The same in larger steps; costs are in units of theirs."""
@@ -180,7 +183,9 @@ class Problem:
         some = np.arange(kept) * rows // kept
         x = np.ascontiguousarray(self.x[some])
         importance = np.ascontiguousarray(self.importance[some]) if self.importance.size > 1 else self.importance
-        return Problem(x, importance, Layout(x.shape), self.lmbda)
+        in_rows, *others = self.steps
+        steps = None if in_rows is None else in_rows[some], others[0], others[1]
+        return Problem(x, importance, Layout(x.shape), self.lmbda, steps)
 
     def cost(self, zero: bool, stretch: int) -> tuple[float, float]:
         """Cost of a path through few states in larger steps, in units of these, and its bits."""
@@ -193,7 +198,7 @@ class Problem:
     def start(self, zero: bool) -> PathFit:
         """Tables to start from."""
         nearest = np.rint(self.x / 2).astype(np.int32)
-        return path_spread.start(nearest.reshape(nearest.shape[0], -1), self.layout, zero)
+        return path_spread.start(nearest.reshape(nearest.shape[0], -1), self.layout, zero, self.steps)
 
     def solve(self, fit: PathFit, log_states: int, last: Found | None) -> Found:
         """The best path under the tables of a fit and the centroids of the last path, with both fitted to it."""
@@ -219,7 +224,13 @@ class Problem:
         return (rows[:, None, None] + channels[:, None] + taps).reshape(-1)
 
 
-def _lagrangian(item: Quantized, water_level: float) -> float:
+def states_of(left: int, log_states: int) -> int:
+    """Logarithm of the number of states in a round, from how many rounds are left: all of them in the last two."""
+    return log_states if left <= FULL_ROUNDS else min(log_states, FEW_STATES)
+
+
+def lagrangian(item: Quantized, water_level: float) -> float:
+    """What errors and bits of a quantized weight cost together, at the price of a bit at high rate."""
     return item.distortion + PRICE_OF_BIT * water_level * item.bits
 
 
@@ -300,13 +311,12 @@ def _every(work: Callable[[slice], None], spans: Iterator[slice]) -> None:
         list(pool.map(work, todo))
 
 
-def _finish(weight: Weight, form: QuadraticForm | None, rule: Uniform, found: Found, log_states: int) -> Quantized:
-    """The record of a path, with bits and distortion."""
-    layout, levels, rule = weight.layout, found.levels, replace(rule, shrink=found.shrink)
-    spread = found.fit.spread(log_states, log_span(log_states))
-    scales = (rule.rows, rule.channels, rule.taps, spread.rows, spread.channels, spread.taps)
-    bits = pieces.tensor_bits(levels.reshape(weight.matrix.shape), spread, layout)
-    bits += sum(spreads.side_bits(each) for each in scales if each is not None)
-    error = weight.matrix - reconstruct(levels, rule, layout).reshape(weight.matrix.shape)
+def finish_path(
+    weight: Weight, form: QuadraticForm | None, levels: Symbols, rule: Uniform, spread: Spread
+) -> Quantized:
+    """The record of a path with levels [out, in], with bits and distortion."""
+    bits = pieces.tensor_bits(levels, spread, weight.layout)
+    bits += side_bits(rule.scales) + side_bits(spread.scales, rule.scales)
+    error = weight.matrix - reconstruct(levels.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
     cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
-    return Quantized(levels.reshape(weight.matrix.shape), rule, spread, bits, cost)
+    return Quantized(levels, rule, spread, bits, cost)

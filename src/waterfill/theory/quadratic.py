@@ -9,6 +9,10 @@ import numpy as np
 
 from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, covariance, not_negative
+from waterfill.theory.spectra import pivots, spectrum
+
+MOST_WHOLE = 2048
+"""Most weights for which a product of factors is written out as one matrix."""
 
 
 class Quadratic(Protocol):
@@ -23,8 +27,8 @@ class Quadratic(Protocol):
         """`I_w e`, in the shape of the error."""
         ...
 
-    def spectrum(self, variance: Array) -> tuple[Array, Array]:
-        """Eigenvalues of `I_w`, not negative, and the variances of independent weights in the basis of each."""
+    def volumes(self, powers: Array) -> Array:
+        """Eigenvalues of `N^{1/2} I_w N^{1/2}` or less, for independent weights of entropy powers N; any shape."""
         ...
 
 
@@ -47,9 +51,9 @@ class Diagonal:
         """`I_w e`."""
         return self.values * error
 
-    def spectrum(self, variance: Array) -> tuple[Array, Array]:
-        """The diagonal and the variances themselves."""
-        return self.values, variance
+    def volumes(self, powers: Array) -> Array:
+        """The products `I_i N_i`."""
+        return np.asarray(self.values * powers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +72,10 @@ class Dense:
         """`I_w e`."""
         return np.asarray(self.matrix @ error.reshape(-1)).reshape(error.shape)
 
-    def spectrum(self, variance: Array) -> tuple[Array, Array]:
-        """Eigenvalues in ascending order and variances, both [m]."""
-        values, vectors = np.linalg.eigh(self.matrix)
-        return values.clip(0), np.asarray(np.square(vectors).T @ variance.reshape(-1))
+    def volumes(self, powers: Array) -> Array:
+        """Eigenvalues of `N^{1/2} I_w N^{1/2}`, of the weights that are not known."""
+        live = np.flatnonzero(powers)
+        return spectrum(self.matrix[None][:, live[:, None], live], powers.reshape(1, -1)[:, live]).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +99,21 @@ class Kronecker:
         """`G E A`."""
         return np.asarray(self.outputs @ error @ self.inputs)
 
-    def spectrum(self, variance: Array) -> tuple[Array, Array]:
-        """Products of the eigenvalues of both factors and variances, both [out, in]."""
-        (rows, left), (columns, right) = np.linalg.eigh(self.outputs), np.linalg.eigh(self.inputs)
-        values = np.multiply.outer(rows.clip(0), columns.clip(0))
-        return np.asarray(values), np.asarray(np.square(left).T @ variance @ np.square(right))
+    def volumes(self, powers: Array) -> Array:
+        """Eigenvalues of `N^{1/2} I_w N^{1/2}`: of the whole matrix where there are at most `MOST_WHOLE` weights.
+
+        Of more weights they are products of those of both factors where the powers are products too, and less than
+        theirs, products of pivots, where they are not (`waterfill.theory.spectra`).
+        """
+        if powers.size <= MOST_WHOLE:
+            return Dense(np.asarray(np.kron(self.outputs, self.inputs)), self.shape).volumes(powers)
+        rows, columns = powers[:, :1], powers[:1] / (powers[0, 0] or 1.0)
+        if np.allclose(rows * columns, powers, rtol=1e-12, atol=0):
+            left, right = spectrum(self.outputs[None], rows.T), spectrum(self.inputs[None], columns)
+            return np.asarray(np.multiply.outer(left[0], right[0]))
+        ones = (np.ones((1, size)) for size in self.shape)
+        left, right = (pivots(f[None], one) for f, one in zip((self.outputs, self.inputs), ones, strict=True))
+        return np.asarray(np.multiply.outer(left[0], right[0]) * powers)
 
 
 def as_quadratic(importance: Any, shape: tuple[int, ...]) -> Quadratic:
@@ -118,7 +132,7 @@ def as_quadratic(importance: Any, shape: tuple[int, ...]) -> Quadratic:
         [3.0, 6.0]
     """
     count = int(np.prod(shape))
-    form = importance if hasattr(importance, "spectrum") else _read(importance, shape, count)
+    form = importance if hasattr(importance, "volumes") else _read(importance, shape, count)
     if form is None or tuple(form.shape) != tuple(shape):
         found = getattr(form, "shape", None) or getattr(importance, "shape", None) or type(importance).__name__
         raise UsageError(

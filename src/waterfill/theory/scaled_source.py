@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, finite
-from waterfill.theory.sources import FITTED_VALUES, Source, fit_shape, fitted_entropy, log2_deviation, scale_entropy
+from waterfill.theory.sources import (
+    FITTED_VALUES,
+    Source,
+    entropy_power,
+    fit_shape,
+    fitted_entropy,
+    log2_deviation,
+    scale_entropy,
+)
 
 AXES = ("row", "channel", "tap")
 ROUNDS = 3
@@ -57,10 +65,20 @@ class ScaledSource:
         """Entropies and variances of the weights that it was fitted to, [out, channels, taps]."""
         rows, channels, taps = self.log2_scales
         log2_scale = rows[:, None, None] + channels[:, None] + taps
-        known = (np.asarray(weights) == 0) & (self.zeros > 0)
+        known = ~self.live(weights)
         entropy = np.where(known, -np.inf, log2_scale + scale_entropy(self.shape))
         variance = np.where(known, 0.0, np.exp2(2 * (log2_scale + log2_deviation(self.shape))))
         return Source(self.name, entropy, variance, self.standard_error)
+
+    def live(self, weights: ArrayLike) -> NDArray[np.bool_]:
+        """Which of the weights that it was fitted to are not known, in their shape."""
+        return np.asarray((np.asarray(weights) != 0) | (self.zeros <= 0))
+
+    def power_factors(self) -> tuple[Array, Array]:
+        """Entropy powers of what is not known, as a product of rows [out] and columns [channels * taps]."""
+        rows, channels, taps = self.log2_scales
+        columns = entropy_power(channels[:, None] + taps + scale_entropy(self.shape)).reshape(-1)
+        return np.exp2(2 * rows), columns
 
 
 def fit_scaled_source(weights: ArrayLike) -> ScaledSource:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from waterfill.errors import UsageError
-from waterfill.theory.checks import Array, not_negative, number
-from waterfill.theory.quadratic import Dense, Diagonal, as_quadratic
-from waterfill.theory.sources import Source, entropy_power, gaussian
+from waterfill.theory.checks import not_negative, number
+from waterfill.theory.quadratic import as_quadratic
+from waterfill.theory.sources import Source, entropy_power
 from waterfill.theory.waterfilling import Rectangles
 
 
@@ -59,18 +59,18 @@ def lemma1(joint_entropy: float, marginal_entropies: ArrayLike, importance: Arra
             f"joint_entropy {joint:.6g} is above the sum {joint - surplus:.6g} of the marginal "
             "entropies; expected at most that. Check the units (bits)."
         )
-    return float(_independent(entropy_power(entropies), weights, distortion) + surplus)
+    volumes = Rectangles(weights * entropy_power(entropies))
+    return volumes.rate_at_distortion(number("distortion", distortion)) + surplus
 
 
 def shannon_lower_bound(source: Source, importance: Any, distortion: float) -> float:
     """The Shannon lower bound for independent weights under any quadratic distortion.
 
-    Lemma 1 in the basis in which `I_w` is diagonal. There the marginal entropies are those of the source when `I_w` is
-    diagonal already (then a weight whose entropy power is below its share of distortion costs nothing), and at most
-    those of Gaussians of the same variance otherwise:
-    `R(D) >= sum h(W_i) - sum 1/2 log2(2 pi e D_i)`, weighted water-filling over the eigenvalues of `I_w`. A known
-    weight is its own best reconstruction, so a matrix loses its row and column; a pair of factors has no such block,
-    and with known weights the bound is zero.
+    Reverse water-filling over the eigenvalues of `N^{1/2} I_w N^{1/2}`, with the entropy powers N of the weights. When
+    `I_w` is diagonal that is Lemma 1; a weight whose entropy power is below its share of distortion costs nothing.
+    Otherwise it is Lemma 1 for the components that cost something, in the basis of these eigenvalues, with the entropy
+    power inequality for their joint entropy: see `waterfill.theory.spectra`. For Gaussian weights it is exact. A known
+    weight is its own best reconstruction, so a matrix loses its row and column.
 
     Args:
         source: entropies and variances of the weights.
@@ -87,7 +87,7 @@ def shannon_lower_bound(source: Source, importance: Any, distortion: float) -> f
         UsageError: the importance does not fit the weights, or the distortion is negative.
 
     Source:
-        Shannon 1959; Lemma 1 of the paper.
+        Shannon 1959; Lemma 1 of the paper; Zamir and Feder 1993.
 
     Example:
         >>> from waterfill.theory.sources import gaussian
@@ -95,20 +95,5 @@ def shannon_lower_bound(source: Source, importance: Any, distortion: float) -> f
         6.0
     """
     form = as_quadratic(importance, source.entropy.shape)
-    if isinstance(form, Diagonal):
-        return _independent(source.entropy_power, form.values, distortion)
-    live = np.isfinite(source.entropy)
-    if isinstance(form, Dense):
-        form = Dense(form.matrix[np.ix_(live.reshape(-1), live.reshape(-1))], (int(live.sum()),))
-        eigenvalues, variances = form.spectrum(source.variance[live])
-    elif live.all():
-        eigenvalues, variances = form.spectrum(source.variance)
-    else:
-        return 0.0
-    surplus = float(source.entropy[live].sum()) - float(gaussian(variances).entropy.sum())
-    return max(0.0, _independent(variances, eigenvalues, distortion) + surplus)
-
-
-def _independent(powers: Array, importance: Array, distortion: float) -> float:
-    """`sum_i max(0, 1/2 log2(I_i N_i / mu))`."""
-    return Rectangles(powers * importance).rate_at_distortion(number("distortion", distortion))
+    volumes = form.volumes(np.asarray(source.entropy_power))
+    return Rectangles(volumes).rate_at_distortion(number("distortion", distortion))
