@@ -158,7 +158,8 @@ def rounding(rows: Sequence[Mapping[str, Any]], layer: str, left_out: str) -> st
         for axes, column in ((plot, "error, dB"), (gaps, "gap")):
             axes.plot(*_columns(own, "bit/weight", column), color=color, marker=marker, linewidth=1, label=way)
     plot.set(xlabel="rate, bit per weight", ylabel="error at the layer's outputs, dB", xlim=(0.8, None))
-    gaps.set(xlabel="rate, bit per weight", ylabel="rate above the bound, bit per weight", ylim=(0, None))
+    gaps.set(xlabel="rate, bit per weight", ylabel="rate above the bound, bit per weight")
+    gaps.axhline(0, color="black", linewidth=1.5)
     for axes in (plot, gaps):
         axes.grid(alpha=0.3)
     plot.legend(frameon=False)
