@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from measure import at_rate, limit, measured, power, say
 from waterfill.importance.factored import KroneckerForm
-from waterfill.quantize import Scalar, Trellis
-from waterfill.quantize.feedback import Feedback
+from waterfill.quantize import Feedback, Scalar, Trellis
 from waterfill.records import Layout, Weight
 from waterfill.theory.blahut_arimoto import generalized_gaussian_density, rate_at_distortion
 

@@ -17,8 +17,7 @@ from waterfill import importance, zoo
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models import torch_module
 from waterfill.protocols import Quantizer
-from waterfill.quantize import Scalar
-from waterfill.quantize.feedback import Feedback
+from waterfill.quantize import Feedback, Scalar
 from waterfill.records import Layout, Weight
 
 DAMPING = 1e-4

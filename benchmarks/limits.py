@@ -23,8 +23,7 @@ import whole
 from measure import say
 from results import Section
 from waterfill.importance.factored import KroneckerForm
-from waterfill.quantize import Scalar, Trellis
-from waterfill.quantize.feedback import Feedback
+from waterfill.quantize import Feedback, Scalar, Trellis
 from waterfill.records import Layout, Weight
 
 Rows = list[dict[str, Any]]
