@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "pictures"
+from results import DOCS
+
+FOLDER = DOCS / "pictures"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"  # Okabe and Ito
+STYLES = tuple(zip((BLUE, RED, GREEN, PURPLE, ORANGE, "#56B4E9", "#555555"), "osD^vP*", strict=True))
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -125,3 +128,58 @@ def gaps(curves: Mapping[str, Curve], plain: float) -> str:
     figure, axes = _curves(curves, plain, f"uniform steps at high rate: {plain:.3f}")
     axes.set(xlabel="rate, bit per weight", ylabel="rate above R(D), bit per weight", ylim=(0, None))
     return save(figure, "code-gap")
+
+
+def independent(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Gap against rate, a picture per source, a line per number of states."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    for axes, source in zip(figure.subplots(1, len(sources), sharey=True), sources, strict=True):
+        for states, (color, marker) in zip(sorted({row["states"] for row in rows}), STYLES, strict=False):
+            own = [row for row in rows if row["source"] == source and row["states"] == states]
+            label = f"{states} states" if states > 1 else "uniform steps"
+            axes.plot(*_columns(own, "bit/weight", "gap"), color=color, marker=marker, label=label)
+        axes.set(title=f"{source} weights", xlabel="rate, bit per weight", ylim=(0, None))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("rate above R(D), bit per weight")
+    figure.axes[-1].legend(frameon=False)
+    return save(figure, "limits-independent")
+
+
+def rounding(rows: Sequence[Mapping[str, Any]], layer: str, left_out: str) -> str:
+    """Errors of all ways to round one layer, beside the bound through all these errors; and the gaps between."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    (plot, gaps), rows = figure.subplots(1, 2), [row for row in rows if row["layer"] == layer]
+    bound = sorted((row["limit"], row["error, dB"]) for row in rows if row["rounding"] != left_out)
+    plot.plot(*zip(*bound, strict=True), color="black", linewidth=1.5, label="reverse water-filling")
+    ways = [way for way in dict.fromkeys(row["rounding"] for row in rows) if way != left_out]
+    for way, (color, marker) in zip(ways, STYLES, strict=False):
+        own = [row for row in rows if row["rounding"] == way]
+        for axes, column in ((plot, "error, dB"), (gaps, "gap")):
+            axes.plot(*_columns(own, "bit/weight", column), color=color, marker=marker, linewidth=1, label=way)
+    plot.set(xlabel="rate, bit per weight", ylabel="error at the layer's outputs, dB", xlim=(0.8, None))
+    gaps.set(xlabel="rate, bit per weight", ylabel="rate above the bound, bit per weight")
+    gaps.axhline(0, color="black", linewidth=1.5)
+    for axes in (plot, gaps):
+        axes.grid(alpha=0.3)
+    plot.legend(frameon=False)
+    return save(figure, "limits-rounding")
+
+
+def quality(rows: Sequence[Mapping[str, Any]]) -> str:
+    """KL and top-1 of a whole network against the size of its file, a line per quantizer."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    for axes, column in zip(figure.subplots(1, 2), ("KL (nats)", "top-1 %"), strict=True):
+        for way, (color, marker) in zip(dict.fromkeys(row["quantizer"] for row in rows), STYLES, strict=False):
+            own = [row for row in rows if row["quantizer"] == way]
+            sizes, values = _columns(own, "bytes", column)
+            axes.plot(np.array(sizes) / 1000, values, color=color, marker=marker, label=way)
+        axes.set(xlabel="file, kB", ylabel=column)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_yscale("log")
+    figure.axes[0].legend(frameon=False)
+    return save(figure, "limits-resnet20")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], *names: str) -> tuple[Any, ...]:
+    return tuple([row[name] for row in rows] for name in names)

@@ -15,6 +15,7 @@ import waterfill
 from results import write
 from waterfill import importance, zoo
 from waterfill.protocols import Estimator, QuadraticForm
+from waterfill.results import CompressionResult
 
 RATES = (2.0, 2.5, 3.0, 4.0)
 
@@ -40,11 +41,6 @@ def row(model: torch.nn.Module, data: Iterable[Any], test: list[Any], estimator:
     start = time.perf_counter()
     result = waterfill.compress(model, data, rate=rate, importance=estimator)
     seconds = time.perf_counter() - start
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "resnet20.wf"
-        result.save(path)
-        copy = waterfill.load(path, into=zoo.resnet20()).eval()
-    measured = waterfill.evaluate(copy, test, reference=model)
     return {
         "importance": result.importance,
         "asked bit/value": rate,
@@ -52,10 +48,22 @@ def row(model: torch.nn.Module, data: Iterable[Any], test: list[Any], estimator:
         "bit/value": round(result.rate, 4),
         "overhead %": round(100 * result.overhead_bytes / result.size_bytes, 2),
         "importance power kept": result.importance_power,
+        **tested(model, result, test),
+        "seconds": round(seconds, 1),
+    }
+
+
+def tested(model: torch.nn.Module, result: CompressionResult, test: list[Any]) -> dict[str, float]:
+    """Quality of the network that comes back from the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resnet20.wf"
+        result.save(path)
+        copy = waterfill.load(path, into=zoo.resnet20()).eval()
+    measured = waterfill.evaluate(copy, test, reference=model)
+    return {
         "KL (nats)": round(float(measured.kl or 0), 4),
         "top-1 %": round(100 * float(measured.accuracy or 0), 2),
         "agreement %": round(100 * float(measured.agreement or 0), 2),
-        "seconds": round(seconds, 1),
     }
 
 

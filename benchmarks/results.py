@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "results"
+DOCS = Path(os.environ.get("WATERFILL_DOCS", Path(__file__).resolve().parent.parent / "docs"))
+"""Where pages and pictures go; another folder to try something."""
+
+FOLDER = DOCS / "results"
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,21 @@ def write_page(name: str, title: str, text: str, sections: Sequence[Section]) ->
     _write(name, {section.title: section.rows for section in sections}, parts)
 
 
-def _write(name: str, data: Any, parts: list[str]) -> None:
+def read(name: str) -> dict[str, Any]:
+    """What `docs/results/<name>.json` has; nothing where there is none."""
+    path = FOLDER / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def keep(name: str, data: Any) -> None:
+    """Write `docs/results/<name>.json` alone."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _write(name: str, data: Any, parts: list[str]) -> None:
+    keep(name, data)
     made = f"Made by `python benchmarks/{name}.py`, Python {platform.python_version()}, {platform.machine()}."
     (FOLDER / f"{name}.md").write_text("\n\n".join([*parts, made]) + "\n")
     print("\n\n".join(part for part in parts if part.startswith(("|", "## "))))

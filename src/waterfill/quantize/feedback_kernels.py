@@ -52,7 +52,7 @@ def scalar_span(
         for b in range(c):
             _add(target, errors[b], coupling[c, b], classes, rows)
         for r in range(rows):
-            bits = lengths[row_exponents[r] + column_exponents[c]]
+            bits = lengths[min(max(row_exponents[r] + column_exponents[c], 0), len(lengths) - 1)]
             weight = weights[c, r] if weights.size > 1 else weights[0, 0]
             magnitude = abs(target[r])
             best, best_cost = 0, weight * magnitude * magnitude + lmbda * bits[0]
