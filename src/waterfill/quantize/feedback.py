@@ -23,6 +23,7 @@ from waterfill.quantize.spread import Fit
 from waterfill.quantize.trellis import (
     LEVEL_TO_SQUARED_STEP,
     Trellis,
+    few_values,
     finish_path,
     lagrangian,
     states_of,
@@ -42,7 +43,7 @@ SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
 """The squared step in water levels; the steps of a path are half as large, and every other number is left out."""
 
 SPARSE = 2
-"""Matrices with less than one in so many weights that are not zero are also coded without feedback."""
+"""Matrices with at most one in so many weights that are not zero are also coded without feedback."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,10 @@ class Feedback:
             return plain.quantize(weight, form, water_level)
         assert isinstance(form, KroneckerForm)
         found = self._feed_back(weight, form, water_level)
-        if SPARSE * np.count_nonzero(weight.matrix) > weight.matrix.size:
+        dense = SPARSE * np.count_nonzero(weight.matrix) > weight.matrix.size
+        if dense and not few_values(weight.matrix, found.bits):
             return found
-        # feedback fills the zeros of a sparse matrix
+        # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
         return min(found, plain.quantize(weight, form, water_level), key=lambda each: lagrangian(each, water_level))
 
     def _feed_back(self, weight: Weight, form: KroneckerForm, water_level: float) -> Quantized:

@@ -13,11 +13,13 @@ Source:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.errors import UsageError
 from waterfill.importance.factored import Doubles, KroneckerForm
 from waterfill.records import Floats
 
@@ -29,6 +31,9 @@ LEAST_SHARE = 1e-4
 
 OCTAVES = 1.0
 """Rows whose noise is within so many octaves share a filter."""
+
+MOST_NOISE = 1e6
+"""Noise at most, in mean costs of an error of the size of a weight: every weight is rounded to zero long before."""
 
 MOST_FILTERS = 24
 MOST_WORK = 2e10
@@ -58,7 +63,10 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
     Args:
         matrix: the weights [out, in], not all zero.
         form: what errors cost; with a matrix of A for every group and some row that counts.
-        noise: mean cost of an error per weight.
+        noise: mean cost of an error per weight; 0 does not filter.
+
+    Raises:
+        UsageError: a matrix A is not finite, or has directions in which errors gain.
     """
     from scipy.linalg import solve_triangular
 
@@ -66,15 +74,17 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
     rows = row_factors(form)
     size = len(rows) // len(damped)
     weights = matrix.astype(np.float64)
-    kappa = noise / np.maximum(rows, LEAST_SHARE * rows.mean())
+    kappa = np.clip(noise / np.maximum(rows, LEAST_SHARE * rows.mean()), 1e-300, 1e300)
+    log_power = np.log(np.square(weights).mean())
     classes = _classes(kappa, len(damped), matrix.shape[1])
     factors, target = np.empty((int(classes.max()) + 1, *damped.shape[1:])), np.empty_like(weights)
     for k in range(len(factors)):
         mine = np.flatnonzero(classes == k)
-        added = float(np.exp(np.log(kappa[mine]).mean()) / np.square(weights).mean())
         a = damped[mine[0] // size].copy()
+        most = MOST_NOISE * max(float(np.diagonal(a).mean()), 1e-300)
+        added = float(np.exp(min(np.log(kappa[mine]).mean() - log_power, np.log(most))))
         a[np.diag_indices_from(a)] += added
-        factors[k] = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]
+        factors[k] = _upper_factor(a)
         lost = solve_triangular(factors[k], weights[mine].T)
         target[mine] = weights[mine] - added * solve_triangular(factors[k], lost, trans="T").T
     diagonals = np.diagonal(factors, axis1=1, axis2=2)
@@ -85,6 +95,18 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
 def row_factors(form: KroneckerForm) -> Doubles:
     """The diagonal of the factor over rows, [out]."""
     return form.rows if form.rows.ndim == 1 else np.diagonal(form.rows)
+
+
+def _upper_factor(a: Doubles) -> Doubles:
+    """The upper triangular U of `a = U U^T`."""
+    with suppress(np.linalg.LinAlgError):
+        factor: Doubles = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]
+        if np.isfinite(factor).all():
+            return factor
+    raise UsageError(
+        f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
+        "products x x^T. Check the importance."
+    )
 
 
 def _classes(kappa: Doubles, groups: int, columns: int) -> NDArray[np.int64]:

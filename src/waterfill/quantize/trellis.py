@@ -237,11 +237,11 @@ def lagrangian(item: Quantized, water_level: float) -> float:
 def _free(weight: Weight, form: QuadraticForm | None, water_level: float, done: Quantized) -> Iterator[Quantized]:
     """What no trellis does better: a sparse matrix, or one of few values that have tables of their own."""
     size = weight.matrix.size
-    if done.bits <= SPARSE_RATE * size or _few_values(weight.matrix, done.bits):
+    if done.bits <= SPARSE_RATE * size or few_values(weight.matrix, done.bits):
         yield Scalar().quantize(weight, form, water_level)
 
 
-def _few_values(matrix: Floats, bits: float) -> bool:
+def few_values(matrix: Floats, bits: float) -> bool:
     """Whether to say which of its values each element has takes fewer bits than so many."""
     values, counts = np.unique(matrix, return_counts=True)
     return bool((counts * np.log2(matrix.size / counts)).sum() + 32 * values.size < bits)

@@ -1,0 +1,139 @@
+"""The search column by column, against a search in which every path remembers everything."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+import slow_feedback
+from waterfill.codec.trellis import parities
+from waterfill.quantize import feedback_kernels as kernels
+from waterfill.quantize import spread
+from waterfill.quantize.path_spread import PathFit
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """The arguments of a kernel."""
+
+    x: np.ndarray
+    carried: np.ndarray
+    coupling: np.ndarray
+    classes: np.ndarray
+    weights: np.ndarray
+    row_exponents: np.ndarray
+    column_exponents: np.ndarray
+    lengths: np.ndarray
+    lmbda: float
+    flips: np.ndarray
+    subsets: np.ndarray
+
+
+def span(columns, rows, *, log_states=3, classes=1, weighted=False, lmbda=0.2, strength=1.0, scale=2.0, seed=0):
+    """A random one."""
+    rng = np.random.default_rng([columns, rows, log_states, seed])
+    lengths = PathFit(False, (5, 7), (30, 25), (np.array([-3, 0, 4]), None, None), wide=False).lengths()
+    strength /= max(1, columns) ** 0.5
+    coupling = np.tril(rng.normal(size=(classes, columns, columns)) * strength, -1).transpose(1, 2, 0)
+    flips, subsets = (part.astype(np.bool_) for part in parities(log_states))
+    return Span(
+        x=rng.laplace(scale=scale, size=(columns, rows)).astype(np.float32),
+        carried=rng.normal(size=(columns, rows)).astype(np.float32),
+        coupling=np.ascontiguousarray(coupling, np.float32),
+        classes=rng.integers(0, classes, rows),
+        weights=rng.gamma(1.0, size=(columns, rows) if weighted else (1, 1)).astype(np.float32),
+        row_exponents=rng.integers(0, len(lengths) // 2, rows),
+        column_exponents=rng.integers(0, len(lengths) // 2, columns),
+        lengths=lengths,
+        lmbda=lmbda,
+        flips=flips,
+        subsets=subsets,
+    )
+
+
+def arguments(loop):
+    return (
+        loop.x, loop.carried, loop.coupling, loop.classes, loop.weights, loop.row_exponents, loop.column_exponents,
+        loop.lengths, loop.lmbda,
+    )  # fmt: skip
+
+
+def best_span(loop, lag):
+    """Levels, errors and cost of the path that is found."""
+    levels, errors = np.full(loop.x.shape, 99, np.int32), np.full(loop.x.shape, np.nan, np.float32)
+    cost = kernels.best_span(*arguments(loop), loop.flips, loop.subsets, lag, levels, errors)
+    return levels, errors, cost
+
+
+def scalar_span(loop):
+    levels, errors = np.full(loop.x.shape, 99, np.int32), np.full(loop.x.shape, np.nan, np.float32)
+    kernels.scalar_span(*arguments(loop), levels, errors)
+    return levels, errors
+
+
+SHAPES = [(1, 1), (1, 40), (40, 1), (12, 2), (9, 5), (3, 40), (0, 4)]
+
+
+@pytest.mark.parametrize(("columns", "rows"), SHAPES)
+@pytest.mark.parametrize("log_states", [2, 3, 6])
+@pytest.mark.parametrize("options", [{}, {"classes": 3, "weighted": True}, {"strength": 2.0, "lmbda": 1.5}], ids=str)
+def test_without_giving_up_it_is_what_paths_that_remember_everything_find(columns, rows, log_states, options):
+    loop = span(columns, rows, log_states=log_states, **options)
+    levels, errors, cost = best_span(loop, max(1, loop.x.size))
+    expected, least = slow_feedback.best_span(loop)
+    np.testing.assert_array_equal(levels, expected)
+    np.testing.assert_array_equal(errors, (loop.x - levels).astype(np.float32))
+    assert cost == pytest.approx(least, rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(60, 1), (30, 2), (16, 5), (16, 7), (4, 40), (3, 100), (2, 129)])
+@pytest.mark.parametrize("lag", [1, 3, 8, 30, 41])
+@pytest.mark.parametrize("options", [{}, {"classes": 2, "weighted": True}], ids=str)
+def test_with_a_memory_of_any_length_it_is_a_path_at_the_cost_it_says(columns, rows, lag, options):
+    loop = span(columns, rows, log_states=4, **options)
+    levels, errors, cost = best_span(loop, lag)
+    assert cost == pytest.approx(slow_feedback.walk(levels, loop), rel=1e-4)
+    np.testing.assert_array_equal(errors, (loop.x - levels).astype(np.float32))
+    _, _, least = best_span(loop, loop.x.size)
+    assert cost <= least * (1.5 if lag < 8 else 1.1 if lag < 30 else 1.06)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7])
+@pytest.mark.parametrize("rows", [1, 3, 64, 130])
+def test_a_memory_as_long_as_ten_times_the_bits_of_a_state_is_nearly_one_of_everything(columns, rows):
+    loop = span(columns, rows, log_states=6)
+    costs = [best_span(loop, lag)[2] for lag in (60, loop.x.size)]
+    assert costs[0] <= 1.03 * costs[1]
+
+
+def test_more_states_cost_less():
+    loop, costs = span(10, 200, strength=0.3), []
+    for log in (2, 4, 6, 8):
+        flips, subsets = (part.astype(np.bool_) for part in parities(log))
+        costs.append(best_span(replace(loop, flips=flips, subsets=subsets), 10 * log)[2])
+    assert (np.diff(costs) < 0).all()
+
+
+def test_every_survivor_makes_up_for_its_own_errors():
+    """Feedback from the best one alone, as where a column is longer than the memory, finds dearer paths."""
+    loop = span(60, 2, log_states=6, strength=1.0, lmbda=0.0)
+    assert best_span(loop, 60)[2] < 0.9 * best_span(loop, 1)[2]
+
+
+@pytest.mark.parametrize(("columns", "rows"), SHAPES)
+@pytest.mark.parametrize("options", [{}, {"classes": 3, "weighted": True, "lmbda": 1.0}, {"lmbda": 0.0}], ids=str)
+def test_free_levels_are_what_a_plain_loop_finds(columns, rows, options):
+    loop = replace(span(columns, rows, **options), lengths=spread.lengths(5))
+    loop = replace(loop, row_exponents=loop.row_exponents + 20)
+    levels, errors = scalar_span(loop)
+    expected, _ = slow_feedback.scalar_span(loop)
+    np.testing.assert_array_equal(levels, expected)
+    np.testing.assert_array_equal(errors, (loop.x - levels).astype(np.float32))
+
+
+def test_exponents_beyond_the_tables_are_those_at_their_ends():
+    loop = replace(span(5, 6, scale=20.0), lengths=spread.lengths(3))
+    for far, end in ((-500, 0), (5000, len(loop.lengths) - 1)):
+        at = (replace(loop, row_exponents=np.full(6, e), column_exponents=np.zeros(5, int)) for e in (far, end))
+        beyond, there = at
+        np.testing.assert_array_equal(scalar_span(beyond)[0], scalar_span(there)[0])
