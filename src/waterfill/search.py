@@ -16,8 +16,8 @@ from waterfill.calibrate import correct_statistics
 from waterfill.codec import container
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluate import evaluate
-from waterfill.forecast import Forecast
 from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.forecast import Forecast
 from waterfill.limits import fit_sources, fit_spectra, price, rectangles
 from waterfill.models import torch_module
 from waterfill.prepare import Live, Prepared
@@ -290,9 +290,7 @@ def _search_size(work: Workshop, limit: float) -> Attempt:
 
     try:
         while True:
-            best = allocate.lowest_within(
-                measure, aim, first, slope=-1.0, within=WITHIN / 2, precision=1e-3, span=span
-            )
+            best = allocate.lowest_within(measure, aim, first, slope=-1.0, within=WITHIN / 2, precision=1e-3, span=span)
             finer = [drafts[place] for place in drafts if place < best.level and drafts[place].size_bytes > aim]
             draft = best.made
             for other in sorted(finer, key=lambda other: other.size_bytes):

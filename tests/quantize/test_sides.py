@@ -66,7 +66,7 @@ def test_a_fit_of_a_path_knows_its_steps(zero, down):
     order = np.array(down_columns(layout) if down else range(layout.numel))
     paths = Paths(4, zero, 10, 0, 0, down)
     levels = np.empty(layout.numel, np.int32)
-    levels[order] = levels_of(np.rint(values.reshape(-1)[order] / 2).astype(int).tolist(), paths)
+    levels[order] = levels_of(np.rint(values.reshape(-1)[order] / 2).astype(int).tolist(), paths, 40)
     levels, steps = levels.reshape(layout.shape), (rows, channels, None)
     start = path_spread.start(np.rint(values / 2).astype(np.int32), layout, zero, steps)
     fit = path_spread.refit(levels, paths, layout, start)

@@ -52,12 +52,12 @@ class Stream:
         self.states[lane] = x if x >= 1 << 16 else (x << 16) + self.words.pop()
         return symbol
 
-    def path(self, models, log_states, zero, log_span):
+    def path(self, models, log_states, zero, span):
         """Levels of (families, exponents) pairs of a tensor with a trellis."""
         h0, h1 = (int(mask, 8) >> 1 for mask in PARITIES[log_states].split())
         state, levels = 0, []
         for n, (families, exponents) in enumerate(models):
-            state = state if n % 2**log_span else 0
+            state = state if n % span else 0
             q = (state & h1).bit_count() % 2
             k = self.index(n % 8, 2 * q if zero else q, families[q], min(max(exponents[q], 0), 280))
             levels.append(2 * k + q if not zero else 2 * k - q * ((k > 0) - (k < 0)))
@@ -173,6 +173,11 @@ def axes_of(entry):
     return (shape[1] * groups, shape[0] // groups, taps) if how == "t" else (shape[0], shape[1], taps)
 
 
+def path_of(line, rows):
+    """Logarithm of the states, whether zero is in both subsets, and the span of a path."""
+    return (*line[2:4], max(1, rows if line[11:] == [True] else 1) << line[4])
+
+
 def decode_matrices(coded, lines, own_lines, chunks):
     places, exponents = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
@@ -189,7 +194,7 @@ def decode_matrices(coded, lines, own_lines, chunks):
     for n in range(len(lines)):
         parts += spreads_from_sums([next(vectors) for _ in range(6)], lines[n])
         own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines[n]])
-        own[n] = tuple(lines[n][2:5]) if lines[n][0] == "p" else own[n]
+        own[n] = path_of(lines[n], axes_of(coded[n])[0]) if lines[n][0] == "p" else own[n]
     assert all(-127 <= s <= 127 for part in parts for s in part)
     models, shapes = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):

@@ -12,11 +12,11 @@ from waterfill.records import Paths, Quantized, Spread, Uniform
 H0, H1 = 0o35, 0o16
 
 
-def greedy(x):
-    """Levels of the path that takes the nearest one at every step, through 16 states, anew after 32."""
+def greedy(x, span):
+    """Levels of the path that takes the nearest one at every step, through 16 states, anew after every span."""
     state, levels = 0, []
     for n, value in enumerate(x):
-        state = state if n % 32 else 0
+        state = state if n % span else 0
         second = (state & (H1 >> 1)).bit_count() % 2
         k = round((value + np.sign(value)) / 2 if second else value / 2)
         levels.append(2 * k - second * ((k > 0) - (k < 0)))
@@ -32,7 +32,8 @@ class WithPaths:
 
     def quantize(self, weight, form, water_level):  # noqa: ARG002
         matrix = weight.matrix.T if self.down else weight.matrix
-        levels = greedy(matrix.reshape(-1) * 16).reshape(matrix.shape)
+        log_span, line = (1, matrix.shape[1]) if self.down else (5, 1)
+        levels = greedy(matrix.reshape(-1) * 16, line << log_span).reshape(matrix.shape)
         levels = np.ascontiguousarray(levels.T if self.down else levels)
         out, channels, _ = weight.layout.axes
         rows, columns = (
@@ -42,5 +43,5 @@ class WithPaths:
         if self.down:
             rule, rows, channels = Uniform(-256, 0, (3, -2, 9), rows, columns), (-rows).clip(None, 3), -columns
         found = finish(weight, form, levels, rule, fit(levels, weight.layout))
-        spread = Spread(4, 14, rows, channels, trellis=Paths(4, True, 5, 6, 19, self.down))
+        spread = Spread(4, 14, rows, channels, trellis=Paths(4, True, log_span, 6, 19, self.down))
         return Quantized(levels, found.rule, spread, found.bits, found.distortion)

@@ -83,7 +83,7 @@ class CodebookLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
 
 
 class TrellisLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="p"):
-    """A `Uniform` rule without offset, and a `Spread` with its `Trellis`: shape and base of both subsets."""
+    """A `Uniform` rule without offset, and a `Spread` with its `Paths`: shape and base of both subsets, direction."""
 
     step: Annotated[int, Meta(ge=-6000, le=6000)]
     log_states: Annotated[int, Meta(ge=2, le=12)]

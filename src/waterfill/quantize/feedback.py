@@ -172,7 +172,8 @@ class Loop:
         for _ in range(rounds):
             rows, columns = _exponents(fit.exponents(self.layout))
             bits = spreads.lengths(fit.family)
-            levels = self._columns(kernels.scalar_span, rows, columns, bits)
+            lmbda = 0.0 if fit.shift else self.lmbda  # low bits take the same everywhere
+            levels = self._columns(kernels.scalar_span, rows, columns, bits, lmbda)
             fit = spreads.fit(levels, self.layout, fit)
         return levels, fit
 
@@ -185,7 +186,8 @@ class Loop:
             log_some = states_of(rounds - done, log_states)
             flips, picks = (part.astype(np.bool_) for part in parities(log_some))
             parts = spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0])
-            levels = self._columns(kernels.best_span, *_exponents(parts), fit.lengths(), flips, picks, MEMORY * log_some)
+            tables = *_exponents(parts), fit.lengths()
+            levels = self._columns(kernels.best_span, *tables, self.lmbda, flips, picks, MEMORY * log_some)
             fit = path_spread.refit(levels, Paths(log_some, False, self.log_span, 0, 0, True), self.layout, fit)
         return levels, fit
 
@@ -193,7 +195,7 @@ class Loop:
         return np.rint(self.x.T / step).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
 
     def _columns(
-        self, search: Callable[..., Any], rows: Exponents, columns: Exponents, lengths: Floats, *trellis: Any
+        self, search: Callable[..., Any], rows: Exponents, columns: Exponents, lengths: Floats, *options: Any
     ) -> Symbols:
         """Search the levels [out, in] span by span; what a span leaves to the later ones is added all at once."""
         levels, errors = np.empty(self.x.shape, np.int32), np.empty(self.x.shape, np.float32)
@@ -211,8 +213,7 @@ class Loop:
                 rows,
                 columns[span],
                 lengths,
-                self.lmbda,
-                *trellis,
+                *options,
                 levels[span],
                 errors[span],
             )
@@ -232,8 +233,8 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
 
     Filtering makes weights smaller, so the best step is larger than the one they were searched with.
     """
-    steps = step_sizes(rule, weight.layout, 0, levels.size).astype(np.float64).reshape(-1, 1)
-    steps = steps.reshape(levels.shape) if steps.size > 1 else steps
+    flat = step_sizes(rule, weight.layout, 0, levels.size).astype(np.float64)
+    steps = flat.reshape(levels.shape) if flat.size > 1 else flat
     sizes = np.minimum(np.abs(levels), 3)
     basis = [steps * levels, *(steps * np.where(sizes == size, -np.sign(levels), 0) for size in (1, 2, 3))]
     moved = [form.times(part) for part in basis]

@@ -3,6 +3,9 @@
 Weights are in steps, column by column, [columns, rows]. What is aimed at in column c is
 `x[c] + sum_{b < c} coupling[c, b, class of the row] (x[b] - level[b])`: the errors of a row's earlier weights are made
 up for.
+
+The states in which a column can end are its *ends*. A path through the next column starts from one of them, its
+*origin*, and has the errors of that one behind it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ RESCALED_EVERY = 64
 
 DEAD = np.float32(1e30)
 """Cost of a state that no path reaches, or none that agrees with what is decided."""
+
+ALIVE = np.float32(1e29)
+"""Costs of others are below."""
 
 
 @njit(cache=True, nogil=True, inline="never")
@@ -56,27 +62,8 @@ def scalar_span(
                 cost = weight * error * error + lmbda * bits[min(candidate, 255)]
                 if cost < best_cost:
                     best, best_cost = candidate, cost
-            level = best if target[r] > 0 else -best
-            levels[c, r] = level
-            errors[c, r] = x[c, r] - level
-
-
-@njit(cache=True, nogil=True, inline="never")
-def _step_apart(costs, origins, slots, tables, odd, flip, new, new_origins, decisions):
-    """As `_step`, with one table of costs for every origin of a path: `tables[slots[origin]]`."""
-    half = odd.size
-    for j in range(half):
-        first, second = tables[slots[origins[j]]], tables[slots[origins[j + half]]]
-        subset = 2 * np.int64(odd[j])
-        flipped = np.int64(flip[j])
-        straight, crossed = subset + flipped, subset + 1 - flipped
-        a, b = costs[j] + first[straight], costs[j + half] + second[crossed]
-        c, d = costs[j] + first[crossed], costs[j + half] + second[straight]
-        one, other = np.int64(b < a), np.int64(d < c)
-        new[2 * j], new[2 * j + 1] = (b if one else a), (d if other else c)
-        new_origins[2 * j] = origins[j + half] if one else origins[j]
-        new_origins[2 * j + 1] = origins[j + half] if other else origins[j]
-        decisions[j] = np.uint8(one | (other << 1))
+            levels[c, r] = best if target[r] > 0 else -best
+            errors[c, r] = x[c, r] - levels[c, r]
 
 
 @njit(cache=True, nogil=True)
@@ -99,11 +86,11 @@ def best_span(
     """A path of low cost down the columns, from state 0 to any state; returns its cost.
 
     Every survivor feeds its own errors back. What lies `lag` steps behind, and not in the same column, is the same for
-    all of them: paths that disagree with the best one there are given up.
+    all of them: paths that disagree with the best one there are given up. With a lag of all weights none is.
 
     Args:
         x: float32 [columns, rows], in steps.
-        carried: float32 [columns, rows], feedback of earlier columns.
+        carried: float32 [columns, rows], feedback of earlier spans.
         coupling: float32 [columns, columns, classes]: `[c, b]` is what an error in column b adds to the target of a
             later column c.
         classes: int64 [rows], which one a row is of.
@@ -120,153 +107,221 @@ def best_span(
     """
     columns, rows = x.shape
     states = flips.size
-    half = states // 2
-    odd, flip = subsets[:half], flips[:half]
-    tail = min(rows, lag)
+    tail = min(rows, lag)  # the last rows of a column are undecided when it ends
     head = rows - tail
-    kept = lag // rows + 2
+    kept = lag // rows + 2  # so many columns have an undecided tail
+    tail_levels = np.empty((kept, states, tail), np.int32)  # by end
+    tail_errors = np.empty((kept, states, tail), np.float32)
+    origins = np.zeros((kept, states), np.int64)  # of every end
+    sums, spare = np.zeros((states, tail), np.float32), np.zeros((states, tail), np.float32)
     costs, new = np.full(states, DEAD), np.empty(states, np.float32)
     costs[0] = 0
-    total = 0.0
-    # of undecided columns: what each final state of theirs has behind it in the last rows, and which one before it
-    own_levels = np.empty((kept, states, tail), np.int32)
-    own_errors = np.empty((kept, states, tail), np.float32)
-    parents = np.zeros((kept, states), np.int64)
-    undecided = 0  # the first such column
-    used = np.zeros((kept, states), np.bool_)
-    sums, older = np.zeros((states, tail), np.float32), np.zeros((states, tail), np.float32)
-    factors = np.empty(tail, np.float32)
     target = np.empty(rows, np.float32)
-    unmoved = np.zeros(4)
-    origins, new_origins = np.zeros(states, np.int64), np.zeros(states, np.int64)
-    slots, no_slots = np.zeros(states, np.int64), np.zeros(states, np.int64)
-    seen, living = np.zeros(states, np.int64), np.zeros(states, np.int64)
-    stamp = 0
-    tables = np.empty((states, 4), np.float32)
-    decisions = np.zeros((rows, half), np.uint8)
-    starts, apart = np.zeros(rows, np.int64), np.zeros(rows, np.bool_)
-    places = np.empty((rows, states), np.int16)  # only touched where survivors have many origins
+    decisions = np.zeros((rows, states // 2), np.uint8)
+    starts = np.zeros(rows, np.int64)  # of the indices of a row
+    apart = np.zeros(rows, np.bool_)  # whether a row has indices for every living origin
+    places = np.empty((rows, states), np.int16)  # of those of an origin
     indices = np.empty((rows * states, 4), np.int32)
-    pasts = np.zeros(states, np.int64)
+    ends = np.zeros(states, np.int64)
+    total, undecided = 0.0, 0
     for c in range(columns):
         target[:] = x[c] + carried[c]
         for b in range(c):
             _add(target, errors[b], coupling[c, b], classes, rows if b < undecided else head)
-        # feedback of the undecided columns, one sum for every final state of the last one
         if c > undecided:
-            used[(c - 1) % kept] = costs < DEAD / 2
-            for b in range(c - 1, undecided, -1):
-                used[(b - 1) % kept] = False
-                for s in range(states):
-                    if used[b % kept, s]:
-                        used[(b - 1) % kept, parents[b % kept, s]] = True
-            for b in range(undecided, c):
-                sums, older = older, sums
-                k = b % kept
-                for i in range(tail):
-                    factors[i] = coupling[c, b, classes[head + i]]
-                for s in range(states):
-                    if used[k, s]:
-                        if b == undecided:
-                            for i in range(tail):
-                                sums[s, i] = factors[i] * own_errors[k, s, i]
-                        else:
-                            parent = parents[k, s]
-                            for i in range(tail):
-                                sums[s, i] = older[parent, i] + factors[i] * own_errors[k, s, i]
-        # the column, with the final state of the last column as the origin of every path
-        many = True
-        only = 0
-        for s in range(states):
-            origins[s] = s
-        free = 0
-        for r in range(rows):
-            bits = lengths[row_exponents[r] + column_exponents[c]]
-            weight = np.float64(weights[c, r] if weights.size > 1 else weights[0, 0])
-            count = 1
-            if many:
-                stamp += 1
-                count = 0
-                for s in range(states):
-                    o = origins[s]
-                    if costs[s] < DEAD / 2 and seen[o] != stamp:
-                        seen[o] = stamp
-                        slots[o] = count
-                        living[count] = o
-                        count += 1
-                many = count > 1
-                only = living[0]
-            starts[r] = free
-            apart[r] = many and r >= head
-            if apart[r]:
-                for i in range(count):
-                    o = living[i]
-                    places[r, o] = i
-                    value = np.float64(target[r] + sums[o, r - head])
-                    branches(value, weight, bits, unmoved, lmbda, False, tables[i], indices[free + i])
-                free += count
-            else:
-                value = np.float64(target[r])
-                if r >= head and c > undecided:
-                    value += sums[only, r - head]
-                branches(value, weight, bits, unmoved, lmbda, False, tables[0], indices[free])
-                free += 1
-            if many:
-                which = slots if apart[r] else no_slots
-                _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, decisions[r])
-                origins, new_origins = new_origins, origins
-            else:
-                _step(costs[:half], costs[half:], odd, flip, tables[0], new, decisions[r])
-            if r % RESCALED_EVERY == 0:
-                lowest = new.min()
-                total += lowest
-                for s in range(states):
-                    new[s] -= lowest
-            costs, new = new, costs
-        # what each survivor has behind it
-        k = c % kept
+            sums, spare = _tail_feedback(
+                coupling[c], classes[head:], costs, tail_errors, origins, undecided, c, sums, spare
+            )
+        exponents = row_exponents + column_exponents[c]
+        costs, new, lowest = _column(
+            target, sums, head, weights[c if weights.size > 1 else 0], exponents, lengths, lmbda, flips, subsets, costs,
+            new, origins[c % kept], decisions, starts, apart, places, indices,
+        )  # fmt: skip
+        total += lowest
         best = costs.argmin()
+        k = c % kept
         for s in range(states):
-            if costs[s] >= DEAD / 2:
-                continue
-            o = origins[s] if many else only
-            parents[k, s] = o
-            state = s
-            for r in range(rows - 1, head - 1, -1):
-                j, bit = state >> 1, state & 1
-                state = j + half * np.int64((decisions[r, j] >> bit) & 1)
-                subset = np.int64(subsets[state])
-                at = starts[r] + (places[r, o] if apart[r] else 0)
-                level = _level(np.int64(indices[at, 2 * subset + (bit ^ np.int64(flips[state]))]), subset, False)
-                own_levels[k, s, r - head] = level
-                own_errors[k, s, r - head] = x[c, r] - level
-            pasts[s] = state
+            if costs[s] < ALIVE:
+                ends[s] = _trace(
+                    s, origins[k, s], rows, head, x[c], flips, subsets, decisions, starts, apart, places, indices,
+                    tail_levels[k, s], tail_errors[k, s],
+                )  # fmt: skip
         if head > 0:
             for s in range(states):
-                if pasts[s] != pasts[best]:
+                if ends[s] != ends[best]:
                     costs[s] = DEAD
-            state = pasts[best]
-            for r in range(head - 1, -1, -1):
-                j, bit = state >> 1, state & 1
-                state = j + half * np.int64((decisions[r, j] >> bit) & 1)
-                subset = np.int64(subsets[state])
-                index = indices[starts[r], 2 * subset + (bit ^ np.int64(flips[state]))]
-                level = _level(np.int64(index), subset, False)
-                levels[c, r] = level
-                errors[c, r] = x[c, r] - level
-        last = c == columns - 1
-        while undecided <= c and (last or c - undecided + 1 >= kept):
-            for s in range(states):
-                pasts[s] = s
-                if costs[s] < DEAD / 2:
-                    for b in range(c, undecided, -1):
-                        pasts[s] = parents[b % kept, pasts[s]]
-            node = pasts[best]
-            for s in range(states):
-                if costs[s] < DEAD / 2 and pasts[s] != node:
-                    costs[s] = DEAD
-            for i in range(tail):
-                levels[undecided, head + i] = own_levels[undecided % kept, node, i]
-                errors[undecided, head + i] = own_errors[undecided % kept, node, i]
+            _trace(
+                ends[best], origins[k, best], head, 0, x[c], flips, subsets, decisions, starts, apart, places, indices,
+                levels[c], errors[c],
+            )  # fmt: skip
+        while undecided <= c and (c == columns - 1 or c - undecided + 1 >= kept):
+            node = _give_up_others(costs, origins, undecided, c, best)
+            levels[undecided, head:] = tail_levels[undecided % kept, node]
+            errors[undecided, head:] = tail_errors[undecided % kept, node]
             undecided += 1
     return total + costs.min()
+
+
+@njit(cache=True, nogil=True)
+def _tail_feedback(coupling, classes, costs, tail_errors, origins, undecided, column, sums, spare):
+    """Feedback of the undecided columns to the last rows of the next one, by the end it comes from, in the first array.
+
+    Ends with one past share it: sums go from the oldest column to the newest, end by end.
+    """
+    kept, states, tail = tail_errors.shape
+    used = _pasts(costs, origins, undecided, column)
+    factors = np.empty(tail, np.float32)
+    for b in range(undecided, column):
+        sums, spare = spare, sums
+        k = b % kept
+        for i in range(tail):
+            factors[i] = coupling[b, classes[i]]
+        for s in range(states):
+            if used[k, s] and b == undecided:
+                for i in range(tail):
+                    sums[s, i] = factors[i] * tail_errors[k, s, i]
+            elif used[k, s]:
+                origin = origins[k, s]
+                for i in range(tail):
+                    sums[s, i] = spare[origin, i] + factors[i] * tail_errors[k, s, i]
+    return sums, spare
+
+
+@njit(cache=True, nogil=True)
+def _pasts(costs, origins, undecided, column):
+    """Through which ends of the undecided columns the living paths came, bool [kept, states]."""
+    kept, states = origins.shape
+    used = np.zeros((kept, states), np.bool_)
+    used[(column - 1) % kept] = costs < ALIVE
+    for b in range(column - 1, undecided, -1):
+        for s in range(states):
+            if used[b % kept, s]:
+                used[(b - 1) % kept, origins[b % kept, s]] = True
+    return used
+
+
+@njit(cache=True, nogil=True)
+def _column(
+    target,
+    sums,
+    head,
+    weights,
+    exponents,
+    lengths,
+    lmbda,
+    flips,
+    subsets,
+    costs,
+    new,
+    origins,
+    decisions,
+    starts,
+    apart,
+    places,
+    indices,
+):
+    """Extend all paths by a column; returns their costs, an array to reuse, and what was taken off the costs."""
+    states = flips.size
+    half = states // 2
+    odd, flip = subsets[:half], flips[:half]
+    unmoved = np.zeros(4)
+    tables = np.empty((states, 4), np.float32)
+    slots, none, living = np.zeros(states, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64)
+    new_origins = np.empty(states, np.int64)
+    for s in range(states):
+        origins[s] = s
+    total, free, count = 0.0, 0, 2
+    for r in range(target.size):
+        bits = lengths[exponents[r]]
+        weight = np.float64(weights[r] if weights.size > 1 else weights[0])
+        if count > 1:
+            count = _living(costs, origins, slots, living)
+        starts[r], apart[r] = free, count > 1 and r >= head
+        for i in range(count if apart[r] else 1):
+            value = target[r] + (sums[living[i], r - head] if r >= head else np.float32(0))
+            branches(np.float64(value), weight, bits, unmoved, lmbda, False, tables[i], indices[free])
+            free += 1
+        if count > 1:
+            for i in range(count):
+                places[r, living[i]] = i
+            which = slots if apart[r] else none
+            _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, decisions[r])
+            origins[:] = new_origins
+        else:
+            _step(costs[:half], costs[half:], odd, flip, tables[0], new, decisions[r])
+        if r % RESCALED_EVERY == 0:
+            lowest = new.min()
+            total += lowest
+            for s in range(states):
+                new[s] -= lowest
+        costs, new = new, costs
+    if count == 1:
+        origins[:] = living[0]
+    return costs, new, total
+
+
+@njit(cache=True, nogil=True)
+def _living(costs, origins, slots, living):
+    """Number the origins of all paths that live: `slots` by origin, and its inverse; returns how many there are."""
+    slots[:] = -1
+    count = 0
+    for s in range(costs.size):
+        origin = origins[s]
+        if costs[s] < ALIVE and slots[origin] < 0:
+            slots[origin] = count
+            living[count] = origin
+            count += 1
+    for s in range(costs.size):
+        if slots[s] < 0:
+            slots[s] = 0  # of paths that are dead
+    return count
+
+
+@njit(cache=True, nogil=True, inline="never")
+def _step_apart(costs, origins, slots, tables, odd, flip, new, new_origins, decisions):
+    """As `_step`, with one table of costs for every origin of a path: `tables[slots[origin]]`."""
+    half = odd.size
+    for j in range(half):
+        first, second = tables[slots[origins[j]]], tables[slots[origins[j + half]]]
+        subset = 2 * np.int64(odd[j])
+        flipped = np.int64(flip[j])
+        straight, crossed = subset + flipped, subset + 1 - flipped
+        a, b = costs[j] + first[straight], costs[j + half] + second[crossed]
+        c, d = costs[j] + first[crossed], costs[j + half] + second[straight]
+        one, other = np.int64(b < a), np.int64(d < c)
+        new[2 * j], new[2 * j + 1] = (b if one else a), (d if other else c)
+        new_origins[2 * j] = origins[j + half] if one else origins[j]
+        new_origins[2 * j + 1] = origins[j + half] if other else origins[j]
+        decisions[j] = np.uint8(one | (other << 1))
+
+
+@njit(cache=True, nogil=True)
+def _trace(state, origin, stop, start, x, flips, subsets, decisions, starts, apart, places, indices, levels, errors):
+    """Follow a path back through the rows [start, stop) of a column; fills its levels and errors, from the first row.
+
+    Returns:
+        Its state before them.
+    """
+    half = flips.size // 2
+    for r in range(stop - 1, start - 1, -1):
+        j, bit = state >> 1, state & 1
+        state = j + half * np.int64((decisions[r, j] >> bit) & 1)
+        subset = np.int64(subsets[state])
+        at = starts[r] + (places[r, origin] if apart[r] else 0)
+        level = _level(np.int64(indices[at, 2 * subset + (bit ^ np.int64(flips[state]))]), subset, False)
+        levels[r - start] = level
+        errors[r - start] = x[r] - level
+    return state
+
+
+@njit(cache=True, nogil=True)
+def _give_up_others(costs, origins, column, last, best):
+    """Give up the paths that did not come through the best one's end of a column, which is returned."""
+    ends = np.arange(costs.size)
+    for b in range(last, column, -1):
+        for s in range(costs.size):
+            ends[s] = origins[b % len(origins), ends[s]]
+    for s in range(costs.size):
+        if ends[s] != ends[best]:
+            costs[s] = DEAD
+    return ends[best]

@@ -103,7 +103,7 @@ def _tried(
 ) -> Iterator[AxisOffsets]:
     """Offsets with others on one axis: refined, the negative of the steps and refined, none."""
     exact = spreads.opposite(fit.steps[axis])
-    proposals = [each for each in (known, exact) if each is not None]
+    proposals = spreads.proposals(known, exact)
     for proposal in proposals:
         yield spreads.replaced(fit.offsets, axis, _refined(magnitudes, layout, fit, axis, proposal))
     if exact is not None:

@@ -69,8 +69,8 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None, steps: AxisS
     """Fit family, base and scales to symbols.
 
     Axis by axis, scales are proposed from mean magnitudes, refined by the bits they save, and kept if they pay for
-    their own bits. Where steps have scales, their negative is proposed too: it takes nothing in a file, and so do
-    moves from there take little.
+    their own bits. Where steps have scales, their negative is proposed too: it takes next to nothing in a file, and
+    few moves from there take little.
 
     Args:
         symbols: int32 [out, in].
@@ -113,14 +113,19 @@ def opposite(step: Scales | None) -> Offsets | None:
     return None if step is None else -step.astype(np.int64)
 
 
+def proposals(known: Offsets | None, exact: Offsets | None) -> list[Offsets]:
+    """Offsets to be refined: those that are known, and the negative of the steps if that is something else."""
+    same = known is not None and exact is not None and np.array_equal(known, exact)
+    return [each for each in (None if same else known, exact) if each is not None]
+
+
 def _tried(
     magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit, axis: int, start: Fit | None
 ) -> Iterator[AxisOffsets]:
     """Offsets with others on one axis."""
     known = start.offsets[axis] if start else _propose(magnitudes, fit, layout, axis)
     exact = opposite(fit.steps[axis])
-    proposals = [each for each in (known, exact) if each is not None]
-    for proposal in proposals:
+    for proposal in proposals(known, exact):
         yield replaced(fit.offsets, axis, _refine(magnitudes, fit, layout, axis, proposal))
     if exact is not None:
         yield replaced(fit.offsets, axis, exact)
