@@ -71,7 +71,11 @@ def as_quantizers(text: str) -> tuple[Quantizer, ...]:
     """The quantizer of the matrices, alone in its sequence; empty for the default, which depends on the effort."""
     from waterfill import quantize
 
-    plain = {"feedback": (), "scalar": (quantize.Scalar(),), "threshold": (quantize.Threshold(),)}
+    plain: dict[str, tuple[Quantizer, ...]] = {
+        "feedback": (),
+        "scalar": (quantize.Scalar(),),
+        "threshold": (quantize.Threshold(),),
+    }
     if text in plain:
         return plain[text]
     match = re.fullmatch(r"(feedback|trellis|kmeans):([0-9]{1,9})|prune:([0-9]*\.?[0-9]+)", text)
