@@ -101,7 +101,7 @@ PARTS = (
         "First layer's feed-forward input (1536 x 384) and query (384 x 384) of the sentence transformer, with "
         "A = E[x x^T] of its inputs over 1,024 sentences of WikiText-2 and 0.0001 of the mean of the diagonal added to "
         "it. The bound is reverse water-filling for independent Gaussian weights of the same variance. Real weights "
-        "are easier than that and may lie below it: their rows and columns differ, which scales use. The last row of "
+        "are not that, take fewer bits, and may lie below it. The last row of "
         "each group has weights drawn from that Gaussian: there the bound is one, and the gap that of the code. "
         "*Nearest*: to multiples of one step; *feedback, one step*: as GPTQ rounds, with one step for all columns, "
         "both entropy-coded; *1 state* and more: Wiener filter, a step for each column, free symbols or trellises.",

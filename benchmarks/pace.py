@@ -55,6 +55,7 @@ def viterbi(states: Sequence[int]) -> list[dict[str, Any]]:
     x, one, row = (rng.normal(size=size) * 2).astype(np.float32), np.ones(1, np.float32), np.zeros(1, np.int32)
     lengths = np.tile(np.arange(128, dtype=np.float32), 2)[None]
     costs, indices = np.empty((size, 4), np.float32), np.empty((size, 4), np.int32)
+    none = np.zeros(1, np.bool_)
     levels = np.empty(size, np.int32)
     for count in states:
         flips, picks = (part.astype(np.bool_) for part in parities(count.bit_length() - 1))
@@ -62,7 +63,7 @@ def viterbi(states: Sequence[int]) -> list[dict[str, Any]]:
 
         def once(f: Any = flips, p: Any = picks, d: Any = decisions) -> None:
             kernels.branch_costs(x, one, row, lengths, np.zeros(4), 0.35, False, costs, indices)
-            kernels.best_path(costs, indices, f, p, False, d, levels)
+            kernels.best_path(costs, indices, row, none, f, p, False, d, levels)
 
         once()
         speed = round(size / _best(once, 20) / 1e6, 1)

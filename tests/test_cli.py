@@ -17,7 +17,7 @@ import waterfill
 from waterfill import cli
 from waterfill.cli.arguments import as_quantizers, as_size, as_tolerance
 from waterfill.errors import UsageError
-from waterfill.quantize import KMeans, Prune, Threshold, Trellis
+from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
 from waterfill.search import PRODUCER
 
 NETS = """
@@ -141,7 +141,8 @@ def left(place):
 
 @pytest.mark.parametrize(
     ("text", "quantizers"),
-    [("scalar", ()), ("threshold", (Threshold(),)), ("kmeans:16", (KMeans(16),)), ("prune:0.1", (Prune(0.1),)),
+    [("feedback", ()), ("feedback:8", (Feedback(8),)),
+     ("scalar", (Scalar(),)), ("threshold", (Threshold(),)), ("kmeans:16", (KMeans(16),)), ("prune:0.1", (Prune(0.1),)),
      ("prune:.5", (Prune(0.5),)), ("prune:1", (Prune(1.0),)), ("trellis:256", (Trellis(256),))],
 )  # fmt: skip
 def test_quantizers_by_name(text, quantizers):
@@ -356,7 +357,7 @@ BAD = [
     ("compress nets:net -o o.wf --rate 0.01", 1, ("below the floor of", "ask for more")),
     ("compress nets:net -o o.wf --output scores", 2, ("--output 'scores'", "expected one of logits, values")),
     ("compress nets:net -o o.wf --importance magic", 2, ("--importance 'magic'", "expected one of")),
-    ("compress nets:net -o o.wf --quantizer magic", 2, ("--quantizer 'magic'", "scalar, trellis:64")),
+    ("compress nets:net -o o.wf --quantizer magic", 2, ("--quantizer 'magic'", "feedback, feedback:64 or trellis:64")),
     ("compress nets:net -o o.wf --quantizer kmeans", 2, ("--quantizer 'kmeans'", "kmeans:16")),
     ("compress nets:net -o o.wf --quantizer kmeans:few", 2, ("--quantizer 'kmeans:few'", "kmeans:16")),
     ("compress nets:net -o o.wf --quantizer scalar:3", 2, ("--quantizer 'scalar:3'", "prune:0.1")),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Floats: TypeAlias = NDArray[np.float32]
 Symbols: TypeAlias = NDArray[np.int32]
 Scales: TypeAlias = NDArray[np.int8]
+
+ALL = -3 * 127
+"""The lowest sum of three scales."""
 AxisScales: TypeAlias = tuple[Scales | None, Scales | None, Scales | None]
 """Of rows, channels and taps; None for none."""
 
@@ -284,6 +287,9 @@ class Paths:
         base: logarithm of the spread of k in subset 1, in eighths of an octave, 32 for one.
         down: whether the path, and the stream with it, goes down the columns of the matrix [out, in], one after the
             other; else along its rows.
+        least: an element whose offsets in the spread (rows, channels and taps) have a sum below this stands aside: its
+            symbol is `2k` with the tables of subset 0, and the state stays. Zero is what is best for elements of low
+            rate, and half of the states do not have it.
     """
 
     log_states: int
@@ -292,6 +298,7 @@ class Paths:
     family: int
     base: int
     down: bool = False
+    least: int = ALL
 
     def span(self, layout: Layout) -> int:
         """After how many symbols of a tensor of this layout the state is 0 again."""

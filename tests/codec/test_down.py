@@ -41,12 +41,17 @@ def pairs_of_scales(draw, layout):
     return steps, tuple(spreads)
 
 
-def path(layout, paths, indices):
-    """Symbols [out, in] of the path with these indices."""
+def path(layout, paths, indices, spreads=(None, None, None)):
+    """Symbols [out, in] of the path with these indices; the spreads say which elements stand aside."""
     out, channels, taps = layout.axes
     places = down_columns(layout) if paths.down else range(layout.numel)
     flat = np.zeros(layout.numel, np.int32)
-    flat[list(places)] = levels_of(indices, paths, out)
+    sums = np.zeros(layout.axes, int)
+    for axis, part in enumerate(spreads):
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        sums += 0 if part is None else part.astype(int).reshape(shape)
+    flat[list(places)] = levels_of(indices, paths, out, sums.reshape(-1)[list(places)])
     return flat.reshape(out, channels * taps)
 
 
@@ -55,13 +60,13 @@ def tensors(draw):
     layout = draw(st.sampled_from(LAYOUTS))
     small, family = st.integers(20, 60), st.integers(0, 8)
     paths = Paths(draw(st.integers(2, 12)), draw(st.booleans()), draw(st.integers(0, 6)), draw(family), draw(small),
-                  draw(st.booleans()))  # fmt: skip
+                  draw(st.booleans()), draw(st.sampled_from([-381, -5, 0, 1, 382])))  # fmt: skip
     limit = draw(st.sampled_from([0, 2, 9, 300]))
     indices = draw(st.lists(st.integers(-limit, limit), min_size=layout.numel, max_size=layout.numel))
     steps, spreads = draw(pairs_of_scales(layout))
     rule = Uniform(draw(st.integers(-300, 300)), 0, (3, -2, 9), *steps)
     spread = Spread(draw(family), draw(small), *spreads, trellis=paths)
-    return layout, Quantized(path(layout, paths, indices), rule, spread)
+    return layout, Quantized(path(layout, paths, indices, spreads), rule, spread)
 
 
 def same(scales, others):
@@ -108,9 +113,7 @@ def test_a_path_down_the_columns_is_that_of_the_transpose_along_its_rows(case):
             columns += part[:, None] if part is parts[1] else part
     if not down or np.abs(columns).max(initial=0) > 127:
         return
-    paths = Paths(
-        *(getattr(item.spread.trellis, name) for name in ("log_states", "zero", "log_span", "family", "base"))
-    )
+    paths = replace(item.spread.trellis, down=False)
     twin = Spread(item.spread.family, item.spread.base, columns.reshape(-1).astype(np.int8), parts[0], trellis=paths)
     other = Layout((channels * taps, out))
     if layout.numel:

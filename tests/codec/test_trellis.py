@@ -58,7 +58,7 @@ def test_round_trip_of_paths_beside_other_pieces(parts):
 @settings(max_examples=100, deadline=None)
 def test_the_path_is_found_from_its_levels_alone(case):
     levels, model = case
-    indices, _ = trellis.path_of(levels, model.trellis, model.span)
+    indices, _ = trellis.path_of(levels, model)
     assert (levels_of(indices.tolist(), model.trellis) == levels).all()
 
 
@@ -66,11 +66,12 @@ def test_the_path_is_found_from_its_levels_alone(case):
 def test_levels_that_are_no_path_are_refused(zero):
     paths = Paths(3, zero, 10, 5, 32)
     levels = levels_of([1, 2, -2, 3, 1, 1, -4, 2], paths)
+    model = trellis.path_model(Spread(5, 32, trellis=paths), Layout((1, 8)), 0, 8)
     for i in range(levels.size):
         wrong = levels.copy()
         wrong[i] += 1 if wrong[i] != -1 else 3
         with pytest.raises(ValueError, match=f"symbol {wrong[i]} at {i} is not in the subset"):
-            trellis.path_of(wrong, paths, 1024)
+            trellis.path_of(wrong, model)
 
 
 def test_the_state_is_zero_again_after_every_span():

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import conformance
-from waterfill.codec.trellis import PARITIES, path_of
+from waterfill.codec.trellis import PARITIES, path_model, path_of
 from waterfill.errors import UsageError
 from waterfill.files import WaterfillFile
 from waterfill.importance.forms import DiagonalForm
 from waterfill.quantize import Scalar, Trellis
 from waterfill.quantize import trellis as search
 from waterfill.quantize.path_spread import PathFit
-from waterfill.records import Layout, Paths, Weight
+from waterfill.records import Layout, Paths, Spread, Weight
 
 
 def weight(matrix, shape=None):
@@ -75,7 +75,9 @@ def test_no_path_costs_less_than_the_one_that_is_found(log_states, zero, lmbda):
         exponents = rng.integers(0, fit.lengths().shape[0], 5).astype(np.int32)
         shrink = (9, -4, 3)
         levels = search.search(x, importance, exponents, fit, log_states, shrink, lmbda)
-        indices, subsets = path_of(levels, Paths(log_states, zero, 16, 0, 0), 1 << 16)
+        indices, subsets = path_of(
+            levels, path_model(Spread(5, 30, trellis=Paths(log_states, zero, 16, 0, 0)), Layout((5,)), 0, 5)
+        )
         found = sum(
             all_level_costs(float(x[i]), importance[i], exponents[i], fit, shrink, lmbda, int(subsets[i]), int(k))
             for i, k in enumerate(indices)

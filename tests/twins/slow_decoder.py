@@ -52,16 +52,18 @@ class Stream:
         self.states[lane] = x if x >= 1 << 16 else (x << 16) + self.words.pop()
         return symbol
 
-    def path(self, models, log_states, zero, span):
+    def path(self, models, log_states, zero, span, lowest):
         """Levels of (families, exponents) pairs of a tensor with a trellis."""
         h0, h1 = (int(mask, 8) >> 1 for mask in PARITIES[log_states].split())
         state, levels = 0, []
         for n, (families, exponents) in enumerate(models):
             state = state if n % span else 0
-            q = (state & h1).bit_count() % 2
+            aside = exponents[0] < lowest
+            q = 0 if aside else (state & h1).bit_count() % 2
             k = self.index(n % 8, 2 * q if zero else q, families[q], min(max(exponents[q], 0), 280))
             levels.append(2 * k + q if not zero else 2 * k - q * ((k > 0) - (k < 0)))
-            state = (2 * state + (k + (state & h0).bit_count()) % 2) % 2**log_states
+            if not aside:
+                state = (2 * state + (k + (state & h0).bit_count()) % 2) % 2**log_states
         return levels
 
     def index(self, lane, kind, family, exponent):
@@ -174,8 +176,9 @@ def axes_of(entry):
 
 
 def path_of(line, rows):
-    """Logarithm of the states, whether zero is in both subsets, and the span of a path."""
-    return (*line[2:4], max(1, rows if line[11:] == [True] else 1) << line[4])
+    """Logarithm of the states, whether zero is in both subsets, the span, and which exponent takes part in a path."""
+    down, least = (*line[11:], *(False, -381)[len(line[11:]) :])
+    return (*line[2:4], max(1, rows if down else 1) << line[4], line[6] + 2 * least)
 
 
 def decode_matrices(coded, lines, own_lines, chunks):

@@ -4,15 +4,18 @@ import numpy as np
 from slow_decoder import PARITIES
 
 
-def levels_of(indices, paths, rows=1):
+def levels_of(indices, paths, rows=1, sums=None):
     """The levels of a path with these indices, one state after the other as the page on the format says it.
 
-    With `down` they are of so many rows.
+    With `down` they are of so many rows; with sums of the offsets of every element, some may stand aside.
     """
     h0, h1 = (int(mask, 8) for mask in PARITIES[paths.log_states].split())
     state, levels, span = 0, [], (rows if paths.down else 1) << paths.log_span
     for i, k in enumerate(indices):
         state = 0 if i % span == 0 else state
+        if sums is not None and sums[i] < paths.least:
+            levels.append(2 * k)
+            continue
         second = (state & (h1 >> 1)).bit_count() % 2
         sign = (k > 0) - (k < 0)
         levels.append(2 * k + second if not paths.zero else 2 * k - second * sign)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,27 +71,40 @@ def as_quantizers(text: str) -> tuple[Quantizer, ...]:
     """The quantizer of the matrices, alone in its sequence; empty for the default, which depends on the effort."""
     from waterfill import quantize
 
-    match = re.fullmatch(r"(scalar|threshold)|kmeans:([0-9]{1,9})|prune:([0-9]*\.?[0-9]+)|trellis:([0-9]{1,9})", text)
+    plain: dict[str, tuple[Quantizer, ...]] = {
+        "feedback": (),
+        "scalar": (quantize.Scalar(),),
+        "threshold": (quantize.Threshold(),),
+    }
+    if text in plain:
+        return plain[text]
+    match = re.fullmatch(r"(feedback|trellis|kmeans):([0-9]{1,9})|prune:([0-9]*\.?[0-9]+)", text)
     if match is None:
         raise UsageError(
-            f"--quantizer {text!r} is unknown; expected scalar, trellis:64 (so many states), threshold, kmeans:16 "
-            "(so many centroids a tensor) or prune:0.1 (the fraction to keep)."
+            f"--quantizer {text!r} is unknown; expected feedback, feedback:64 or trellis:64 (so many states), scalar, "
+            "threshold, kmeans:16 (so many centroids a tensor) or prune:0.1 (the fraction to keep)."
         )
-    name, k, keep, states = match.groups()
-    if states is not None:
-        return (quantize.Trellis(int(states)),)
-    if name is None:
-        return (quantize.KMeans(int(k)) if k else quantize.Prune(float(keep)),)
-    return () if name == "scalar" else (quantize.Threshold(),)
+    name, count, keep = match.groups()
+    if keep is not None:
+        return (quantize.Prune(float(keep)),)
+    kinds: dict[str, Callable[[int], Quantizer]] = {
+        "feedback": quantize.Feedback,
+        "trellis": quantize.Trellis,
+        "kmeans": quantize.KMeans,
+    }
+    return (kinds[name](int(count)),)
 
 
-def as_importance(text: str | None, temperature: float, seed: int) -> Estimator | None:
-    """An estimator with its options; None for the default, which depends on the model and the data."""
+def as_importance(text: str | None, temperature: float, seed: int, *, crossed: bool = False) -> Estimator | None:
+    """An estimator with its options; None for the default, which depends on the model and the data.
+
+    A temperature alone is that of `kl`, or with `crossed` of `kronecker`.
+    """
     from waterfill import importance
 
     if text is None and temperature == 1.0:
         return None
-    match one_of("--importance", text or "kl", IMPORTANCES):
+    match one_of("--importance", text or ("kronecker" if crossed else "kl"), IMPORTANCES):
         case "kl":
             return importance.kl(temperature=temperature, seed=seed)
         case "regression":

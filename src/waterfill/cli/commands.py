@@ -75,8 +75,8 @@ def compress(
     include: Include = None,
     exclude: Exclude = None,
     quantizer: Annotated[
-        str, typer.Option(help="scalar, trellis:STATES, threshold, kmeans:K or prune:KEEP, as trellis:64.")
-    ] = "scalar",
+        str, typer.Option(help="feedback[:STATES], trellis:STATES, scalar, threshold, kmeans:K or prune:KEEP.")
+    ] = "feedback",
     effort: Annotated[str, typer.Option(help="fast, default, best or max.")] = "default",
     fold_norms: FoldNorms = True,
     seed: Seed = 0,
@@ -102,13 +102,14 @@ def compress(
     }
     if tolerance is not None:
         targets["tolerance"] = as_tolerance(tolerance, network, batches, output)
+    crossed = quantizer.startswith("feedback") and batches is not None
     with progress_bar() as progress:
         result = run(
             network,
             batches,
             **targets,
             output=as_output(output),
-            importance=as_importance(importance, temperature, seed),
+            importance=as_importance(importance, temperature, seed, crossed=crossed),
             quantizers=as_quantizers(quantizer),
             include=include or (),
             exclude=exclude or (),

@@ -27,7 +27,7 @@ Importance = Annotated[
 ]
 Temperature = Annotated[
     float,
-    typer.Option("--temperature", help="Temperature of the softmax, for kl and those with labels."),
+    typer.Option("--temperature", help="Temperature of the softmax, for kl, kronecker and those with labels."),
 ]
 Include = Annotated[list[str] | None, typer.Option("--include", help="Quantize only tensors that match (repeatable).")]
 Exclude = Annotated[

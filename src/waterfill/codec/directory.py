@@ -260,7 +260,7 @@ def tensor_line(rule: Rule, spread: Spread, codes: tuple[int, ...]) -> TensorLin
     if path is not None:
         tables_of = spread.family, spread.base, path.family, path.base
         how = path.log_states, path.zero, path.log_span
-        return TrellisLine(rule.step, *how, *tables_of, rule.shrink, (*steps, *spreads), path.down)
+        return TrellisLine(rule.step, *how, *tables_of, rule.shrink, (*steps, *spreads), path.down, path.least)
     return UniformLine(rule.step, spread.family, spread.base, rule.shrink, (*steps, *spreads), rule.offset)
 
 
@@ -306,7 +306,7 @@ def _trellis(line: TensorLine) -> Paths | None:
     """The trellis of a line; None without one."""
     if not isinstance(line, TrellisLine):
         return None
-    return Paths(line.log_states, line.zero, line.log_span, line.second_family, line.second_base, line.down)
+    return Paths(line.log_states, line.zero, line.log_span, line.second_family, line.second_base, line.down, line.least)
 
 
 def check_symbols(symbols: Symbols, rule: Rule) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta, Struct
 
 from waterfill.codec import own, scales, tables
+from waterfill.records import ALL
 
 MAX_NUMEL = 1 << 42
 MAX_MEASURE = 64
@@ -96,6 +97,7 @@ class TrellisLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     shrink: tuple[Shrink, Shrink, Shrink] = (0, 0, 0)
     scales: Codes6 = NO_CODES
     down: bool = False
+    least: Annotated[int, Meta(ge=ALL, le=-ALL + 1)] = ALL
 
 
 TensorLine: TypeAlias = UniformLine | TrellisLine | RelativeLine | CodebookLine

@@ -16,11 +16,13 @@ ENDED, BEYOND = -1, -2
 
 
 @njit(cache=True, nogil=True)
-def walk(levels, entries, zero, span, indices, subsets):
+def walk(levels, classes, aside, entries, zero, span, indices, subsets):
     """Find the path whose levels these are; returns where it leaves the trellis, or -1.
 
     Args:
         levels: int32 [n].
+        classes: uint16 [n].
+        aside: bool [classes], whose elements are in subset 0 whatever the state is, which stays.
         entries: uint16 [2 * states], the next entry of every state and lowest bit.
         zero: whether zero is in subset 1 too.
         span: the state is 0 again after so many levels.
@@ -33,7 +35,8 @@ def walk(levels, entries, zero, span, indices, subsets):
         if left == 0:
             entry, left = 0, span
         left -= 1
-        level, subset = np.int64(levels[i]), entry & 1
+        stays = aside[classes[i]]
+        level, subset = np.int64(levels[i]), np.int64(0) if stays else entry & 1
         if subset == 0:
             wrong, k = level & 1, level >> 1
         elif zero:
@@ -43,7 +46,8 @@ def walk(levels, entries, zero, span, indices, subsets):
         if wrong:
             return i
         indices[i], subsets[i] = k, subset
-        entry = np.int64(entries[(entry & ~1) | (k & 1)])
+        if not stays:
+            entry = np.int64(entries[(entry & ~1) | (k & 1)])
     return -1
 
 
@@ -163,7 +167,7 @@ def _rest(x, byte, low, last, centred, words, at, end):
 
 
 @njit(cache=True, nogil=True)
-def decode_path(words, at, states, classes, slots, lows, last, centred, entries, span, levels):
+def decode_path(words, at, states, classes, aside, slots, lows, last, centred, entries, span, levels):
     """Decode a path; returns the next position in `words`, `ENDED` or `BEYOND`.
 
     Both subsets' slots are read before the state is known, so that the walk from state to state is short.
@@ -173,6 +177,7 @@ def decode_path(words, at, states, classes, slots, lows, last, centred, entries,
         at: where to read.
         states: uint64 [8], changed in place.
         classes: uint16 [n].
+        aside: bool [classes], as for `walk`.
         slots: uint32 [2 * classes * 4096], frequency << 20 | offset << 8 | byte.
         lows: uint8 [2 * classes], how many low bits are uniform.
         last: int64 [2 * classes], the largest magnitude K.
@@ -182,7 +187,7 @@ def decode_path(words, at, states, classes, slots, lows, last, centred, entries,
         levels: int32 [n], filled.
     """
     end = words.size - 8
-    some_low = lows.any()
+    some_low, some_aside = lows.any(), aside.any()
     entry = np.int64(0)
     left = span
     for i in range(levels.size):
@@ -195,7 +200,8 @@ def decode_path(words, at, states, classes, slots, lows, last, centred, entries,
         x = states[lane]
         where = (np.int64(classes[i]) << 13) + np.int64(x & MASK)
         first, second = slots[where], slots[where + 4096]
-        subset = entry & 1
+        stays = some_aside and aside[classes[i]]
+        subset = np.int64(0) if stays else entry & 1
         slot = np.uint64(second if subset else first)
         x = (slot >> TWENTY) * (x >> BITS) + ((slot >> EIGHT) & MASK)
         low = np.uint64(x < LOW)
@@ -213,5 +219,6 @@ def decode_path(words, at, states, classes, slots, lows, last, centred, entries,
                 return BEYOND
         states[lane] = x
         levels[i] = 2 * k + (subset if not centred else ((k < 0) - np.int64(k > 0)) * subset)
-        entry = np.int64(entries[(entry & ~1) | (k & 1)])
+        if not stays:
+            entry = np.int64(entries[(entry & ~1) | (k & 1)])
     return at if at <= end else ENDED

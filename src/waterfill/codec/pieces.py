@@ -56,7 +56,7 @@ def encode(values: Sequence[Symbols], models: Sequence[Model | PathModel]) -> by
     codes: list[Codes] = []
     for part, coded in zip(values, models, strict=True):
         if isinstance(coded, PathModel):
-            runs.append(trellis.PathRun(trellis.path_of(part, coded.trellis, coded.span), coded))
+            runs.append(trellis.PathRun(trellis.path_of(part, coded), coded))
             continue
         own_runs, left = _own_runs(part, coded.own)
         runs += own_runs

@@ -78,6 +78,7 @@ class PathModel:
         exponents: int64 [classes, 2], of the two subsets, 0 to 280.
         families: shapes of the two subsets.
         span: after how many levels the state is 0 again.
+        aside: bool [classes], whose elements stand aside.
     """
 
     trellis: Paths
@@ -85,6 +86,7 @@ class PathModel:
     exponents: NDArray[np.int64]
     families: tuple[int, int]
     span: int
+    aside: NDArray[np.bool_]
 
     @property
     def size(self) -> int:
@@ -125,7 +127,8 @@ def path_model(spread: Spread, layout: Layout, start: int, stop: int) -> PathMod
         classes = found.look_up(number)
     exponents = np.array([spread.base, trellis.base]) + 2 * offsets[:, None]
     families = spread.family, trellis.family
-    return PathModel(trellis, classes, np.clip(exponents, 0, HIGHEST_EXPONENT), families, trellis.span(layout))
+    exponents = np.clip(exponents, 0, HIGHEST_EXPONENT)
+    return PathModel(trellis, classes, exponents, families, trellis.span(layout), offsets < trellis.least)
 
 
 class Path(NamedTuple):
@@ -135,8 +138,8 @@ class Path(NamedTuple):
     subsets: NDArray[np.uint8]
 
 
-def path_of(levels: Symbols, trellis: Paths, span: int) -> Path:
-    """The path whose levels these are, in the order of the stream from the start of a span of so many.
+def path_of(levels: Symbols, model: PathModel) -> Path:
+    """The path whose levels these are, in the order of the stream from the start of a span.
 
     Raises:
         ValueError: there is none.
@@ -144,8 +147,8 @@ def path_of(levels: Symbols, trellis: Paths, span: int) -> Path:
     from waterfill.codec import path_kernels
 
     path = Path(np.empty(levels.size, np.int32), np.empty(levels.size, np.uint8))
-    following = entries(trellis.log_states)
-    left = path_kernels.walk(levels, following, trellis.zero, span, *path)
+    known = model.classes, model.aside, entries(model.trellis.log_states), model.trellis.zero, model.span
+    left = path_kernels.walk(levels, *known, *path)
     if left >= 0:
         raise ValueError(f"symbol {levels[left]} at {left} is not in the subset of its state; expected a path")
     return path
@@ -183,8 +186,8 @@ def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model
 
     levels = np.empty(model.size, np.int32)
     slots = np.concatenate([each.slots for each in model.bank])
-    known = model.classes, slots, model.lows, model.last, model.trellis.zero, entries(model.trellis.log_states)
-    at = path_kernels.decode_path(words, at, states, *known, model.span, levels)
+    known = model.classes, model.aside, slots, model.lows, model.last, model.trellis.zero
+    at = path_kernels.decode_path(words, at, states, *known, entries(model.trellis.log_states), model.span, levels)
     if at == path_kernels.BEYOND:
         raise FormatError("a symbol is beyond 32 bits")
     if at < 0:
@@ -194,7 +197,7 @@ def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model
 
 def ideal_bits(levels: Symbols, model: PathModel) -> float:
     """Code length of the indices of a piece, in bits, without the end of the stream."""
-    indices, subset = path_of(levels, model.trellis, model.span)
+    indices, subset = path_of(levels, model)
     row = 2 * model.classes.astype(np.int64) + subset
     low, centred = model.lows.astype(np.int64)[row], (subset == 0) | model.trellis.zero
     high = (indices + np.where(centred, (1 << low) >> 1, 0)) >> low

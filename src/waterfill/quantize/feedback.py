@@ -39,6 +39,9 @@ LARGEST_SPAN = 1 << 16
 MEMORY = 10
 """Paths are taken to agree after so many steps for each bit of their state."""
 
+LEAST_PART = 0.25
+"""Where fewer elements take part in the path, its memory is not made longer."""
+
 SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
 """The squared step in water levels; the steps of a path are half as large, and every other number is left out."""
 
@@ -189,8 +192,13 @@ class Loop:
             flips, picks = (part.astype(np.bool_) for part in parities(log_some))
             parts = spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0])
             tables = *_exponents(parts), fit.lengths()
-            levels = self._columns(kernels.best_span, *tables, self.lmbda, flips, picks, MEMORY * log_some)
-            fit = path_spread.refit(levels, Paths(log_some, False, self.log_span, 0, 0, True), self.layout, fit)
+            aside = fit.aside()
+            taking_part = 1 - float(aside[np.add.outer(*tables[:2])].mean())
+            lag = int(MEMORY * log_some / max(taking_part, LEAST_PART))
+            trellis = aside, flips, picks, lag
+            levels = self._columns(kernels.best_span, *tables, self.lmbda, *trellis)
+            paths = Paths(log_some, False, self.log_span, 0, 0, True)
+            fit = path_spread.refit(levels, paths, self.layout, fit, last=done == rounds - 1)
         return levels, fit
 
     def _nearest(self, step: int) -> Symbols:

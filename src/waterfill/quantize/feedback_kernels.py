@@ -10,6 +10,8 @@ The states in which a column can end are its *ends*. A path through the next col
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -23,6 +25,40 @@ DEAD = np.float32(1e30)
 
 ALIVE = np.float32(1e29)
 """Costs of others are below."""
+
+
+class Steps(NamedTuple):
+    """What the search through a column leaves behind for tracing paths.
+
+    Attributes:
+        stays: bool [rows], which weights stand aside.
+        decisions: uint8 [rows, states / 2], as for `best_path`.
+        starts: int64 [rows], where the indices of a row are.
+        apart: bool [rows], whether a row has some for every living origin.
+        places: int16 [last rows, states], of those of an origin.
+        indices: int32 [all but the last rows + last rows * states, 4].
+    """
+
+    stays: Any
+    decisions: Any
+    starts: Any
+    apart: Any
+    places: Any
+    indices: Any
+
+
+@njit(cache=True, nogil=True)
+def _no_steps(head, tail, states):
+    """Room for them, for so many rows before the last ones, and of these; much of it is never touched."""
+    rows = head + tail
+    return Steps(
+        np.zeros(rows, np.bool_),
+        np.zeros((rows, states // 2), np.uint8),
+        np.zeros(rows, np.int64),
+        np.zeros(rows, np.bool_),
+        np.empty((tail, states), np.int16),
+        np.empty((head + tail * states, 4), np.int32),
+    )
 
 
 @njit(cache=True, nogil=True, inline="never")
@@ -77,6 +113,7 @@ def best_span(
     column_exponents,
     lengths,
     lmbda,
+    aside,
     flips,
     subsets,
     lag,
@@ -99,6 +136,7 @@ def best_span(
         column_exponents: int64 [columns].
         lengths: float32 [exponents, 256], as for `branch_costs`.
         lmbda: cost of a bit.
+        aside: bool [exponents], as for `best_path`.
         flips: bool [states], as for `best_path`.
         subsets: bool [states].
         lag: after how many steps survivors are taken to have one past.
@@ -117,12 +155,7 @@ def best_span(
     costs, new = np.full(states, DEAD), np.empty(states, np.float32)
     costs[0] = 0
     target = np.empty(rows, np.float32)
-    decisions = np.zeros((rows, states // 2), np.uint8)
-    starts = np.zeros(rows, np.int64)  # of the indices of a row
-    apart = np.zeros(rows, np.bool_)  # whether a row has indices for every living origin
-    places = np.empty((rows, states), np.int16)  # of those of an origin
-    indices = np.empty((rows * states, 4), np.int32)
-    ends = np.zeros(states, np.int64)
+    steps = _no_steps(head, tail, states)
     total, undecided = 0.0, 0
     for c in range(columns):
         target[:] = x[c] + carried[c]
@@ -133,27 +166,17 @@ def best_span(
                 coupling[c], classes[head:], costs, tail_errors, origins, undecided, c, sums, spare
             )
         exponents = row_exponents + column_exponents[c]
+        steps.stays[:] = aside[exponents]
+        of_column = weights[c if weights.size > 1 else 0]
+        k = c % kept
         costs, new, lowest = _column(
-            target, sums, head, weights[c if weights.size > 1 else 0], exponents, lengths, lmbda, flips, subsets, costs,
-            new, origins[c % kept], decisions, starts, apart, places, indices,
-        )  # fmt: skip
+            target, sums, head, of_column, exponents, lengths, lmbda, flips, subsets, costs, new, origins[k], steps
+        )
         total += lowest
         best = costs.argmin()
-        k = c % kept
-        for s in range(states):
-            if costs[s] < ALIVE:
-                ends[s] = _trace(
-                    s, origins[k, s], rows, head, x[c], flips, subsets, decisions, starts, apart, places, indices,
-                    tail_levels[k, s], tail_errors[k, s],
-                )  # fmt: skip
-        if head > 0:
-            for s in range(states):
-                if ends[s] != ends[best]:
-                    costs[s] = DEAD
-            _trace(
-                ends[best], origins[k, best], head, 0, x[c], flips, subsets, decisions, starts, apart, places, indices,
-                levels[c], errors[c],
-            )  # fmt: skip
+        _trace_tails(
+            x[c], costs, origins[k], best, flips, subsets, steps, tail_levels[k], tail_errors[k], levels[c], errors[c]
+        )
         while undecided <= c and (c == columns - 1 or c - undecided + 1 >= kept):
             node = _give_up_others(costs, origins, undecided, c, best)
             levels[undecided, head:] = tail_levels[undecided % kept, node]
@@ -201,30 +224,11 @@ def _pasts(costs, origins, undecided, column):
 
 
 @njit(cache=True, nogil=True)
-def _column(
-    target,
-    sums,
-    head,
-    weights,
-    exponents,
-    lengths,
-    lmbda,
-    flips,
-    subsets,
-    costs,
-    new,
-    origins,
-    decisions,
-    starts,
-    apart,
-    places,
-    indices,
-):
+def _column(target, sums, head, weights, exponents, lengths, lmbda, flips, subsets, costs, new, origins, steps):
     """Extend all paths by a column; returns their costs, an array to reuse, and what was taken off the costs."""
     states = flips.size
     half = states // 2
     odd, flip = subsets[:half], flips[:half]
-    unmoved = np.zeros(4)
     tables = np.empty((states, 4), np.float32)
     slots, none, living = np.zeros(states, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64)
     new_origins = np.empty(states, np.int64)
@@ -232,32 +236,52 @@ def _column(
         origins[s] = s
     total, free, count = 0.0, 0, 2
     for r in range(target.size):
-        bits = lengths[exponents[r]]
-        weight = np.float64(weights[r] if weights.size > 1 else weights[0])
         if count > 1:
             count = _living(costs, origins, slots, living)
-        starts[r], apart[r] = free, count > 1 and r >= head
-        for i in range(count if apart[r] else 1):
+        apart = count > 1 and r >= head
+        steps.starts[r], steps.apart[r] = free, apart
+        weight = np.float64(weights[r] if weights.size > 1 else weights[0])
+        for i in range(count if apart else 1):
             value = target[r] + (sums[living[i], r - head] if r >= head else np.float32(0))
-            branches(np.float64(value), weight, bits, unmoved, lmbda, False, tables[i], indices[free])
+            _extend(
+                np.float64(value), weight, lengths[exponents[r]], lmbda, steps.stays[r], tables[i], steps.indices[free]
+            )
+            if apart:
+                steps.places[r - head, living[i]] = i
             free += 1
+        which = slots if apart else none
+        if steps.stays[r]:
+            for s in range(states):
+                costs[s] += tables[which[origins[s]], 0]
+            continue
         if count > 1:
-            for i in range(count):
-                places[r, living[i]] = i
-            which = slots if apart[r] else none
-            _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, decisions[r])
+            _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, steps.decisions[r])
             origins[:] = new_origins
         else:
-            _step(costs[:half], costs[half:], odd, flip, tables[0], new, decisions[r])
-        if r % RESCALED_EVERY == 0:
-            lowest = new.min()
-            total += lowest
-            for s in range(states):
-                new[s] -= lowest
+            _step(costs[:half], costs[half:], odd, flip, tables[0], new, steps.decisions[r])
         costs, new = new, costs
+        total += _rescale(costs) if r % RESCALED_EVERY == 0 else 0.0
     if count == 1:
         origins[:] = living[0]
     return costs, new, total
+
+
+@njit(inline="always")
+def _extend(value, weight, bits, lmbda, stays, costs, indices):
+    """Costs and indices of the branches of one weight; of the only one, first, for a weight that stands aside."""
+    branches(value, weight, bits, np.zeros(4), lmbda, False, costs, indices)
+    if stays:
+        better = np.int64(costs[1] < costs[0])
+        costs[0], indices[0] = costs[better], indices[better]
+
+
+@njit(inline="always")
+def _rescale(costs):
+    """Take the lowest cost off all, and return it."""
+    lowest = costs.min()
+    for s in range(costs.size):
+        costs[s] -= lowest
+    return np.float64(lowest)
 
 
 @njit(cache=True, nogil=True)
@@ -296,7 +320,26 @@ def _step_apart(costs, origins, slots, tables, odd, flip, new, new_origins, deci
 
 
 @njit(cache=True, nogil=True)
-def _trace(state, origin, stop, start, x, flips, subsets, decisions, starts, apart, places, indices, levels, errors):
+def _trace_tails(x, costs, origins, best, flips, subsets, steps, tail_levels, tail_errors, levels, errors):
+    """Find what every living end of a column has behind it in the last rows, and the best one in all before them.
+
+    Ends that do not agree with the best one there are given up.
+    """
+    tail = tail_levels.shape[1]
+    head = x.size - tail
+    before = np.zeros(costs.size, np.int64)
+    for s in range(costs.size):
+        if costs[s] < ALIVE:
+            before[s] = _trace(s, origins[s], x.size, head, x, flips, subsets, steps, tail_levels[s], tail_errors[s])
+    if head > 0:
+        for s in range(costs.size):
+            if before[s] != before[best]:
+                costs[s] = DEAD
+        _trace(before[best], origins[best], head, 0, x, flips, subsets, steps, levels, errors)
+
+
+@njit(cache=True, nogil=True)
+def _trace(state, origin, stop, start, x, flips, subsets, steps, levels, errors):
     """Follow a path back through the rows [start, stop) of a column; fills its levels and errors, from the first row.
 
     Returns:
@@ -304,11 +347,14 @@ def _trace(state, origin, stop, start, x, flips, subsets, decisions, starts, apa
     """
     half = flips.size // 2
     for r in range(stop - 1, start - 1, -1):
-        j, bit = state >> 1, state & 1
-        state = j + half * np.int64((decisions[r, j] >> bit) & 1)
-        subset = np.int64(subsets[state])
-        at = starts[r] + (places[r, origin] if apart[r] else 0)
-        level = _level(np.int64(indices[at, 2 * subset + (bit ^ np.int64(flips[state]))]), subset, False)
+        index = steps.indices[steps.starts[r] + (steps.places[r - start, origin] if steps.apart[r] else 0)]
+        if steps.stays[r]:
+            level = 2 * np.int64(index[0])
+        else:
+            j, bit = state >> 1, state & 1
+            state = j + half * np.int64((steps.decisions[r, j] >> bit) & 1)
+            subset = np.int64(subsets[state])
+            level = _level(np.int64(index[2 * subset + (bit ^ np.int64(flips[state]))]), subset, False)
         levels[r - start] = level
         errors[r - start] = x[r] - level
     return state

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from waterfill.codec import subsets, tables
 from waterfill.codec.order import elements, place
-from waterfill.codec.trellis import path_of
+from waterfill.codec.trellis import path_model, path_of
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.spread import REACH, AxisOffsets, Fit, Offsets
-from waterfill.records import NO_SCALES, AxisScales, Layout, Paths, Spread, Symbols
+from waterfill.records import ALL, NO_SCALES, AxisScales, Layout, Paths, Spread, Symbols
 
 LOWEST_BASE, HIGHEST_BASE = -400, 256
 """Bounds of the format."""
+
+ASIDE = {False: 17, True: 10}
+"""Elements of a lower exponent in subset 0 stand aside, without and with zero in subset 1."""
 
 Pair = tuple[int, int]
 Lengths = NDArray[np.float32]
@@ -34,6 +37,7 @@ class PathFit:
         wide: whether indices are so large that their low bits are left out: then all cost the same.
         bits: of the indices and the scales.
         steps: scales of the steps, to which the offsets may be relative in a file.
+        least: the lowest sum of offsets whose elements take part in the path; `ALL` for all.
     """
 
     zero: bool
@@ -43,10 +47,11 @@ class PathFit:
     wide: bool
     bits: float = np.inf
     steps: AxisScales = NO_SCALES
+    least: int = ALL
 
     def spread(self, log_states: int, log_span: int, down: bool = False) -> Spread:
         """The record that goes into the file."""
-        paths = Paths(log_states, self.zero, log_span, self.families[1], self.bases[1], down)
+        paths = Paths(log_states, self.zero, log_span, self.families[1], self.bases[1], down, self.least)
         return Spread(self.families[0], self.bases[0], *self.scales(), trellis=paths)
 
     def scales(self) -> AxisScales:
@@ -57,6 +62,17 @@ class PathFit:
         """Lowest and highest exponent without the base, with room to try others."""
         low, high = _ends(self.offsets)
         return low - 2 * REACH, high + 2 * REACH
+
+    def aside(self) -> NDArray[np.bool_]:
+        """Whether elements of each exponent of `range` stand aside."""
+        low, high = self.range()
+        return np.arange(low, high + 1) < 2 * self.least
+
+    def sorted(self) -> PathFit:
+        """The same, with those standing aside whose rate is low under these tables."""
+        low, _ = _ends(self.offsets)
+        least = -((self.bases[0] - ASIDE[self.zero]) // 2)
+        return replace(self, least=ALL if self.wide or low >= 2 * least else min(least, 1 - ALL))
 
     def lengths(self) -> Lengths:
         """Bits of magnitude m in subset q, [exponent of `range`, 128 q + m]; zeros where they are wide."""
@@ -75,27 +91,32 @@ def start(symbols: Symbols, layout: Layout, zero: bool, steps: AxisScales = NO_S
     """A fit to start from, given indices [out, in] that are nearly those of either subset, and scales of the steps."""
     fit: Fit = spreads.fit(symbols, layout, steps=steps)
     base = fit.base + 8 * fit.shift
-    return PathFit(zero, (fit.family, fit.family), (base, base), fit.offsets, fit.shift > 0, steps=steps)
+    return PathFit(zero, (fit.family, fit.family), (base, base), fit.offsets, fit.shift > 0, steps=steps).sorted()
 
 
-def refit(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit) -> PathFit:
+def refit(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit, *, last: bool = False) -> PathFit:
     """Fit shapes, bases and offsets to a path; offsets that no longer pay are left out.
+
+    Which elements stand aside goes by the offsets: for the last path, with some that do, these stay as they are.
 
     Args:
         levels: of the path, int32 [out, in].
         paths: its trellis, span and direction.
         layout: of the tensor.
-        fit: from which to start.
+        fit: under which it was searched.
+        last: whether no other path will be searched under the result.
     """
     if fit.wide or not levels.size:
         return fit
-    magnitudes = _magnitudes(levels, paths, layout)
+    magnitudes = _magnitudes(levels, paths, layout, fit)
     best = _fit_bases(magnitudes, layout, fit)
+    if last and fit.least != ALL:
+        return best
     for axis in range(3):
         for offsets in _tried(magnitudes, layout, best, axis, fit.offsets[axis]):
             found = _fit_bases(magnitudes, layout, replace(best, offsets=offsets))
             best = found if found.bits < best.bits else best
-    return best
+    return best if last else best.sorted()
 
 
 def _tried(
@@ -112,9 +133,10 @@ def _tried(
         yield spreads.replaced(fit.offsets, axis, None)
 
 
-def _magnitudes(levels: Symbols, paths: Paths, layout: Layout) -> NDArray[np.uint8]:
+def _magnitudes(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit) -> NDArray[np.uint8]:
     """Magnitudes of both subsets, 127 at most, those of subset 1 from 128 on, [out, channels, taps]."""
-    indices, subset = path_of(elements(levels, 0, levels.size, paths.down), paths, paths.span(layout))
+    model = path_model(fit.spread(paths.log_states, paths.log_span, paths.down), layout, 0, levels.size)
+    indices, subset = path_of(elements(levels, 0, levels.size, paths.down), model)
     size = np.abs(indices) if paths.zero else np.where((subset == 1) & (indices < 0), -indices - 1, np.abs(indices))
     found = np.empty(levels.shape, np.uint8)
     place((np.minimum(size, 127) + 128 * subset).astype(np.uint8), found, 0, paths.down)

@@ -23,6 +23,9 @@ LARGEST_STEP, LARGEST_SUM = 6000, 7000
 
 LARGEST_SYMBOL = 2**29
 
+BELOW_WATER = 4.0
+"""Steps of rows that cost less than a water level even as zeros are not made larger from this ratio on."""
+
 ROUNDINGS = 3
 """How often scales are rounded to the table that suits them, and that chosen anew."""
 
@@ -95,7 +98,7 @@ def in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[Un
     The mean of `I step^2 / 12` over the tensor is the water level.
     """
     axes = weight.layout.axes
-    rows, channels, taps = _step_scales(importance, weight.layout)
+    rows, channels, taps = _step_scales(importance, weight, water_level)
     unit = Uniform(0, 0, (0, 0, 0), rows, channels, taps)
     factor = step_sizes(unit, weight.layout, 0, weight.layout.numel).reshape(-1)
     relative = importance.reshape(-1) * np.square(factor)
@@ -124,31 +127,37 @@ def finest_step(values: NDArray[np.floating[Any]]) -> int:
     return int(np.ceil(64 * np.log2(largest))) - 64 * 20 if largest > 0 else -LARGEST_STEP
 
 
-def _step_scales(importance: Floats, layout: Layout) -> AxisScales:
+def _step_scales(importance: Floats, weight: Weight, water_level: float) -> AxisScales:
     """Logarithmic step scales of the axes whose part in the importance pays for its bits.
 
-    With `I_ij = a_i b_j` the best step is proportional to `I_ij^-1/2`; against one step for all this saves half the
-    logarithm of the ratio of the arithmetic to the geometric mean of the factor, in bits per weight.
+    With `I_ij = a_i b_j` the best step is proportional to `I_ij^-1/2`. Against one step for all this saves, at high
+    rate, half the logarithm of the ratio of the arithmetic to the geometric mean of the factor, in bits per weight;
+    where weights are below the water level in any case, nothing.
     """
+    axes = weight.layout.axes
     scales: list[Scales | None] = [None, None, None]
     if importance.size <= 1:
         return None, None, None
-    rest = importance.reshape(layout.axes).astype(np.float64)
-    floor = 1e-6 * rest.mean() + 1e-300
+    rest = importance.reshape(axes).astype(np.float64)
+    power = np.square(weight.matrix.reshape(axes), dtype=np.float64)
     for axis in range(3):
-        if rest.shape[axis] < 2:
+        if axes[axis] < 2:
             continue
         shape = [1, 1, 1]
         shape[axis] = -1
-        factor = rest.mean(axis=tuple(a for a in range(3) if a != axis)) + floor
-        logs = -2 * np.log2(factor)  # quarter octaves of the step
-        quantized = _rounded(logs - np.median(logs), rest.size // factor.size)
+        others = tuple(a for a in range(3) if a != axis)
+        factor, powers, count = rest.mean(axis=others), power.mean(axis=others), rest.size // axes[axis]
+        live = powers > 0
+        lowest = np.divide(water_level / BELOW_WATER, powers, out=np.full(axes[axis], 1e-300), where=live)
+        logs = -2 * np.log2(np.maximum(np.maximum(factor, lowest), 1e-300))  # quarter octaves of the step
+        middle = np.median(logs[live]) if live.any() else 0.0
+        quantized = _rounded(np.where(live, logs - middle, 0.0), count)
         applied = np.exp2(quantized.astype(np.float64) / 2)
-        left = factor * applied
-        saved = 0.5 * rest.size * np.log2(factor.mean() / left.mean() * np.exp(np.log(applied).mean()))
-        if quantized.any() and saved > stored(quantized).bits:
+        same, scaled = factor.mean(), (factor * applied).mean() / applied
+        ratios = np.maximum(powers * same / water_level, 1) / np.maximum(powers * scaled / water_level, 1)
+        if quantized.any() and 0.5 * count * float(np.log2(ratios).sum()) > stored(quantized).bits:
             scales[axis] = quantized
-            rest = rest * applied.reshape(shape)
+            rest, power = rest * applied.reshape(shape), power / applied.reshape(shape)
     return scales[0], scales[1], scales[2]
 
 

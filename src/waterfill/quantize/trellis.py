@@ -106,9 +106,11 @@ class Trellis:
 
     def _solve(self, problem: Problem, zero: bool, log_states: int) -> Found:
         """A path, with few states until the last two rounds."""
-        found = problem.solve(problem.start(zero), states_of(self.rounds, log_states), None)
-        for left in range(self.rounds - 1, 0, -1):
-            found = problem.solve(found.fit, states_of(left, log_states), found)
+        fit, found = problem.start(zero), None
+        for left in range(self.rounds, 0, -1):
+            found = problem.solve(fit, states_of(left, log_states), found, last=left == 1)
+            fit = found.fit
+        assert found is not None
         return found
 
     def _choices(self, problem: Problem, room: int) -> list[tuple[bool, int]]:
@@ -200,11 +202,11 @@ class Problem:
         nearest = np.rint(self.x / 2).astype(np.int32)
         return path_spread.start(nearest.reshape(nearest.shape[0], -1), self.layout, zero, self.steps)
 
-    def solve(self, fit: PathFit, log_states: int, last: Found | None) -> Found:
-        """The best path under the tables of a fit and the centroids of the last path, with both fitted to it."""
+    def solve(self, fit: PathFit, log_states: int, before: Found | None, *, last: bool = False) -> Found:
+        """The best path under the tables of a fit and the centroids of the one before, with both fitted to it."""
         from waterfill.quantize import trellis_kernels as kernels
 
-        shrink = (0, 0, 0) if last is None else last.shrink
+        shrink = (0, 0, 0) if before is None else before.shrink
         x, importance = self.x.reshape(-1), self.importance.reshape(-1)
         levels = search(x, importance, self._exponents(fit), fit, log_states, shrink, self.lmbda)
         weights, short = kernels.shortfalls(x, importance, levels)
@@ -212,7 +214,7 @@ class Problem:
         shrink = int(shifts[0]), int(shifts[1]), int(shifts[2])
         error = kernels.squared_error(x, importance, levels, moved(shrink))
         paths = Paths(log_states, fit.zero, log_span(log_states), 0, 0)
-        fit = path_spread.refit(levels.reshape(self.x.shape[0], -1), paths, self.layout, fit)
+        fit = path_spread.refit(levels.reshape(self.x.shape[0], -1), paths, self.layout, fit, last=last)
         return Found(levels, fit, shrink, error + (self.lmbda * fit.bits if np.isfinite(fit.bits) else 0.0))
 
     def _exponents(self, fit: PathFit) -> NDArray[np.int32]:
@@ -279,7 +281,7 @@ def search(
     """
     from waterfill.quantize import trellis_kernels as kernels
 
-    lengths, centroids = fit.lengths(), moved(shrink)
+    lengths, aside, centroids = fit.lengths(), fit.aside(), moved(shrink)
     flips, picks = (part.astype(np.bool_) for part in parities(log_states))
     levels = np.empty(x.size, np.int32)
 
@@ -290,7 +292,7 @@ def search(
         rows = exponents[span] if exponents.size > 1 else exponents
         kernels.branch_costs(part, weights, rows, lengths, centroids, lmbda, fit.zero, costs, indices)
         decisions = np.empty((part.size, 1 << log_states >> 1), np.uint8)
-        kernels.best_path(costs, indices, flips, picks, fit.zero, decisions, levels[span])
+        kernels.best_path(costs, indices, rows, aside, flips, picks, fit.zero, decisions, levels[span])
 
     _every(one, _spans(x.size, 1 << log_span(log_states)))
     return levels

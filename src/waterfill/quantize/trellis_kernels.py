@@ -101,12 +101,14 @@ def _step(first, second, odd, flip, costs, new, decisions):
 
 
 @njit(cache=True, nogil=True)
-def best_path(costs, indices, flips, subsets, zero, decisions, levels):
+def best_path(costs, indices, exponents, aside, flips, subsets, zero, decisions, levels):
     """The path of the lowest cost from state 0 to any state; returns its cost.
 
     Args:
         costs: float32 [n, 4].
         indices: int32 [n, 4].
+        exponents: int32 [n], or [1] when constant.
+        aside: bool [exponents], of elements that are in subset 0 whatever the state is, which stays.
         flips: bool [states], parity of every state under h0, odd for j + states / 2 where it is even for j.
         subsets: bool [states], the subset it picks, the same for j and j + states / 2.
         zero: whether zero is in subset 1 too.
@@ -121,6 +123,9 @@ def best_path(costs, indices, flips, subsets, zero, decisions, levels):
     odd, flip = subsets[:half], flips[:half]
     total = 0.0
     for i in range(n):
+        if aside[exponents[i] if exponents.size > 1 else exponents[0]]:
+            total += min(costs[i, 0], costs[i, 1])
+            continue
         _step(old[:half], old[half:], odd, flip, costs[i], new, decisions[i])
         if i % RESCALED_EVERY == 0:
             lowest = new.min()
@@ -131,6 +136,9 @@ def best_path(costs, indices, flips, subsets, zero, decisions, levels):
     state = old.argmin()
     total += old[state]
     for i in range(n - 1, -1, -1):
+        if aside[exponents[i] if exponents.size > 1 else exponents[0]]:
+            levels[i] = 2 * indices[i, np.int64(costs[i, 1] < costs[i, 0])]
+            continue
         j, bit = state >> 1, state & 1
         state = j + half * np.int64((decisions[i, j] >> bit) & 1)
         subset = np.int64(subsets[state])
