@@ -11,7 +11,7 @@ from waterfill.importance import (
     regression,
     weight_scale,
 )
-from waterfill.quantize import KMeans, Prune, Scalar, Threshold, Trellis, Vector
+from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis, Vector
 from waterfill.records import Layout
 
 MATRICES = (Layout((12, 10)), Layout((6, 4, 3, 3)), Layout((8, 5), transposed=True))
@@ -24,6 +24,10 @@ SUBJECTS = {
     "trellis of 8 states": conformance.Subject(Trellis(states=8), MATRICES),
     "trellis that only seeks the nearest path": conformance.Subject(Trellis(states=256, lmbda=0.0), MATRICES[:2]),
     "trellis with one round": conformance.Subject(Trellis(states=4, lmbda=0.2, rounds=1), MATRICES[1:2]),
+    "feedback": conformance.Subject(Feedback(), MATRICES),
+    "feedback of 8 states": conformance.Subject(Feedback(states=8), MATRICES),
+    "feedback of 4 states without a filter": conformance.Subject(Feedback(states=4, regulariser=0.0), MATRICES[1:2]),
+    "feedback of free levels": conformance.Subject(Feedback(states=1), MATRICES),
     "threshold": conformance.Subject(Threshold(), MATRICES),
     "vector": conformance.Subject(Vector(), VECTORS),
     "coarse vector": conformance.Subject(Vector(fineness=1.0), VECTORS),

@@ -36,17 +36,22 @@ def cost_of(place, target, level, odd, loop):
     return weight * (target - level) ** 2 + loop.lmbda * bits_of(level, odd, lengths)
 
 
+def steps_from(state, column, row, loop):
+    """The states in which a step can end, with the subset and the lowest bit that lead there."""
+    if loop.aside[loop.row_exponents[row] + loop.column_exponents[column]]:
+        return [(state, 0, bit) for bit in (0, 1)]
+    odd, flip = int(loop.subsets[state]), int(loop.flips[state])
+    return [((2 * state + (bit ^ flip)) % len(loop.flips), odd, bit) for bit in (0, 1)]
+
+
 def best_span(loop):
     """The path that is left when of those that meet in a state the cheaper one goes on; its levels and cost."""
-    states = len(loop.flips)
     known = {0: (0.0, [])}
     for column, row in np.ndindex(loop.x.shape):
         reached = {}
         for state, (cost, levels) in known.items():
-            odd, flip = int(loop.subsets[state]), int(loop.flips[state])
             target = target_of(levels, row, column, loop)
-            for bit in (0, 1):
-                after = (2 * state + (bit ^ flip)) % states
+            for after, odd, bit in steps_from(state, column, row, loop):
                 choices = levels_near(target, odd, bit)
                 least, level = min((cost_of((column, row), target, level, odd, loop), level) for level in choices)
                 if after not in reached or cost + least < reached[after][0]:
@@ -58,14 +63,15 @@ def best_span(loop):
 
 def walk(levels, loop):
     """What a path costs; an AssertionError where it is none."""
-    states, state, cost, before = len(loop.flips), 0, 0.0, []
-    for (column, row), value in np.ndenumerate(levels):
-        odd, level = int(loop.subsets[state]), int(value)
-        assert level % 2 == odd, f"{level} after {len(before)} levels is not in subset {odd}"
-        cost += cost_of((column, row), target_of(before, row, column, loop), level, odd, loop)
-        bit = (level - odd) // 2 & 1
-        state = (2 * state + (bit ^ int(loop.flips[state]))) % states
-        before.append(level)
+    state, cost, before = 0, 0.0, []
+    for (column, row), level in np.ndenumerate(levels):
+        steps = {(odd, bit): after for after, odd, bit in steps_from(state, column, row, loop)}
+        odd = int(level) % 2
+        bit = (int(level) - odd) // 2 & 1
+        assert (odd, bit) in steps, f"{level} after {len(before)} levels is not on a path"
+        cost += cost_of((column, row), target_of(before, row, column, loop), int(level), odd, loop)
+        state = steps[odd, bit]
+        before.append(int(level))
     return cost
 
 

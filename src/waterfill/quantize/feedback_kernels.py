@@ -253,13 +253,13 @@ def _column(target, sums, head, weights, exponents, lengths, lmbda, flips, subse
         if steps.stays[r]:
             for s in range(states):
                 costs[s] += tables[which[origins[s]], 0]
-            continue
-        if count > 1:
-            _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, steps.decisions[r])
-            origins[:] = new_origins
         else:
-            _step(costs[:half], costs[half:], odd, flip, tables[0], new, steps.decisions[r])
-        costs, new = new, costs
+            if count > 1:
+                _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, steps.decisions[r])
+                origins[:] = new_origins
+            else:
+                _step(costs[:half], costs[half:], odd, flip, tables[0], new, steps.decisions[r])
+            costs, new = new, costs
         total += _rescale(costs) if r % RESCALED_EVERY == 0 else 0.0
     if count == 1:
         origins[:] = living[0]

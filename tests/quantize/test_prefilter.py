@@ -1,0 +1,139 @@
+"""The filter, and the sum over columns that errors cost, against dense algebra."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from waterfill.errors import UsageError
+from waterfill.importance.factored import KroneckerForm
+from waterfill.quantize import prefilter as filters
+from waterfill.quantize.feedback import Loop
+from waterfill.quantize.prefilter import DAMPING, OCTAVES, prefilter
+from waterfill.quantize.scalar import in_steps
+from waterfill.reconstruct import step_sizes
+from waterfill.records import Layout, Weight
+
+
+def product(out, inputs, groups=1, decades=0.0, seed=0):
+    """A form with cross terms and positive definite A."""
+    rng = np.random.default_rng([out, inputs, groups, seed])
+    roots = rng.normal(size=(groups, inputs, 2 * inputs)) * rng.uniform(0.2, 3, size=(groups, inputs, 1))
+    return KroneckerForm(10 ** rng.uniform(-decades, decades, out), roots @ roots.swapaxes(1, 2) / inputs)
+
+
+def weights(out, inputs, seed=0):
+    return np.random.default_rng([out, inputs, seed]).laplace(size=(out, inputs)).astype(np.float32)
+
+
+def damped(form, row):
+    """The damped A of a row."""
+    groups = form.damped(DAMPING).columns
+    return groups[row * len(groups) // len(form.rows)]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("noise", [1e-6, 0.1, 30.0])
+def test_a_filtered_row_is_the_least_squares_solution(groups, noise):
+    form, matrix = product(6, 8, groups), weights(6, 8)
+    form = KroneckerForm(np.full(6, 0.7), form.columns)
+    target = prefilter(matrix, form, noise)
+    extra = noise / 0.7 / np.square(matrix, dtype=float).mean()
+    for row in range(6):
+        root = np.linalg.cholesky(damped(form, row)).T
+        stacked = np.vstack([root, np.sqrt(extra) * np.eye(8)])
+        wanted = np.concatenate([root @ matrix[row], np.zeros(8)])
+        expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
+        np.testing.assert_allclose(target.matrix[row], expected, rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.sampled_from([1, 2, 3]), st.floats(0, 2), st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_what_levels_cost_is_a_sum_over_columns(rows, inputs, groups, noise, seed):
+    """`sum_j U_jj^2 (target_j - W^_j)^2 = (W~ - W^) A' (W~ - W^)^T` for any W^."""
+    form, matrix = product(rows * groups, inputs, groups, decades=2.0, seed=seed), weights(rows * groups, inputs, seed)
+    target = prefilter(matrix, form, noise)
+    w_hat = matrix + np.random.default_rng(seed).normal(size=matrix.shape)
+    for row in range(rows * groups):
+        u, error = target.factors[target.classes[row]], target.matrix[row] - w_hat[row]
+        assert np.array_equal(u, np.triu(u))
+        aims = [target.matrix[row, j] + sum(error[i] * u[i, j] / u[j, j] for i in range(j)) for j in range(inputs)]
+        cost = sum(u[j, j] ** 2 * (aims[j] - w_hat[row, j]) ** 2 for j in range(inputs))
+        assert cost == pytest.approx(error @ u @ u.T @ error, rel=1e-6)
+        added = u @ u.T - damped(form, row)
+        np.testing.assert_allclose(added, added[0, 0] * np.eye(inputs), atol=1e-9 * (1 + abs(u).max() ** 2))
+        wanted = noise / form.rows[row] / np.square(matrix, dtype=float).mean()
+        assert 2**-OCTAVES * wanted - 1e-9 <= added[0, 0] <= 2**OCTAVES * wanted + 1e-9 or wanted > 1e4
+        np.testing.assert_allclose(target.importance[row], form.rows[row] * np.diagonal(u) ** 2, rtol=1e-5)
+
+
+LAYOUTS = [(Layout((6, 10)), 1), (Layout((6, 3, 2, 2)), 2), (Layout((4, 6, 3), True, 2), 2), (Layout((1, 7)), 1)]
+
+
+@pytest.mark.parametrize(("layout", "groups"), LAYOUTS, ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_loop_in_steps_aims_where_the_filter_does(layout, groups, scaled):
+    out, channels, taps = layout.axes
+    form, matrix = product(out, channels * taps, groups, decades=1.0), weights(out, channels * taps)
+    target = prefilter(matrix, form, 0.1)
+    importance = target.importance
+    if scaled:  # so uneven that steps have scales of their own
+        importance = importance * np.outer(4.0 ** np.arange(out), 4.0 ** np.arange(channels * taps)).astype(np.float32)
+    rule, x, relative = in_steps(Weight("w", target.matrix, layout), importance, 1e-4)
+    loop = Loop.of(target, rule, x, relative, layout, 0.3)
+    steps = np.broadcast_to(step_sizes(rule, layout, 0, layout.numel), layout.numel).reshape(matrix.shape)
+    np.testing.assert_allclose(loop.x.T * steps, target.matrix, rtol=1e-5)
+    assert not scaled or rule.channels is not None
+    for row in range(out):
+        u = target.factors[target.classes[row]]
+        for column in range(channels * taps):
+            for earlier in range(column):
+                wanted = u[earlier, column] / u[column, column] * steps[row, earlier] / steps[row, column]
+                found = loop.coupling[column, earlier, loop.classes[row]]
+                assert found == pytest.approx(wanted, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("decades", [0.0, 1.0, 12.0])
+@pytest.mark.parametrize("groups", [1, 2, 30])
+def test_rows_of_a_class_are_of_one_group_and_nearly_one_noise(decades, groups, monkeypatch):
+    form, matrix = product(60, 5, groups, decades), weights(60, 5)
+    for work, most in ((filters.MOST_WORK, filters.MOST_FILTERS), (1.0, 1)):
+        monkeypatch.setattr(filters, "MOST_WORK", work)
+        target = prefilter(matrix, form, 0.1)
+        count = len(target.factors)
+        assert sorted(set(target.classes)) == list(range(count))
+        assert groups <= count <= max(groups, most)
+        for k in range(count):
+            mine = np.flatnonzero(target.classes == k)
+            assert len(set(mine * groups // 60)) == 1
+            if decades <= 1 and most > 1 and groups == 1:
+                assert np.ptp(np.log2(form.rows[mine])) <= OCTAVES + 1e-9
+
+
+def test_rows_that_do_not_count_are_filtered_like_the_least_important():
+    matrix, form = weights(4, 6), product(4, 6)
+    form.rows[:] = 1.0, 0.0, 1e-9, 0.0
+    target = prefilter(matrix, form, 0.01)
+    assert np.isfinite(target.matrix).all()
+    assert target.classes[1] == target.classes[2] == target.classes[3] != target.classes[0]
+    assert not target.importance[1].any()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-80, 1.0, 1e80, np.inf])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_any_noise_has_a_filter(noise, scale):
+    matrix = (weights(4, 6) * scale).astype(np.float32)
+    target = prefilter(matrix, product(4, 6), noise)
+    assert np.isfinite(target.matrix).all()
+    assert np.isfinite(target.importance).all()
+    assert (np.abs(target.matrix).max() <= 1e-5 * scale) == (noise / scale**2 > 1e7)
+    if noise == 0:
+        np.testing.assert_allclose(target.matrix, matrix, rtol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -1.0])
+def test_a_factor_that_is_none_is_refused(broken):
+    form = product(4, 6)
+    form.columns[0, 2, 2] = broken * form.columns[0, 2, 2]
+    with pytest.raises(UsageError, match="6 columns of a form is not finite, or has eigenvalues below 0; expected"):
+        prefilter(weights(4, 6), form, 0.01)
