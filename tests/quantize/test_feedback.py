@@ -76,9 +76,7 @@ def test_the_rate_falls_with_the_water_level():
 @pytest.mark.parametrize("states", [1, 8])
 def test_filtering_pays_at_low_rate(states):
     some, form = gaussian(128, 32), product(128, 32)
-    costs = [
-        lagrangian(Feedback(states, regulariser=part).quantize(some, form, 0.3), 0.3) for part in (0.0, 1.1)
-    ]
+    costs = [lagrangian(Feedback(states, regulariser=part).quantize(some, form, 0.3), 0.3) for part in (0.0, 1.1)]
     assert costs[1] < 0.97 * costs[0]
 
 
@@ -136,7 +134,9 @@ def test_matrices_of_any_size_and_scale(states, shape, scale):
         conformance.check_file(item, some.layout)
 
 
-@pytest.mark.parametrize(("layout", "groups"), [(Layout((8, 3, 2, 2)), 2), (Layout((6, 1, 3)), 6), (Layout((4, 3, 2), True, 2), 2)])
+@pytest.mark.parametrize(
+    ("layout", "groups"), [(Layout((8, 3, 2, 2)), 2), (Layout((6, 1, 3)), 6), (Layout((4, 3, 2), True, 2), 2)]
+)
 @pytest.mark.parametrize("full", [False, True])
 def test_groups_and_full_factors(layout, groups, full):
     out, channels, taps = layout.axes
@@ -150,8 +150,8 @@ def test_groups_and_full_factors(layout, groups, full):
 
 @pytest.mark.parametrize(
     "options",
-    [{"states": 2}, {"states": 65}, {"states": 8192}, {"lmbda": -1.0}, {"lmbda": np.nan}, {"regulariser": -0.1}, {"rounds": 0}],
-)  # fmt: skip
+    [{"states": 2}, {"states": 65}, {"states": 8192}, {"lmbda": -1.0}, {"regulariser": np.nan}, {"rounds": 0}],
+)
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UsageError, match="expected"):
         Feedback(**options)

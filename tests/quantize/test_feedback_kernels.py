@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-
 import slow_feedback
+
 from waterfill.codec.trellis import parities
 from waterfill.quantize import feedback_kernels as kernels
 from waterfill.quantize import spread

@@ -26,6 +26,9 @@ DEAD = np.float32(1e30)
 ALIVE = np.float32(1e29)
 """Costs of others are below."""
 
+UNMOVED = np.zeros(4)
+"""Levels lie where they are while they are sought."""
+
 
 class Steps(NamedTuple):
     """What the search through a column leaves behind for tracing paths.
@@ -236,6 +239,7 @@ def _column(target, sums, head, weights, exponents, lengths, lmbda, flips, subse
         origins[s] = s
     total, free, count = 0.0, 0, 2
     for r in range(target.size):
+        total += _rescale(costs) if r % RESCALED_EVERY == 0 else 0.0
         if count > 1:
             count = _living(costs, origins, slots, living)
         apart = count > 1 and r >= head
@@ -253,14 +257,13 @@ def _column(target, sums, head, weights, exponents, lengths, lmbda, flips, subse
         if steps.stays[r]:
             for s in range(states):
                 costs[s] += tables[which[origins[s]], 0]
+            continue
+        if count > 1:
+            _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, steps.decisions[r])
+            origins[:] = new_origins
         else:
-            if count > 1:
-                _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, steps.decisions[r])
-                origins[:] = new_origins
-            else:
-                _step(costs[:half], costs[half:], odd, flip, tables[0], new, steps.decisions[r])
-            costs, new = new, costs
-        total += _rescale(costs) if r % RESCALED_EVERY == 0 else 0.0
+            _step(costs[:half], costs[half:], odd, flip, tables[0], new, steps.decisions[r])
+        costs, new = new, costs
     if count == 1:
         origins[:] = living[0]
     return costs, new, total
@@ -269,7 +272,7 @@ def _column(target, sums, head, weights, exponents, lengths, lmbda, flips, subse
 @njit(inline="always")
 def _extend(value, weight, bits, lmbda, stays, costs, indices):
     """Costs and indices of the branches of one weight; of the only one, first, for a weight that stands aside."""
-    branches(value, weight, bits, np.zeros(4), lmbda, False, costs, indices)
+    branches(value, weight, bits, UNMOVED, lmbda, False, costs, indices)
     if stays:
         better = np.int64(costs[1] < costs[0])
         costs[0], indices[0] = costs[better], indices[better]
