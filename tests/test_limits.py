@@ -118,7 +118,8 @@ def test_every_matrix_and_the_file_have_a_limit_below_their_rate(result):
     assert rows["1.num_batches_tracked"].limit is None and rows["1.running_var"].gap is None
     assert 0 < result.limit < result.rate
     assert 0 < result.limit_error < 0.1
-    assert result.limit_measure == ("kl" if result.importance_power == 1 else f"kl^{result.importance_power:g}")
+    power = result.importance_power
+    assert result.limit_measure == ("kronecker" if power == 1 else f"kronecker^{power:g}")
 
 
 def test_the_file_has_the_limits_of_the_result(result):

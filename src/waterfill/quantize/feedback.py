@@ -107,7 +107,7 @@ class Feedback:
         assert isinstance(form, KroneckerForm)
         found = self._feed_back(weight, form, water_level)
         dense = SPARSE * np.count_nonzero(weight.matrix) > weight.matrix.size
-        if dense and not few_values(weight.matrix, found.bits):
+        if dense and not few_values(weight, found):
             return found
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
         return min(found, plain.quantize(weight, form, water_level), key=lambda each: lagrangian(each, water_level))

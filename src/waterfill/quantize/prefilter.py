@@ -94,15 +94,15 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
 
 def row_factors(form: KroneckerForm) -> Doubles:
     """The diagonal of the factor over rows, [out]."""
-    return form.rows if form.rows.ndim == 1 else np.diagonal(form.rows)
+    return form.rows if form.rows.ndim == 1 else np.asarray(np.diagonal(form.rows))
 
 
 def _upper_factor(a: Doubles) -> Doubles:
     """The upper triangular U of `a = U U^T`."""
     with suppress(np.linalg.LinAlgError):
-        factor: Doubles = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]
+        factor = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]
         if np.isfinite(factor).all():
-            return factor
+            return np.asarray(factor, np.float64)
     raise UsageError(
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
         "products x x^T. Check the importance."

@@ -15,11 +15,11 @@ from waterfill.codec.scales import side_bits
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
-from waterfill.quantize import path_spread
+from waterfill.quantize import own, path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
-from waterfill.quantize.scalar import Scalar, in_steps, largest_step
-from waterfill.reconstruct import LEVEL_UNIT, reconstruct
+from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, in_steps, largest_step
+from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
 from waterfill.records import NO_SCALES, AxisScales, Floats, Layout, Paths, Quantized, Spread, Symbols, Uniform, Weight
 
 LEVEL_TO_SQUARED_STEP = 4.0
@@ -40,6 +40,10 @@ LOW_RATE = 2.0
 
 SPARSE_RATE = 1.0
 """Bits per weight up to which the scalar quantizer is tried, whose zeros may be cheaper."""
+
+FEW_VALUES, VALUE_BITS = 0.75, 16
+"""Share of the bits of a path below which the entropy of nearest levels, with so many bits for each that occurs, has to
+be, so that these are tried."""
 
 STRETCHES = (16, 24, 32, 40, 48, 56, 64)
 """By how much larger steps are tried with zero in both subsets, in 1/64 octave."""
@@ -239,14 +243,17 @@ def lagrangian(item: Quantized, water_level: float) -> float:
 def _free(weight: Weight, form: QuadraticForm | None, water_level: float, done: Quantized) -> Iterator[Quantized]:
     """What no trellis does better: a sparse matrix, or one of few values that have tables of their own."""
     size = weight.matrix.size
-    if done.bits <= SPARSE_RATE * size or few_values(weight.matrix, done.bits):
+    if done.bits <= SPARSE_RATE * size or few_values(weight, done):
         yield Scalar().quantize(weight, form, water_level)
 
 
-def few_values(matrix: Floats, bits: float) -> bool:
-    """Whether to say which of its values each element has takes fewer bits than so many."""
-    values, counts = np.unique(matrix, return_counts=True)
-    return bool((counts * np.log2(matrix.size / counts)).sum() + 32 * values.size < bits)
+def few_values(weight: Weight, done: Quantized) -> bool:
+    """Whether weights are so near to a few values that free levels in tables of their own may take fewer bits."""
+    assert isinstance(done.rule, Uniform)
+    steps = step_sizes(done.rule, weight.layout, 0, weight.layout.numel)
+    nearest = np.rint(weight.matrix.reshape(-1) / steps / 2).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
+    counted = own.histogram(nearest)
+    return counted.entropy_bits + VALUE_BITS * np.count_nonzero(counted.counts) < FEW_VALUES * done.bits
 
 
 def log_span(log_states: int) -> int:
