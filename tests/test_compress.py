@@ -15,7 +15,7 @@ from waterfill.errors import CalibrationError, TargetError, UsageError, Waterfil
 from waterfill.files import WaterfillFile
 from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, kronecker, regression, weight_scale
 from waterfill.models import torch_module
-from waterfill.quantize import KMeans, Prune, Scalar, Threshold
+from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
 from waterfill.search import Workshop
 
 SEARCH = "waterfill.search"
@@ -186,6 +186,31 @@ def test_a_bare_file(tmp_path):
         waterfill.compress(source, batches_for("linear"))
 
 
+@pytest.mark.parametrize(("effort", "states"), [("fast", 8), ("default", 64), ("best", 256), ("max", 2048)])
+def test_by_default_matrices_are_paths_with_feedback_where_there_are_data(effort, states, monkeypatch):
+    used_with, quantize = set(), Feedback.quantize
+
+    def told(self, weight, form, water_level):
+        used_with.add((self, type(form).__name__))
+        return quantize(Feedback(8), weight, form, water_level)
+
+    monkeypatch.setattr(Feedback, "quantize", told)
+    result = waterfill.compress(mlp(), batches_for("linear"), size_bytes=1500, effort=effort)
+    assert result.importance == "kronecker"
+    assert used_with == {(Feedback(states), "KroneckerForm")}
+    assert next(row for row in result.tensors if row.name == "0.weight").reconstruction == "path, 8 states"
+    used_with.clear()
+    result = waterfill.compress(mlp(), size_bytes=1500, effort=effort)
+    assert result.importance.startswith("weight_scale")
+    assert used_with == {(Feedback(states), "DiagonalForm")}
+
+
+def test_a_quantizer_without_cross_terms_has_the_importance_without_them():
+    for quantizers, importance in (([Trellis(8)], "kl"), ([Feedback(8)], "kronecker")):
+        result = waterfill.compress(mlp(), batches_for("linear"), size_bytes=1500, quantizers=quantizers)
+        assert result.importance == importance
+
+
 # Targets
 
 
@@ -231,7 +256,8 @@ def test_a_distortion_is_met_by_the_smallest_file(wide, asked, tmp_path):
     assert 0.9 * asked <= result.distortion <= asked
     twin = round_trip(result, tmp_path / "net.wf", copy.deepcopy(model))
     assert waterfill.evaluate(twin, batches, model).kl == pytest.approx(result.distortion, rel=1e-4)
-    smaller = waterfill.compress(model, batches, size_bytes=int(0.94 * result.size_bytes), effort="fast")
+    # what is measured on so few samples goes up and down by a fifth from one file to the next, as for a tenth of a bit
+    smaller = waterfill.compress(model, batches, size_bytes=int(0.85 * result.size_bytes), effort="fast")
     assert smaller.distortion > asked
 
 
@@ -679,7 +705,9 @@ def test_folded_norms_are_the_same_function_and_unfolded_ones_keep_their_vectors
     assert folded.distortion < 1e-3 > kept.distortion
 
 
-def test_corrected_statistics_bring_the_function_closer(monkeypatch):
+@pytest.mark.parametrize(("quantizer", "most"), [(Trellis(8), 0.9), (Feedback(8), 1.0)], ids=["trellis", "feedback"])
+def test_corrected_statistics_bring_the_function_closer(quantizer, most, monkeypatch):
+    """The more, the less the quantizer has done: error feedback makes up for errors that move the means, too."""
     net = used(
         nn.Sequential(
             nn.Conv2d(2, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
@@ -687,11 +715,11 @@ def test_corrected_statistics_bring_the_function_closer(monkeypatch):
         )
     )  # fmt: skip
     batches = [(torch.randn(64, 2, 6, 6) + 1, torch.randint(0, 6, (64,))) for _ in range(2)]
-    corrected = waterfill.compress(net, batches, rate=2.5, effort="fast")
+    corrected = waterfill.compress(net, batches, rate=2.5, effort="fast", quantizers=[quantizer])
     monkeypatch.setattr(sys.modules[SEARCH], "correct_statistics", lambda *_, **__: None)
-    plain = waterfill.compress(net, batches, rate=2.5, effort="fast")
+    plain = waterfill.compress(net, batches, rate=2.5, effort="fast", quantizers=[quantizer])
     assert plain.size_bytes == pytest.approx(corrected.size_bytes, rel=0.02)
-    assert corrected.distortion < 0.9 * plain.distortion
+    assert corrected.distortion < most * plain.distortion
 
 
 # The report
