@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,9 +17,8 @@ from waterfill.files import WaterfillFile
 from waterfill.forecast import Forecast
 from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, kronecker, regression, weight_scale
 from waterfill.models import torch_module
-from waterfill.quantize import KMeans, Prune, Scalar, Threshold
+from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
 from waterfill.search import Workshop
-from waterfill.theory.waterfilling import Rectangles
 
 SEARCH = "waterfill.search"
 
@@ -188,6 +188,31 @@ def test_a_bare_file(tmp_path):
         waterfill.compress(source, batches_for("linear"))
 
 
+@pytest.mark.parametrize(("effort", "states"), [("fast", 8), ("default", 64), ("best", 256), ("max", 2048)])
+def test_by_default_matrices_are_paths_with_feedback_where_there_are_data(effort, states, monkeypatch):
+    used_with, quantize = set(), Feedback.quantize
+
+    def told(self, weight, form, water_level):
+        used_with.add((self, type(form).__name__))
+        return quantize(Feedback(8), weight, form, water_level)
+
+    monkeypatch.setattr(Feedback, "quantize", told)
+    result = waterfill.compress(mlp(), batches_for("linear"), size_bytes=1500, effort=effort)
+    assert result.importance == "kronecker"
+    assert used_with == {(Feedback(states), "KroneckerForm")}
+    assert next(row for row in result.tensors if row.name == "0.weight").reconstruction == "path, 8 states"
+    used_with.clear()
+    result = waterfill.compress(mlp(), size_bytes=1500, effort=effort)
+    assert result.importance.startswith("weight_scale")
+    assert used_with == {(Feedback(states), "DiagonalForm")}
+
+
+def test_a_quantizer_without_cross_terms_has_the_importance_without_them():
+    for quantizers, importance in (([Trellis(8)], "kl"), ([Feedback(8)], "kronecker")):
+        result = waterfill.compress(mlp(), batches_for("linear"), size_bytes=1500, quantizers=quantizers)
+        assert result.importance == importance
+
+
 # Targets
 
 
@@ -233,7 +258,8 @@ def test_a_distortion_is_met_by_the_smallest_file(wide, asked, tmp_path):
     assert 0.9 * asked <= result.distortion <= asked
     twin = round_trip(result, tmp_path / "net.wf", copy.deepcopy(model))
     assert waterfill.evaluate(twin, batches, model).kl == pytest.approx(result.distortion, rel=1e-4)
-    smaller = waterfill.compress(model, batches, size_bytes=int(0.9 * result.size_bytes), effort="fast")
+    # what is measured on so few samples goes up and down by a fifth from one file to the next, as for a tenth of a bit
+    smaller = waterfill.compress(model, batches, size_bytes=int(0.85 * result.size_bytes), effort="fast")
     assert smaller.distortion > asked
 
 
@@ -255,19 +281,29 @@ def test_every_effort_meets_the_target(wide, effort):
 
 
 @pytest.mark.parametrize("grown", [-300, -60, 0, 60, 300])
-def test_a_size_is_met_although_corrections_change_the_vectors(grown):
+@pytest.mark.parametrize("slope", [0.1, 0.25, 0.6])
+def test_a_size_is_met_although_corrections_change_the_vectors(grown, slope):
+    """And although the forecast is wrong."""
+
     def attempt(size):
         return SimpleNamespace(size_bytes=size)
 
+    levels, drafts = np.arange(-48.0, 25.0), []
+
+    def draft(level):
+        drafts.append(level)
+        return attempt(100 + int(2000 * 2 ** (-level / 4)))
+
     work = SimpleNamespace(
         inventory=SimpleNamespace(floating_values=8000),
-        mean_power=1.0,
-        forecast=Forecast.of([Rectangles([1.0] * 8000)], -48.0, 24.0),
         limit_bytes=50,
-        draft=lambda level: attempt(100 + int(2000 * 2 ** (-level / 4))),
+        mean_power=1.0,
+        forecast=Forecast(levels, np.log2(8 * 2000) - levels * slope),
+        draft=draft,
         finish=lambda draft: attempt(draft.size_bytes + grown),
     )
     assert 0.99 * 3000 <= sys.modules[SEARCH]._search_size(work, 3000.0).size_bytes <= 3000
+    assert len(drafts) <= (5 if slope == 0.25 else 12)
 
 
 @pytest.mark.parametrize("target", [{"rate": 0.01}, {"size_bytes": 10}])
@@ -564,20 +600,21 @@ def test_negative_fourth_powers_are_refused():
         assert result.importance.startswith("gradient_hessian(mu=10)")
 
 
-def test_scalar_reads_the_squares_and_codebooks_both_powers():
+def test_scalar_reads_the_squares_and_codebooks_both_powers(tmp_path):
     net, batches = used(mlp()), batches_for("linear")
-    squares, both = (i(temperature=4).estimate(net, batches) for i in (gradient, gradient_hessian))
-    weight = torch_module.inventory(net).weights["0.weight"]
 
-    def coded(quantizer, forms, level):
-        return quantizer.quantize(weight, forms["0.weight"], level)
+    def weights(importance, **options):
+        result = waterfill.compress(net, batches, importance=importance, **options)
+        twin = round_trip(result, tmp_path / f"{len(list(tmp_path.iterdir()))}.wf", mlp())
+        return torch.cat([p.flatten() for p in twin.parameters()]), sum(row.distortion or 0 for row in result.tensors)
 
-    level = float((squares["0.weight"].diagonal() * weight.matrix**2).mean()) / 64
-    scalar = [coded(Scalar(), forms, level) for forms in (squares, both)]
-    assert (scalar[0].symbols == scalar[1].symbols).all()
-    assert scalar[1].distortion > scalar[0].distortion  # the report has the fourth powers too
-    codebooks = [coded(KMeans(3), forms, level) for forms in (squares, both)]
-    assert not (codebooks[0].rule.values == codebooks[1].rule.values).all()
+    squares, loss = weights(gradient(temperature=4), size_bytes=700)
+    both, more = weights(gradient_hessian(temperature=4), size_bytes=700)
+    assert torch.equal(squares, both)
+    assert more > loss  # the report has the fourth powers too
+    codebooks = [waterfill.quantize.KMeans(3)]
+    squares, both = (weights(i(temperature=4), quantizers=codebooks)[0] for i in (gradient, gradient_hessian))
+    assert not torch.equal(squares, both)
 
 
 def test_the_same_input_and_seed_give_the_same_file():
@@ -682,7 +719,9 @@ def test_folded_norms_are_the_same_function_and_unfolded_ones_keep_their_vectors
     assert folded.distortion < 1e-3 > kept.distortion
 
 
-def test_corrected_statistics_bring_the_function_closer(monkeypatch):
+@pytest.mark.parametrize(("quantizer", "most"), [(Trellis(8), 0.9), (Feedback(8), 1.0)], ids=["trellis", "feedback"])
+def test_corrected_statistics_bring_the_function_closer(quantizer, most, monkeypatch):
+    """The more, the less the quantizer has done: error feedback makes up for errors that move the means, too."""
     net = used(
         nn.Sequential(
             nn.Conv2d(2, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
@@ -690,12 +729,11 @@ def test_corrected_statistics_bring_the_function_closer(monkeypatch):
         )
     )  # fmt: skip
     batches = [(torch.randn(64, 2, 6, 6) + 1, torch.randint(0, 6, (64,))) for _ in range(2)]
-    options = {"rate": 2.5, "quantizers": [Scalar()], "effort": "fast"}
-    corrected = waterfill.compress(net, batches, **options)
+    corrected = waterfill.compress(net, batches, rate=2.5, effort="fast", quantizers=[quantizer])
     monkeypatch.setattr(sys.modules[SEARCH], "correct_statistics", lambda *_, **__: None)
-    plain = waterfill.compress(net, batches, **options)
+    plain = waterfill.compress(net, batches, rate=2.5, effort="fast", quantizers=[quantizer])
     assert plain.size_bytes == pytest.approx(corrected.size_bytes, rel=0.02)
-    assert corrected.distortion < 0.9 * plain.distortion
+    assert corrected.distortion < most * plain.distortion
 
 
 # The report
