@@ -100,7 +100,7 @@ def row_factors(form: KroneckerForm) -> Doubles:
 def _upper_factor(a: Doubles) -> Doubles:
     """The upper triangular U of `a = U U^T`."""
     with suppress(np.linalg.LinAlgError):
-        factor: Doubles = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]
+        factor = np.asarray(np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1], np.float64)
         if np.isfinite(factor).all():
             return factor
     raise UsageError(
