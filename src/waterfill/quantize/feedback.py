@@ -45,6 +45,9 @@ LEAST_PART = 0.25
 SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
 """The squared step in water levels; the steps of a path are half as large, and every other number is left out."""
 
+FINEST = 23
+"""As for other quantizers, and three more, for errors that are fed back are some steps large."""
+
 SPARSE = 2
 """Matrices with at most one in so many weights that are not zero are also coded without feedback."""
 
@@ -116,7 +119,7 @@ class Feedback:
         target = prefilter(weight.matrix, form, self.regulariser * water_level)
         squared_step = SCALAR_SQUARED_STEP if self.states == 1 else PATH_SQUARED_STEP
         aimed_at = replace(weight, matrix=target.matrix)
-        rule, x, relative = in_steps(aimed_at, target.importance, water_level * squared_step / 12)
+        rule, x, relative = in_steps(aimed_at, target.importance, water_level * squared_step / 12, finest=FINEST)
         loop = Loop.of(target, rule, x, relative, weight.layout, self.lmbda / squared_step)
         if self.states == 1:
             levels, fit = loop.scalar(rule, self.rounds)

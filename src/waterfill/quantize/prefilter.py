@@ -100,13 +100,9 @@ def row_factors(form: KroneckerForm) -> Doubles:
 def _upper_factor(a: Doubles) -> Doubles:
     """The upper triangular U of `a = U U^T`."""
     with suppress(np.linalg.LinAlgError):
-<<<<<<< HEAD
-        factor = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]
-=======
         factor = np.asarray(np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1], np.float64)
->>>>>>> 2327a2558b90dbb30f18131e0916621c531add8f
         if np.isfinite(factor).all():
-            return np.asarray(factor, np.float64)
+            return factor
     raise UsageError(
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
         "products x x^T. Check the importance."

@@ -23,6 +23,9 @@ LARGEST_STEP, LARGEST_SUM = 6000, 7000
 
 LARGEST_SYMBOL = 2**29
 
+FINEST = 20
+"""Bits of the largest magnitude that no step goes below."""
+
 BELOW_WATER = 4.0
 """Steps of rows that cost less than a water level even as zeros are not made larger from this ratio on."""
 
@@ -92,10 +95,13 @@ def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) ->
     return bits + side_bits(spread.scales, fit.steps)
 
 
-def in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[Uniform, Floats, Floats]:
+def in_steps(
+    weight: Weight, importance: Floats, water_level: float, *, finest: int = FINEST
+) -> tuple[Uniform, Floats, Floats]:
     """Choose the steps: the rule, the weights in steps, and the importances relative to their mean in steps.
 
-    The mean of `I step^2 / 12` over the tensor is the water level.
+    The mean of `I step^2 / 12` over the tensor is the water level, unless that takes steps below `2^-finest` of the
+    largest weight.
     """
     axes = weight.layout.axes
     rows, channels, taps = _step_scales(importance, weight, water_level)
@@ -105,8 +111,8 @@ def in_steps(weight: Weight, importance: Floats, water_level: float) -> tuple[Un
     mean = float(relative.mean(dtype=np.float64)) if relative.size else 0.0
     wanted = 64 * 0.5 * np.log2(12 * water_level / mean) if mean > 0 else LARGEST_STEP
     limit = largest_step(unit)
-    finest = finest_step(np.divide(weight.matrix.reshape(-1), factor, dtype=np.float64))
-    step = int(np.clip(max(np.rint(wanted), finest), -limit, limit))
+    lowest = finest_step(np.divide(weight.matrix.reshape(-1), factor, dtype=np.float64), finest)
+    step = int(np.clip(max(np.rint(wanted), lowest), -limit, limit))
     rule = Uniform(step, 0, (0, 0, 0), rows, channels, taps)
     x = weight.matrix.reshape(-1) / step_sizes(rule, weight.layout, 0, weight.layout.numel)
     np.clip(x, -LARGEST_SYMBOL, LARGEST_SYMBOL, out=x)  # only where not even the largest step is enough
@@ -121,10 +127,10 @@ def largest_step(rule: Uniform) -> int:
     return min(LARGEST_STEP, LARGEST_SUM - 16 * sum(int(np.abs(s.astype(np.int64)).max()) for s in scales))
 
 
-def finest_step(values: NDArray[np.floating[Any]]) -> int:
-    """A step below which nothing is gained: 2^-20 of the largest magnitude."""
+def finest_step(values: NDArray[np.floating[Any]], finest: int = FINEST) -> int:
+    """A step below which nothing is gained: `2^-finest` of the largest magnitude."""
     largest = float(np.abs(values).max(initial=0.0))
-    return int(np.ceil(64 * np.log2(largest))) - 64 * 20 if largest > 0 else -LARGEST_STEP
+    return int(np.ceil(64 * np.log2(largest))) - 64 * finest if largest > 0 else -LARGEST_STEP
 
 
 def _step_scales(importance: Floats, weight: Weight, water_level: float) -> AxisScales:
