@@ -253,7 +253,8 @@ def few_values(weight: Weight, done: Quantized) -> bool:
     steps = step_sizes(done.rule, weight.layout, 0, weight.layout.numel)
     nearest = np.rint(weight.matrix.reshape(-1) / steps / 2).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
     counted = own.histogram(nearest)
-    return bool(counted.entropy_bits + VALUE_BITS * np.count_nonzero(counted.counts) < FEW_VALUES * done.bits)
+    values = np.count_nonzero(counted.counts) + counted.beyond
+    return bool(counted.entropy_bits + VALUE_BITS * values < FEW_VALUES * done.bits)
 
 
 def log_span(log_states: int) -> int:
