@@ -1,14 +1,16 @@
 """What error feedback aims at: weights without what no code at this rate can say, and how their errors couple.
 
-The errors E of a row cost `g e A e^T`. Bits cost too: under the best tables, b bits per weight are a noise of `kappa`
-in every direction of A, the water level over g. So a code of few bits keeps `W~ = W A A'^-1` with
-`A' = A + kappa / sigma^2 I`, the Wiener filter, and what is left to minimise is `(W~ - W^) A' (W~ - W^)^T` alone. With
-`A' = U U^T`, U upper triangular, that is a sum over columns: column j costs `U_jj^2 (target_j - W^_j)^2`, where the
-target is `W~_j + sum_{i<j} E_i U_ij / U_jj`. Every column makes up for the errors before it.
+The errors E of a row cost `g E A E^T`. Bits cost too: under tables fitted to a Gaussian of variance v a value w takes
+`w^2 / (2 v ln 2)` of them, each worth 2 ln 2 water levels, the slope of the rate-distortion function. With kappa, the
+water level over g, both together are least where `W~ = W A A'^-1`, `A' = A + kappa / v I` (a Wiener filter), and what is
+above the least is `g (W~ - W^) A' (W~ - W^)^T`: no bits are in it any more. With `A' = U U^T`, U upper triangular, that
+is a sum over columns: column j costs `g U_jj^2 (target_j - W^_j)^2`, where the target is
+`W~_j + sum_{i<j} E_i U_ij / U_jj` with `E = W~ - W^`. Every column makes up for the errors before it.
 
 Source:
     Section 5.7 of PAPER.md; feedback as in GPTQ (Frantar et al. 2023), which is successive cancellation on a lattice
-    (Chen et al. 2025); pre-filtered noise feedback as in Zamir, Kochman and Erez (2008).
+    (Chen et al. 2025); pre-filters as in Zamir, Kochman and Erez, "Achieving the Gaussian rate-distortion function by
+    prediction" (2008).
 """
 
 from __future__ import annotations
