@@ -2,7 +2,7 @@
 
 The errors E of a row cost `g E A E^T`. Bits cost too: under tables fitted to a Gaussian of variance v a value w takes
 `w^2 / (2 v ln 2)` of them, each worth 2 ln 2 water levels, the slope of the rate-distortion function. With kappa, the
-water level over g, both together are least where `W~ = W A A'^-1`, `A' = A + kappa / v I` (a Wiener filter), and what is
+water level over g, both are least together where `W~ = W A A'^-1`, `A' = A + kappa / v I` (a Wiener filter); what is
 above the least is `g (W~ - W^) A' (W~ - W^)^T`: no bits are in it any more. With `A' = U U^T`, U upper triangular, that
 is a sum over columns: column j costs `g U_jj^2 (target_j - W^_j)^2`, where the target is
 `W~_j + sum_{i<j} E_i U_ij / U_jj` with `E = W~ - W^`. Every column makes up for the errors before it.
