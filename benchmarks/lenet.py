@@ -36,8 +36,8 @@ def row(name: str) -> dict[str, Any]:
 
 def main() -> None:
     text = (
-        "`tolerance=0.005` on 8,192 training images (8 times the default, for half a point to be measurable); scalar "
-        "quantizer, no retraining; the table is measured on the 10,000 test images."
+        "`tolerance=0.005` on 8,192 training images (8 times the default, for half a point to be measurable), "
+        "default options, no retraining; the table is measured on the 10,000 test images."
     )
     write("lenet", "LeNet-300-100 and LeNet-5 on MNIST", text, [row("lenet300"), row("lenet5")])
 

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import waterfill
-from resnet20 import Once
+from compressed import Once
 from results import Section
 from waterfill import importance, zoo
 from waterfill.results import CompressionResult
@@ -24,7 +24,7 @@ def results() -> dict[tuple[str, float], CompressionResult]:
     for net, rates in RATES.items():
         model = zoo.pretrained(net)
         data = list(zoo.cifar10_calibration() if net == "resnet20" else zoo.mnist_calibration())
-        estimator: Any = Once(importance.kl())
+        estimator: Any = Once(importance.kronecker())
         for rate in rates:
             found[net, rate] = waterfill.compress(model, data, rate=rate, importance=estimator)
     return found

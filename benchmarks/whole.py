@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import compressed
 import minilm
-import resnet20
 import waterfill
 from measure import say
 from waterfill import importance, zoo
@@ -73,7 +73,7 @@ def resnet(rates: Sequence[float], samples: int, images: int) -> list[dict[str, 
                     "asked bit/value": rate,
                     "bytes": result.size_bytes,
                     "bit/value": round(result.rate, 4),
-                    **resnet20.tested(model, result, test),
+                    **compressed.tested(model, result, test),
                     **times,
                 }
             )
