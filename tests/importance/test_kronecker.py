@@ -105,23 +105,35 @@ def tokens(rows=4, length=6):
 
 
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 1}])
-def test_embeddings_have_the_counts_of_their_tokens(options):
+def test_tables_of_tokens_have_the_exact_diagonal(options):
     torch.manual_seed(0)
     model = Function(
         lambda self, t: self.out(self.table(t).cumsum(1).tanh().sum(1)),
-        table=nn.Embedding(7, 4, **options), out=nn.Linear(4, OUT),
+        table=nn.Embedding(5, 4, **options), out=nn.Linear(4, OUT),
     ).double()  # fmt: skip
     form = kronecker().estimate(model, [tokens()[:1], tokens()[1:]], "values")["table.weight"]
-    counts = torch.bincount(tokens().flatten(), minlength=7).numpy() / tokens().numel()
-    np.testing.assert_allclose(form.columns, counts[None], rtol=1e-12)
-    plain = nn.Embedding(7, 4, _weight=model.table.weight.detach())
-    twin = Function(model.function, table=plain, out=model.out)
-    layout = layout_of(twin, "table.weight")
-    _, g = slow_kronecker.factors(twin, tokens(), [plain], layout, slow_kronecker.value_signals, axis=-1)
-    g = slow_kronecker.scaled(
-        np.diag(counts)[None], g, matrix(twin, slow_importance.regression(twin, tokens()), "table.weight")
-    )
-    np.testing.assert_allclose(form.rows, np.diagonal(g[0]), rtol=1e-9)
+    exact = regression().estimate(model, [tokens()], "values")["table.weight"]
+    assert type(form) is DiagonalForm
+    np.testing.assert_allclose(form.values, exact.diagonal(), rtol=1e-6)
+
+
+def test_tokens_that_never_came_are_expected_as_those_that_came_once_tell():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 3), nn.Flatten(), nn.Linear(12, OUT))
+    batch = torch.tensor([[0, 0, 1, 2], [0, 1, 3, 3]])  # one came once, six never
+    exact = regression().estimate(model, [batch], "values")["0.weight"].diagonal()
+    found = kronecker().estimate(model, [batch], "values")["0.weight"].diagonal()
+    np.testing.assert_allclose(found[:, :4], exact[:, :4], rtol=1e-6)
+    np.testing.assert_allclose(found[:, 4:], np.repeat(exact[:, 2:3] / 6, 6, axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("exact", "counts", "wanted"),
+    [([3, 1, 0, 0], [2, 1, 0, 0], [3, 1, 0.5, 0.5]), ([3, 1, 2, 0], [1, 1, 1, 0], [3, 1, 2, 2]),
+     ([3, 5, 0, 0], [2, 2, 0, 0], [3, 5, 0.5, 0.5]), ([3, 5], [1, 2], [3, 5]), ([0, 0], [0, 0], [0, 0])],
+)  # fmt: skip
+def test_what_unseen_tokens_are_expected_to_come_to(exact, counts, wanted):
+    assert factors.expected(np.array([exact], float), np.array(counts, float)).tolist() == [wanted]
 
 
 def test_tied_layers_are_summed():
@@ -144,7 +156,7 @@ def test_ignored_targets_have_no_part():
     found = kronecker(draws=3000).estimate(model, [(tokens(), target)])
     kept = tokens()[target != -100]
     alone = kronecker().estimate(model, [kept], "logits")
-    np.testing.assert_allclose(found["0.weight"].columns, torch.bincount(kept, minlength=5)[None] / len(kept))
+    np.testing.assert_allclose(found["0.weight"].values, alone["0.weight"].values, rtol=0.15)
     for name in ("1.weight", "3.weight"):
         np.testing.assert_allclose(found[name].columns, alone[name].columns, rtol=1e-9, atol=1e-14)
         np.testing.assert_allclose(found[name].rows, alone[name].rows, rtol=0.15)
@@ -390,13 +402,6 @@ def test_dead_inputs_and_few_samples():
     assert (damped.diagonal() > 0).all()
     blind = np.linalg.svd(x.numpy())[2][-3:]
     assert 0 <= form.cost(np.float32(blind[[0, 1, 2, 0, 1]])) < 1e-6 * form.diagonal().sum()
-
-
-def test_tokens_that_never_came_are_damped():
-    model = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(24, OUT))
-    form = kronecker().estimate(model, [tokens()], "values")["0.weight"]
-    assert form.columns.shape == (1, 7) and not form.columns[0, 5:].any()
-    np.testing.assert_allclose(form.damped(0.1).columns[0], form.columns[0] + 0.1 * form.columns.mean())
 
 
 def test_certain_networks_have_no_price():

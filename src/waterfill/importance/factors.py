@@ -18,7 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from waterfill.errors import UsageError
@@ -91,6 +93,26 @@ class Factors:
             outputs = _with_diagonal(self.outputs, outputs)
         columns, rows = (outputs, inputs) if self.turned else (inputs, outputs)
         return KroneckerForm(_joined(rows).numpy(), columns.numpy(), self.reason)
+
+
+def expected(exact: Doubles, counts: NDArray[np.float64]) -> Doubles:
+    """The importance of a table of tokens, with what those that were not seen are expected to come to.
+
+    What a text holds of tokens that were never seen before is about what those make up that were seen once: so all
+    unseen ones together get the importance that these have, feature by feature, and none of them more than one of
+    these. Where none came once, half an average token is taken for it.
+
+    Args:
+        exact: the exact diagonal [features, tokens].
+        counts: how often each token came [tokens].
+
+    Source: Good 1953, "The population frequencies of species and the estimation of population parameters".
+    """
+    unseen, once = counts == 0, counts == 1
+    if not unseen.any() or unseen.all():
+        return exact
+    mass = exact[:, once].sum(1) if once.any() else exact.sum(1) / (2 * counts.sum())
+    return np.where(unseen, (mass / max(unseen.sum(), once.sum()))[:, None], exact)
 
 
 def _with_diagonal(matrices: Tensor, wanted: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from waterfill.errors import UsageError
-from waterfill.importance.factored import KroneckerForm, UnfactoredForm
-from waterfill.importance.factors import Factors, Gatherer
+from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
+from waterfill.importance.factors import Factors, Gatherer, expected
 from waterfill.importance.fisher import check_draws, check_temperature, kl, needed, regression
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.moments import Moments
@@ -33,14 +34,15 @@ Form: TypeAlias = KroneckerForm | DiagonalForm
 class kronecker:
     """Kronecker-factored importance, `I = G (x) A` of every layer: `e^T I e = tr(G E A E^T)` of an error E [out, in].
 
-    `A = E[x x^T]` of the layer's inputs (patches, for convolutions; of each group, for grouped ones; the diagonal of
-    token frequencies, for embeddings) says how errors in the weights of one output add up or cancel, which a diagonal
-    cannot. `G = E[g g^T]` of the gradients at its outputs, for the KL divergence of logits (`kl`) or the squared error
-    of values (`regression`), says how much each output matters: its diagonal, or with `full` all of it. The means are
-    over positions with a gradient, over all calls of the layer. G is scaled so that every row of the product's
-    diagonal has the same total as in `kl` or `regression`, which the same passes give exactly, see `Factors.form`.
+    `A = E[x x^T]` of the layer's inputs (patches, for convolutions; of each group, for grouped ones) says how errors in
+    the weights of one output add up or cancel, which a diagonal cannot. `G = E[g g^T]` of the gradients at its outputs,
+    for the KL divergence of logits (`kl`) or the squared error of values (`regression`), says how much each output
+    matters: its diagonal, or with `full` all of it. The means are over positions with a gradient, over all calls of the
+    layer. G is scaled so that every row of the product's diagonal has the same total as in `kl` or `regression`, which
+    the same passes give exactly, see `Factors.form`.
 
-    Vectors have the diagonal form of `kl` or `regression`. So has a matrix that is not the matrix of one linear map
+    Vectors have the diagonal form of `kl` or `regression`. So have tables of tokens, where A would be diagonal; tokens
+    that never came are priced by those that came once. So has a matrix that is not the matrix of one linear map
     (elementwise, tied to a layer that reads it the other way, used in ways that cannot be watched) or whose factor
     would be too large: its `UnfactoredForm` says why.
 
@@ -190,5 +192,13 @@ class KroneckerState(Seen):
         reason = self.moments.reasons.get(name)
         if reason is None and name in self.moments.factors:
             exact = layout.to_matrix(self.moments.sums[name].numpy() / self.moments.count)
-            return self.moments.factors[name].form(exact)
+            factors = self.moments.factors[name]
+            return _of_tokens(exact, factors) if factors.inputs.ndim == 2 else factors.form(exact)
         return UnfactoredForm(diagonal.values, reason or UNUSED)
+
+
+def _of_tokens(exact: Doubles, factors: Factors) -> DiagonalForm:
+    """The form of a table of tokens: no two of them come at one position, so it has no cross terms between them."""
+    counts = factors.inputs[0].numpy()
+    found = expected(exact.T, counts).T if factors.turned else expected(exact, counts)
+    return DiagonalForm(found.astype(np.float32))
