@@ -44,11 +44,13 @@ class KroneckerForm:
         rows: factor over rows, float64 [out], or [out, out] with zeros between rows of different groups.
         columns: factor over columns, symmetric, float64 [groups, in, in], or [groups, in] of its diagonal.
         reason: why a factor is coarser than it was asked for; usually empty.
+        positions: over how many the factor over columns is the mean, for each group; infinite where it is exact.
     """
 
     rows: Doubles
     columns: Doubles
     reason: str = ""
+    positions: float = math.inf
 
     def diagonal(self) -> Floats:
         """The diagonal of the product, float32 [out, in]."""

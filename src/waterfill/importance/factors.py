@@ -15,6 +15,7 @@ a sum over positions; how scale is shared by both factors makes no difference he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,8 @@ class Factors:
         if self.outputs is not None:
             outputs = _with_diagonal(self.outputs, outputs)
         columns, rows = (outputs, inputs) if self.turned else (inputs, outputs)
-        return KroneckerForm(_joined(rows).numpy(), columns.numpy(), self.reason)
+        positions = math.inf if self.turned else float(self.positions.mean())
+        return KroneckerForm(_joined(rows).numpy(), columns.numpy(), self.reason, positions)
 
 
 def expected(exact: Doubles, counts: NDArray[np.float64]) -> Doubles:

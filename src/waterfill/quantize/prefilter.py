@@ -26,7 +26,10 @@ from waterfill.importance.factored import Doubles, KroneckerForm
 from waterfill.records import Floats
 
 DAMPING = 1e-4
-"""Share of its mean that is added to the diagonal of A."""
+"""Share of its mean that is added to the diagonal of A at least."""
+
+SHRINKAGE = 0.3
+"""What is added in all, times columns over positions: directions that few samples show to be cheap often are not."""
 
 LEAST_SHARE = 1e-4
 """Rows whose factor is below this share of the mean one are filtered as if it were that."""
@@ -72,7 +75,7 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
     """
     from scipy.linalg import solve_triangular
 
-    damped = form.damped(DAMPING).columns
+    damped = form.damped(max(DAMPING, SHRINKAGE * matrix.shape[1] / max(1.0, form.positions))).columns
     rows = row_factors(form)
     size = len(rows) // len(damped)
     weights = matrix.astype(np.float64)
