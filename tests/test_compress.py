@@ -145,6 +145,24 @@ def test_comes_back_with_names_shapes_and_types(name, with_data, tmp_path):
     assert (outputs(twin, batches) - expected).norm() < 0.05 * expected.norm()
 
 
+class Scaled(nn.Module):
+    """A layer and a parameter without axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(12, 4), nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x):
+        return self.scale * self.layer(x)
+
+
+@pytest.mark.parametrize("importance", [None, kl()])
+def test_a_parameter_without_axes(importance):
+    data = [(torch.randn(16, 12), torch.randint(4, (16,)))]
+    result = waterfill.compress(Scaled(), data, size_bytes=400, importance=importance)
+    assert {row.name: row.shape for row in result.tensors}["scale"] == ()
+
+
 def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path):
     result = waterfill.compress(Recurrent(), size_bytes=5000)
     row = next(row for row in result.tensors if row.name == "decode.weight")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from waterfill import allocate
-from waterfill.codec import container
+from waterfill.codec import container, symbols
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.limits import fit_sources, price
@@ -184,6 +184,29 @@ def test_a_file_need_not_name_its_limit():
     del directory["limit"]
     assert not refused(with_directory(directory))
     assert WaterfillFile(with_directory(directory)).container.limit is None
+
+
+def empty_file(shape, scales, how=("q", None)):
+    """A file of one tensor without values, with one scale for the steps of its taps where `scales` names it."""
+    side = symbols.encode(np.array([3], np.int32), symbols.exponent_codes(np.array([0], np.int32), 5))
+    body = side if scales else b""
+    chunks = [["a", len(side), zlib.crc32(side), 1]] if scales else []
+    line = ["u", 0, 0, 0, [0, 0, 0], [-1, -1, 0, -1, -1, -1]] if scales else ["u", 0, 0, 0]
+    directory = {"entries": [["w", "float32", shape, *how]], "tensors": [line], "chunks": chunks}
+    return with_directory(directory)[: -len(GOOD) + HEADER + PACKED] + body
+
+
+@pytest.mark.parametrize(
+    ("shape", "how"),
+    [([0, 2**42, 2**42], ("q", None)), ([0, 2**42, 2], ("x", "")), ([0, 4], ("t", 2**62)), ([0] * 65, ("q", None))],
+)
+def test_tensors_without_values_that_no_array_can_be_are_refused(shape, how):
+    with pytest.raises(FormatError, match="impossible"):
+        read(empty_file(shape, False, how))
+
+
+def test_long_axes_of_tensors_without_values_take_no_memory():
+    assert read(empty_file([0, 2**42, 1], True)) == {"w": b""}
 
 
 def codebook_file(values=(-1.0, 0.0, 2.0), first=-1, symbols=(0, 1, -1), tables=()):

@@ -144,6 +144,12 @@ def test_known_importance_goes_into_the_steps():
     assert item.spread.rows is not None
 
 
+@pytest.mark.parametrize("matrix", [np.zeros((8, 6)), np.full((8, 6), 1e-3)])
+def test_zeros_alone_need_no_path(matrix):
+    found = Trellis(64).quantize(weight(matrix.astype(np.float32)), None, 1.0)
+    assert not found.symbols.any() and found.spread.trellis is None
+
+
 def test_sparse_matrices_need_no_path():
     rng = np.random.default_rng(0)
     matrix = np.where(rng.random((200, 200)) < 0.02, rng.normal(size=(200, 200)), 0)

@@ -12,6 +12,7 @@ import zstandard
 
 from waterfill.codec import own, scales
 from waterfill.codec.lines import (
+    MAX_AXES,
     MAX_MEASURE,
     MAX_NUMEL,
     NO_CODES,
@@ -129,13 +130,18 @@ def entries_of(directory: Directory) -> tuple[Entry, ...]:
     for line in directory.entries:
         if line.name in seen:
             raise FormatError(f"tensor {line.name!r} is there twice")
-        if line.dtype not in DTYPE_BYTES or math.prod(line.shape) > MAX_NUMEL:
+        if line.dtype not in DTYPE_BYTES or len(line.shape) > MAX_AXES or _room(line.shape) > MAX_NUMEL:
             raise FormatError(f"tensor {line.name!r} has the impossible type or shape {line.dtype} {line.shape}")
         origin = _origin(line, seen)
         if not isinstance(origin, Exact | Tied) and line.dtype not in CODED_DTYPES:
             raise FormatError(f"tensor {line.name!r} of type {line.dtype} cannot be coded with loss")
         seen[line.name] = Entry(line.name, line.shape, line.dtype, origin)
     return tuple(seen.values())
+
+
+def _room(shape: Sequence[int]) -> int:
+    """Number of values; as if axes of length 0 had 1, for arrays without values have to be possible too."""
+    return math.prod(max(1, length) for length in shape)
 
 
 def _origin(line: EntryLine, seen: dict[str, Entry]) -> Origin:
@@ -145,7 +151,7 @@ def _origin(line: EntryLine, seen: dict[str, Entry]) -> Origin:
         case "q":
             origin = Coded(Layout(line.shape))
         case "t" if isinstance(argument, int) and len(line.shape) >= 2 and argument >= 1:
-            if line.shape[0] % argument == 0:
+            if line.shape[0] % argument == 0 and argument * _room(line.shape[1:]) <= MAX_NUMEL:
                 origin = Coded(Layout(line.shape, transposed=True, groups=argument))
         case "x" if isinstance(argument, str):
             origin = Exact(argument)

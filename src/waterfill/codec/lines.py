@@ -10,6 +10,7 @@ from waterfill.codec import own, scales, tables
 from waterfill.records import ALL
 
 MAX_NUMEL = 1 << 42
+MAX_AXES = 64
 MAX_MEASURE = 64
 MAX_CODEBOOK = 1 << 16
 

@@ -103,11 +103,12 @@ class Places:
 
 def places(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Places:
     """The sums `rows[i] + channels[c] + taps[t]` of the elements start..stop of the stream."""
+    if start == stop:  # a matrix without elements may have an axis too long for an array
+        none = np.zeros(0, np.int32)
+        return Places(0, 0, 0, none, none, np.zeros(1, np.int64))
     lines, within = line_sums(layout, scales, down)
-    first, last = (start // within.size, -(-stop // within.size)) if within.size else (0, 0)
+    first, last = start // within.size, -(-stop // within.size)
     some = lines[first:last]
-    if start == stop:
-        return Places(first, 0, 0, some, within, np.zeros(1, np.int64))
     low, high = int(some.min()) + int(within.min()), int(some.max()) + int(within.max())
     return Places(first, start - first * within.size, stop - start, some, within - low, np.arange(low, high + 1))
 

@@ -237,7 +237,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 def nothing(learned: Variables, *kinds: int) -> Moments:
     """Sums of nothing, [*kinds, *shape of the tensor]."""
     return Moments(
-        {name: torch.zeros(*kinds, *tensor.shape, dtype=torch.float64) for name, tensor in learned.tensors.items()}
+        {name: torch.zeros((*kinds, *tensor.shape), dtype=torch.float64) for name, tensor in learned.tensors.items()}
     )
 
 

@@ -18,7 +18,7 @@ from waterfill.protocols import QuadraticForm
 from waterfill.quantize import own, path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
-from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, in_steps, largest_step
+from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, largest_step
 from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
 from waterfill.records import NO_SCALES, AxisScales, Floats, Layout, Paths, Quantized, Spread, Symbols, Uniform, Weight
 
@@ -324,7 +324,9 @@ def _every(work: Callable[[slice], None], spans: Iterator[slice]) -> None:
 def finish_path(
     weight: Weight, form: QuadraticForm | None, levels: Symbols, rule: Uniform, spread: Spread
 ) -> Quantized:
-    """The record of a path with levels [out, in], with bits and distortion."""
+    """The record of a path with levels [out, in], with bits and distortion; zeros alone need none."""
+    if not levels.any():
+        return finish(weight, form, levels, rule, spreads.fit(levels, weight.layout))
     bits = pieces.tensor_bits(levels, spread, weight.layout)
     bits += side_bits(rule.scales) + side_bits(spread.scales, rule.scales)
     error = weight.matrix - reconstruct(levels.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
