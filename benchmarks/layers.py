@@ -53,7 +53,7 @@ BARS = {(SHORT[FFN], rate, way): bars[place] for way, bars in _FFN_BARS.items() 
 CHOSEN: Mapping[str, Sequence[str]] = {
     "resnet20": ("conv1", "layer1.0.conv1", "layer2.1.conv1", "layer3.2.conv2", "linear"),
     "mobilenet_v1": ("conv1", "conv_dw_1", "conv_dw_12", "conv_pw_1", "conv_pw_7", "conv_pw_13", "conv_preds"),
-    "charlstm": ("embedding", "lstm0", "lstm1", "softmax"),
+    "charlstm": ("lstm0", "lstm1", "softmax"),
 }
 LOADERS = {
     "resnet20": zoo.cifar10_calibration,

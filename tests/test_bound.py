@@ -48,8 +48,9 @@ def test_tensors_add_up_to_the_whole(found):
 def test_with_a_kl_importance_the_distortion_is_half_the_form():
     model, data = net(), batches()
     form = waterfill.importance.kl().estimate(model, data)
-    bound = waterfill.bound(model, data)
+    bound = waterfill.bound(model, data, importance=waterfill.importance.kl())
     assert (bound.unit, bound.importance) == ("nats of KL", "kl")
+    assert waterfill.bound(model, data).importance == "kronecker"
     assert bound.largest_distortion < 0.5 * sum(
         form[name].cost(weight.matrix - weight.matrix.mean())
         for name, weight in waterfill.models.torch_module.inventory(model).weights.items()

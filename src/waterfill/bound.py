@@ -220,7 +220,7 @@ def bound(
         >>> limit.rate(0.01)  # bits per value that 0.01 nats need at least  # doctest: +SKIP
     """
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
-    return _bound(prepare(model, data, output, importance, options, seed, progress))
+    return _bound(prepare(model, data, output, importance, options, seed, progress, crossed=True))
 
 
 def _bound(ready: Prepared) -> ModelBound:

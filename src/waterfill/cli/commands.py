@@ -186,12 +186,13 @@ def bound(
         kind = picture_format(picture)
     check_outputs(picture, json_file, force=force, inputs=(Path(model), weights))
     network = as_model(model, weights)
+    batches = None if data is None else as_data(data)
     with progress_bar() as progress:
         found = run(
             network,
-            None if data is None else as_data(data),
+            batches,
             output=as_output(output),
-            importance=as_importance(importance, temperature, seed),
+            importance=as_importance(importance, temperature, seed, crossed=batches is not None),
             include=include or (),
             exclude=exclude or (),
             fold_norms=fold_norms,
