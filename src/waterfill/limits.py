@@ -22,7 +22,7 @@ from waterfill.theory.waterfilling import Rectangles
 FEWEST = 8
 """Fewest values to which a source is fitted."""
 
-POINTS = 32
+POINTS = 40
 """Points of a curve."""
 
 
@@ -135,10 +135,13 @@ def price(
 
 
 def curve(whole: Rectangles, bits: float) -> list[tuple[float, float]]:
-    """(bits, least distortion) from no bits to those of a file and one more for every rectangle, evenly."""
+    """(bits, least distortion) from no bits to twice those of a file and one for every rectangle.
+
+    The points are closer together near no bits, where the curve bends most.
+    """
     if not whole.volumes.size:
         return []
     return [
         (float(each), whole.distortion(whole.level_at_rate(float(each))))
-        for each in np.linspace(0.0, bits + whole.volumes.size, POINTS)
+        for each in (2 * bits + whole.volumes.size) * np.linspace(0.0, 1.0, POINTS) ** 2
     ]
