@@ -176,6 +176,42 @@ def test_compress_prints_a_table_and_writes_json(run, place):
     assert left(place) == ["out.wf", "r.json"]
 
 
+def test_report_makes_a_page_of_one_result_or_two(run, place):
+    for size in (1000, 1400):
+        assert run(f"compress nets:net -o o.wf --data nets:data --size {size} --json r{size}.json --force")[0] == 0
+    code, out, err = run("report r1000.json -o page.html")
+    assert (code, err) == (0, "") and "page.html: a page about r1000.json" in out
+    text = (place / "page.html").read_text()
+    assert "0.weight" in text and 'class="limit"' in text and "nats of KL" in text
+    assert run("report r1000.json r1400.json -o both.html")[0] == 0
+    assert "r1000.json" not in (place / "both.html").read_text()
+    (place / "other").mkdir()
+    (place / "r1000.json").rename(place / "other" / "r1400.json")
+    assert run("report r1400.json other/r1400.json -o same.html")[0] == 0
+    assert "other/r1400.json" in (place / "same.html").read_text()
+
+
+def test_report_refuses_what_it_cannot_do_and_leaves_nothing(run, place):
+    (place / "page.html").write_text("mine")
+    (place / "bad.json").write_text('{"size_bytes": 3}')
+    assert run("compress net.safetensors -o o.wf --size 1kB --json r.json")[0] == 0
+    for line, code, why in (
+        ("report r.json -o page.html", 1, "exists"),
+        ("report r.json -o r.json --force", 2, "is an input"),
+        ("report r.json r.json -o two.html", 2, "given twice"),
+        ("report bad.json -o new.html", 1, "bad.json is no result of a compression: expected"),
+        ("report r.json bad.json -o page.html --force", 1, "bad.json"),
+        ("report none.json -o new.html", 1, "none.json cannot be read"),
+        ("report net.wf -o new.html", 1, "net.wf is no result"),
+    ):
+        found, _, err = run(line)
+        assert (found, len(err.splitlines())) == (code, 1) and why in err, line
+    assert (place / "page.html").read_text() == "mine"
+    assert left(place) == ["bad.json", "o.wf", "page.html", "r.json"]
+    assert run("report r.json -o page.html --force")[0] == 0
+    assert "<!DOCTYPE html>" in (place / "page.html").read_text()
+
+
 def test_compress_with_a_trellis(run, place):
     code, out, _ = run("compress net.safetensors -o out.wf --size 1.5KiB --quantizer trellis:8 --json r.json")
     assert code == 0 and "path, 8 states" in out

@@ -95,6 +95,21 @@ def test_what_has_no_limit_counts_as_it_is_stored():
     assert found.bits == pytest.approx(16 + 3 * 100 + 600 * found.tensors["a"].rate)
 
 
+def test_the_curve_of_the_limit_goes_through_the_limit():
+    plan = jobs(weight("a", 20, 30), weight("b", 40, 10, seed=5, scale=0.1))
+    sources = fit_sources({name: job.weight for name, job in plan.items()})
+    found = price(plan, reached(a=100.0, b=0.5), sources, {}, 7.0, "")
+    everything = np.concatenate([volumes(plan[name].weight, sources[name], plan[name].form) for name in plan])
+    bits, distortions = zip(*found.curve, strict=True)
+    assert found.distortion == 100.5
+    assert (bits[0], bits[-1]) == (pytest.approx(7.0), pytest.approx(2 * (found.bits - 7.0) + 1000 + 7.0))
+    assert distortions[0] == pytest.approx(everything.sum())
+    for each, distortion in found.curve[1:]:
+        assert each == pytest.approx(7.0 + by_bisection(everything, distortion), rel=1e-6)
+    assert np.interp(np.log(100.5), np.log(distortions[::-1]), bits[::-1]) == pytest.approx(found.bits, rel=0.01)
+    assert price({}, {}, {}, {}, 7.0, "").curve == ()
+
+
 def test_sources_need_values_that_differ():
     weights = [weight("seven", 7), Weight("same", np.full((4, 4), 0.3, np.float32), Layout((4, 4))), weight("eight", 8)]
     assert set(fit_sources({each.name: each for each in weights})) == {"eight"}

@@ -168,6 +168,9 @@ def test_a_result_as_json_has_everything_but_the_bytes(result):
         "limit_measure": "kl^0.5",
         "gap": 4.0,
         "gap_percent": 25.0,
+        "distortion_unit": "",
+        "limit_distortion": None,
+        "limit_curve": [],
     }
 
 

@@ -168,6 +168,9 @@ def _result(ready: Prepared, attempt: Attempt, target: tuple[str, float] | None)
         limit=limits.bits / values,
         limit_error=limits.standard_error / values,
         limit_measure=limits.measure,
+        distortion_unit=ready.unit,
+        limit_distortion=limits.distortion if limits.curve else None,
+        limit_curve=tuple((bits / values, least) for bits, least in limits.curve),
     )
 
 

@@ -22,6 +22,9 @@ from waterfill.theory.waterfilling import Rectangles
 FEWEST = 8
 """Fewest values to which a source is fitted."""
 
+POINTS = 40
+"""Points of a curve."""
+
 
 def fit_sources(weights: Mapping[str, Weight]) -> dict[str, ScaledSource]:
     """Fit a source model to every tensor that has one, in parallel.
@@ -125,4 +128,20 @@ def price(
         total += distortion
         variance += (count * source.standard_error) ** 2
     stored = exact_bits + sum(item.bits for name, item in quantized.items() if name not in tensors)
-    return Limits(tensors, Rectangles.joined(parts).rate_at_distortion(total) + stored, math.sqrt(variance), measure)
+    whole = Rectangles.joined(parts)
+    bits = whole.rate_at_distortion(total)
+    points = tuple((stored + each, reached) for each, reached in curve(whole, bits))
+    return Limits(tensors, stored + bits, math.sqrt(variance), measure, total, points)
+
+
+def curve(whole: Rectangles, bits: float) -> list[tuple[float, float]]:
+    """(bits, least distortion) from no bits to twice those of a file and one for every rectangle.
+
+    The points are closer together near no bits, where the curve bends most.
+    """
+    if not whole.volumes.size:
+        return []
+    return [
+        (float(each), whole.distortion(whole.level_at_rate(float(each))))
+        for each in (2 * bits + whole.volumes.size) * np.linspace(0.0, 1.0, POINTS) ** 2
+    ]

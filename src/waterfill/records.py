@@ -394,12 +394,16 @@ class Limits:
         bits: of all of them together, at the sum of their distortions; every other tensor counts as it is stored.
         standard_error: of `bits`, from the fitted entropies.
         measure: the distortion, by the name of its importance.
+        distortion: the sum at which `bits` is the bound.
+        curve: (bits, distortion) of the same bound from the fewest bits on; empty where nothing has a limit.
     """
 
     tensors: Mapping[str, TensorLimit]
     bits: float
     standard_error: float
     measure: str
+    distortion: float = 0.0
+    curve: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,6 +85,9 @@ class CompressionResult:
             networks drawn from these sources; it is no converse for this one network.
         limit_error: standard error of the limit, from the fitted entropies.
         limit_measure: the distortion of the limit: the quadratic form of this importance, to the power kept.
+        distortion_unit: of the distortions of the tensors.
+        limit_distortion: sum of the distortions for which the limit holds, by its measure; None where none does.
+        limit_curve: (rate, least distortion by the measure of the limit) from the lowest rate on; empty for none.
     """
 
     data: bytes = field(repr=False)
@@ -100,6 +103,9 @@ class CompressionResult:
     limit: float
     limit_error: float
     limit_measure: str
+    distortion_unit: str = ""
+    limit_distortion: float | None = None
+    limit_curve: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
     @property
     def size_bytes(self) -> int:

@@ -247,6 +247,29 @@ def evaluate(
 
 
 @app.command()
+def report(
+    file: Annotated[Path, typer.Argument(metavar="RESULT", help="A JSON file that compress --json wrote.")],
+    out: Destination,
+    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="Another one, to compare.")] = None,
+    force: Force = False,
+) -> None:
+    """Show a result, or two beside each other, as a page of HTML."""
+    from waterfill.atomic import write_atomically
+    from waterfill.report.html import page
+    from waterfill.report.saved import read
+
+    paths = [file] if other is None else [file, other]
+    if other is not None and other.resolve() == file.resolve():
+        raise UsageError(f"{file} was given twice; expected two results: name another one, or only one.")
+    check_outputs(out, None, force=force, inputs=paths)
+    stems = [path.stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else list(map(str, paths))
+    text = page({name: read(path) for name, path in zip(names, paths, strict=True)})
+    write_atomically(out, [text.encode()], force=force)
+    show(f"{out}: a page about {' and '.join(map(str, paths))}")
+
+
+@app.command()
 def reproduce(
     experiment: Annotated[str, typer.Argument(metavar="DATASET", help="mnist, cifar10 or cifar100.")],
     folder: Annotated[

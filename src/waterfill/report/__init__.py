@@ -1,1 +1,1 @@
-"""Results for people: tables on a terminal."""
+"""Results for people: tables on a terminal, pictures, pages."""

@@ -15,6 +15,7 @@ from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
 from waterfill.records import Codebook, Entry, Exact, Relative, Tied, Uniform
+from waterfill.report.words import printable, shape_text
 from waterfill.results import CompressionResult, percent_above
 
 BAR = 24
@@ -37,7 +38,7 @@ def result_table(result: CompressionResult, name: str) -> Group:
     for row in result.tensors:
         loss = "" if row.distortion is None else f"{row.distortion:.3g}"
         rates = _rate_cells(row.size_bytes, row.rate, row.limit)
-        table.add_row(_literal(row.name), _shape(row.shape), *rates, loss, row.reconstruction)
+        table.add_row(_literal(row.name), shape_text(row.shape), *rates, loss, row.reconstruction)
     table.add_section()
     table.add_row(OVERHEAD, "", f"{result.overhead_bytes:,.0f}")
     lines = [
@@ -66,9 +67,9 @@ def _notes(rows: Iterable[tuple[str, str, str]]) -> list[str]:
     names: dict[tuple[str, str], list[str]] = {}
     for kind, reason, name in rows:
         if reason:
-            names.setdefault((kind, reason), []).append(_printable(name))
+            names.setdefault((kind, reason), []).append(printable(name))
     return [
-        f"{kind}, {_printable(reason)}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+        f"{kind}, {printable(reason)}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
         for (kind, reason), found in names.items()
     ]
 
@@ -77,7 +78,7 @@ def _limit_line(rate: float, limit: float, measure: str) -> str:
     percent = percent_above(rate, limit)
     share = "" if percent is None else f" ({percent:.1f} %)"
     where = f"{abs(rate - limit):.3f} bit/value {BELOW if rate < limit else f'above it{share}'}"
-    by = f"at this distortion (measured by {_printable(measure)})"
+    by = f"at this distortion (measured by {printable(measure)})"
     return f"limit {limit:.3f} bit/value {by}; the file is {where}. {CAVEAT}"
 
 
@@ -134,7 +135,7 @@ def file_table(summary: Mapping[str, Any]) -> Group:
     )  # fmt: skip
     for row in summary["tensors"]:
         rates = _rate_cells(row["size_bytes"], row["rate"], row["limit"])
-        shape = _shape(row["shape"]) + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
+        shape = shape_text(row["shape"]) + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
         table.add_row(_literal(row["name"]), shape, *rates, row["reconstruction"])
     table.add_section()
     table.add_row(OVERHEAD, "", f"{summary['overhead_bytes']:,.0f}")
@@ -142,7 +143,7 @@ def file_table(summary: Mapping[str, Any]) -> Group:
     lines = [
         f"{summary['file']}: {size:,} bytes, {summary['rate']:.3f} bit/value over {summary['floating_values']:,} "
         f"values, {original / size:.1f} times smaller than {original:,} bytes; "
-        f"written by {_printable(summary['producer'])}; all checksums are right"
+        f"written by {printable(summary['producer'])}; all checksums are right"
     ]
     if summary["limit"] is not None:
         lines.append(_limit_line(summary["rate"], summary["limit"], summary["limit_measure"]))
@@ -178,7 +179,7 @@ def _bound_rows(rows: Sequence[BoundRow]) -> Table:
         ("source model", "left"),
     )  # fmt: skip
     for row in rows:
-        name, shape = _literal(row.name), _shape(row.shape)
+        name, shape = _literal(row.name), shape_text(row.shape)
         if row.rate is None:
             table.add_row(name, shape, "", "", "", f"left out: {row.reason}")
         else:
@@ -217,14 +218,6 @@ def plain_table(*columns: tuple[str, str]) -> Table:
     return table
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
 def _literal(text: str) -> Text:
     """Text as it is: no markup, and no control characters for the terminal."""
-    return Text(_printable(text))
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else repr(text)[1:-1]
+    return Text(printable(text))
