@@ -285,4 +285,4 @@ def test_forms_with_cross_terms_have_limits_in_the_report_the_file_and_the_bound
     assert limit.unit == "nats of KL"
     assert not {"0.weight", "3.weight"} & set(limit.left_out)
     assert all(row.rate > 0 for row in limit.tensors(4.0) if row.name in ("0.weight", "3.weight"))
-    assert limit.distortion(4.0) < waterfill.bound(net(), batches()).distortion(4.0)
+    assert limit.distortion(4.0) < waterfill.bound(net(), batches(), importance=kl()).distortion(4.0)
