@@ -170,7 +170,9 @@ def _forms(
         _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
         if isinstance(form, Quartic):
             _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
-    return forms
+    return {
+        name: form.shrunk() if isinstance(form, importances.KroneckerForm) else form for name, form in forms.items()
+    }
 
 
 def _check(values: Floats, what: str) -> None:

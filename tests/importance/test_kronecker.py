@@ -443,3 +443,27 @@ def test_the_unit_is_that_of_the_output():
         ready = prepare(deep_net(), deep_data(), output, kronecker(), options, 0, None)
         assert (ready.factor, ready.unit) == (factor, unit)
         assert isinstance(ready.forms["1.bias"], DiagonalForm)
+
+
+# Few positions
+
+
+def test_a_factor_of_few_positions_is_raised_for_what_they_do_not_show():
+    a = np.array([[[4.0, 2.0, 0.0], [2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]])
+    form = KroneckerForm(np.ones(2), a, "", 10.0)
+    raised = form.shrunk()
+    mean = 2.0
+    np.testing.assert_allclose(np.diag(raised.columns[0]), [4 + 0.09 * mean, 2 + 0.09 * mean, 0.05 * mean])
+    assert raised.columns[0, 0, 1] == 2.0 and np.isinf(raised.positions)
+    assert (raised.shrunk().columns == raised.columns).all()  # it is taken as exact
+    exact = KroneckerForm(np.ones(2), a)
+    assert (exact.shrunk().columns == a).all()
+
+
+def test_forms_know_over_how_many_positions_they_are():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 4 * 4, OUT))
+    forms = kronecker().estimate(model, [torch.randn(5, 2, 6, 6)], "values")
+    assert (forms["0.weight"].positions, forms["2.weight"].positions) == (5 * 16, 5)
+    options = {"fold_norms": True, "include": (), "exclude": ()}
+    ready = prepare(model, [torch.randn(5, 2, 6, 6)], "values", kronecker(), options, 0, None)
+    assert np.isinf(ready.forms["0.weight"].positions)

@@ -16,6 +16,9 @@ from waterfill.records import Floats
 
 Doubles: TypeAlias = NDArray[np.float64]
 
+SHRINKAGE = 0.3
+"""Share of its mean diagonal that is added to a factor, times columns over positions."""
+
 SCALE_DAMPING = 1e-4
 """Damping of a matrix before its scale is taken, which would be zero where it is singular."""
 
@@ -100,6 +103,26 @@ class KroneckerForm:
         right = right.reshape(out, inputs)
         product: Doubles = self.rows @ right if self.rows.ndim == 2 else self.rows[:, None] * right
         return product
+
+    def shrunk(self) -> KroneckerForm:
+        """The factor over columns as more positions would show it, taken from all that there are.
+
+        A mean over few positions looks cheap in directions that are not, and a search finds them. So `0.3 n / N` of the
+        mean diagonal is added to it, for n columns and N positions; to an input that was never there, what half a
+        position of a mean one would bring. How much was measured: on layers of a transformer that is the best against
+        other positions, for N from n / 5 to 6 n. The result is taken as exact.
+
+        Source: shrinkage towards a multiple of the identity as in Ledoit and Wolf 2004.
+        """
+        if math.isinf(self.positions) or self.columns.ndim == 2:
+            return replace(self, positions=math.inf)
+        share = SHRINKAGE * self.columns.shape[1] / max(1.0, self.positions)
+        columns = _damped(self.columns, share)
+        for group, diagonal in zip(columns, _diagonals(self.columns, matrices=True), strict=True):
+            if diagonal.any():
+                never = np.flatnonzero(diagonal == 0)
+                group[never, never] = diagonal.mean() * min(share, 0.5 / self.positions)
+        return replace(self, columns=columns, positions=math.inf)
 
     def damped(self, relative: float) -> KroneckerForm:
         """Add a share of its mean diagonal to the diagonal of each factor, so that it can be factored and inverted.

@@ -26,16 +26,10 @@ from waterfill.importance.factored import Doubles, KroneckerForm
 from waterfill.records import Floats
 
 DAMPING = 1e-4
-"""Share of its mean that is added to the diagonal of A at least."""
-
-SHRINKAGE = 0.3
-"""What is added in all, times columns over positions: directions that few samples show to be cheap often are not."""
+"""Share of its mean that is added to the diagonal of A."""
 
 LEAST_SHARE = 1e-4
 """Rows whose factor is below this share of the mean one are filtered as if it were that."""
-
-NEVER = 1e-9
-"""Least share of the mean diagonal for an input that was never there."""
 
 OCTAVES = 1.0
 """Rows whose noise is within so many octaves share a filter."""
@@ -78,7 +72,7 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
     """
     from scipy.linalg import solve_triangular
 
-    damped = _damped(form)
+    damped = form.shrunk().damped(DAMPING).columns
     rows = row_factors(form)
     size = len(rows) // len(damped)
     weights = matrix.astype(np.float64)
@@ -98,18 +92,6 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
     diagonals = np.diagonal(factors, axis1=1, axis2=2)
     importance = rows[:, None] * np.square(diagonals)[classes]
     return Target(target.astype(np.float32), importance.astype(np.float32), factors, classes)
-
-
-def _damped(form: KroneckerForm) -> Doubles:
-    """A of every group with its diagonal raised; an input that was never there is taken to come half a time more."""
-    share = max(DAMPING, SHRINKAGE * form.columns.shape[2] / max(1.0, form.positions))
-    damped = form.damped(share).columns
-    diagonals = np.diagonal(form.columns, axis1=1, axis2=2)
-    for a, diagonal in zip(damped, diagonals, strict=True):
-        if diagonal.any():
-            dead = np.flatnonzero(diagonal == 0)
-            a[dead, dead] = diagonal.mean() * min(share, max(0.5 / form.positions, NEVER))
-    return damped
 
 
 def row_factors(form: KroneckerForm) -> Doubles:
