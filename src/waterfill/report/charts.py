@@ -93,7 +93,8 @@ def curve_plot(shown: Sequence[Shown]) -> str:
     high = 1.75 * max(max(each.result.rate, each.result.curve[0][0]) for each in drawn)
     plane = Plane(high, max(0.5, -math.log10(lowest) * 1.35))
     body = [*_grid(plane)]
-    different = [each for index, each in enumerate(drawn) if not index or each.result.curve != drawn[0].result.curve]
+    longest = max(drawn, key=lambda each: each.result.curve[-1][0])
+    different = [longest] if all(_same_limit(each.result, longest.result) for each in drawn) else drawn
     for each in different:
         body.append(_limit_line(plane, each, alone=len(different) == 1))
     places = _label_places(plane, drawn)
@@ -103,6 +104,13 @@ def curve_plot(shown: Sequence[Shown]) -> str:
         for each in drawn
     )
     return _svg(HEIGHT, f"Rate against distortion: {words}", body)
+
+
+def _same_limit(one: SavedResult, other: SavedResult) -> bool:
+    """Whether two limits are one curve, drawn at other points: of the same measure, and from the same start."""
+    starts = zip(one.limit_curve[0], other.limit_curve[0], strict=True)
+    near = all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3) for a, b in starts)
+    return one.limit_measure == other.limit_measure and near
 
 
 def _grid(plane: Plane) -> Iterable[str]:

@@ -29,9 +29,12 @@
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
+    const unit = head.querySelector("small");
+    unit?.remove();
     button.append(...head.childNodes);
     button.addEventListener("click", () => sort(column));
     head.append(button);
+    if (unit) head.append(unit);
   });
   heads[0].setAttribute("aria-sort", "ascending");
 
