@@ -181,5 +181,35 @@ def quality(rows: Sequence[Mapping[str, Any]]) -> str:
     return save(figure, "limits-resnet20")
 
 
+def peers(rows: Sequence[Mapping[str, Any]], columns: tuple[str, str], codecs: Sequence[str], name: str) -> str:
+    """Quality of a network against the size of its file, a line per codec through what no smaller file is as good as.
+
+    Args:
+        rows: all settings, by size.
+        columns: of top-1 and of KL.
+        codecs: in the order of colors.
+        name: of the file, without ending.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    for axes, column, sign in zip(figure.subplots(1, 2), columns, (1, -1), strict=True):
+        for codec, (color, marker) in zip(codecs, STYLES, strict=False):
+            sizes, values = (
+                np.array(each) for each in _columns([r for r in rows if r["codec"] == codec], "bytes", column)
+            )
+            if len(sizes):
+                best = np.flatnonzero(np.diff(np.maximum.accumulate(sign * values), prepend=-np.inf) > 0)
+                axes.plot(sizes / 1000, values, marker, color=color, markersize=4, alpha=0.4)
+                axes.plot(sizes[best] / 1000, values[best], marker + "-", color=color, markersize=4, label=codec)
+        axes.set(xlabel="file, kB", ylabel=column, xscale="log")
+        axes.grid(alpha=0.3)
+    top, divergence = figure.axes
+    before = next(row[columns[0]] for row in rows if row["codec"] == "original")
+    top.axhline(before, color="black", linestyle="--", linewidth=1, label="original")
+    top.set_ylim(before - 8, before + 0.5)
+    divergence.set(yscale="log", ylim=(1e-4, 2))
+    top.legend(frameon=False, loc="lower right")
+    return save(figure, name)
+
+
 def _columns(rows: Sequence[Mapping[str, Any]], *names: str) -> tuple[Any, ...]:
     return tuple([row[name] for row in rows] for name in names)
