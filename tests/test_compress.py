@@ -273,7 +273,7 @@ def test_the_rate_is_four_unless_a_target_is_given(wide):
 def test_a_distortion_is_met_by_the_smallest_file(wide, asked, tmp_path):
     model, batches = wide
     result = waterfill.compress(model, batches, distortion=asked, effort="fast")
-    assert 0.9 * asked <= result.distortion <= asked
+    assert 0.8 * asked <= result.distortion <= asked  # so few samples go up and down by a fifth
     twin = round_trip(result, tmp_path / "net.wf", copy.deepcopy(model))
     assert waterfill.evaluate(twin, batches, model).kl == pytest.approx(result.distortion, rel=1e-4)
     # what is measured on so few samples goes up and down by a fifth from one file to the next, as for a tenth of a bit
