@@ -15,7 +15,7 @@ from waterfill.errors import CalibrationError, UsageError
 from waterfill.prepare import Prepared, prepare
 from waterfill.protocols import DataFree, Estimator, Output, Progress, Quantizer
 from waterfill.quantize import Feedback
-from waterfill.reconstruct import reconstruct
+from waterfill.reconstruct import errors
 from waterfill.records import (
     Codebook,
     Constant,
@@ -179,8 +179,7 @@ def _cost(name: str, quantized: Quantized, ready: Prepared) -> float:
     weight = ready.inventory.weights[name]
     if weight.is_vector:
         return quantized.distortion
-    values = reconstruct(quantized.symbols.reshape(-1), quantized.rule, weight.layout)
-    return ready.forms[name].cost(weight.matrix - values.reshape(weight.matrix.shape))
+    return ready.forms[name].cost(errors(weight, quantized.symbols, quantized.rule))
 
 
 def _row(entry: Entry, attempt: Attempt, loss: float | None, limit: TensorLimit | None) -> TensorReport:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from waterfill.codec import tables
 from waterfill.codec.order import Places, place, places
-from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform
+from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform, Weight
 
 LEVEL_UNIT = 64
 """Levels are whole multiples of 1/64 step."""
@@ -50,6 +50,11 @@ def _level_table(symbols: Symbols, rule: Uniform) -> tuple[int, Floats] | None:
     if high - low >= symbols.size:
         return None
     return low, _levels(np.arange(low, high + 1, dtype=np.int32), rule)
+
+
+def errors(weight: Weight, symbols: Symbols, rule: Rule) -> Floats:
+    """What symbols [out, in] leave of a weight: its values less theirs, float32 [out, in]."""
+    return weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
 
 
 def step_sizes(rule: Uniform, layout: Layout, start: int, stop: int, parts: int = 1, down: bool = False) -> Floats:

@@ -21,8 +21,8 @@ from waterfill.forecast import Forecast
 from waterfill.limits import fit_sources, fit_spectra, price, rectangles
 from waterfill.models import torch_module
 from waterfill.prepare import Live, Prepared
-from waterfill.protocols import Progress, Quantizer
-from waterfill.records import Exact, Inventory, Limits, Quantized
+from waterfill.protocols import Progress, QuadraticForm, Quantizer
+from waterfill.records import Exact, Inventory, Limits, Quantized, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
@@ -95,18 +95,23 @@ class Workshop:
         """Cost per weight of setting every matrix to zero; levels are relative to it."""
         return allocate.mean_power(self.jobs)
 
+    @property
+    def _weights(self) -> dict[str, Weight]:
+        return {name: job.weight for name, job in self.jobs.items()}
+
+    @property
+    def _forms(self) -> dict[str, QuadraticForm | None]:
+        return {name: job.form for name, job in self.jobs.items()}
+
     @cached_property
     def spectra(self) -> dict[str, list[Products]]:
         """Of the tensors with cross terms, for their limits."""
-        weights = {name: job.weight for name, job in self.jobs.items()}
-        return fit_spectra(weights, self.sources, {name: job.form for name, job in self.jobs.items()})
+        return fit_spectra(self._weights, self.sources, self._forms)
 
     @cached_property
     def forecast(self) -> Forecast:
         """About how many bits files take, at levels relative to `mean_power`."""
-        weights = {name: job.weight for name, job in self.jobs.items()}
-        forms = {name: job.form for name, job in self.jobs.items()}
-        parts = (part for _, part in rectangles(weights, self.sources, forms, self.spectra))
+        parts = (part for _, part in rectangles(self._weights, self.sources, self._forms, self.spectra))
         middle = math.log2(self.mean_power)
         return Forecast.of(parts, middle + allocate.LOWEST_LOG2, middle + allocate.HIGHEST_LOG2)
 

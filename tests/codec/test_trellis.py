@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from round_trips import check_round_trip
 from scipy.stats import gennorm
 from slow_paths import levels_of
 
-from waterfill.codec import pieces, rans, subsets, tables, trellis
+from waterfill.codec import pieces, subsets, tables, trellis
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Paths, Spread
 
@@ -44,14 +45,7 @@ def plain(draw):
 @given(st.lists(coded_paths() | plain(), min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_round_trip_of_paths_beside_other_pieces(parts):
-    values, models = zip(*parts, strict=True)
-    stream = pieces.encode(values, models)
-    for part, found in zip(values, pieces.decode(stream, models), strict=True):
-        assert found.dtype == np.int32
-        assert (found == part).all()
-    ideal = sum(pieces.ideal_bits(*each) for each in parts)
-    assert 8 * (len(stream) - rans.HEADER_BYTES) <= 1.005 * ideal + 16
-    assert 8 * len(stream) >= ideal
+    check_round_trip(parts)
 
 
 @given(coded_paths())

@@ -15,16 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from waterfill.quantize.trellis_kernels import _level, _step, branches
-
-RESCALED_EVERY = 64
-"""Costs of paths are taken relative to the lowest one every so many steps."""
-
-DEAD = np.float32(1e30)
-"""Cost of a state that no path reaches, or none that agrees with what is decided."""
+from waterfill.quantize.trellis_kernels import DEAD, RESCALED_EVERY, branches, extend, level_of, rescale
 
 ALIVE = np.float32(1e29)
-"""Costs of others are below."""
+"""Costs of paths are below; `DEAD` has a state that no path reaches, or none that agrees with what is decided."""
 
 UNMOVED = np.zeros(4)
 """Levels lie where they are while they are sought."""
@@ -239,7 +233,7 @@ def _column(target, sums, head, weights, exponents, lengths, lmbda, flips, subse
         origins[s] = s
     total, free, count = 0.0, 0, 2
     for r in range(target.size):
-        total += _rescale(costs) if r % RESCALED_EVERY == 0 else 0.0
+        total += rescale(costs) if r % RESCALED_EVERY == 0 else 0.0
         if count > 1:
             count = _living(costs, origins, slots, living)
         apart = count > 1 and r >= head
@@ -262,7 +256,7 @@ def _column(target, sums, head, weights, exponents, lengths, lmbda, flips, subse
             _step_apart(costs, origins, which, tables, odd, flip, new, new_origins, steps.decisions[r])
             origins[:] = new_origins
         else:
-            _step(costs[:half], costs[half:], odd, flip, tables[0], new, steps.decisions[r])
+            extend(costs[:half], costs[half:], odd, flip, tables[0], new, steps.decisions[r])
         costs, new = new, costs
     if count == 1:
         origins[:] = living[0]
@@ -276,15 +270,6 @@ def _extend(value, weight, bits, lmbda, stays, costs, indices):
     if stays:
         better = np.int64(costs[1] < costs[0])
         costs[0], indices[0] = costs[better], indices[better]
-
-
-@njit(inline="always")
-def _rescale(costs):
-    """Take the lowest cost off all, and return it."""
-    lowest = costs.min()
-    for s in range(costs.size):
-        costs[s] -= lowest
-    return np.float64(lowest)
 
 
 @njit(cache=True, nogil=True)
@@ -306,7 +291,7 @@ def _living(costs, origins, slots, living):
 
 @njit(cache=True, nogil=True, inline="never")
 def _step_apart(costs, origins, slots, tables, odd, flip, new, new_origins, decisions):
-    """As `_step`, with one table of costs for every origin of a path: `tables[slots[origin]]`."""
+    """As `extend`, with one table of costs for every origin of a path: `tables[slots[origin]]`."""
     half = odd.size
     for j in range(half):
         first, second = tables[slots[origins[j]]], tables[slots[origins[j + half]]]
@@ -357,7 +342,7 @@ def _trace(state, origin, stop, start, x, flips, subsets, steps, levels, errors)
             j, bit = state >> 1, state & 1
             state = j + half * np.int64((steps.decisions[r, j] >> bit) & 1)
             subset = np.int64(subsets[state])
-            level = _level(np.int64(index[2 * subset + (bit ^ np.int64(flips[state]))]), subset, False)
+            level = level_of(np.int64(index[2 * subset + (bit ^ np.int64(flips[state]))]), subset, False)
         levels[r - start] = level
         errors[r - start] = x[r] - level
     return state

@@ -15,7 +15,7 @@ from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.spread import LARGEST_OFFSET
-from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
+from waterfill.reconstruct import LEVEL_UNIT, errors, step_sizes
 from waterfill.records import AxisScales, Codebook, Floats, Layout, Quantized, Rule, Scales, Uniform, Weight
 
 LARGEST_STEP, LARGEST_SUM = 6000, 7000
@@ -78,14 +78,19 @@ def finish(
     """The record of symbols that are decided, with bits and distortion; their tables are the cheapest there are."""
     side = side_bits(rule.scales) if isinstance(rule, Uniform) else 0.0
     side += 32 * len(rule.values) if isinstance(rule, Codebook) else 0
-    error = weight.matrix - reconstruct(symbols.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
-    cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
+    cost = cost_of(weight, form, symbols, rule)
     widest = sum(int(exponents.max(initial=0)) for exponents in fit.exponents(weight.layout))
     largest = int(np.abs(symbols).max(initial=0))
     beyond = fit.shift > 0 or widest >= tables.SCALES or largest >= spreads.lengths(fit.family).shape[1]
     bits = _exact_bits(symbols, fit, weight.layout) if beyond else fit.bits
     spread, bits = spreads.cheapest(symbols, fit.spread(), bits)
     return Quantized(symbols, rule, spread, bits + side, cost)
+
+
+def cost_of(weight: Weight, form: QuadraticForm | None, symbols: NDArray[np.int32], rule: Rule) -> float:
+    """What the errors of symbols [out, in] cost."""
+    error = errors(weight, symbols, rule)
+    return float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
 
 
 def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) -> float:

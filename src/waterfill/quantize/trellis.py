@@ -18,8 +18,8 @@ from waterfill.protocols import QuadraticForm
 from waterfill.quantize import own, path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
-from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, largest_step
-from waterfill.reconstruct import LEVEL_UNIT, reconstruct, step_sizes
+from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, cost_of, finish, in_steps, largest_step
+from waterfill.reconstruct import LEVEL_UNIT, step_sizes
 from waterfill.records import NO_SCALES, AxisScales, Floats, Layout, Paths, Quantized, Spread, Symbols, Uniform, Weight
 
 LEVEL_TO_SQUARED_STEP = 4.0
@@ -329,6 +329,4 @@ def finish_path(
         return finish(weight, form, levels, rule, spreads.fit(levels, weight.layout))
     bits = pieces.tensor_bits(levels, spread, weight.layout)
     bits += side_bits(rule.scales) + side_bits(spread.scales, rule.scales)
-    error = weight.matrix - reconstruct(levels.reshape(-1), rule, weight.layout).reshape(weight.matrix.shape)
-    cost = float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
-    return Quantized(levels, rule, spread, bits, cost)
+    return Quantized(levels, rule, spread, bits, cost_of(weight, form, levels, rule))

@@ -13,8 +13,22 @@ RESCALED_EVERY = 64
 """Costs of paths are taken relative to the lowest one every so many steps."""
 
 
+DEAD = np.float32(1e30)
+"""Cost of a state that no path reaches."""
+
+
 @njit(inline="always")
-def _level(k, odd, zero):
+def rescale(costs):
+    """Take the lowest cost off all, and return it."""
+    lowest = costs.min()
+    for s in range(costs.size):
+        costs[s] -= lowest
+    return np.float64(lowest)
+
+
+@njit(inline="always")
+def level_of(k, odd, zero):
+    """The level of an index in a subset."""
     if not odd:
         return 2 * k
     if zero:
@@ -25,7 +39,7 @@ def _level(k, odd, zero):
 @njit(inline="always")
 def _cost(value, weight, k, odd, zero, bits, shrink, lmbda):
     """Cost of one index: its error, that alone, and with its bits."""
-    level = _level(k, odd, zero)
+    level = level_of(k, odd, zero)
     magnitude = (k if k >= 0 else -k - 1) if odd and not zero else abs(k)
     moved = shrink[min(abs(level), 3)]
     error = value - (level - moved if level > 0 else level + moved)
@@ -85,7 +99,7 @@ def branch_costs(x, importance, exponents, lengths, shrink, lmbda, zero, costs, 
 
 
 @njit(cache=True, nogil=True, inline="never")
-def _step(first, second, odd, flip, costs, new, decisions):
+def extend(first, second, odd, flip, costs, new, decisions):
     """Extend all paths by one weight: the states 2 j and 2 j + 1 come from j and from j + states / 2."""
     even_even, even_odd, odd_even, odd_odd = costs[0], costs[1], costs[2], costs[3]
     for j in range(first.size):
@@ -117,21 +131,17 @@ def best_path(costs, indices, exponents, aside, flips, subsets, zero, decisions,
     """
     n, states = costs.shape[0], flips.size
     half = states // 2
-    old = np.full(states, np.float32(1e30))
+    old = np.full(states, DEAD)
     old[0] = 0
     new = np.empty(states, np.float32)
     odd, flip = subsets[:half], flips[:half]
     total = 0.0
     for i in range(n):
+        total += rescale(old) if i % RESCALED_EVERY == 0 else 0.0
         if aside[exponents[i] if exponents.size > 1 else exponents[0]]:
             total += min(costs[i, 0], costs[i, 1])
             continue
-        _step(old[:half], old[half:], odd, flip, costs[i], new, decisions[i])
-        if i % RESCALED_EVERY == 0:
-            lowest = new.min()
-            total += lowest
-            for s in range(states):
-                new[s] -= lowest
+        extend(old[:half], old[half:], odd, flip, costs[i], new, decisions[i])
         old, new = new, old
     state = old.argmin()
     total += old[state]
@@ -143,7 +153,7 @@ def best_path(costs, indices, exponents, aside, flips, subsets, zero, decisions,
         state = j + half * np.int64((decisions[i, j] >> bit) & 1)
         subset = np.int64(subsets[state])
         k = np.int64(indices[i, 2 * subset + (bit ^ np.int64(flips[state]))])
-        levels[i] = _level(k, subset, zero)
+        levels[i] = level_of(k, subset, zero)
     return total
 
 
