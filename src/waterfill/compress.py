@@ -29,6 +29,7 @@ from waterfill.records import (
     Tied,
 )
 from waterfill.results import CompressionResult, TensorReport
+from waterfill.resume import work_folder
 from waterfill.search import Attempt, fixed_attempt, search, workshops
 
 DEFAULT_RATE = 4.0
@@ -64,6 +65,7 @@ def compress(
     fold_norms: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    work: str | Path | None = None,
 ) -> CompressionResult:
     """Compress a trained network to the smallest file at a given loss.
 
@@ -90,12 +92,15 @@ def compress(
         fold_norms: store batch norms as one scale and one shift.
         seed: of everything that is sampled.
         progress: called with (stage, done, total).
+        work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
+            file; with another target it uses what fits. It stays.
 
     Returns:
         The file with a report of every tensor.
 
     Raises:
-        UsageError: several targets, or one out of its range, or an unknown effort.
+        UsageError: several targets, or one out of its range, or an unknown effort, or the work folder is that of
+            another model, other data or other options; the text names the difference.
         TargetError: the target cannot be met; the text names the floor.
         CalibrationError: the data do not fit the model, or a target needs data and there are none.
         WaterfillError: a tensor cannot be compressed, such as one with NaN.
@@ -114,15 +119,16 @@ def compress(
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
     matrix_quantizers = quantizers or (Feedback(STATES[effort]),)
     crossed = all(getattr(quantizer, "crossed", False) for quantizer in matrix_quantizers)
-    ready = prepare(model, data, output, importance, options, seed, progress, crossed=crossed)
     fixed = any(getattr(quantizer, "fixed", False) for quantizer in matrix_quantizers)
     tempered = all(getattr(quantizer, "tempered", True) for quantizer in matrix_quantizers)
-    powers = POWERS[effort] if tempered and not fixed and not isinstance(ready.estimator, DataFree) else (1.0,)
-    works = workshops(ready, matrix_quantizers, powers, progress)
-    if fixed:
-        return _result(ready, fixed_attempt(works[0], target), target)
-    target = target or ("rate", DEFAULT_RATE)
-    return _result(ready, search(works, *target), target)
+    with work_folder(work, {"effort": effort, "quantizers": matrix_quantizers}) as memo:
+        ready = prepare(model, data, output, importance, options, seed, progress, crossed=crossed, memo=memo)
+        powers = POWERS[effort] if tempered and not fixed and not isinstance(ready.estimator, DataFree) else (1.0,)
+        works = workshops(ready, matrix_quantizers, powers, progress)
+        if fixed:
+            return _result(ready, fixed_attempt(works[0], target), target)
+        target = target or ("rate", DEFAULT_RATE)
+        return _result(ready, search(works, *target), target)
 
 
 def _target(**targets: float | None) -> tuple[str, float] | None:

@@ -17,6 +17,7 @@ from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic
 from waterfill.records import Floats, Inventory
+from waterfill.resume import NOTHING_KEPT, Memo, fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +70,14 @@ class Prepared:
         estimator: what estimated the importances.
         forms: what errors cost, by name.
         live: the module with its data; None without data.
+        memo: of results that are there already.
     """
 
     inventory: Inventory
     estimator: Estimator
     forms: Mapping[str, QuadraticForm]
     live: Live | None
+    memo: Memo = NOTHING_KEPT
 
     @property
     def factor(self) -> float:
@@ -106,6 +109,7 @@ def prepare(
     progress: Progress | None,
     *,
     crossed: bool = False,
+    memo: Memo = NOTHING_KEPT,
 ) -> Prepared:
     """Take stock of a model, look at its data, estimate what errors cost.
 
@@ -118,8 +122,10 @@ def prepare(
         seed: of the default estimators.
         progress: called as work goes on.
         crossed: whether the default with data is `kronecker()`.
+        memo: of results that are there already.
 
     Raises:
+        UsageError: these are of another compression.
         CalibrationError: the data do not fit the model, or an importance needs data and there are none.
         WaterfillError: the model cannot be read.
     """
@@ -129,7 +135,11 @@ def prepare(
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
     live = None if data is None else _with_data(model, data, output, options)
     estimator = importance or _default_importance(live, seed, crossed)
-    return Prepared(inventory, estimator, _forms(estimator, inventory, live, progress), live)
+    facts = {"output": live and live.output, "importance": estimator, **options, "seed": seed}
+    batches, outputs = (live.batches, live.references) if live else ((), ())
+    memo.claim(lambda options: fingerprint(model, batches, outputs, {**options, **facts}))
+    forms = memo.forms(lambda: _forms(estimator, inventory, live, progress))
+    return Prepared(inventory, estimator, forms, live, memo)
 
 
 def _with_data(

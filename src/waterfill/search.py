@@ -23,6 +23,7 @@ from waterfill.models import torch_module
 from waterfill.prepare import Live, Prepared
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.records import Exact, Inventory, Limits, Quantized, Weight
+from waterfill.resume import NOTHING_KEPT, Memo
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
@@ -79,6 +80,7 @@ class Workshop:
         exact: bytes of the tensors that are stored without loss.
         live: the module with its data, or None.
         progress: called as work goes on.
+        memo: of what is quantized already.
     """
 
     inventory: Inventory
@@ -89,6 +91,7 @@ class Workshop:
     exact: Mapping[str, bytes]
     live: Live | None
     progress: Progress | None
+    memo: Memo = NOTHING_KEPT
 
     @cached_property
     def mean_power(self) -> float:
@@ -118,14 +121,14 @@ class Workshop:
     def draft(self, level: float) -> Attempt:
         """Quantize and encode at `mean_power * 2^level`, without looking at data."""
         water_level = self.mean_power * 2.0**level
-        quantized = allocate.quantize(self.jobs, water_level, self.progress)
+        quantized = allocate.quantize(self.jobs, water_level, self.progress, self.memo)
         return Attempt(water_level, self.power, quantized, self._pack(quantized))
 
     def draft_fixed(self) -> Attempt:
         """The same where the level moves nothing but the vectors: they are filled to the level of the matrices."""
         matrices = {name: job for name, job in self.jobs.items() if not job.weight.is_vector}
         vectors = {name: job for name, job in self.jobs.items() if job.weight.is_vector}
-        done = allocate.quantize(matrices, self.mean_power, self.progress)
+        done = allocate.quantize(matrices, self.mean_power, self.progress, self.memo)
         count = sum(job.weight.matrix.size for job in matrices.values())
         reached = sum(item.distortion for item in done.values()) / max(1, count)
         water_level = max(reached, self.mean_power * 2.0**FIXED_LEVEL_LOG2)
@@ -194,7 +197,7 @@ def workshops(
     def workshop(power: float) -> Workshop:
         measure = importance if power == 1 else f"{importance}^{power:g}"
         jobs = allocate.plan(inventory, ready.forms, quantizers, power)
-        return Workshop(inventory, jobs, power, measure, sources, exact, ready.live, progress)
+        return Workshop(inventory, jobs, power, measure, sources, exact, ready.live, progress, ready.memo)
 
     return [workshop(power) for power in powers]
 
