@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,45 @@ from waterfill.protocols import DataFree, Estimator, Output, Progress, Quadratic
 from waterfill.records import Floats, Inventory
 from waterfill.resume import NOTHING_KEPT, Memo, fingerprint
 
+FEWEST_BATCHES = 4
+"""From so many batches on, some are held out."""
+
+HOLD_OUT = 8
+"""One batch in so many is held out; with fewer batches the last one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Iterable[Any]):
+    """Some of the batches, to be read again and again.
+
+    Attributes:
+        batches: all of them.
+        outputs: of the original, on all of them.
+        chosen: which, by index.
+    """
+
+    batches: Iterable[Any]
+    outputs: Sequence[torch.Tensor]
+    chosen: frozenset[int]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for index, batch in enumerate(self.batches) if index in self.chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def references(self) -> list[torch.Tensor]:
+        """Outputs of the original on these."""
+        return [each for index, each in enumerate(self.outputs) if index in self.chosen]
+
 
 @dataclass(frozen=True, eq=False)
 class Live:
     """A module with calibration data: what correcting and measuring need.
+
+    Choices between ways to compress are made on batches that nothing is fitted to: every eighth, or the last of four to
+    seven; with fewer all batches serve both ends.
 
     Attributes:
         model: the original, which is never changed.
@@ -39,6 +74,24 @@ class Live:
     references: Sequence[torch.Tensor]
     output: Output
     options: Mapping[str, Any]
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Which batches are held out; none where there are few."""
+        count = len(self.references)
+        return (
+            frozenset(range(HOLD_OUT - 1, count, HOLD_OUT) or [count - 1]) if count >= FEWEST_BATCHES else frozenset()
+        )
+
+    @property
+    def fitting(self) -> Part:
+        """The batches to fit to, and the outputs of the original on them."""
+        return Part(self.batches, self.references, frozenset(range(len(self.references))) - self.held)
+
+    @property
+    def choosing(self) -> Part:
+        """The batches to choose by: those held out, or all of them."""
+        return Part(self.batches, self.references, self.held or frozenset(range(len(self.references))))
 
 
 def _live(model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any]) -> Live:
@@ -175,7 +228,7 @@ def _forms(
     if live is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = live.options["fold_norms"]
-    forms = estimator.estimate(live.model, live.batches, live.output, fold_norms=fold_norms, progress=progress)
+    forms = estimator.estimate(live.model, live.fitting, live.output, fold_norms=fold_norms, progress=progress)
     for name, form in forms.items():
         _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
         if isinstance(form, Quartic):
