@@ -23,7 +23,7 @@ from waterfill.models import torch_module
 from waterfill.prepare import Live, Prepared
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.records import Exact, Inventory, Limits, Quantized, Weight
-from waterfill.resume import NOTHING_KEPT, Memo
+from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
