@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import nn
 
 import waterfill
 from waterfill import cli, records
+from waterfill.allocate import Job, quantize_job
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.importance import factored, forms, gradient_hessian, kl, kronecker
 from waterfill.models.state_dict import save_tensors
@@ -56,6 +58,13 @@ class Counting:
     def quantize(self, weight, form, water_level):
         CALLS.append((weight.name, water_level))
         return Scalar().quantize(weight, form, water_level)
+
+
+class CountingTwice(Counting):
+    """Another quantizer of the same options."""
+
+    def quantize(self, weight, form, water_level):
+        return super().quantize(weight, form, 2 * water_level)
 
 
 @dataclass(frozen=True)
@@ -217,6 +226,41 @@ def test_a_bare_file_goes_on_too(work, tmp_path):
     assert waterfill.compress(tmp_path / "net.safetensors", **options).data == first and not CALLS
 
 
+def test_a_tensor_is_found_by_all_that_its_symbols_depend_on(run, work):
+    weight = records.Weight(
+        "w", np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32), records.Layout((8, 6))
+    )
+    form = forms.DiagonalForm(np.ones((8, 6), np.float32))
+    job = Job(weight, Counting(), form)
+    others = [
+        (replace(job, weight=replace(weight, matrix=weight.matrix + 1)), 0.1),
+        (replace(job, weight=replace(weight, layout=records.Layout((8, 2, 3)))), 0.1),
+        (replace(job, form=forms.DiagonalForm(form.values / 2)), 0.1),
+        (replace(job, form=None), 0.1),
+        (replace(job, quantizer=CountingTwice()), 0.1),
+        (job, 0.11),
+        (job, 0.1),
+    ]
+    run()
+    with opened(work) as memo:
+        made = [quantize_job(*other, memo) for other in others]
+        CALLS.clear()
+        again = [quantize_job(*other, memo) for other in others]
+        assert not CALLS
+    for one, two, (other, level) in zip(made, again, others, strict=True):
+        same(one, two)
+        same(one, quantize_job(other, level))
+
+
+@contextmanager
+def opened(work):
+    """The work folder of `run` as it is during a compression."""
+    with work_folder(work, {"effort": "default", "quantizers": [Counting()]}) as memo:
+        options = {"include": (), "exclude": (), "fold_norms": True}
+        prepare(net(), data(), None, CountingImportance(), options, 3, None, memo=memo)
+        yield memo
+
+
 # What does not fit is refused
 
 
@@ -231,6 +275,13 @@ class Other(nn.Sequential):
 
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+class Reordered(nn.Sequential):
+    """The same weights in another order."""
+
+    def state_dict(self, *args, **options):
+        return dict(sorted(super().state_dict(*args, **options).items(), reverse=True))
 
 
 def other_batch():
@@ -262,6 +313,7 @@ DIFFERENCES = [
     ({"model": net(1)}, "weights of 0.weight, 0.bias, 3.weight and 3 more differ"),
     ({"model": net()[:5]}, "5.weight, 5.bias are missing"),
     ({"model": nn.Sequential(*net(), nn.Linear(5, 5, bias=False))}, "6.weight is new"),
+    ({"model": Reordered(*net())}, "tensors come in another order"),
     ({"model": Other(*net())}, "outputs of the model: batch 0, 1, 2 differ; perhaps its code is another one"),
 ]
 
@@ -483,7 +535,14 @@ DIFFERENT = [
         net,
     ),
     *(np.zeros(2), np.zeros(2, np.float32), np.zeros((1, 2)), np.array([0.0, -0.0]), np.zeros(0), np.array(0.0)),
-    *(torch.zeros(2, dtype=torch.bfloat16), torch.zeros(1, 2), torch.zeros(0, 3), torch.zeros(3, 0)),
+    *(
+        np.zeros(2, np.int32),
+        torch.zeros(2, dtype=torch.bfloat16),
+        torch.zeros(2, dtype=torch.float16),
+        torch.zeros(1, 2),
+        torch.zeros(0, 3),
+        torch.zeros(3, 0),
+    ),
     *(Thing(1), Thing(None, 1), Thing((1, None)), Plain(1), Plain(2), Thing(Thing(1)), net(), net(1), kl(), kl(2.0)),
     *(Scalar(), Trellis(8), Feedback(8), torch.tensor(True), torch.tensor([1 + 2j]), np.array([None, "a"], object)),
 ]
@@ -653,16 +712,17 @@ def test_without_a_folder_everything_is_computed():
 def test_any_result_is_kept_under_what_it_depends_on(run, work):
     run()
     weight = records.Weight("w", np.float32([[1]]), records.Layout((1, 1)))
-    with work_folder(work, {"effort": "default", "quantizers": [Counting()]}) as memo:
-        with pytest.raises(AssertionError, match="before their fingerprint"):
-            memo.once(("curve", weight), dict)
-        options = {"include": (), "exclude": (), "fold_norms": True}
-        prepare(net(), data(), None, CountingImportance(), options, 3, None, memo=memo)
+    with opened(work) as memo:
         first = memo.once(("curve", weight), lambda: {"kl": np.float32([1, 2]), "bits": [3]})
         assert first["bits"] == (3,) and first["kl"].tolist() == [1, 2]
         assert memo.once(("curve", weight), lambda: pytest.fail("it is there"))["bits"] == (3,)
         other = replace(weight, matrix=np.float32([[2]]))
         assert memo.once(("curve", other), lambda: {"bits": 4}) == {"bits": 4}
+
+
+def test_there_are_no_results_before_their_fingerprint(work):
+    with work_folder(work, {}) as memo, pytest.raises(AssertionError, match="before their fingerprint"):
+        memo.once(("curve",), dict)
 
 
 # The command
