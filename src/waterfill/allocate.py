@@ -16,7 +16,7 @@ from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
 from waterfill.records import Inventory, Quantized, Weight
-from waterfill.resume import NOTHING_KEPT, Memo
+from waterfill.resume.folder import NOTHING_KEPT, Memo
 
 T = TypeVar("T")
 LOWEST_LOG2, HIGHEST_LOG2 = -48.0, 24.0

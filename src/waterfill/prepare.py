@@ -17,7 +17,8 @@ from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic
 from waterfill.records import Floats, Inventory
-from waterfill.resume import NOTHING_KEPT, Memo, fingerprint
+from waterfill.resume.facts import fingerprint
+from waterfill.resume.folder import NOTHING_KEPT, Memo
 
 FEWEST_BATCHES = 4
 """From so many batches on, some are held out."""

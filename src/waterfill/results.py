@@ -87,8 +87,8 @@ class CompressionResult:
         limit_measure: the distortion of the limit: the quadratic form of this importance, to the power kept.
         distortion_unit: of the distortions of the tensors.
         limit_distortion: sum of the distortions for which the limit holds, by its measure; None where none does.
-        predicted_distortion: sum of the distortions of the tensors, each times what was measured over what was predicted
-            on curves; None where no cost is known.
+        predicted_distortion: sum of the distortions of the tensors, each times the ratio that curves measured;
+            None where no cost is known.
         held_out_distortion: the distortion on the batches that nothing was fitted to, on all where there are few; None
             without data.
         untuned_distortion: the distortion before tuning; None where nothing was tuned.

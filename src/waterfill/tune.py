@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from waterfill.errors import UsageError
@@ -54,8 +56,8 @@ class Tune:
         output: Output,
         names: Collection[str],
         progress: Progress | None = None,
-    ) -> None:
-        """Tune a model in place.
+    ) -> dict[str, NDArray[np.float32]]:
+        """Tune a copy of a model, in place.
 
         Args:
             model: the compressed network; only the parameters named change, and gradients are left as they were.
@@ -64,10 +66,14 @@ class Tune:
             output: what the model returns.
             names: of the vectors, in its state dict; those that are no parameters stay as they are.
             progress: called with ("tune", done, total) after every batch.
+
+        Returns:
+            What the vectors are now, by name.
         """
-        chosen = [each for name, each in model.named_parameters() if name in names]
+        tuned = {name: each for name, each in model.named_parameters() if name in names}
+        chosen = list(tuned.values())
         if not chosen:
-            return
+            return {}
         groups = [{"params": [each], "lr": self.step * _scale(each)} for each in chosen]
         adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         total = self.passes * len(references)
@@ -82,6 +88,7 @@ class Tune:
                     decay.step()
                     if progress is not None:
                         progress("tune", done * len(references) + index + 1, total)
+        return {name: each.detach().cpu().float().numpy().copy() for name, each in tuned.items()}
 
 
 def _scale(values: Tensor) -> float:

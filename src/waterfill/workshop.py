@@ -30,7 +30,7 @@ from waterfill.protocols import Progress, QuadraticForm
 from waterfill.quantize.feedback import has_cross_terms, is_sparse
 from waterfill.reconstruct import errors
 from waterfill.records import Exact, Floats, Inventory, Limits, Quantized, Weight
-from waterfill.resume import NOTHING_KEPT, Memo
+from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 from waterfill.tune import Tune
@@ -258,7 +258,13 @@ class Workshop:
         """An attempt with tuned vectors, or itself where it measures better."""
         self.filled(attempt)
         part, names = live.fitting, [name for name, job in self.jobs.items() if job.weight.is_vector]
-        tune.fit(live.copy, part, part.references, live.output, names, self.progress)
+        values = self.memo.once(
+            ("tuned", attempt.packed.data, tune),
+            lambda: tune.fit(live.copy, part, part.references, live.output, names, self.progress),
+        )
+        state = live.copy.state_dict()
+        for name, value in values.items():
+            state[name].copy_(torch.from_numpy(value))
         quantized = dict(attempt.quantized) | self._vectors(live.copy, attempt.water_level)
         tuned = self._measured(self._priced(replace(attempt, quantized=quantized)), live)
         better = tuned if (tuned.held_out or 0) < (attempt.held_out or 0) else attempt

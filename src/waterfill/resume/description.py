@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -60,6 +61,8 @@ def _text(value: Any) -> str:
         return _array(value)
     if isinstance(value, Tensor):
         return _tensor(value)
+    if isinstance(value, PurePath | torch.dtype | torch.device | np.dtype):
+        return f"{_name(type(value))}({value})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{_text(key)}: {_text(item)}' for key, item in value.items())}}}"
     if isinstance(value, list | tuple):

@@ -14,7 +14,7 @@ from waterfill.atomic import write_atomically
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.protocols import QuadraticForm
 from waterfill.resume.description import digest
-from waterfill.resume.fingerprint import Fingerprint
+from waterfill.resume.facts import Fingerprint
 from waterfill.resume.storage import Unstorable, pack, seal, unpack, unseal
 
 T = TypeVar("T")

@@ -127,17 +127,12 @@ def _values(now: Mapping[str, str], before: Mapping[str, str], what: str) -> Ite
 def _tensors(now: Mapping[str, str], before: Mapping[str, str]) -> Iterator[str]:
     both = [name for name in now if name in before]
     changed = [name for name in both if now[name] != before[name]]
-    yield from _listed("weights of {} differ", changed)
-    yield from _listed("{} was not there", [name for name in now if name not in before])
-    yield from _listed("{} is missing", [name for name in before if name not in now])
+    if changed:
+        yield f"weights of {_listed(changed)} differ"
+    yield from _which([name for name in now if name not in before], "is new", "are new")
+    yield from _which([name for name in before if name not in now], "is missing", "are missing")
     if not changed and both != [name for name in before if name in now]:
         yield "tensors come in another order"
-
-
-def _listed(text: str, names: Sequence[str]) -> Iterator[str]:
-    if names:
-        more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
-        yield text.format(" and ".join(filter(None, (", ".join(names[:NAMED]), *more))))
 
 
 def _batches(now: Sequence[str], before: Sequence[str], what: str) -> Iterator[str]:
@@ -145,4 +140,16 @@ def _batches(now: Sequence[str], before: Sequence[str], what: str) -> Iterator[s
         yield f"{what}: {len(now)} batches, were {len(before)}"
         return
     changed = [str(index) for index, pair in enumerate(zip(now, before, strict=True)) if pair[0] != pair[1]]
-    yield from _listed(what + ": batch {} differs", changed)
+    yield from (f"{what}: batch {text}" for text in _which(changed, "differs", "differ"))
+
+
+def _which(names: Sequence[str], one: str, several: str) -> Iterator[str]:
+    """What some of them are; nothing where there are none."""
+    if names:
+        yield f"{_listed(names)} {one if len(names) == 1 else several}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
