@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -107,7 +106,7 @@ class Workshop:
         factor: what these costs are multiplied by to be distortions of the model.
         memo: of what is quantized already.
         tune: how vectors are tuned at the end; None for not.
-        offsets: base-2 logarithms of the levels of tensors, relative to the one of all others, by name.
+        offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
         corrections: measured distortions over those that `forms` predicts, by name; 1 for all others.
     """
 
@@ -123,7 +122,7 @@ class Workshop:
     factor: float
     memo: Memo = NOTHING_KEPT
     tune: Tune | None = None
-    offsets: Mapping[str, float] = field(default_factory=lambda: defaultdict(float))
+    offsets: Mapping[str, float] = field(default_factory=dict)
     corrections: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -272,6 +271,11 @@ class Workshop:
 
     # Curves
 
+    @property
+    def can_move(self) -> bool:
+        """Whether all costs are such that tensors can have levels of their own."""
+        return all(isinstance(form, DiagonalForm | KroneckerForm | None) for form in self._costs.values())
+
     def measured(self, level: float, live: Live) -> Workshop:
         """The same with tensors at levels of their own, by curves that are measured about a level.
 
@@ -307,11 +311,11 @@ class Workshop:
 
     def mean_price(self, name: str) -> float:
         """What an error of a tensor that fills its level costs by its own form; mean over all weights that cost."""
-        job = self.jobs[name]
-        if job.form is None:
+        form = self.jobs[name].form
+        if form is None:
             return 1.0
-        own, used = (form.diagonal().astype(np.float64) for form in (self.forms[name], job.form))
-        return float((own[used > 0] / used[used > 0]).mean()) if (used > 0).any() else 1.0
+        own, used = (each.diagonal().astype(np.float64) for each in (self.forms[name], form))
+        return float((own[used > 0] / used[used > 0]).mean() or 1.0) if (used > 0).any() else 1.0
 
     def _points(self, groups: Mapping[str, list[str]], level: float, live: Live) -> dict[str, tuple[Point, ...]]:
         """Bits, losses and predicted losses of every group, at every offset."""
