@@ -179,13 +179,13 @@ class _Files:
         self._growth: float | None = None
 
     def trial(self, size: float) -> Attempt:
-        """A finished file of about this size, without tuning.
+        """A corrected file of about this size, measured on data to choose by.
 
         Raises:
             TargetError: not even the coarsest draft is that small.
         """
         draft = self.nearest(size - self.work.limit_bytes)
-        done = replace(self.work, tune=None).finish(draft)
+        done = self.work.trial(draft)
         self._growth = done.size_bytes - draft.size_bytes
         return done
 
