@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias, cast
 
 import msgspec
@@ -32,6 +33,7 @@ from waterfill.codec.lines import (
 from waterfill.errors import FormatError
 from waterfill.records import (
     NO_SCALES,
+    Adaptive,
     Codebook,
     Coded,
     Constant,
@@ -65,13 +67,29 @@ MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 
 
+PHRASES = (
+    b'"bfloat16","float16","int64",[]],["=","encoder.decoder.model.embeddings.layers.0.attention.self.query.key.value.out'
+    b'put.dense.LayerNorm.features.0.conv.downsample.classifier.head.in_proj.lm_head.norm.running_mean"running_var",'
+    b'"num_batches_tracked","int64",[],"x","an integer"],["v",1e-05],["m",["c",0.0],["r",["c",["p",false,true,'
+    b'[-1,-1,-1,-1,-1,-1],[0,0,0],0,1,2,3,4,5,6,7,8,9,10,16,32,64,128,256,512,1024,"layer1.0.conv1.weight","float32",'
+    b'[64,64,3,3]],["fc.bias","float32",[10]],[1000,512,1,1]]],"tensors":[["u",-256,0,32,[1,-1,0]],["u",-300,0,0]],'
+    b'"chunks":[["s",1000,1234567890],["a",["x",["c"]],"producer":"waterfill 0.1.0","limit":[10000,"kronecker^0.5",'
+    b'[100,200]],"tables":[[0,[[-1,3,56]]]],"adaptive":[[0,0],[1],[2],[3]]}{"entries":[["conv1.bias","float32",[20]],["'
+)
+"""What directories are made of: they are compressed as if they came after it."""
+
+
 def pack(directory: Directory) -> tuple[bytes, int]:
     """The compressed directory and its size before compression."""
     text = msgspec.json.encode(directory)
     options = zstandard.ZstdCompressionParameters.from_level(
         19, write_content_size=False, write_checksum=False, write_dict_id=False
     )
-    return zstandard.ZstdCompressor(compression_params=options).compress(text), len(text)
+    return zstandard.ZstdCompressor(dict_data=_phrases(), compression_params=options).compress(text), len(text)
+
+
+def _phrases() -> zstandard.ZstdCompressionDict:
+    return zstandard.ZstdCompressionDict(PHRASES, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
 def unpack(data: bytes, size: int) -> Directory:
@@ -81,7 +99,8 @@ def unpack(data: bytes, size: int) -> Directory:
         FormatError: anything is wrong.
     """
     try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
+        decompressor = zstandard.ZstdDecompressor(dict_data=_phrases(), max_window_size=1 << 27)
+        with decompressor.stream_reader(data) as reader:
             text = reader.read(size + 1)
     except zstandard.ZstdError as error:
         raise FormatError(f"the directory cannot be decompressed ({error})") from error
@@ -230,6 +249,34 @@ def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
     for line in directory.tables:
         found[line.tensor] = line.tables
     return found
+
+
+def adaptive_models(directory: Directory) -> list[Adaptive | None]:
+    """The adaptive model of every coded tensor; None for none.
+
+    Raises:
+        FormatError: they are not in the order of the tensors, or of a tensor that is not there.
+    """
+    found: list[Adaptive | None] = [None] * len(directory.tensors)
+    numbers = [line.tensor for line in directory.adaptive]
+    if sorted(set(numbers)) != numbers or (numbers and numbers[-1] >= len(found)):
+        raise FormatError(f"the tensors {numbers[:9]} adapt, which are not in order, or more than {len(found)}")
+    for line in directory.adaptive:
+        found[line.tensor] = Adaptive(line.width)
+    return found
+
+
+def adapted(spread: Spread, model: Adaptive | None) -> Spread:
+    """A spread with its adaptive model, if it has one.
+
+    Raises:
+        FormatError: it has scales, tables or a trellis beside it.
+    """
+    if model is None:
+        return spread
+    if spread.tables or spread.trellis is not None or any(scale is not None for scale in spread.scales):
+        raise FormatError("a tensor has both an adaptive model and scales, tables or a trellis")
+    return replace(spread, adaptive=model)
 
 
 def side_codes(line: TensorLine, own_tables: tuple[TableLine, ...]) -> tuple[int, ...]:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
-from waterfill.protocols import QuadraticForm
+from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
 from waterfill.quantize.prefilter import Target, prefilter, row_factors
 from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, largest_step
+from waterfill.quantize.sparse import Sparse
 from waterfill.quantize.spread import Fit
 from waterfill.quantize.trellis import (
     LEVEL_TO_SQUARED_STEP,
@@ -48,8 +49,8 @@ SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
 FINEST = 23
 """As for other quantizers, and three more, for errors that are fed back are some steps large."""
 
-SPARSE = 2
-"""Matrices with at most one in so many weights that are not zero are also coded without feedback."""
+SPARSE, VERY_SPARSE = 2, 8
+"""Matrices with at most one in so many weights that are not zero are also coded without feedback, or only so."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,15 @@ class Feedback:
         if not has_cross_terms(form) or not weight.matrix.any():
             return plain.quantize(weight, form, water_level)
         assert isinstance(form, KroneckerForm)
+        used = np.count_nonzero(weight.matrix)
+        if VERY_SPARSE * used <= weight.matrix.size:
+            return Sparse().quantize(weight, form, water_level)
         found = self._feed_back(weight, form, water_level)
-        dense = SPARSE * np.count_nonzero(weight.matrix) > weight.matrix.size
-        if dense and not few_values(weight, found):
-            return found
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
-        return min(found, plain.quantize(weight, form, water_level), key=lambda each: lagrangian(each, water_level))
+        others: list[Quantizer] = [Sparse()] if SPARSE * used <= weight.matrix.size else []
+        others += [plain] if few_values(weight, found) else []
+        every = [found, *(other.quantize(weight, form, water_level) for other in others)]
+        return min(every, key=lambda each: lagrangian(each, water_level))
 
     def _feed_back(self, weight: Weight, form: KroneckerForm, water_level: float) -> Quantized:
         target = prefilter(weight.matrix, form, self.regulariser * water_level)

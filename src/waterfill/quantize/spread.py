@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from waterfill.codec import scales, tables
 from waterfill.codec.symbols import ideal_bits, spread_codes
-from waterfill.quantize import own
+from waterfill.quantize import adaptive, own
 from waterfill.records import NO_SCALES, AxisScales, Layout, Scales, Spread, Symbols, Table
 
 REACH = 2
@@ -132,14 +132,15 @@ def _tried(
         yield replaced(fit.offsets, axis, None)
 
 
-def cheapest(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float]:
-    """The spread of the fewest bits, with them: one of the bank, or one with own tables, these included.
+def cheapest(symbols: Symbols, layout: Layout, bank: Spread, bits: float) -> tuple[Spread, float]:
+    """The spread of the fewest bits, with them: one of the bank, one with own tables, these included, or adaptive.
 
     One table has all symbols, or all but the outermost ones. Two tables are for symbols of which one has more than its
     share: the first says which it is, the second has the others, or the bank has them.
 
     Args:
         symbols: int32 [out, in].
+        layout: its layout.
         bank: the best spread without own tables.
         bits: what it takes.
     """
@@ -150,7 +151,8 @@ def cheapest(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float
         if counted.entropy_bits + count * own.LINE_BITS + own.WORTH < best[1]:
             found = min(candidates(flat, counted), key=lambda each: each[1], default=best)
             best = found if found[1] + own.WORTH < best[1] else best
-    return best
+    learning = adaptive.cheapest(symbols, layout)
+    return learning if learning is not None and learning[1] < best[1] else best
 
 
 def _one_table(flat: Symbols, counted: own.Histogram) -> Iterator[tuple[Spread, float]]:
