@@ -2,9 +2,11 @@
 
 Every table is the distribution of a generalised Gaussian of one shape and one standard deviation, rounded to whole
 steps (`bank.bin`), to half steps plus whole ones (`half.bin`), or to these and zero (`zero.bin`), in integer
-frequencies that sum to 4096. `odds.bin` has the probability, in 1/4096, of every logarithm of odds from -8 to 8 in the middle of 1/64 nats, from 3 to
-4093, as little-endian 16-bit integers. All arithmetic is `mpmath` at 40 digits, so that every machine computes the same integers.
-Format of a file: for every shape, for every scale, one byte K, then the frequencies of the magnitudes 0..K as
+frequencies that sum to 4096. `odds.bin` has the probability, in 1/4096, of every logarithm of odds from -8 to 8, in the
+middle of 1/64 nats, from 3 to 4093, as little-endian 16-bit integers. All arithmetic is `mpmath` at 40 digits, so that
+every machine computes the same integers.
+
+Format of the other files: for every shape, for every scale, one byte K, then the frequencies of the magnitudes 0..K as
 little-endian 16-bit integers. A magnitude has its frequency once for each sign, zero of `bank.bin` and `zero.bin` once;
 what is left of 4096 is the escape.
 

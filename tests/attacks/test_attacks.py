@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from waterfill import allocate
 from waterfill.codec import container, symbols
+from waterfill.codec.directory import phrases
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.limits import fit_sources, price
@@ -77,7 +78,8 @@ def refused(data):
 
 def directory_of(data):
     packed, size = struct.unpack_from("<II", data, 12)
-    text = zstandard.ZstdDecompressor().decompressobj().decompress(data[HEADER : HEADER + packed])
+    decompressor = zstandard.ZstdDecompressor(dict_data=phrases())
+    text = decompressor.decompressobj().decompress(data[HEADER : HEADER + packed])
     assert len(text) == size
     return json.loads(text)
 

@@ -14,9 +14,9 @@ from typing import BinaryIO
 import numpy as np
 import zstandard
 
+from waterfill.codec import adaptive, rans, symbols
 from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
-from waterfill.codec import adaptive, rans, symbols
 from waterfill.codec.lines import AdaptiveLine, ChunkLine, Directory, OwnLine, TensorLine
 from waterfill.codec.order import elements
 from waterfill.codec.pieces import AnyModel
@@ -353,7 +353,7 @@ class Container:
         return {name: (rule, listing.adapted(spread, model)) for (name, (rule, spread)), model in models}
 
     def _check_paths(self) -> None:
-        """Check that no chunk begins in the middle of a path or of a row of an adaptive model, or has too many of these.
+        """Check that no chunk begins in the middle of a path or of a row of an adaptive model, or has too many rows.
 
         Raises:
             FormatError: one does.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import resources
 from typing import TypeAlias, cast
 
 import msgspec
@@ -67,16 +70,7 @@ MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 
 
-PHRASES = (
-    b'"bfloat16","float16","int64",[]],["=","encoder.decoder.model.embeddings.layers.0.attention.self.query.key.value.out'
-    b'put.dense.LayerNorm.features.0.conv.downsample.classifier.head.in_proj.lm_head.norm.running_mean"running_var",'
-    b'"num_batches_tracked","int64",[],"x","an integer"],["v",1e-05],["m",["c",0.0],["r",["c",["p",false,true,'
-    b'[-1,-1,-1,-1,-1,-1],[0,0,0],0,1,2,3,4,5,6,7,8,9,10,16,32,64,128,256,512,1024,"layer1.0.conv1.weight","float32",'
-    b'[64,64,3,3]],["fc.bias","float32",[10]],[1000,512,1,1]]],"tensors":[["u",-256,0,32,[1,-1,0]],["u",-300,0,0]],'
-    b'"chunks":[["s",1000,1234567890],["a",["x",["c"]],"producer":"waterfill 0.1.0","limit":[10000,"kronecker^0.5",'
-    b'[100,200]],"tables":[[0,[[-1,3,56]]]],"adaptive":[[0,0],[1],[2],[3]]}{"entries":[["conv1.bias","float32",[20]],["'
-)
-"""What directories are made of: they are compressed as if they came after it."""
+PHRASES_SHA256 = "f5e15af28ae616e30a75ac323962b587a50ad58ecd7597562ac190a5e911314f"
 
 
 def pack(directory: Directory) -> tuple[bytes, int]:
@@ -85,11 +79,20 @@ def pack(directory: Directory) -> tuple[bytes, int]:
     options = zstandard.ZstdCompressionParameters.from_level(
         19, write_content_size=False, write_checksum=False, write_dict_id=False
     )
-    return zstandard.ZstdCompressor(dict_data=_phrases(), compression_params=options).compress(text), len(text)
+    return zstandard.ZstdCompressor(dict_data=phrases(), compression_params=options).compress(text), len(text)
 
 
-def _phrases() -> zstandard.ZstdCompressionDict:
-    return zstandard.ZstdCompressionDict(PHRASES, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+@functools.cache
+def phrases() -> zstandard.ZstdCompressionDict:
+    """What directories are made of: they are compressed as if they came after it.
+
+    Raises:
+        RuntimeError: the file has another SHA-256.
+    """
+    data = resources.files("waterfill.codec").joinpath("phrases.bin").read_bytes()
+    if hashlib.sha256(data).hexdigest() != PHRASES_SHA256:
+        raise RuntimeError("codec/phrases.bin is not that of this format: the installation is damaged; reinstall it")
+    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
 def unpack(data: bytes, size: int) -> Directory:
@@ -99,7 +102,7 @@ def unpack(data: bytes, size: int) -> Directory:
         FormatError: anything is wrong.
     """
     try:
-        decompressor = zstandard.ZstdDecompressor(dict_data=_phrases(), max_window_size=1 << 27)
+        decompressor = zstandard.ZstdDecompressor(dict_data=phrases(), max_window_size=1 << 27)
         with decompressor.stream_reader(data) as reader:
             text = reader.read(size + 1)
     except zstandard.ZstdError as error:

@@ -1,4 +1,4 @@
-"""Pieces of tensors in one stream: adaptive ones, paths and those with own tables first, tensor by tensor, then all that is left by the bank."""
+"""Pieces of tensors in one stream: adaptive ones, paths, those with own tables, then all that is left by the bank."""
 
 from __future__ import annotations
 

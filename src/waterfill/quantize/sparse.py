@@ -153,9 +153,9 @@ class Problem:
         """Bits of zero and of anything else, [n, 2]; where nothing is coded any more, zero is free."""
         matrix = self.matrix(symbols)
         prices = coder.prices(matrix, self.weight.layout, self.model)[self.places].astype(np.float64)
-        rows, columns = self.places
-        dead = ~(matrix.any(axis=1)[rows] & matrix.any(axis=0)[columns])
-        prices[dead] = 0.0, DEAD
+        rows, columns = np.flatnonzero(matrix.any(axis=1)), np.flatnonzero(matrix.any(axis=0))
+        live = np.isin(self.places[0], rows) & np.isin(self.places[1], columns)
+        prices[~live] = 0.0, DEAD
         return prices
 
 

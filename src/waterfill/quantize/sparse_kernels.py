@@ -6,6 +6,28 @@ import numpy as np
 from numba import njit
 
 
+@njit(inline="always")
+def _times(factor, places, errors, start):
+    """One entry of the product of a factor and of the errors of a row."""
+    total = 0.0
+    for j in range(errors.size):
+        total += factor[places[start + j]] * errors[j]
+    return total
+
+
+@njit(inline="always")
+def _cheapest(magnitude, weight, price, lengths, shrink, lmbda):
+    """The symbol of the lowest cost among zero and those near a magnitude."""
+    best, best_cost = np.int64(0), weight * magnitude * magnitude + lmbda * price[0]
+    nearest = min(np.int64(magnitude + 0.5), 1 << 30)
+    for candidate in range(max(1, nearest - 1), nearest + 3):
+        missed = magnitude - (candidate - shrink[min(candidate, 3)])
+        cost = weight * missed * missed + lmbda * (price[1] + lengths[min(candidate, 255)])
+        if cost < best_cost:
+            best, best_cost = candidate, cost
+    return best
+
+
 @njit(cache=True, nogil=True)
 def descend(x, places, ends, rows, factors, steps, prices, lengths, shrink, lmbda, symbols, sums):
     """Choose every weight anew, given all others of its row: the cheapest of zero and the levels nearby.
@@ -33,42 +55,26 @@ def descend(x, places, ends, rows, factors, steps, prices, lengths, shrink, lmbd
     per_group = rows.size // max(1, factors.shape[0])
     for o in range(rows.size):
         start, stop = ends[o], ends[o + 1]
-        errors = np.empty(stop - start)
+        old = symbols[start:stop]
+        errors = x[start:stop] - old
+        for i in range(old.size):
+            errors[i] += np.sign(old[i]) * shrink[min(abs(old[i]), 3)]
         for i in range(start, stop):
-            level = symbols[i] - np.sign(symbols[i]) * shrink[min(abs(symbols[i]), 3)]
-            errors[i - start] = x[i] - level
-        for i in range(start, stop):
-            weight = steps[i]
-            error, pull = errors[i - start], 0.0
-            if crossed and weight > 0:
-                factor = factors[o // per_group, places[i]]
-                for j in range(start, stop):
-                    pull += factor[places[j]] * errors[j - start]
-                pull = rows[o] * pull / weight - error
-            target = x[i] + pull
-            magnitude = abs(target)
-            best, best_level = 0, 0.0
-            best_cost = weight * magnitude * magnitude + lmbda * prices[i, 0]
-            nearest = min(np.int64(magnitude + 0.5), 1 << 30)
-            for candidate in range(max(1, nearest - 1), nearest + 3):
-                level = candidate - shrink[min(candidate, 3)]
-                missed = magnitude - level
-                price = weight * missed * missed + lmbda * (prices[i, 1] + lengths[min(candidate, 255)])
-                if price < best_cost:
-                    best, best_cost, best_level = candidate, price, level
+            target = x[i]
+            if crossed and steps[i] > 0:
+                pull = rows[o] * _times(factors[o // per_group, places[i]], places, errors, start)
+                target += pull / steps[i] - errors[i - start]
+            best = _cheapest(abs(target), steps[i], prices[i], lengths, shrink, lmbda)
             sign = -1 if target < 0 else 1
             if best:
-                sums[0, min(best, 3) - 1] += weight
-                sums[1, min(best, 3) - 1] += weight * (best - magnitude)
+                sums[0, min(best, 3) - 1] += steps[i]
+                sums[1, min(best, 3) - 1] += steps[i] * (best - abs(target))
             symbols[i] = sign * best
-            errors[i - start] = x[i] - sign * best_level
+            errors[i - start] = x[i] - sign * (best - shrink[min(best, 3)])
             bits += prices[i, 1] + lengths[min(best, 255)] if best else prices[i, 0]
         for i in range(start, stop):
-            if not crossed:
-                cost += steps[i] * errors[i - start] * errors[i - start]
-                continue
-            factor, total = factors[o // per_group, places[i]], 0.0
-            for j in range(start, stop):
-                total += factor[places[j]] * errors[j - start]
-            cost += rows[o] * total * errors[i - start]
+            error, product = errors[i - start], steps[i] * errors[i - start]
+            if crossed:
+                product = rows[o] * _times(factors[o // per_group, places[i]], places, errors, start)
+            cost += product * error
     return cost, bits
