@@ -49,8 +49,8 @@ SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
 FINEST = 23
 """As for other quantizers, and three more, for errors that are fed back are some steps large."""
 
-SPARSE, VERY_SPARSE = 2, 8
-"""Matrices with at most one in so many weights that are not zero are also coded without feedback, or only so."""
+SPARSE, VERY_SPARSE = 0.5, 0.4
+"""Shares of weights that are not zero up to which a matrix is also searched weight by weight, or only so."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ class Feedback:
         if not has_cross_terms(form) or not weight.matrix.any():
             return plain.quantize(weight, form, water_level)
         assert isinstance(form, KroneckerForm)
-        used = np.count_nonzero(weight.matrix)
-        if VERY_SPARSE * used <= weight.matrix.size:
+        share = np.count_nonzero(weight.matrix) / weight.matrix.size
+        if share <= VERY_SPARSE:
             return Sparse().quantize(weight, form, water_level)
         found = self._feed_back(weight, form, water_level)
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
-        others: list[Quantizer] = [Sparse()] if SPARSE * used <= weight.matrix.size else []
+        others: list[Quantizer] = [Sparse()] if share <= SPARSE else []
         others += [plain] if few_values(weight, found) else []
         every = [found, *(other.quantize(weight, form, water_level) for other in others)]
         return min(every, key=lambda each: lagrangian(each, water_level))
