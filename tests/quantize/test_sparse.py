@@ -15,16 +15,17 @@ from waterfill.quantize.trellis import lagrangian
 from waterfill.records import Adaptive, Layout, Weight
 
 LEVEL = 0.03
+SHAPE = 100, 150
 
 
-def sparse_weight(shape=(40, 60), share=0.1, seed=0):
+def sparse_weight(shape=SHAPE, share=0.1, seed=0):
     rng = np.random.default_rng(seed)
-    matrix = rng.normal(size=shape) * (rng.random(shape) < share)
+    matrix = rng.normal(size=shape) * (rng.random(shape) < 2 * share * rng.random((1, shape[1])))
     matrix[::4] = 0
     return Weight("w", matrix.astype(np.float32), Layout(shape))
 
 
-def crossed_form(shape=(40, 60), seed=1):
+def crossed_form(shape=SHAPE, seed=1):
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(200, shape[1])) @ (np.eye(shape[1]) + 0.3 * rng.normal(size=(shape[1], shape[1])))
     return KroneckerForm(rng.uniform(0.1, 2, shape[0]), (inputs.T @ inputs / 200)[None])
@@ -48,7 +49,7 @@ def test_what_it_says_about_bits_and_errors_is_so():
     problem = Problem.of(weight, form, PRICE_OF_BIT * LEVEL)
     x = problem.values * 4
     symbols, lengths = nearest(x), magnitude_bits(nearest(x))
-    ends = np.searchsorted(problem.places[0], np.arange(41))
+    ends = np.searchsorted(problem.places[0], np.arange(SHAPE[0] + 1))
     prices, sums = np.full((x.size, 2), 2.0), np.zeros((2, 3))
     known = x, problem.places[1], ends, problem.rows, problem.factors, problem.importance
     cost, bits = descend(*known, prices, lengths, np.zeros(4), 1e-9, symbols, sums)
@@ -73,7 +74,7 @@ def slow_descend(weight, form, prices, lengths, lmbda, symbols):
 
 
 def test_a_sweep_is_that_of_its_slow_twin():
-    weight, form = sparse_weight((6, 9), 0.6), crossed_form((6, 9))
+    weight, form = sparse_weight((6, 9), 0.8), crossed_form((6, 9))
     weight.matrix[:] *= 3
     problem = Problem.of(weight, form, 1.0)
     rng = np.random.default_rng(0)
@@ -90,7 +91,7 @@ def test_sparse_matrices_are_its_matter_by_default():
     weight, form = sparse_weight(), crossed_form()
     assert Feedback(8).quantize(weight, form, LEVEL).spread.adaptive is not None
     assert Trellis(8).quantize(weight, None, LEVEL).spread.adaptive is not None
-    dense = Weight("w", sparse_weight(share=1.0).matrix + np.float32(0.01), weight.layout)
+    dense = Weight("w", sparse_weight(share=50.0).matrix + np.float32(0.01), weight.layout)
     assert Feedback(8).quantize(dense, form, LEVEL).spread.adaptive is None
 
 
