@@ -133,14 +133,27 @@ def _tried(
 
 
 def cheapest(symbols: Symbols, layout: Layout, bank: Spread, bits: float) -> tuple[Spread, float]:
-    """The spread of the fewest bits, with them: one of the bank, one with own tables, these included, or adaptive.
+    """The spread of the fewest bits, with them: one of tables, these included, or an adaptive model.
+
+    Args:
+        symbols: int32 [out, in].
+        layout: its layout.
+        bank: the best spread without own tables.
+        bits: what it takes.
+    """
+    best = cheapest_tables(symbols, bank, bits)
+    learning = adaptive.cheapest(symbols, layout)
+    return learning if learning is not None and learning[1] < best[1] else best
+
+
+def cheapest_tables(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float]:
+    """The spread of the fewest bits, with them: one of the bank, or one with own tables, these included.
 
     One table has all symbols, or all but the outermost ones. Two tables are for symbols of which one has more than its
     share: the first says which it is, the second has the others, or the bank has them.
 
     Args:
         symbols: int32 [out, in].
-        layout: its layout.
         bank: the best spread without own tables.
         bits: what it takes.
     """
@@ -151,8 +164,7 @@ def cheapest(symbols: Symbols, layout: Layout, bank: Spread, bits: float) -> tup
         if counted.entropy_bits + count * own.LINE_BITS + own.WORTH < best[1]:
             found = min(candidates(flat, counted), key=lambda each: each[1], default=best)
             best = found if found[1] + own.WORTH < best[1] else best
-    learning = adaptive.cheapest(symbols, layout)
-    return learning if learning is not None and learning[1] < best[1] else best
+    return best
 
 
 def _one_table(flat: Symbols, counted: own.Histogram) -> Iterator[tuple[Spread, float]]:
