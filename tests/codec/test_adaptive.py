@@ -50,6 +50,14 @@ def test_the_slow_twin_reads_the_same(shape, width):
     assert not stream.words
 
 
+def test_the_slow_twin_learns_what_is_nearly_certain_too():
+    values = np.ones((50, 60), np.int32)
+    values[::7, ::11] = 0
+    model = model_of(values.shape)
+    stream = slow_decoder.Stream(pieces.encode([values.reshape(-1)], [model]))
+    assert stream.adaptive(values.size, 60, 1, 0) == values.reshape(-1).tolist()
+
+
 def test_rows_and_columns_without_values_cost_next_to_nothing():
     rng = np.random.default_rng(0)
     dense = rng.integers(-1, 2, (40, 50)).astype(np.int32)
