@@ -115,7 +115,7 @@ class Feedback:
         found = self._feed_back(weight, form, water_level)
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
         others: list[Quantizer] = [Sparse()] if share <= SPARSE else []
-        others += [plain] if few_values(weight, found) else []
+        others += [plain] if few_values(weight, found) or found.spread.adaptive is not None else []
         every = [found, *(other.quantize(weight, form, water_level) for other in others)]
         return min(every, key=lambda each: lagrangian(each, water_level))
 
