@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from waterfill.errors import FormatError, UsageError
-from waterfill.report.charts import decades, squarified, ticks
+from waterfill.report.asked_plot import decades
+from waterfill.report.bytes_map import squarified
 from waterfill.report.html import page
 from waterfill.report.saved import parse, read
+from waterfill.report.svg import ticks
 from waterfill.report.words import MINUS, NONE, TIMES, fixed, plain, printable, short, signed, size_text
 from waterfill.results import CompressionResult, TensorReport
 

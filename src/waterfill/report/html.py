@@ -7,18 +7,14 @@ from importlib.resources import files
 from itertools import pairwise
 
 from waterfill.errors import UsageError
-from waterfill.report.charts import (
-    BINS,
-    MOST_BARS,
-    Shown,
-    asked_plot,
-    bars,
-    bytes_map,
-    curve_plot,
-    level_plot,
-)
+from waterfill.report.asked_plot import asked_plot
+from waterfill.report.bars import MOST_BARS, bars
+from waterfill.report.bytes_map import BINS, bytes_map
+from waterfill.report.curve_plot import curve_plot
+from waterfill.report.level_plot import level_plot
 from waterfill.report.saved import SavedResult
 from waterfill.report.summary import details, lead, tiles
+from waterfill.report.svg import Shown
 from waterfill.report.table import one_table, two_tables
 from waterfill.report.words import NONE, fixed, safe
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from waterfill.report.charts import Shown
 from waterfill.report.saved import SavedResult
+from waterfill.report.svg import Shown
 from waterfill.report.words import NONE, TIMES, fixed, plain, safe, short, signed, size_text
 
 Tell = Callable[[SavedResult], str]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from waterfill.report.charts import Shown
 from waterfill.report.saved import SavedTensor
+from waterfill.report.svg import Shown
 from waterfill.report.words import NONE, fixed, safe, shape_text, short, signed
 
 
