@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from waterfill.report.saved import SavedTensor
 from waterfill.report.svg import Shown, share
 from waterfill.report.words import NONE, fixed, safe, shape_text, size_text
+from waterfill.results import TensorReport
 
 MOST_BARS = 40
 """Most tensors that have bars of their own."""
@@ -22,7 +22,7 @@ def bars(shown: Sequence[Shown]) -> str:
     some = [found[name] for name in kept for found in rows if name in found]
     most_bytes = max((row.size_bytes for row in some), default=1.0)
     most_bits = _top([row.rate for row in some] + [row.limit or 0.0 for row in some])
-    totals = [each.result.predicted or 0.0 for each in shown]
+    totals = [each.result.sum_of_tensors or 0.0 for each in shown]
     shares = [_loss(found.get(name), total) for name in kept for found, total in zip(rows, totals, strict=True)]
     most_loss = max((share for share in shares if share), default=1.0)
     lines = []
@@ -51,7 +51,7 @@ def _top(rates: Sequence[float]) -> float:
     return max(1.0, min(known[-1], 2.0 * usual))
 
 
-def _loss(row: SavedTensor | None, total: float) -> float | None:
+def _loss(row: TensorReport | None, total: float) -> float | None:
     known = row is not None and row.distortion is not None and math.isfinite(row.distortion) and total > 0
     return row.distortion / total if known and row is not None and row.distortion is not None else None
 
@@ -65,14 +65,14 @@ def _lane(tone: str, part: float, number: str, title: str, extra: str = "") -> s
     )
 
 
-def _bytes_bar(each: Shown, row: SavedTensor | None, most: float) -> str:
+def _bytes_bar(each: Shown, row: TensorReport | None, most: float) -> str:
     if row is None:
         return _lane(each.tone, 0, NONE, f"not in {safe(each.label)}")
     title = f"{row.size_bytes:,.0f} bytes of {safe(each.label)}, shape {shape_text(row.shape)}"
     return _lane(each.tone, row.size_bytes / most, size_text(row.size_bytes), title)
 
 
-def _bits_bar(each: Shown, row: SavedTensor | None, most: float) -> str:
+def _bits_bar(each: Shown, row: TensorReport | None, most: float) -> str:
     if row is None:
         return _lane(each.tone, 0, NONE, f"not in {safe(each.label)}")
     title, mark = f"{fixed(row.rate, 3)} bit per value", ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from waterfill.report.saved import SavedTensor
 from waterfill.report.svg import Shown, share, shortened
 from waterfill.report.words import fixed, safe, size_text
+from waterfill.results import TensorReport
 
 BINS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 """Bits per value where one colour ends and the next begins."""
@@ -24,7 +24,7 @@ def bytes_map(each: Shown) -> str:
     extra = max(0.0, each.result.overhead_bytes) if math.isfinite(each.result.overhead_bytes) else 0.0
     if not rows and not extra:
         return ""
-    items: list[SavedTensor | None] = [*rows]
+    items: list[TensorReport | None] = [*rows]
     place = next((index for index, row in enumerate(rows) if row.size_bytes < extra), len(rows))
     if extra:
         items.insert(place, None)
@@ -35,7 +35,7 @@ def bytes_map(each: Shown) -> str:
     return f'<div class="map" role="img" aria-label="{label}">{"".join(body)}</div>'
 
 
-def _tile(row: SavedTensor | None, extra: float, box: tuple[float, float, float, float], whole: float) -> str:
+def _tile(row: TensorReport | None, extra: float, box: tuple[float, float, float, float], whole: float) -> str:
     x, y, width, height = box
     size = extra if row is None else row.size_bytes
     name = "header, directory" if row is None else shortened(row.name, 60)

@@ -120,6 +120,8 @@ def _asked(shown: list[Shown]) -> str:
     why = "The prediction is what the importance says; the measurement is on the calibration data."
     if any(each.result.distortion is not None and not each.result.comparable for each in shown):
         why += " This importance predicts another quantity, so its prediction is not on this axis."
+    if any(each.result.held_out is not None for each in shown):
+        why += " Held out are those batches of them that nothing was fitted to."
     if all(each.result.distortion is None for each in shown):
         why = "There were no data, so nothing was measured: this is the error of the weights that the importance sees."
     return _section("Predicted and measured", why, _keys(_files(shown, "dot")) + plot)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from waterfill.report.saved import SavedTensor
 from waterfill.report.svg import Shown, share, svg, text_at
 from waterfill.report.words import TIMES, safe, short
+from waterfill.results import TensorReport
 
 OCTAVES = 6.0
 """How far a column reaches at most, in factors of two above or below the mean."""
@@ -41,7 +41,7 @@ def level_plot(each: Shown) -> str:
     return svg(240, f"Distortion per value of {len(rows)} tensors against their mean, {safe(each.label)}", body)
 
 
-def _column(row: SavedTensor, x: float, width: float, height: float, total: float, middle: float) -> str:
+def _column(row: TensorReport, x: float, width: float, height: float, total: float, middle: float) -> str:
     ratio = short((row.distortion or 0.0) / row.numel)
     top = middle - height if height > 0 else middle
     kind = "above" if height > 0 else "under"

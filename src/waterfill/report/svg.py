@@ -56,8 +56,3 @@ def shortened(name: str, most: int) -> str:
     """A name without its middle, where it is long; safe."""
     text = printable(name)
     return safe(text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}")
-
-
-def anchor(x: float) -> str:
-    """The end of a text that keeps it inside the picture."""
-    return "start" if x < 0.25 else "end" if x > 0.75 else "middle"
