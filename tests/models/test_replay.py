@@ -50,6 +50,16 @@ def written_over(self, x):
     return self.d(y) + z
 
 
+def written_over_in_turn(self, x):
+    first = self.a(x)
+    second = self.b(first)
+    first += 1
+    third = self.c(second)
+    second += 1
+    fourth = self.d(third)
+    return torch.add(fourth, second, out=third) + first
+
+
 def looped(self, x):
     y = self.a(x)
     for layer in (self.b, self.a, self.c, self.b):
@@ -58,7 +68,7 @@ def looped(self, x):
 
 
 def functional(self, x):
-    y = F.linear(x, self.v, self.u) @ self.w
+    y = F.linear(x, weight=self.v, bias=self.u) @ self.w
     y = torch.addmm(self.u, y, self.w)
     parts = list(y.chunk(2, -1))
     parts.reverse()
@@ -95,6 +105,7 @@ NETS = {
     "input written over": lambda: nn.Sequential(nn.ReLU(inplace=True), linear(), nn.Tanh(), linear()),
     "residual in place": lambda: layers(residual),
     "views written over": lambda: layers(written_over),
+    "written over in turn": lambda: layers(written_over_in_turn),
     "shared": lambda: layers(looped),
     "lstm": lambda: Function(
         lambda self, x: self.b(self.lstm(self.a(x)[None])[0][0]),
@@ -198,10 +209,9 @@ def test_a_result_that_is_written_over_is_computed_again():
 
 def test_a_tensor_that_was_not_seen_may_be_used_anywhere():
     torch.manual_seed(0)
-    model = NETS["one after the other"]().eval()
-    model.unused = nn.Parameter(torch.ones(3))
+    model = NETS["one after the other"]().append(linear()).eval()
     model.forward = lambda x: nn.Sequential.forward(model[:5], x)
-    counts = compare(model, torch.randn(6, WIDTH), [["unused"], ["unused", "4.weight"]])
+    counts = compare(model, torch.randn(6, WIDTH), [["5.weight"], ["5.weight", "4.weight"]])
     assert set(counts.values()) == {(7, 7)}
     with torch.no_grad():
         assert Replay(model, torch.randn(6, WIDTH), model.state_dict(keep_vars=True)).start([]) == 7
