@@ -131,7 +131,7 @@ def distances(model: nn.Module, data: Iterable[Any], reference: Sequence[Tensor]
         output: what the model returns.
 
     Returns:
-        D(reference || model) of every prediction that counts, in nats, or the squared distance of every sample of values;
+        D(reference || model) of every prediction that counts, in nats, or the squared distance of every sample;
         float64 [predictions or samples], on the CPU.
 
     Raises:

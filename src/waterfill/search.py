@@ -102,7 +102,8 @@ def search(candidates: Sequence[Workshop], target: Target, *, curves: bool = Fal
     """The attempt that meets a target; of several ways to share the bits, the one that measures best on data.
 
     The ways are the predicted ones and, with `curves`, measured ones. They are compared at one size, on data that
-    nothing was fitted to, and the first one is taken unless another one is better by more than chance. One of them may be one step for the whole model (power 0).
+    nothing was fitted to, and the first one is taken unless another one is better by more than chance. One of them may
+    be one step for the whole model (power 0).
 
     Args:
         candidates: workshops of the same model; the first one is where curves are measured, and is used without data.
@@ -179,7 +180,7 @@ def _is_better(one: Attempt, other: Attempt) -> bool:
 def _at_one_size(attempt: Attempt) -> NDArray[np.float64]:
     assert attempt.distances is not None
     numel = sum(item.symbols.size for item in attempt.quantized.values())
-    return attempt.distances * 2.0 ** (2 * 8 * attempt.size_bytes / max(1, numel))
+    return np.asarray(attempt.distances * 2.0 ** (2 * 8 * attempt.size_bytes / max(1, numel)))
 
 
 # Sizes
