@@ -1,5 +1,6 @@
 """Which file is chosen: what is held out, ways to share the bits, metrics, sizes, and what the result says of it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,13 +135,15 @@ def test_tuning_that_is_worse_on_held_out_data_is_not_used(monkeypatch):
 # Ways to share the bits -----------------------------------------------------------------------------------------------
 
 
-def ready_without_data(model):
-    return prepare(model, None, None, None, OPTIONS, 0, None)
+def workshop_of(model):
+    """What was prepared, and a workshop that corrects nothing."""
+    ready = prepare(model, labelled(model, 2), None, kronecker(), OPTIONS, 0, None)
+    (work,) = workshops(ready, QUICK, (1.0,), None)
+    return ready, replace(work, live=None)
 
 
 def test_a_tensor_at_a_level_of_its_own_is_quantized_as_at_that_level():
-    ready = ready_without_data(net())
-    (work,) = workshops(ready, QUICK, (1.0,), None)
+    _, work = workshop_of(net())
     level, offsets = work.mean_power / 64, {"0.weight": -2.0, "3.bias": 3.0}
     moved = work.moved(offsets, {})
     found = allocate.quantize(moved.jobs, level)
@@ -153,8 +156,7 @@ def test_a_tensor_at_a_level_of_its_own_is_quantized_as_at_that_level():
 
 
 def test_distortions_of_the_report_are_those_of_the_importance_at_any_level():
-    ready = ready_without_data(net())
-    (work,) = workshops(ready, QUICK, (1.0,), None)
+    ready, work = workshop_of(net())
     moved = work.moved({name: float(i) for i, name in enumerate(work.jobs)}, {"0.weight": 3.0})
     attempt = moved.finish(moved.draft(-6))
     result = _result(ready, attempt, None)
