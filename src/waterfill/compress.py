@@ -204,7 +204,7 @@ def _cost(name: str, quantized: Quantized, ready: Prepared, attempt: Attempt) ->
     """What the error of a tensor costs by its own form, against what the layers before it and statistics ask for."""
     weight = attempt.targets.get(name, ready.inventory.weights[name])
     if weight.is_vector:
-        return quantized.distortion
+        return float(quantized.distortion * 2.0 ** attempt.offsets.get(name, 0.0))  # its form has the level in it
     return ready.forms[name].cost(errors(weight, quantized.symbols, quantized.rule))
 
 

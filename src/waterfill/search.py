@@ -292,7 +292,8 @@ def _losses(work: Workshop, target: Target) -> Losses:
     """How to tell what an attempt loses.
 
     Raises:
-        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets, or the metric gives NaN.
+        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets, or the metric gives NaN, or
+            something infinite for the original.
     """
     live = work.live
     assert live is not None
@@ -308,6 +309,8 @@ def _losses(work: Workshop, target: Target) -> Losses:
         return lambda attempt: original - _measured_accuracy(attempt)
     metric = target.metric
     before = _metric(metric, live, live.model)
+    if math.isinf(before):
+        raise CalibrationError(f"The metric gives {before} for the original; expected a finite number. Correct it.")
     return lambda attempt: before - _metric(metric, live, work.filled(attempt))
 
 

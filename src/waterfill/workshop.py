@@ -61,6 +61,7 @@ class Attempt:
         distances: of every output from that of the original, on the data to choose by; None without data.
         untuned: distortion before tuning; None where nothing was tuned.
         corrections: measured distortions over predicted ones, by name; 1 for all others.
+        offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
     """
 
     water_level: float
@@ -73,6 +74,7 @@ class Attempt:
     distances: NDArray[np.float64] | None = None
     untuned: float | None = None
     corrections: Mapping[str, float] = field(default_factory=dict)
+    offsets: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -164,7 +166,8 @@ class Workshop:
         """Quantize and encode at `mean_power * 2^level`, without looking at data."""
         water_level = self.mean_power * 2.0**level
         quantized = allocate.quantize(self.jobs, water_level, self.progress, self.memo)
-        return Attempt(water_level, self.power, quantized, self._pack(quantized), corrections=self.corrections)
+        packed = self._pack(quantized)
+        return Attempt(water_level, self.power, quantized, packed, corrections=self.corrections, offsets=self.offsets)
 
     def draft_fixed(self) -> Attempt:
         """The same where the level moves nothing but the vectors: they are filled to the level of the matrices."""
