@@ -305,7 +305,7 @@ def test_a_size_is_met_although_corrections_change_the_vectors(grown, slope):
     """And although the forecast is wrong."""
 
     def attempt(size):
-        return SimpleNamespace(size_bytes=size)
+        return SimpleNamespace(size_bytes=size, packed=SimpleNamespace(data=bytes(f"{size}", "ascii")))
 
     levels, drafts = np.arange(-48.0, 25.0), []
 

@@ -171,6 +171,9 @@ def test_a_result_as_json_has_everything_but_the_bytes(result):
         "distortion_unit": "",
         "limit_distortion": None,
         "limit_curve": [],
+        "predicted_distortion": None,
+        "held_out_distortion": None,
+        "untuned_distortion": None,
     }
 
 

@@ -33,8 +33,8 @@ ABOUT = 0.02
 SURELY = 1.0
 """How many standard errors nearer to the original a way to share the bits has to be to be taken for a simpler one."""
 
-FITTING_TRIES = 3
-"""How many files below a size limit are made at most, when none is near it."""
+TRIES = 8
+"""How many files are made at most until one is as large as it may be; for the last one there is room."""
 
 NEARLY = 0.05
 """A file is within this fraction below its target of quality, where the measure is that fine."""
@@ -218,27 +218,29 @@ class _Files:
         Raises:
             TargetError: even the coarsest file is larger.
         """
-        work, margin, made = self.work, 0.0, 0
+        work = self.work
         aim = limit - (work.limit_bytes if self._growth is None else self._growth)
         fitting: list[Attempt] = []
+        known: set[bytes] = set()
         try:
-            while True:
+            for _ in range(TRIES):
                 draft = self.nearest(aim)
-                attempt = work.finish(draft)
-                excess = attempt.size_bytes - limit
-                fitting += [attempt] if excess <= 0 else []
-                margin += max(0.0, excess + 1) if made else 0.0  # the first one only tells how much they grow
-                made += 1
-                previous, aim = aim, max(1.0, limit - (attempt.size_bytes - draft.size_bytes) - margin)
-                near = -excess <= WITHIN * limit or aim <= previous or len(fitting) == FITTING_TRIES
-                if fitting and near:
+                if fitting and draft.packed.data in known:  # nothing lies between
                     break
+                known.add(draft.packed.data)
+                attempt = work.finish(draft)
+                left = limit - attempt.size_bytes
+                fitting += [attempt] if left >= 0 else []
+                if 0 <= left <= WITHIN * limit:
+                    break
+                sure = left < 0 or len(known) == 1  # how much a draft grows is not the same for the next one
+                aim += left - 1 if sure else left / 2
         except TargetError as error:
             floor = fitting[-1] if fitting else work.finish(self._drafts[max(self._drafts)])
             if floor.size_bytes > limit:
                 raise _below_floor(limit, floor.size_bytes, work.inventory.floating_values) from error
             fitting.append(floor)
-        return max(fitting, key=lambda attempt: attempt.size_bytes)
+        return max(fitting or [work.finish(self.nearest(aim - limit / 8))], key=lambda attempt: attempt.size_bytes)
 
     def nearest(self, aim: float, within: float = WITHIN / 2) -> Attempt:
         """The largest draft of at most `aim` bytes, or one that is larger than `aim` less a fraction `within`.

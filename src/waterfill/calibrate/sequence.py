@@ -79,10 +79,10 @@ def noting(original: nn.Module, names: Collection[str]) -> Iterator[Before]:
         original: the network.
         names: of the matrices; those that are not used once by one product are left out.
     """
-    tensors = _named(original, names)
+    tensors = {name: each for name, each in _named(original, names).items() if each.numel()}
     inputs: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
-    positions = BUDGET_BYTES // (4 * max(1, sum(each[0].numel() for each in tensors.values() if each.ndim > 1)))
+    positions = BUDGET_BYTES // (4 * max(1, sum(each[0].numel() for each in tensors.values())))
 
     def note(name: str, view: View, x: Tensor) -> bool:
         calls[name] += 1
