@@ -96,28 +96,33 @@ def _ratio(ours: float | None, theirs: float | None) -> str:
     return "" if ours is None or theirs is None else f"{ours / theirs:.3f}"
 
 
-def equal(network: Network, rows: Rows) -> Rows:
-    """A row for each target: bytes of every codec."""
+def equal(network: Network, rows: Rows, codecs: Sequence[str]) -> Rows:
+    """A row for each target: bytes of the codecs."""
     return [
         {
             "network": network.title,
             "quality": target.name,
-            **{codec: "" if size is None else round(size) for codec, size in sizes(rows, target).items()},
+            **{codec: _bytes(found[codec]) for codec in codecs},
         }
         for target in targets(rows)
+        for found in [sizes(rows, target)]
     ]
 
 
-def between(network: Network, rows: Rows) -> Rows:
-    """A row for each target: the files of the codecs of the first table that it lies between."""
-    shown = (TUNED, WATERFILL, FREE, NNCODEC)
+def _bytes(size: float | None) -> int | str:
+    return "" if size is None else round(size)
+
+
+def between(network: Network, rows: Rows, codecs: Sequence[str]) -> Rows:
+    """A row for each target: the two files of each codec that it lies between."""
     return [
         {
             "network": network.title,
             "quality": target.name,
-            **{codec: _text(pair) for codec, pair in pairs(rows, target).items() if codec in shown},
+            **{codec: _text(found[codec]) for codec in codecs},
         }
         for target in targets(rows)
+        for found in [pairs(rows, target)]
     ]
 
 

@@ -10,7 +10,7 @@ import pictures
 import results
 from peer_costs import AIM, COSTS, RUNS, SPEED
 from peer_equal import Rows, between, equal, ratios
-from peer_networks import CODECS, KL, NETWORKS, NNCODEC, ORIGINAL, TOP1, Network
+from peer_networks import CODECS, KL, NETWORKS, NNCODEC, ORIGINAL, OURS, TOP1, Network
 from results import Section
 
 RATIOS, EQUAL, BETWEEN, CODE = "waterfill / NNCodec", "Bytes at equal quality", "Neighbours", "Commits"
@@ -68,8 +68,14 @@ def write() -> None:
 
 
 def _compared(there: Sequence[tuple[Network, Rows]]) -> list[Section]:
-    tables = ((RATIOS, RATIOS_TEXT, ratios), (EQUAL, EQUAL_TEXT, equal), (BETWEEN, BETWEEN_TEXT, between))
-    return [Section(title, text, [row for pair in there for row in how(*pair)]) for title, text, how in tables]
+    measured = {row["codec"] for _, rows in there for row in rows}
+    codecs = [codec for codec in CODECS if codec in measured]
+    first = Section(RATIOS, RATIOS_TEXT, [row for pair in there for row in ratios(*pair)])
+    tables = ((EQUAL, EQUAL_TEXT, equal, codecs), (BETWEEN, BETWEEN_TEXT, between, [*OURS, NNCODEC]))
+    return [first] + [
+        Section(title, text, [row for pair in there for row in how(*pair, [c for c in shown if c in codecs])])
+        for title, text, how, shown in tables
+    ]
 
 
 def _has_nncodec(rows: Rows) -> bool:
@@ -86,5 +92,6 @@ def _measured(known: dict[str, Any], title: str, text: str) -> list[Section]:
 
 def _network(network: Network, rows: Rows) -> Section:
     rows = sorted(rows, key=lambda row: ((ORIGINAL, *CODECS).index(row["codec"]), row["bytes"]))
-    picture = pictures.peers(rows, (TOP1, KL), CODECS, f"peers-{network.key}")
+    columns = [TOP1, KL, *([] if network.loss == Network.loss else network.loss[:1])]
+    picture = pictures.peers(rows, columns, CODECS, f"peers-{network.key}")
     return Section(network.title, f"Measured on {network.tested}.", rows, picture)
