@@ -130,16 +130,18 @@ class NnCodec:
     Attributes:
         qp: steps of the weights, double at every fourth; halves go to the codec as a `qp` of twice the density.
         lambda_scale: weight of the rate in its search.
-        vector_qp: the same for vectors.
+        optimize: its `opt_qp`, which gives tensors different steps by size and deviation.
+        vector_qp: steps of vectors.
     """
 
     qp: float
     lambda_scale: float
+    optimize: bool = False
     vector_qp: int = -40
 
     @property
     def setting(self) -> str:
-        return f"qp {self.qp:g}, lambda_scale {self.lambda_scale:g}"
+        return f"qp {self.qp:g}, lambda_scale {self.lambda_scale:g}" + ", opt_qp" * self.optimize
 
     def encode(self, state: Arrays) -> bytes:
         package = nncodec()
@@ -150,6 +152,7 @@ class NnCodec:
             "qp_density": 2 + finer,
             "nonweight_qp": self.vector_qp * 2**finer,
             "lambda_scale": self.lambda_scale,
+            "opt_qp": self.optimize,
             "use_dq": True,
         }
         with contextlib.redirect_stdout(io.StringIO()):

@@ -13,10 +13,9 @@ from torch import nn
 from waterfill import zoo
 
 WATERFILL, TUNED, FREE = "waterfill", "waterfill, tuned", "waterfill, no data"
-NNCODEC, TRAINED = "NNCodec", "NNCodec, trained scalings"
-DEEP, NEAREST = "Deep Compression", "int + zstd"
+NNCODEC, DEEP, NEAREST = "NNCodec", "Deep Compression", "int + zstd"
 OURS = (WATERFILL, TUNED, FREE)
-CODECS = (WATERFILL, TUNED, FREE, NNCODEC, TRAINED, DEEP, NEAREST)
+CODECS = (WATERFILL, TUNED, FREE, NNCODEC, DEEP, NEAREST)
 ORIGINAL = "original"
 KL, TOP1 = "KL (nats)", "top-1 %"
 
@@ -36,6 +35,7 @@ class Network:
         free_rates: without data.
         qps: of NNCodec, each with all `lambdas`.
         lambdas: of NNCodec, its `lambda_scale`.
+        opt_qps: of NNCodec with `opt_qp`, and `lambda_scale` 1.
         deep: thresholds in standard deviations, and numbers of clusters.
         bits: of rounding to nearest.
         loss: name and unit, in nats, of the cross-entropy.
@@ -51,6 +51,7 @@ class Network:
     free_rates: tuple[float, ...] = (2.5, 3.0, 3.5, 4.0, 5.0)
     qps: tuple[float, ...] = (-20, -21, -22, -24, -26)
     lambdas: tuple[float, ...] = (1.0, 0.0)
+    opt_qps: tuple[float, ...] = ()
     deep: tuple[tuple[float, int], ...] = ((0.25, 8), (0.0, 8), (0.25, 16), (0.0, 16), (0.25, 32), (0.0, 32))
     bits: tuple[int, ...] = (3, 4, 5, 6, 7)
     loss: tuple[str, float] = ("cross-entropy (nats)", 1.0)

@@ -60,7 +60,8 @@ def ways(network: Network, model: nn.Module, codecs: Sequence[str]) -> Iterator[
             yield from _waterfill(network, model, codec)
     state = peer_codecs.folded(model)
     if NNCODEC in codecs:
-        peers = (NnCodec(qp, scale) for qp in spread(network.qps) for scale in network.lambdas)
+        peers = [NnCodec(qp, scale) for qp in spread(network.qps) for scale in network.lambdas]
+        peers += [NnCodec(qp, 1.0, optimize=True) for qp in spread(network.opt_qps)]
         yield from (_peer(network, NNCODEC, peer, state) for peer in peers)
     if FREE in codecs:
         yield from (

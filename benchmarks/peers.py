@@ -140,6 +140,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rates", nargs="+", type=float, help="these of waterfill instead of the network's own")
     parser.add_argument("--qps", nargs="+", type=float, help="these of NNCodec instead of the network's own")
     parser.add_argument("--lambdas", nargs="+", type=float, help="these of NNCodec instead of the network's own")
+    parser.add_argument("--opt-qps", nargs="+", type=float, help="these of NNCodec with `opt_qp`, and no others")
     parser.add_argument("--add", action="store_true", help="keep other settings of the codecs that are measured")
     parser.add_argument("--costs", action="store_true", help="time and memory of one setting each, after the sweeps")
     parser.add_argument("--minilm", action="store_true", help=f"speed on all-MiniLM-L6-v2: {minilm.INSTALL}")
@@ -164,11 +165,13 @@ def _chosen(network: Network, options: argparse.Namespace) -> Network:
         network = network.at_rates(options.rates)
     if options.qps:
         network = replace(network, qps=options.qps)
+    if options.opt_qps:
+        network = replace(network, qps=(), opt_qps=options.opt_qps)
     if options.lambdas:
         network = replace(network, lambdas=options.lambdas)
     if not options.quick:
         return network
-    names = ("rates", "tuned_rates", "free_rates", "qps", "deep", "bits")
+    names = ("rates", "tuned_rates", "free_rates", "qps", "opt_qps", "deep", "bits")
     return replace(network, **{name: getattr(network, name)[-2:] for name in names})
 
 
