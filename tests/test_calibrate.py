@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from waterfill import calibrate
-from waterfill.calibrate import correct_statistics
+from waterfill.calibrate import correct_statistics, moments
+from waterfill.calibrate import samples as calibration_samples
 from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models import assemble, clone, fill, inventory
 
@@ -227,9 +227,9 @@ def test_a_deep_network_that_is_called_twice_is_not_corrected_twice():
 
 def test_moments_merge_in_any_order():
     x = torch.randn(7, 3, 5) * 1e-3 + 100
-    whole = calibrate.measure(x.double(), 1)
-    a, b, c = (calibrate.measure(part.double(), 1) for part in x.split([1, 2, 4]))
-    for merged in (calibrate.merge(calibrate.merge(a, b), c), calibrate.merge(c, calibrate.merge(b, a))):
+    whole = moments.measure(x.double(), 1)
+    a, b, c = (moments.measure(part.double(), 1) for part in x.split([1, 2, 4]))
+    for merged in (moments.merge(moments.merge(a, b), c), moments.merge(c, moments.merge(b, a))):
         assert merged.count == whole.count
         torch.testing.assert_close(merged.mean, whole.mean)
         torch.testing.assert_close(merged.variance, whole.variance, rtol=1e-6, atol=0)
@@ -459,8 +459,8 @@ def test_the_first_batch_is_used_where_they_fail_together():
 
 @pytest.mark.parametrize("samples", [1, 6, 30])
 def test_as_many_samples_as_fit_into_memory(monkeypatch, samples):
-    bytes_per_sample = calibrate._LIVE_LAYERS * 4 * (3 + 2)
-    monkeypatch.setattr(calibrate, "BUDGET_BYTES", samples * bytes_per_sample)
+    bytes_per_sample = calibration_samples._LIVE_LAYERS * 4 * (3 + 2)
+    monkeypatch.setattr(calibration_samples, "BUDGET_BYTES", samples * bytes_per_sample)
     seen = used_samples(nn.Linear(3, 2), [torch.randn(4, 3)] * 5)
     assert seen == [min(samples, 20)]
 

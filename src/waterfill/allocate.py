@@ -16,6 +16,7 @@ from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
 from waterfill.records import Inventory, Quantized, Weight
+from waterfill.resume.folder import NOTHING_KEPT, Memo
 
 T = TypeVar("T")
 LOWEST_LOG2, HIGHEST_LOG2 = -48.0, 24.0
@@ -77,22 +78,36 @@ def temper(forms: Mapping[str, QuadraticForm], power: float) -> dict[str, Quadra
     return {name: form.tempered(mean, power) for name, form in known.items()}
 
 
-def quantize(jobs: Mapping[str, Job], water_level: float, progress: Progress | None = None) -> dict[str, Quantized]:
+def quantize(
+    jobs: Mapping[str, Job], water_level: float, progress: Progress | None = None, memo: Memo = NOTHING_KEPT
+) -> dict[str, Quantized]:
     """Quantize every weight at one water level, in parallel; the result does not depend on the number of threads."""
-
-    def one(job: Job) -> Quantized:
-        try:
-            return job.quantizer.quantize(job.weight, job.form, water_level)
-        except WaterfillError as error:
-            raise type(error)(f"tensor {job.weight.name!r} {job.weight.layout.shape}: {error}") from error
-
     done: dict[str, Quantized] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, item in zip(jobs, pool.map(one, jobs.values()), strict=True):
+        each = pool.map(lambda job: quantize_job(job, water_level, memo), jobs.values())
+        for name, item in zip(jobs, each, strict=True):
             done[name] = item
             if progress is not None:
                 progress("quantize", len(done), len(jobs))
     return done
+
+
+def quantize_job(job: Job, water_level: float, memo: Memo = NOTHING_KEPT) -> Quantized:
+    """Quantize one weight, or find it quantized; vectors are quantized sooner than found.
+
+    Raises:
+        WaterfillError: the quantizer refuses it; the text names the tensor.
+    """
+
+    def compute() -> Quantized:
+        return job.quantizer.quantize(job.weight, job.form, water_level)
+
+    try:
+        if job.weight.is_vector:
+            return compute()
+        return memo.once(("quantized", job.weight, job.quantizer, job.form, water_level), compute)
+    except WaterfillError as error:
+        raise type(error)(f"tensor {job.weight.name!r} {job.weight.layout.shape}: {error}") from error
 
 
 def mean_power(jobs: Mapping[str, Job]) -> float:

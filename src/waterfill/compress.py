@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,7 +13,7 @@ import torch
 from waterfill.codec.directory import original_bytes
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.prepare import Prepared, prepare
-from waterfill.protocols import DataFree, Estimator, Output, Progress, Quantizer
+from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer
 from waterfill.quantize import Feedback
 from waterfill.reconstruct import errors
 from waterfill.records import (
@@ -29,7 +29,10 @@ from waterfill.records import (
     Tied,
 )
 from waterfill.results import CompressionResult, TensorReport
-from waterfill.search import Attempt, fixed_attempt, search, workshops
+from waterfill.resume import work_folder
+from waterfill.search import Target, fixed_attempt, search, workshops
+from waterfill.tune import Tune
+from waterfill.workshop import Attempt
 
 DEFAULT_RATE = 4.0
 """Bits per value where no target is given."""
@@ -40,11 +43,14 @@ STATES: Mapping[str, int] = {"fast": 8, "default": 64, "best": 256, "max": 2048}
 
 POWERS: Mapping[str, tuple[float, ...]] = {
     "fast": (0.5,),
-    "default": (0.5, 0.0),
-    "best": (0.5, 0.0, 1.0),
-    "max": (0.5, 0.0, 1.0, 0.75, 0.25),
+    "default": (0.5, 1.0, 0.0),
+    "best": (0.5, 1.0, 0.0, 0.75),
+    "max": (0.5, 1.0, 0.0, 0.75, 0.25),
 }
 """Powers of the importances to try; the first is the one to use where nothing can be measured."""
+
+MEASURED: Collection[str] = ("default", "best", "max")
+"""Efforts at which curves are measured."""
 
 
 def compress(
@@ -55,15 +61,18 @@ def compress(
     size_bytes: int | None = None,
     distortion: float | None = None,
     tolerance: float | None = None,
+    metric: Metric | None = None,
     output: Output | None = None,
     importance: Estimator | None = None,
     quantizers: Sequence[Quantizer] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     effort: Effort = "default",
+    tune: bool | Tune = False,
     fold_norms: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    work: str | Path | None = None,
 ) -> CompressionResult:
     """Compress a trained network to the smallest file at a given loss.
 
@@ -77,7 +86,9 @@ def compress(
         rate: bits of the whole file per floating-point value of the model.
         size_bytes: size of the whole file.
         distortion: mean distortion on the data: KL divergence in nats for logits, squared error for values.
-        tolerance: largest loss of top-1 accuracy on the data, as a fraction (0.005 is half a point).
+        tolerance: largest loss of the metric: of top-1 accuracy as a fraction (0.005 is half a point).
+        metric: what a tolerance is about, called with a model and `data`, larger for a better model; by default top-1
+            accuracy on the data. It may measure on data of its own.
         output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
         importance: an estimator; by default `weight_scale()` without data, with data `kronecker()` for quantizers that
             use cross terms, and for others `kl()` of logits and `regression()` of values.
@@ -87,15 +98,19 @@ def compress(
         exclude: name patterns of tensors that are stored without loss.
         effort: `"fast"`, `"default"`, `"best"` or `"max"`: trellises of 8, 64, 256 or 2048 states, and more powers of
             the importances that are tried.
+        tune: distil biases and norms on the data at the end, without labels; the result reports it apart.
         fold_norms: store batch norms as one scale and one shift.
         seed: of everything that is sampled.
         progress: called with (stage, done, total).
+        work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
+            file; with another target it uses what fits. It stays.
 
     Returns:
         The file with a report of every tensor.
 
     Raises:
-        UsageError: several targets, or one out of its range, or an unknown effort.
+        UsageError: several targets, or one out of its range, a metric without tolerance, or an unknown effort, or the
+            work folder is that of another model, other data or other options; the text names the difference.
         TargetError: the target cannot be met; the text names the floor.
         CalibrationError: the data do not fit the model, or a target needs data and there are none.
         WaterfillError: a tensor cannot be compressed, such as one with NaN.
@@ -108,28 +123,35 @@ def compress(
         raise UsageError(f"Effort {effort!r} is unknown; expected one of {', '.join(STATES)}.")
     if not 0 <= seed < 2**63:
         raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
-    target = _target(rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance)
-    if data is None and target is not None and target[0] in ("distortion", "tolerance"):
-        raise CalibrationError(f"Target {target[0]}={target[1]} is measured on data, but there are none; pass data.")
+    target = _target(metric, rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance)
+    if data is None and target is not None and target.name in ("distortion", "tolerance"):
+        raise CalibrationError(
+            f"Target {target.name}={target.value} is measured on data, but there are none; pass data."
+        )
+    if data is None and tune:
+        raise CalibrationError("Tuning goes by data, but there are none; pass data, or leave it out.")
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
     matrix_quantizers = quantizers or (Feedback(STATES[effort]),)
     crossed = all(getattr(quantizer, "crossed", False) for quantizer in matrix_quantizers)
-    ready = prepare(model, data, output, importance, options, seed, progress, crossed=crossed)
     fixed = any(getattr(quantizer, "fixed", False) for quantizer in matrix_quantizers)
     tempered = all(getattr(quantizer, "tempered", True) for quantizer in matrix_quantizers)
-    powers = POWERS[effort] if tempered and not fixed and not isinstance(ready.estimator, DataFree) else (1.0,)
-    works = workshops(ready, matrix_quantizers, powers, progress)
-    if fixed:
-        return _result(ready, fixed_attempt(works[0], target), target)
-    target = target or ("rate", DEFAULT_RATE)
-    return _result(ready, search(works, *target), target)
+    with work_folder(work, {"effort": effort, "quantizers": matrix_quantizers}) as memo:
+        ready = prepare(model, data, output, importance, options, seed, progress, crossed=crossed, memo=memo)
+        powers = POWERS[effort] if tempered and not fixed and not isinstance(ready.estimator, DataFree) else (1.0,)
+        works = workshops(ready, matrix_quantizers, powers, progress, (Tune() if tune is True else tune) or None)
+        if fixed:
+            return _result(ready, fixed_attempt(works[0], target), target)
+        target = target or Target("rate", DEFAULT_RATE)
+        return _result(ready, search(works, target, curves=len(powers) > 1 and effort in MEASURED), target)
 
 
-def _target(**targets: float | None) -> tuple[str, float] | None:
+def _target(metric: Metric | None, **targets: float | None) -> Target | None:
     """The one target that was given; None when none was."""
     given = {name: float(value) for name, value in targets.items() if value is not None}
     if len(given) > 1:
         raise UsageError(f"Got the targets {' and '.join(given)}; expected one: choose what matters.")
+    if metric is not None and "tolerance" not in given:
+        raise UsageError("Got a metric, but no tolerance that it would decide; expected both. Give a tolerance.")
     if not given:
         return None
     name, value = next(iter(given.items()))
@@ -137,19 +159,20 @@ def _target(**targets: float | None) -> tuple[str, float] | None:
         raise UsageError(f"Target {name}={value} is out of range; expected a number above zero.")
     if name == "rate" and value > 32:
         raise UsageError(f"Target rate={value} is out of range; expected at most 32 bits per value.")
-    return name, value
+    return Target(name, value, metric)
 
 
 # The report
 
 
-def _result(ready: Prepared, attempt: Attempt, target: tuple[str, float] | None) -> CompressionResult:
+def _result(ready: Prepared, attempt: Attempt, target: Target | None) -> CompressionResult:
     inventory = ready.inventory
     losses = {
-        name: ready.factor * _cost(name, quantized, ready)
+        name: ready.factor * _cost(name, quantized, ready, attempt)
         for name, quantized in attempt.quantized.items()
         if name in ready.forms
     }
+    predicted = sum(attempt.corrections.get(name, 1.0) * loss for name, loss in losses.items())
     limits, values = attempt.limits, max(1, inventory.floating_values)
     assert limits is not None  # only drafts have none
     return CompressionResult(
@@ -162,7 +185,10 @@ def _result(ready: Prepared, attempt: Attempt, target: tuple[str, float] | None)
         overhead_bytes=attempt.packed.overhead_bytes,
         water_level=attempt.water_level,
         distortion=attempt.distortion,
-        target={} if target is None else dict([target]),
+        target={} if target is None else {target.name: target.value},
+        predicted_distortion=predicted if losses else None,
+        held_out_distortion=attempt.held_out,
+        untuned_distortion=attempt.untuned,
         importance=ready.estimator.name,
         importance_power=attempt.power,
         limit=limits.bits / values,
@@ -174,9 +200,9 @@ def _result(ready: Prepared, attempt: Attempt, target: tuple[str, float] | None)
     )
 
 
-def _cost(name: str, quantized: Quantized, ready: Prepared) -> float:
-    """What the error of a tensor costs by its own form; of a vector, against what corrected statistics ask for."""
-    weight = ready.inventory.weights[name]
+def _cost(name: str, quantized: Quantized, ready: Prepared, attempt: Attempt) -> float:
+    """What the error of a tensor costs by its own form, against what the layers before it and statistics ask for."""
+    weight = attempt.targets.get(name, ready.inventory.weights[name])
     if weight.is_vector:
         return quantized.distortion
     return ready.forms[name].cost(errors(weight, quantized.symbols, quantized.rule))

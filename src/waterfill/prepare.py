@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,48 @@ from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic
 from waterfill.records import Floats, Inventory
+from waterfill.resume.facts import fingerprint
+from waterfill.resume.folder import NOTHING_KEPT, Memo
+
+FEWEST_BATCHES = 4
+"""From so many batches on, some are held out."""
+
+HOLD_OUT = 8
+"""One batch in so many is held out; with fewer batches the last one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Iterable[Any]):
+    """Some of the batches, to be read again and again.
+
+    Attributes:
+        batches: all of them.
+        outputs: of the original, on all of them.
+        chosen: which, by index.
+    """
+
+    batches: Iterable[Any]
+    outputs: Sequence[torch.Tensor]
+    chosen: frozenset[int]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for index, batch in enumerate(self.batches) if index in self.chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def references(self) -> list[torch.Tensor]:
+        """Outputs of the original on these."""
+        return [each for index, each in enumerate(self.outputs) if index in self.chosen]
 
 
 @dataclass(frozen=True, eq=False)
 class Live:
     """A module with calibration data: what correcting and measuring need.
+
+    Choices between ways to compress are made on batches that nothing is fitted to: every eighth, or the last of four to
+    seven; with fewer all batches serve both ends.
 
     Attributes:
         model: the original, which is never changed.
@@ -38,6 +75,24 @@ class Live:
     references: Sequence[torch.Tensor]
     output: Output
     options: Mapping[str, Any]
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Which batches are held out; none where there are few."""
+        count = len(self.references)
+        return (
+            frozenset(range(HOLD_OUT - 1, count, HOLD_OUT) or [count - 1]) if count >= FEWEST_BATCHES else frozenset()
+        )
+
+    @property
+    def fitting(self) -> Part:
+        """The batches to fit to, and the outputs of the original on them."""
+        return Part(self.batches, self.references, frozenset(range(len(self.references))) - self.held)
+
+    @property
+    def choosing(self) -> Part:
+        """The batches to choose by: those held out, or all of them."""
+        return Part(self.batches, self.references, self.held or frozenset(range(len(self.references))))
 
 
 def _live(model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any]) -> Live:
@@ -69,12 +124,14 @@ class Prepared:
         estimator: what estimated the importances.
         forms: what errors cost, by name.
         live: the module with its data; None without data.
+        memo: of results that are there already.
     """
 
     inventory: Inventory
     estimator: Estimator
     forms: Mapping[str, QuadraticForm]
     live: Live | None
+    memo: Memo = NOTHING_KEPT
 
     @property
     def factor(self) -> float:
@@ -106,6 +163,7 @@ def prepare(
     progress: Progress | None,
     *,
     crossed: bool = False,
+    memo: Memo = NOTHING_KEPT,
 ) -> Prepared:
     """Take stock of a model, look at its data, estimate what errors cost.
 
@@ -118,8 +176,10 @@ def prepare(
         seed: of the default estimators.
         progress: called as work goes on.
         crossed: whether the default with data is `kronecker()`.
+        memo: of results that are there already.
 
     Raises:
+        UsageError: these are of another compression.
         CalibrationError: the data do not fit the model, or an importance needs data and there are none.
         WaterfillError: the model cannot be read.
     """
@@ -129,7 +189,11 @@ def prepare(
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
     live = None if data is None else _with_data(model, data, output, options)
     estimator = importance or _default_importance(live, seed, crossed)
-    return Prepared(inventory, estimator, _forms(estimator, inventory, live, progress), live)
+    facts = {"output": live and live.output, "importance": estimator, **options, "seed": seed}
+    batches, outputs = (live.batches, live.references) if live else ((), ())
+    memo.claim(lambda options: fingerprint(model, batches, outputs, {**options, **facts}))
+    forms = memo.forms(lambda: _forms(estimator, inventory, live, progress))
+    return Prepared(inventory, estimator, forms, live, memo)
 
 
 def _with_data(
@@ -165,7 +229,7 @@ def _forms(
     if live is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = live.options["fold_norms"]
-    forms = estimator.estimate(live.model, live.batches, live.output, fold_norms=fold_norms, progress=progress)
+    forms = estimator.estimate(live.model, live.fitting, live.output, fold_norms=fold_norms, progress=progress)
     for name, form in forms.items():
         _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
         if isinstance(form, Quartic):

@@ -87,6 +87,11 @@ class CompressionResult:
         limit_measure: the distortion of the limit: the quadratic form of this importance, to the power kept.
         distortion_unit: of the distortions of the tensors.
         limit_distortion: sum of the distortions for which the limit holds, by its measure; None where none does.
+        predicted_distortion: sum of the distortions of the tensors, each times the ratio that curves measured;
+            None where no cost is known.
+        held_out_distortion: the distortion on the batches that nothing was fitted to, on all where there are few; None
+            without data.
+        untuned_distortion: the distortion before tuning; None where nothing was tuned.
         limit_curve: (rate, least distortion by the measure of the limit) from the lowest rate on; empty for none.
     """
 
@@ -105,6 +110,9 @@ class CompressionResult:
     limit_measure: str
     distortion_unit: str = ""
     limit_distortion: float | None = None
+    predicted_distortion: float | None = None
+    held_out_distortion: float | None = None
+    untuned_distortion: float | None = None
     limit_curve: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
     @property

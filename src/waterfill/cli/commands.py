@@ -25,6 +25,7 @@ from waterfill.cli.options import (
     Seed,
     Temperature,
     WeightsOption,
+    Work,
 )
 from waterfill.cli.output import check_outputs, show, write_json
 from waterfill.errors import UsageError
@@ -80,6 +81,7 @@ def compress(
     effort: Annotated[str, typer.Option(help="fast, default, best or max.")] = "default",
     fold_norms: FoldNorms = True,
     seed: Seed = 0,
+    work: Work = None,
     force: Force = False,
     json_file: Json = None,
 ) -> None:
@@ -117,6 +119,7 @@ def compress(
             fold_norms=fold_norms,
             seed=seed,
             progress=progress,
+            work=work,
         )
     result.save(out, force=force)
     show(result_table(result, str(out)))

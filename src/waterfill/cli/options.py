@@ -36,6 +36,12 @@ Exclude = Annotated[
 FoldNorms = Annotated[
     bool, typer.Option("--fold-norms/--no-fold-norms", help="Store batch norms as one scale and one shift.")
 ]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        "--work", help="Folder to keep finished tensors in: the same command goes on there when it was stopped."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is sampled.")]
 Destination = Annotated[Path, typer.Option("-o", "--out", help="File to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]

@@ -66,6 +66,14 @@ class DiagonalForm:
         """
         return DiagonalForm((mean * np.power(self.values / mean, power)).astype(np.float32))
 
+    def scaled(self, factor: float) -> DiagonalForm:
+        """Multiply every price.
+
+        Args:
+            factor: above 0.
+        """
+        return DiagonalForm((self.values * np.float64(factor)).astype(np.float32))
+
     def cost(self, error: Floats) -> float:
         """Price an error.
 

@@ -148,13 +148,18 @@ LOOK_AT_FIRST = frozenset(
 )
 """Functions whose other arguments have no part in the values of the result."""
 
-HANDLERS: Mapping[Any, Function] = {
+PRODUCTS: Mapping[Any, Function] = {
     F.linear: _linear,
     **dict.fromkeys((torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__), _matmul),
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
-    F.embedding: _embedding,
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed_convolution),
+}
+"""Those that multiply their input with a matrix."""
+
+HANDLERS: Mapping[Any, Function] = {
+    **PRODUCTS,
+    F.embedding: _embedding,
     F.batch_norm: elementwise.batch_norm,
     F.instance_norm: elementwise.instance_norm,
     F.layer_norm: elementwise.layer_norm,

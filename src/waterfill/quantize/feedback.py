@@ -109,8 +109,7 @@ class Feedback:
             return plain.quantize(weight, form, water_level)
         assert isinstance(form, KroneckerForm)
         found = self._feed_back(weight, form, water_level)
-        dense = SPARSE * np.count_nonzero(weight.matrix) > weight.matrix.size
-        if dense and not few_values(weight, found):
+        if not is_sparse(weight.matrix) and not few_values(weight, found):
             return found
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
         return min(found, plain.quantize(weight, form, water_level), key=lambda each: lagrangian(each, water_level))
@@ -128,6 +127,11 @@ class Feedback:
         levels, path_fit = loop.path(rule, self.rounds, log_states)
         spread = path_fit.spread(log_states, loop.log_span, down=True)
         return finish_path(weight, form, levels, centred(weight, form, levels, rule), spread)
+
+
+def is_sparse(matrix: Floats) -> bool:
+    """Whether zeros of a matrix are worth keeping."""
+    return bool(SPARSE * np.count_nonzero(matrix) <= matrix.size)
 
 
 def has_cross_terms(form: QuadraticForm | None) -> bool:

@@ -26,7 +26,7 @@ from waterfill.reproduce.experiments import Experiment, Sweep, Task
 from waterfill.reproduce.importances import Importances, Setting
 from waterfill.reproduce.ledger import Ledger, claim_folder
 from waterfill.reproduce.subject import LADDER, Samples, Subject, measure, paper_ratio, state_digest
-from waterfill.search import PRODUCER
+from waterfill.workshop import PRODUCER
 from waterfill.zoo import Batches, data_folder
 from waterfill.zoo.batches import Labelled
 from waterfill.zoo.training import train

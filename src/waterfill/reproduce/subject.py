@@ -23,7 +23,8 @@ from waterfill.quantize import Threshold
 from waterfill.reconstruct import reconstruct
 from waterfill.records import Inventory, Quantized
 from waterfill.reproduce.experiments import Task
-from waterfill.search import PRODUCER, search, workshops
+from waterfill.search import Target, search, workshops
+from waterfill.workshop import PRODUCER
 
 Forms = Mapping[str, QuadraticForm]
 
@@ -85,7 +86,7 @@ class Subject:
         """The file with one threshold for the whole model that is as large as one with a fraction for every matrix."""
         known = forms or identity().forms(self.inventory.weights)
         ready = Prepared(self.inventory, identity(), known, None)
-        attempt = search(workshops(ready, [Threshold()], (1.0,), None), "size_bytes", size_bytes)
+        attempt = search(workshops(ready, [Threshold()], (1.0,), None), Target("size_bytes", size_bytes))
         return attempt.quantized, self.pack(attempt.quantized)  # as the others do not, it does not name its limit
 
     def cluster_to_size(

@@ -1,0 +1,143 @@
+"""Run a model on one batch again and again, each time with other values in a few tensors, from their first use on.
+
+```
+first pass --Recorder--> results of all function calls, where each tensor is used first, what is written over when
+later ones --Suffix----> calls before the first use of what changed give their results again; the others are computed
+```
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from waterfill.models.batches import Inputs, call, tensors_in
+
+BUDGET_BYTES = 1 << 30
+"""Memory for the results of a pass; calls after those that fit are always computed."""
+
+
+class Replay:
+    """A model in evaluation mode on one batch.
+
+    What Python does between the calls of torch functions is done every time; it has to be the same every time.
+
+    Args:
+        model: the network. Tensors may change between passes only in place.
+        inputs: of one batch.
+        tensors: those that will change, by name.
+
+    Attributes:
+        output: of the first pass.
+        calls: number of function calls of a pass.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> None:
+        self._model, self._inputs = model, inputs
+        with Recorder(tensors) as recorder:
+            self.output = call(model, inputs)
+        self.calls = recorder.count
+        self._recorder = recorder
+
+    def start(self, changed: Collection[str]) -> int:
+        """Index of the first function call to compute when tensors have changed.
+
+        It is the first use of one of them; where a result from before is written over later on, the call that made it.
+        A tensor that was not seen may be used anywhere.
+        """
+        start: int = min((self._recorder.first.get(name, 0) for name in changed), default=self.calls)
+        start = min(start, len(self._recorder.results))
+        moved = True
+        while moved:
+            moved = False
+            for made, written in self._recorder.overwritten:
+                if made < start <= written:
+                    start, moved = made, True
+        return start
+
+    def run(self, changed: Collection[str]) -> Tensor:
+        """The output now that these tensors have changed since the first pass."""
+        with Suffix(self._recorder.results, self.start(changed)):
+            return call(self._model, self._inputs)
+
+
+class Recorder(TorchFunctionMode):
+    """Keeps the results of all function calls of a pass.
+
+    Attributes:
+        results: of the first calls, as many as fit into `BUDGET_BYTES`.
+        count: number of calls.
+        first: index of the first call with a tensor among its arguments, by name.
+        overwritten: (call that made a result, later call that wrote over it).
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.results: list[Any] = []
+        self.count = 0
+        self.first: dict[str, int] = {}
+        self.overwritten: list[tuple[int, int]] = []
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        self._makers: dict[int, list[int]] = defaultdict(list)
+        self._bytes = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function and keep its result."""
+        del types
+        given = tensors_in((*args, *(kwargs or {}).values()))
+        before = [_version(each) for each in given]
+        result = func(*args, **(kwargs or {}))
+        for each, version in zip(given, before, strict=True):
+            self.first.setdefault(self._names.get(id(each), ""), self.count)
+            if _version(each) != version:
+                self.overwritten += [(maker, self.count) for maker in self._makers[_memory(each)]]
+        self._keep(result)
+        self.count += 1
+        return result
+
+    def _keep(self, result: Any) -> None:
+        for each in tensors_in((result,)):
+            made = self._makers[_memory(each)]
+            self._bytes += 0 if made else each.untyped_storage().nbytes()
+            made.append(self.count)
+        if self._bytes <= BUDGET_BYTES and len(self.results) == self.count:
+            self.results.append(result)
+
+
+class Suffix(TorchFunctionMode):
+    """Gives the results of the first calls of a pass, and computes the others.
+
+    Args:
+        results: of the first calls, at least `start`.
+        start: the first call to compute.
+    """
+
+    def __init__(self, results: Sequence[Any], start: int) -> None:
+        super().__init__()
+        self._results, self._start, self._count = results, start, 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Give a result again, or call a function."""
+        del types
+        self._count += 1
+        if self._count <= self._start:
+            return self._results[self._count - 1]
+        return func(*args, **(kwargs or {}))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the memory of a tensor was written to; tensors of inference mode do not tell."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
