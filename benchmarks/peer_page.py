@@ -19,7 +19,7 @@ TOP_TEXT = (
     "The same networks, calibration and test data for all codecs, measured by the same code on one machine, in "
     "several runs of it; no network is trained again. "
     "Every file was decoded, and all its bytes count; quality is that of the network that came back. Sizes beside an "
-    "original are those of float32 parameters. CPU seconds are of one thread on a busy machine, importance included."
+    "original are those of float32 parameters."
     "\n\n"
     "- *waterfill*: `waterfill.compress(model, calibration, rate=...)`, the loader's default calibration data "
     "(training data without their labels); *tuned*: the same with `tune=True`; *no data*: "

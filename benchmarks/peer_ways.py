@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,8 @@ from torch import nn
 
 import peer_codecs
 import waterfill
-from compressed import Once
 from peer_codecs import DeepCompression, NearestZstd, NnCodec
 from peer_networks import DEEP, FREE, NEAREST, NNCODEC, TUNED, WATERFILL, Network
-from waterfill import importance
 
 
 @dataclass(frozen=True)
@@ -30,43 +26,25 @@ class Way:
     setting: str
     encode: Callable[[], bytes]
     decode: Callable[[bytes], nn.Module]
-    before: Callable[[], float] = lambda: 0.0
 
 
-@dataclass
-class Clock:
-    """An estimator that estimates once, and the CPU seconds it took."""
-
-    once: Once = field(default_factory=lambda: Once(importance.kronecker()))
-    seconds: float = 0.0
-    spent: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return self.once.name
-
-    def estimate(self, *args: Any, **options: Any) -> Any:
-        start = time.process_time()
-        forms = self.once.estimate(*args, **options)
-        self.spent = time.process_time() - start
-        self.seconds = max(self.seconds, self.spent)
-        return forms
-
-
-def ways(network: Network, model: nn.Module, codecs: Sequence[str]) -> Iterator[Way]:
-    """All settings of the codecs."""
-    for codec in (WATERFILL, TUNED):
-        if codec in codecs:
-            yield from _waterfill(network, model, codec)
+def ways(network: Network, model: nn.Module, codecs: Sequence[str], work: Path | None = None) -> Iterator[Way]:
+    """All settings of the codecs; those of waterfill share what a work folder keeps, if there is one."""
+    data = list(network.calibration()) if {WATERFILL, TUNED} & set(codecs) else []
+    rates = {WATERFILL: network.rates, TUNED: network.tuned_rates or network.rates}
+    for rate in spread(sorted({*rates[WATERFILL], *rates[TUNED]})):
+        for codec in (WATERFILL, TUNED):
+            if codec in codecs and rate in rates[codec]:
+                run = partial(waterfill.compress, model, data, work=work, tune=codec == TUNED)
+                yield _own(network, codec, rate, run)
     state = peer_codecs.folded(model)
     if NNCODEC in codecs:
         peers = [NnCodec(qp, scale) for qp in spread(network.qps) for scale in network.lambdas]
         peers += [NnCodec(qp, 1.0, optimize=True) for qp in spread(network.opt_qps)]
         yield from (_peer(network, NNCODEC, peer, state) for peer in peers)
     if FREE in codecs:
-        yield from (
-            _own(network, FREE, rate, partial(waterfill.compress, model)) for rate in spread(network.free_rates)
-        )
+        run = partial(waterfill.compress, model)
+        yield from (_own(network, FREE, rate, run) for rate in spread(network.free_rates))
     if NEAREST in codecs:
         yield from (_peer(network, NEAREST, NearestZstd(bits), state) for bits in spread(network.bits))
     if DEEP in codecs:
@@ -76,19 +54,6 @@ def ways(network: Network, model: nn.Module, codecs: Sequence[str]) -> Iterator[
 def spread(settings: Sequence[Any]) -> list[Any]:
     """Every second one first, so that a run that was stopped has a coarse sweep."""
     return [*settings[1::2], *settings[::2]]
-
-
-def can_tune() -> bool:
-    """Whether this version of `waterfill.compress` has `tune`."""
-    return "tune" in inspect.signature(waterfill.compress).parameters
-
-
-def _waterfill(network: Network, model: nn.Module, codec: str) -> Iterator[Way]:
-    """With data; all rates share one importance, whose seconds count for each."""
-    clock, data = Clock(), list(network.calibration())
-    run = partial(waterfill.compress, model, data, importance=clock, **({"tune": True} if codec == TUNED else {}))
-    for rate in spread(network.tuned_rates if codec == TUNED and network.tuned_rates else network.rates):
-        yield replace(_own(network, codec, rate, run), before=lambda: clock.seconds - clock.spent)
 
 
 def _own(network: Network, codec: str, rate: float, run: Callable[..., Any]) -> Way:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -27,9 +27,9 @@ import peer_page
 import results
 import waterfill
 from measure import say
-from peer_networks import CODECS, KL, NETWORKS, NNCODEC, ORIGINAL, OURS, TOP1, TUNED, Network
+from peer_networks import CODECS, KL, NETWORKS, NNCODEC, ORIGINAL, OURS, TOP1, Network
 from peer_page import CODE
-from peer_ways import can_tune, warm, ways
+from peer_ways import ways
 from waterfill.evaluate import reference_outputs
 
 Row = dict[str, Any]
@@ -47,27 +47,23 @@ class Replay(nn.Module):
         return next(self.outputs)
 
 
-def measured(network: Network, codecs: Sequence[str], save: Callable[[Rows], None], *, quick: bool) -> None:
+def measured(
+    network: Network, codecs: Sequence[str], save: Callable[[Rows], None], options: argparse.Namespace
+) -> None:
     """Measure all settings of the codecs, and save after each."""
     model, test = network.original(), network.test()
-    if quick:
+    if options.quick:
         test = [next(iter(test))]
     references = reference_outputs(model, test)
     values = sum(each.numel() for each in {id(p): p for p in model.parameters()}.values())
-    rows = [_row(ORIGINAL, "", 4 * values, values, _quality(network, Replay(references), test, references), 0.0, 0.0)]
-    for codec in codecs:
-        warm(codec)
-    for way in ways(network, model, codecs):
-        start = time.process_time()
-        data = way.encode()
-        middle = time.process_time()
-        copy = way.decode(data)
-        end = time.process_time()
-        quality = _quality(network, copy, test, references)
-        encoding = middle - start + way.before()
-        rows.append(_row(way.codec, way.setting, len(data), values, quality, encoding, end - middle))
-        say(f"{network.key} {rows[-1]}")
-        save(rows)
+    rows = [_row(ORIGINAL, "", 4 * values, values, _quality(network, Replay(references), test, references))]
+    with tempfile.TemporaryDirectory() as folder:
+        for way in ways(network, model, codecs, (options.work or Path(folder)) / network.key):
+            data = way.encode()
+            quality = _quality(network, way.decode(data), test, references)
+            rows.append(_row(way.codec, way.setting, len(data), values, quality))
+            say(f"{network.key} {rows[-1]}")
+            save(rows)
 
 
 def _quality(network: Network, model: nn.Module, test: Any, references: Sequence[torch.Tensor]) -> Row:
@@ -80,16 +76,8 @@ def _quality(network: Network, model: nn.Module, test: Any, references: Sequence
     }
 
 
-def _row(codec: str, setting: str, size: int, values: int, quality: Row, encoding: float, decoding: float) -> Row:
-    return {
-        "codec": codec,
-        "setting": setting,
-        "bytes": size,
-        "bit/value": round(8 * size / values, 3),
-        **quality,
-        "encode, CPU s": round(encoding, 2),
-        "decode, CPU s": round(decoding, 2),
-    }
+def _row(codec: str, setting: str, size: int, values: int, quality: Row) -> Row:
+    return {"codec": codec, "setting": setting, "bytes": size, "bit/value": round(8 * size / values, 3), **quality}
 
 
 def _save(network: Network, codecs: Sequence[str], add: bool, rows: Rows) -> None:
@@ -125,7 +113,7 @@ def main() -> None:
             if options.costs:
                 peer_costs.measure(chosen, codecs)
             else:
-                measured(chosen, codecs, quick=options.quick, save=partial(_save, network, codecs, options.add))
+                measured(chosen, codecs, partial(_save, network, codecs, options.add), options)
             peer_page.write()
     if options.minilm:
         peer_costs.minilm_speed()
@@ -144,6 +132,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--add", action="store_true", help="keep other settings of the codecs that are measured")
     parser.add_argument("--costs", action="store_true", help="time and memory of one setting each, after the sweeps")
     parser.add_argument("--minilm", action="store_true", help=f"speed on all-MiniLM-L6-v2: {minilm.INSTALL}")
+    parser.add_argument("--work", type=Path, help="folder of what waterfill has finished, to keep for the next time")
     parser.add_argument("--quick", action="store_true", help="two settings, one batch; write to $WATERFILL_DOCS")
     parser.add_argument("--write", action="store_true", help="only the page, of what the JSON file has")
     options = parser.parse_args()
@@ -156,7 +145,7 @@ def _there(codec: str) -> bool:
     if codec == NNCODEC and peer_codecs.nncodec() is None:
         say(f"{NNCODEC}: left out; {peer_codecs.INSTALL}")
         return False
-    return codec != TUNED or can_tune()
+    return True
 
 
 def _chosen(network: Network, options: argparse.Namespace) -> Network:
