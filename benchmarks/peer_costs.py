@@ -34,7 +34,7 @@ AIM = 0.01
 """Nats; of each codec the setting is taken whose KL divergence is nearest to it."""
 
 QP, RUNS = -26, 2
-THREADS = (1, 2)
+CORES = (1, 2)
 
 
 def measure(network: Network, codecs: Sequence[str]) -> None:
@@ -83,7 +83,6 @@ def _decode(key: str, codec: str, setting: str, path: Path) -> Row:
 
 
 def _way(key: str, codec: str, setting: str) -> Way:
-    torch.set_num_threads(1)
     network = next(each for each in NETWORKS if each.key == key)
     warm(codec)
     model = network.original()
@@ -95,13 +94,13 @@ def _way(key: str, codec: str, setting: str) -> Way:
 # A process for each
 
 
-def _apart(work: Callable[..., Row], *args: Any, threads: int = 1) -> Row:
-    """Run in a new process, whose memory nothing else has touched."""
+def _apart(work: Callable[..., Row], *args: Any, cores: int = 1) -> Row:
+    """Run in a new process on so many cores, whose memory nothing else has touched."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[name] = str(threads)
+        os.environ[name] = str(cores)
     spawn = multiprocessing.get_context("spawn")
     receive, send = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_send, args=(send, work, args))
+    process = spawn.Process(target=_send, args=(send, cores, work, args))
     process.start()
     send.close()
     row: Row = receive.recv()
@@ -109,7 +108,9 @@ def _apart(work: Callable[..., Row], *args: Any, threads: int = 1) -> Row:
     return row
 
 
-def _send(pipe: Any, work: Callable[..., Row], args: Sequence[Any]) -> None:
+def _send(pipe: Any, cores: int, work: Callable[..., Row], args: Sequence[Any]) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
+    torch.set_num_threads(cores)
     pipe.send(work(*args))
 
 
@@ -138,37 +139,36 @@ def minilm_speed() -> None:
         say(f"{SPEED}: left out; {minilm.INSTALL}; {peer_codecs.INSTALL}")
         return
     source = folder / "model.safetensors"
-    for threads in THREADS:
+    for cores in CORES:
         found: dict[str, Rows] = {NNCODEC: [], FREE: []}
         for _ in range(RUNS):
-            found[NNCODEC].append(_turn(NNCODEC, source, QP, threads))
+            found[NNCODEC].append(_turn(NNCODEC, source, QP, cores))
             rate = found[NNCODEC][0]["bit/value"]
-            found[FREE].append(_turn(FREE, source, rate, threads))
-        _keep(SPEED, [_best(codec, threads, rows) for codec, rows in found.items()], ("codec", "threads"))
+            found[FREE].append(_turn(FREE, source, rate, cores))
+        _keep(SPEED, [_best(codec, cores, rows) for codec, rows in found.items()], ("codec", "cores"))
 
 
-def _turn(codec: str, source: Path, setting: float, threads: int) -> Row:
+def _turn(codec: str, source: Path, setting: float, cores: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
-        encoding = _apart(_encode_minilm, codec, source, setting, path, threads=threads)
-        decoding = _apart(_decode_minilm, codec, source, path, threads=threads)
+        encoding = _apart(_encode_minilm, codec, source, setting, path, cores=cores)
+        decoding = _apart(_decode_minilm, codec, source, path, cores=cores)
     row = {**_named("encode", encoding["costs"]), **_named("decode", decoding["costs"])}
     row = {"setting": encoding["setting"], "bytes": encoding["bytes"], "bit/value": encoding["rate"], **row}
     row |= {"weight error, dB": decoding["error"]}
-    say(f"minilm {codec} {threads} {row}")
+    say(f"minilm {codec} {cores} {row}")
     return row
 
 
-def _best(codec: str, threads: int, rows: Rows) -> Row:
+def _best(codec: str, cores: int, rows: Rows) -> Row:
     """Least seconds and most memory of several runs."""
     least = {name: min(row[name] for row in rows) for name in rows[0] if name.endswith(" s")}
     most = {name: max(row[name] for row in rows) for name in rows[0] if name.endswith(" MB")}
-    return {"codec": codec, "threads": threads, **rows[0], **least, **most}
+    return {"codec": codec, "cores": cores, **rows[0], **least, **most}
 
 
 def _encode_minilm(codec: str, source: Path, setting: float, path: Path) -> Row:
     warm(codec)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     state = {name: array for name, array in load_file(source).items() if array.dtype == np.float32}
     data: list[bytes] = []
     if codec == NNCODEC:
@@ -184,7 +184,6 @@ def _encode_minilm(codec: str, source: Path, setting: float, path: Path) -> Row:
 
 def _decode_minilm(codec: str, source: Path, path: Path) -> Row:
     warm(codec)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     found: list[Any] = []
     if codec == NNCODEC:
         data = path.read_bytes()

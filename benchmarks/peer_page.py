@@ -50,7 +50,7 @@ BETWEEN_TEXT = "The two files of a codec that a row of the table above lies betw
 CODE_TEXT = "The commit whose code made the files of waterfill."
 COSTS_TEXT = (
     f"One setting each, whose KL divergence is nearest to {AIM:g} nats; encoding and decoding in a new process each, "
-    "on one thread, after a tiny network that loads the code. Memory is the peak above what was resident before, with "
+    "on one core, after a tiny network that loads the code. Memory is the peak above what was resident before, with "
     "code, network and data there already. Wall seconds are those of a busy machine."
 )
 SPEED_TEXT = (
