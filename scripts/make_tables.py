@@ -2,8 +2,11 @@
 
 Every table is the distribution of a generalised Gaussian of one shape and one standard deviation, rounded to whole
 steps (`bank.bin`), to half steps plus whole ones (`half.bin`), or to these and zero (`zero.bin`), in integer
-frequencies that sum to 4096. All arithmetic is `mpmath` at 40 digits, so that every machine computes the same integers.
-Format of a file: for every shape, for every scale, one byte K, then the frequencies of the magnitudes 0..K as
+frequencies that sum to 4096. `odds.bin` has the probability, in 1/4096, of every logarithm of odds from -8 to 8, in the
+middle of 1/64 nats, from 3 to 4093, as little-endian 16-bit integers. All arithmetic is `mpmath` at 40 digits, so that
+every machine computes the same integers.
+
+Format of the other files: for every shape, for every scale, one byte K, then the frequencies of the magnitudes 0..K as
 little-endian 16-bit integers. A magnitude has its frequency once for each sign, zero of `bank.bin` and `zero.bin` once;
 what is left of 4096 is the escape.
 
@@ -26,7 +29,7 @@ SCALES = range(-32, 25)  # eighths of an octave: 1/16 to 8 steps
 TOTAL = 4096
 LARGEST = 126
 FOLDER = Path(__file__).resolve().parent.parent / "src" / "waterfill" / "codec"
-FILES = ("bank.bin", "half.bin", "zero.bin")
+FILES = ("bank.bin", "half.bin", "zero.bin", "odds.bin")
 
 
 def edge(file: str, k: int) -> mp.mpf:
@@ -58,8 +61,16 @@ def table(tail: list[mp.mpf], signs_of_zero: int) -> list[int]:
     return [zero, *frequencies]
 
 
+def odds() -> bytes:
+    """The whole file of probabilities."""
+    middles = (mp.mpf(2 * (i - 512) + 1) / 128 for i in range(1024))
+    return struct.pack("<1024H", *(min(max(int(mp.nint(TOTAL / (1 + mp.exp(-z)))), 3), TOTAL - 3) for z in middles))
+
+
 def bank(file: str) -> bytes:
     """The whole file."""
+    if file == "odds.bin":
+        return odds()
     parts = []
     for shape in SHAPES:
         for scale in SCALES:

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 import waterfill
+from waterfill import workshop
 from waterfill.errors import CalibrationError, TargetError, UsageError, WaterfillError
 from waterfill.files import WaterfillFile
 from waterfill.forecast import Forecast
 from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, kronecker, regression, weight_scale
 from waterfill.models import torch_module
 from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
-from waterfill.search import Workshop
+from waterfill.workshop import Workshop
 
 SEARCH = "waterfill.search"
 
@@ -320,7 +321,7 @@ def test_a_size_is_met_although_corrections_change_the_vectors(grown, slope):
         draft=draft,
         finish=lambda draft: attempt(draft.size_bytes + grown),
     )
-    assert 0.99 * 3000 <= sys.modules[SEARCH]._search_size(work, 3000.0).size_bytes <= 3000
+    assert 0.99 * 3000 <= sys.modules[SEARCH]._Files(work).largest(3000.0).size_bytes <= 3000
     assert len(drafts) <= (5 if slope == 0.25 else 12)
 
 
@@ -747,7 +748,7 @@ def test_corrected_statistics_bring_the_function_closer(quantizer, most, monkeyp
     )  # fmt: skip
     batches = [(torch.randn(64, 2, 6, 6) + 1, torch.randint(0, 6, (64,))) for _ in range(2)]
     corrected = waterfill.compress(net, batches, rate=2.5, effort="fast", quantizers=[quantizer])
-    monkeypatch.setattr(sys.modules[SEARCH], "correct_statistics", lambda *_, **__: None)
+    monkeypatch.setattr(workshop, "correct", lambda *_, **__: None)
     plain = waterfill.compress(net, batches, rate=2.5, effort="fast", quantizers=[quantizer])
     assert plain.size_bytes == pytest.approx(corrected.size_bytes, rel=0.02)
     assert corrected.distortion < most * plain.distortion

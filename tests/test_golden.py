@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import slow_decoder
 import torch
+from with_adaptive import WithAdaptive
 from with_paths import WithPaths
 from with_sums import WithSums
 from with_tables import WithTables
@@ -54,6 +55,7 @@ CASES = {
     "paths": {"quantizers": [WithPaths()]},
     "down": {"quantizers": [WithPaths(down=True)]},
     "sums": {"quantizers": [WithSums()]},
+    "adaptive": {"quantizers": [WithAdaptive()]},
 }
 
 
@@ -67,13 +69,12 @@ def test_golden_files_decode_to_the_same_bits(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_files_name_their_limit_since_they_can(name):
+def test_files_name_their_limit(name):
     with waterfill.open(FOLDER / f"{name}.wf") as file:
         limit = file.container.limit
-    if name == "limited":
-        assert (limit.bits, limit.measure) == (1765, "weight_scale(1)")
-    elif name in ("coarse", "fine", "exact"):
-        assert limit is None  # written before
+    if name in ("coarse", "fine", "exact", "limited"):
+        assert limit.measure == "weight_scale(1)"
+        assert limit.bits == {"coarse": 1584, "fine": 5897, "exact": 14164, "limited": 2947}[name]
 
 
 def test_a_golden_file_has_codebooks():
@@ -87,7 +88,7 @@ def test_a_golden_file_has_own_tables():
         found = [len(spread.tables) for _, spread in file.container.rules.values()]
     assert found == [2, 0, 0, 2, 0, 0, 0, 2, 2, 0]
     with waterfill.open(FOLDER / "codebook.wf") as file:
-        assert not any(spread.tables for _, spread in file.container.rules.values())  # written before
+        assert not any(spread.tables for _, spread in file.container.rules.values())
 
 
 def test_golden_files_have_paths_with_and_without_zero_in_both_subsets():
@@ -113,6 +114,14 @@ def test_golden_files_have_scales_that_are_relative_to_steps():
             codes = [line.scales[3:] for line in file.container._directory.tensors if hasattr(line, "shrink")]
         found[name] = {min(code, 0) if code > -3 else -3 for each in codes for code in each}
     assert found == {"down": {-3, -2, -1}, "sums": {-3, -2, -1, 0}}
+
+
+def test_a_golden_file_has_adaptive_models():
+    with waterfill.open(FOLDER / "adaptive.wf") as file:
+        found = [spread.adaptive for _, spread in file.container.rules.values() if spread.adaptive]
+        sizes = [int(abs(tensor).max() > 0) for tensor in file.values()]
+    assert sum(model.width == 4 for model in found) == 4
+    assert len(sizes) > 4
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -134,7 +134,7 @@ if __name__ == "__main__":
     model = nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 24), nn.Linear(24, 5))
     data = [(torch.randn(8, 6), torch.randint(5, (8,))) for _ in range(2)]
     work = sys.argv[2] if len(sys.argv) > 2 else None
-    options = {"quantizers": [subject.Slow()], "importance": subject.Importance(), "work": work}
+    options = {"quantizers": [subject.Slow()], "importance": subject.Importance(), "work": work, "effort": "fast"}
     waterfill.compress(model, data, size_bytes=1500, **options).save(sys.argv[1])
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 import waterfill.importance as importances
+from waterfill.calibrate import Observed, observe
 from waterfill.errors import CalibrationError
 from waterfill.evaluate import reference_outputs
 from waterfill.models import state_dict, torch_module
@@ -67,6 +69,7 @@ class Live:
         references: outputs of the original on each batch.
         output: what the model returns.
         options: `fold_norms`, `include` and `exclude` of its inventory.
+        keep: names of tensors that are stored without loss.
     """
 
     model: torch.nn.Module
@@ -75,6 +78,13 @@ class Live:
     references: Sequence[torch.Tensor]
     output: Output
     options: Mapping[str, Any]
+    keep: Sequence[str]
+
+    @cached_property
+    def observed(self) -> Observed:
+        """What the original does on the batches to fit to."""
+        names = [name for name, each in self.model.named_parameters(remove_duplicate=False) if each.ndim > 1]
+        return observe(self.model, self.copy, self.fitting, keep=self.keep, names=names)
 
     @property
     def held(self) -> frozenset[int]:
@@ -95,7 +105,9 @@ class Live:
         return Part(self.batches, self.references, self.held or frozenset(range(len(self.references))))
 
 
-def _live(model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any]) -> Live:
+def _live(
+    model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any], keep: Sequence[str]
+) -> Live:
     """Prepare a module for measuring.
 
     Raises:
@@ -112,7 +124,7 @@ def _live(model: torch.nn.Module, batches: Iterable[Any], output: Output, option
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    return Live(model, torch_module.clone(model), batches, references, output, options)
+    return Live(model, torch_module.clone(model), batches, references, output, options, keep)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +199,7 @@ def prepare(
         inventory = torch_module.inventory(model, **options)
     else:
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
-    live = None if data is None else _with_data(model, data, output, options)
+    live = None if data is None else _with_data(model, data, output, options, list(inventory.exact))
     estimator = importance or _default_importance(live, seed, crossed)
     facts = {"output": live and live.output, "importance": estimator, **options, "seed": seed}
     batches, outputs = (live.batches, live.references) if live else ((), ())
@@ -197,7 +209,11 @@ def prepare(
 
 
 def _with_data(
-    model: torch.nn.Module | str | Path, data: Iterable[Any], output: Output | None, options: Mapping[str, Any]
+    model: torch.nn.Module | str | Path,
+    data: Iterable[Any],
+    output: Output | None,
+    options: Mapping[str, Any],
+    keep: Sequence[str],
 ) -> Live:
     """The module with its batches, which can be read again and again."""
     if not isinstance(model, torch.nn.Module):
@@ -205,7 +221,7 @@ def _with_data(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
     batches = as_batches(data)
-    return _live(model, batches, output_kind(batches, output), options)
+    return _live(model, batches, output_kind(batches, output), options, keep)
 
 
 def _default_importance(live: Live | None, seed: int, crossed: bool) -> Estimator:

@@ -305,6 +305,18 @@ class Paths:
         return min(max(1, layout.axes[0] if self.down else 1) << self.log_span, 1 << 62)
 
 
+@dataclass(frozen=True)
+class Adaptive:
+    """Symbols of a model that learns as it goes and has no tables: for matrices with many zeros, and small ones.
+
+    Attributes:
+        width: how many columns lie between an element and the one above it in the picture that a row is (such as 28 for
+            pictures of 28 x 28); 0 for none.
+    """
+
+    width: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Spread:
     """How wide the symbols spread, element by element: which table codes which symbol.
@@ -322,6 +334,7 @@ class Spread:
         tables: the tensor's own tables, at most two; none with a trellis.
         trellis: through which the symbols are a path; None where they are free. What is coded is then k, two steps are
             its unit, and subset 1 has tables of its own shape and base under the same offsets.
+        adaptive: the model in the place of all of the above; None for tables.
     """
 
     family: int
@@ -331,6 +344,7 @@ class Spread:
     taps: Scales | None = None
     tables: tuple[Table, ...] = ()
     trellis: Paths | None = None
+    adaptive: Adaptive | None = None
 
     @property
     def scales(self) -> AxisScales:

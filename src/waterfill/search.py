@@ -140,13 +140,15 @@ def _best_way(candidates: Sequence[Workshop], size: float, *, curves: bool) -> _
 def _measured(candidates: Sequence[Workshop], level: float, live: Live) -> list[Workshop]:
     """The candidates of other powers than 0 with levels by curves, which are measured with the first."""
     first = candidates[0]
+    if not first.can_move:
+        return []
     known = first.measured(level, live)
     found = []
     for work in candidates:
-        if work.power:
+        if work.power and work.can_move:
             offsets = {
-                name: known.offsets[name] + math.log2(first.mean_price(name) / work.mean_price(name))
-                for name in work.jobs
+                name: offset + math.log2(first.mean_price(name) / work.mean_price(name))
+                for name, offset in known.offsets.items()
             }
             found.append(work.moved(offsets, known.corrections))
     return found
@@ -177,13 +179,13 @@ class _Files:
         self._growth: float | None = None
 
     def trial(self, size: float) -> Attempt:
-        """A finished file of about this size, without tuning.
+        """A corrected file of about this size, measured on data to choose by.
 
         Raises:
             TargetError: not even the coarsest draft is that small.
         """
-        draft = self.nearest(max(1.0, size - self.work.limit_bytes))
-        done = replace(self.work, tune=None).finish(draft)
+        draft = self.nearest(size - self.work.limit_bytes)
+        done = self.work.trial(draft)
         self._growth = done.size_bytes - draft.size_bytes
         return done
 
@@ -197,7 +199,7 @@ class _Files:
             TargetError: even the coarsest file is larger.
         """
         work, margin, made = self.work, 0.0, 0
-        aim = max(1.0, limit - (work.limit_bytes if self._growth is None else self._growth))
+        aim = limit - (work.limit_bytes if self._growth is None else self._growth)
         fitting: list[Attempt] = []
         try:
             while True:
@@ -224,7 +226,7 @@ class _Files:
         Raises:
             TargetError: even the coarsest one is larger.
         """
-        forecast = self.work.forecast
+        aim, forecast = max(1.0, aim), self.work.forecast
         span = -float(forecast.logs[0]), -float(forecast.logs[-1])
         best = allocate.lowest_within(
             self._try, aim, self._start(aim), slope=-1.0, within=WITHIN / 2, precision=1e-3, span=span

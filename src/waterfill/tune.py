@@ -40,7 +40,7 @@ class Tune:
     """
 
     passes: int = 4
-    step: float = 0.005
+    step: float = 0.0003
 
     def __post_init__(self) -> None:
         if self.passes < 1 or not (math.isfinite(self.step) and self.step > 0):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from waterfill import allocate, curves
 from waterfill.allocate import Job
-from waterfill.calibrate import InSequence, correct_statistics
+from waterfill.calibrate import InSequence, correct
 from waterfill.codec import container
 from waterfill.curves import Curve
 from waterfill.evaluate import Evaluation, evaluate
@@ -29,7 +28,7 @@ from waterfill.prepare import Live
 from waterfill.protocols import Progress, QuadraticForm
 from waterfill.quantize.feedback import has_cross_terms, is_sparse
 from waterfill.reconstruct import errors
-from waterfill.records import Exact, Floats, Inventory, Limits, Quantized, Weight
+from waterfill.records import Floats, Inventory, Limits, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
@@ -107,7 +106,7 @@ class Workshop:
         factor: what these costs are multiplied by to be distortions of the model.
         memo: of what is quantized already.
         tune: how vectors are tuned at the end; None for not.
-        offsets: base-2 logarithms of the levels of tensors, relative to the one of all others, by name.
+        offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
         corrections: measured distortions over those that `forms` predicts, by name; 1 for all others.
     """
 
@@ -123,7 +122,7 @@ class Workshop:
     factor: float
     memo: Memo = NOTHING_KEPT
     tune: Tune | None = None
-    offsets: Mapping[str, float] = field(default_factory=lambda: defaultdict(float))
+    offsets: Mapping[str, float] = field(default_factory=dict)
     corrections: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -192,10 +191,13 @@ class Workshop:
         """Quantize in sequence and correct statistics on the way, then price, encode, and measure."""
         if self.live is None:
             return self._priced(draft)
-        targets: dict[str, Weight] = {}
-        quantized = self._corrected(draft, self.live, targets)
-        found = self._measured(self._priced(replace(draft, quantized=quantized, targets=targets)), self.live)
+        found = self._measured(self._corrected(draft, self.live), self.live)
         return found if self.tune is None else self._tuned(found, self.live, self.tune)
+
+    def trial(self, draft: Attempt) -> Attempt:
+        """The same without tuning, measured only on the data to choose by."""
+        assert self.live is not None
+        return self._held_out(self._corrected(draft, self.live), self.live)
 
     def filled(self, attempt: Attempt) -> torch.nn.Module:
         """The copy of the model with the values of an attempt, until it is filled with others."""
@@ -209,39 +211,35 @@ class Workshop:
         return replace(draft, packed=self._pack(draft.quantized, limits), limits=limits)
 
     def _measured(self, attempt: Attempt, live: Live) -> Attempt:
-        self.filled(attempt)
-        found = evaluate(live.copy, live.batches, live.references, output=live.output)
-        chosen = live.choosing
-        held_out = evaluate(live.copy, chosen, chosen.references, output=live.output) if live.held else found
-        return replace(attempt, measured=found, held_out=distortion_of(held_out))
+        copy = self.filled(attempt)
+        found = evaluate(copy, live.batches, live.references, output=live.output)
+        known = replace(attempt, measured=found, held_out=distortion_of(found))
+        return self._held_out(known, live) if live.held else known
 
-    def _corrected(self, draft: Attempt, live: Live, targets: dict[str, Weight]) -> dict[str, Quantized]:
+    def _held_out(self, attempt: Attempt, live: Live) -> Attempt:
+        part = live.choosing
+        found = evaluate(self.filled(attempt), part, part.references, output=live.output)
+        return replace(attempt, held_out=distortion_of(found))
+
+    def _corrected(self, draft: Attempt, live: Live) -> Attempt:
         """A draft whose matrices make up for those before them, and whose vectors for what became of statistics."""
+        targets: dict[str, Weight] = {}
         self.filled(draft)
         quantized = dict(draft.quantized)
 
         def refill(name: str, values: Floats) -> Floats:
             weight = self.jobs[name].weight
             targets[name] = replace(weight, matrix=weight.layout.to_matrix(values))
-            quantized[name] = self._requantized(replace(self.jobs[name], weight=targets[name]), draft)
+            job = replace(self.jobs[name], weight=targets[name])
+            quantized[name] = allocate.quantize_job(job, draft.water_level, self.memo)
             if self.progress is not None:
                 self.progress("sequence", len(targets), len(names))
             return self._values(name, quantized[name])
 
         names = [name for name, job in self.jobs.items() if _in_sequence(job)]
-        keep = [entry.name for entry in self.inventory.entries if isinstance(entry.origin, Exact)]
-        correct_statistics(
-            live.model,
-            live.copy,
-            live.fitting,
-            keep=keep,
-            progress=self.progress,
-            sequence=InSequence(names, refill) if names else None,
-        )
-        return quantized | self._vectors(live.copy, draft.water_level)
-
-    def _requantized(self, job: Job, draft: Attempt) -> Quantized:
-        return allocate.quantize_job(job, draft.water_level, self.memo)
+        correct(live.observed, live.copy, self.progress, InSequence(names, refill) if names else None)
+        quantized |= self._vectors(live.copy, draft.water_level)
+        return self._priced(replace(draft, quantized=quantized, targets=targets))
 
     def _vectors(self, copy: torch.nn.Module, water_level: float) -> dict[str, Quantized]:
         """The vectors of a copy, quantized."""
@@ -271,6 +269,11 @@ class Workshop:
         return replace(better, untuned=attempt.distortion)
 
     # Curves
+
+    @property
+    def can_move(self) -> bool:
+        """Whether all costs are such that tensors can have levels of their own."""
+        return all(isinstance(form, DiagonalForm | KroneckerForm | None) for form in self._costs.values())
 
     def measured(self, level: float, live: Live) -> Workshop:
         """The same with tensors at levels of their own, by curves that are measured about a level.
@@ -307,11 +310,11 @@ class Workshop:
 
     def mean_price(self, name: str) -> float:
         """What an error of a tensor that fills its level costs by its own form; mean over all weights that cost."""
-        job = self.jobs[name]
-        if job.form is None:
+        form = self.jobs[name].form
+        if form is None:
             return 1.0
-        own, used = (form.diagonal().astype(np.float64) for form in (self.forms[name], job.form))
-        return float((own[used > 0] / used[used > 0]).mean()) if (used > 0).any() else 1.0
+        own, used = (each.diagonal().astype(np.float64) for each in (self.forms[name], form))
+        return float((own[used > 0] / used[used > 0]).mean() or 1.0) if (used > 0).any() else 1.0
 
     def _points(self, groups: Mapping[str, list[str]], level: float, live: Live) -> dict[str, tuple[Point, ...]]:
         """Bits, losses and predicted losses of every group, at every offset."""

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from waterfill import allocate
 from waterfill.codec import container, symbols
+from waterfill.codec.directory import phrases
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.limits import fit_sources, price
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Scalar, Trellis
-from waterfill.records import Codebook, Coded, Entry, Layout, Paths, Quantized, Spread, Table, Uniform, Weight
+from waterfill.records import Adaptive, Codebook, Coded, Entry, Layout, Paths, Quantized, Spread, Table, Uniform, Weight
 from waterfill.report.text import file_summary
 
 
@@ -77,7 +78,8 @@ def refused(data):
 
 def directory_of(data):
     packed, size = struct.unpack_from("<II", data, 12)
-    text = zstandard.ZstdDecompressor().decompressobj().decompress(data[HEADER : HEADER + packed])
+    decompressor = zstandard.ZstdDecompressor(dict_data=phrases())
+    text = decompressor.decompressobj().decompress(data[HEADER : HEADER + packed])
     assert len(text) == size
     return json.loads(text)
 
@@ -405,7 +407,7 @@ def test_a_chunk_that_begins_within_a_path_is_refused(monkeypatch):
     assert [chunk[3] for chunk in directory["chunks"]] == [1, 16, 16, 8]
     assert not any(read(data)["w"])
     for log_span in (5, 6, 16, 42):
-        with pytest.raises(FormatError, match=r"^the data: a chunk begins in the middle of a path of tensor 'w'"):
+        with pytest.raises(FormatError, match=r"^the data: a chunk begins in the middle of a path or row of tensor"):
             WaterfillFile(with_directory(replaced(directory, ("tensors", 0, 4), log_span), data))
 
 
@@ -439,6 +441,76 @@ def test_steps_of_a_path_out_of_range_are_refused():
     assert not any(read(data)["w"])
     with pytest.raises(FormatError, match="steps of a tensor are out of range"):
         WaterfillFile(lie)
+
+
+# Adaptive models
+
+
+def adaptive_file(values, **changes):
+    """A file of one tensor [12, 9] with an adaptive model."""
+    layout = Layout((12, 9))
+    spread = replace(Spread(0, 0, adaptive=Adaptive(3)), **changes)
+    item = Quantized(values.astype(np.int32), Uniform(0), spread)
+    return container.pack((Entry("w", layout.shape, "float32", Coded(layout)),), {"w": item}, {}, "test").data
+
+
+def some_values():
+    rng = np.random.default_rng(0)
+    return rng.integers(-3, 4, (12, 9)) * (rng.random((12, 9)) < 0.4)
+
+
+def test_a_file_with_an_adaptive_model_is_right():
+    data = adaptive_file(some_values())
+    assert directory_of(data)["adaptive"] == [[0, 3]]
+    assert np.frombuffer(read(data)["w"], np.float32).tolist() == some_values().reshape(-1).tolist()
+
+
+def test_lines_of_adaptive_models_that_lie_are_refused():
+    data = adaptive_file(some_values())
+    directory = directory_of(data)
+    for lie in ([[0, -1]], [[0, 65537]], [[-1, 0]], [[0, 1, 2]], [["0"]], [[]], [None], {}, 3):
+        with pytest.raises(FormatError, match="cannot be read"):
+            read(with_directory({**directory, "adaptive": lie}, data))
+    for lie in ([[1, 0]], [[0, 0], [0, 0]], [[9, 0]]):
+        with pytest.raises(FormatError, match="not in order, or more than 1"):
+            read(with_directory({**directory, "adaptive": lie}, data))
+    opens_or_refuses(with_directory({**directory, "adaptive": []}, data))
+    for width in (0, 1, 2, 4, 9, 65536):
+        opens_or_refuses(with_directory({**directory, "adaptive": [[0, width]]}, data))
+
+
+def test_an_adaptive_model_has_nothing_beside_it():
+    beside = {"tables": ZERO_FIRST}, {"rows": np.ones(12, np.int8)}, {"trellis": Paths(3, True, 4, 5, 32)}
+    for changes in beside:
+        with pytest.raises(FormatError, match="both an adaptive model and scales, tables or a trellis"):
+            WaterfillFile(adaptive_file(np.zeros((12, 9)), **changes))
+
+
+def test_a_chunk_of_an_adaptive_model_has_whole_rows_and_not_too_many(monkeypatch):
+    monkeypatch.setattr(container, "LARGE_CHUNK", 20)
+    monkeypatch.setattr(container, "SMALL_CHUNK", 1)
+    data = adaptive_file(some_values())
+    directory = directory_of(data)
+    assert [chunk[3] for chunk in directory["chunks"]] == [18] * 6
+    assert np.frombuffer(read(data)["w"], np.float32).tolist() == some_values().reshape(-1).tolist()
+    lines = [[*chunk[:3], count] for chunk, count in zip(directory["chunks"], (17, 19, 18, 18, 18, 18), strict=True)]
+    with pytest.raises(FormatError, match="in the middle of a path or row of tensor 'w'"):
+        WaterfillFile(with_directory({**directory, "chunks": lines}, data))
+    monkeypatch.setattr(container.adaptive, "LARGEST_PIECE", 17)
+    with pytest.raises(FormatError, match="a chunk has 18 elements of 'w', too many"):
+        WaterfillFile(data)
+
+
+def test_every_changed_byte_of_an_adaptive_model_with_the_right_checksum_is_an_error_or_something():
+    data = adaptive_file(some_values())
+    directory, body = directory_of(data), data[HEADER + struct.unpack_from("<I", data, 12)[0] :]
+    [[kind, size, _, count]] = directory["chunks"]
+    for at in range(len(body)):
+        for flip in (1, 0x80, 0xFF):
+            bad = bytearray(body)
+            bad[at] ^= flip
+            lines = [[kind, size, zlib.crc32(bad), count]]
+            opens_or_refuses(with_directory({**directory, "chunks": lines}, rest_of(data, bytes(bad))))
 
 
 # Scales

@@ -10,7 +10,7 @@ from conformance import check_file, check_record, random_weight
 from waterfill.codec import own as codec
 from waterfill.codec import pieces
 from waterfill.quantize import KMeans, Prune, Scalar, own
-from waterfill.quantize.spread import cheapest, fit
+from waterfill.quantize.spread import cheapest_tables, fit
 from waterfill.records import Layout, Spread
 
 SYMBOLS = hnp.arrays(
@@ -25,7 +25,7 @@ def entropy(symbols):
 
 def spread_of(symbols):
     bank = fit(symbols.reshape(1, -1), Layout((symbols.size,)))
-    return cheapest(symbols.reshape(1, -1), bank.spread(), coded_bits(symbols, bank.spread()))
+    return cheapest_tables(symbols.reshape(1, -1), bank.spread(), coded_bits(symbols, bank.spread()))
 
 
 def coded_bits(symbols, spread):
@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_symbols(symbols):
 def test_any_symbols_get_the_cheapest_tables_in_the_bits_they_say(symbols):
     bank = fit(symbols.reshape(1, -1), Layout((symbols.size,)))
     best = coded_bits(symbols, bank.spread())
-    spread, bits = cheapest(symbols.reshape(1, -1), bank.spread(), best)
+    spread, bits = cheapest_tables(symbols.reshape(1, -1), bank.spread(), best)
     assert bits <= best
     assert bits == pytest.approx(coded_bits(symbols, spread), rel=1e-6, abs=1e-3)
     for table in spread.tables:
@@ -134,9 +134,9 @@ def test_a_few_outliers_escape_from_a_table():
 def test_symbols_that_the_bank_suits_stay_there():
     symbols = np.rint(np.random.default_rng(0).laplace(size=(60, 60)) * 8).astype(np.int32)
     bank = fit(symbols, Layout((60, 60)))
-    assert cheapest(symbols, bank.spread(), bank.bits)[0].tables == ()
+    assert cheapest_tables(symbols, bank.spread(), bank.bits)[0].tables == ()
     none = Spread(0, 0)
-    assert cheapest(np.zeros((0, 3), np.int32), none, 0.0) == (none, 0.0)
+    assert cheapest_tables(np.zeros((0, 3), np.int32), none, 0.0) == (none, 0.0)
 
 
 def test_scalar_takes_them_at_the_end():

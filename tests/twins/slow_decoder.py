@@ -26,8 +26,10 @@ def read_bank(name):
     return tables
 
 
+PHRASES = zstandard.ZstdCompressionDict((FOLDER / "phrases.bin").read_bytes(), zstandard.DICT_TYPE_RAWCONTENT)
 UNIFORM = [[4096 >> bits] * (1 << bits) for bits in range(1, 9)]
 TABLES = UNIFORM + read_bank("bank.bin")
+ODDS = struct.unpack("<1024H", (FOLDER / "odds.bin").read_bytes())
 SUBSETS = read_bank("bank.bin"), read_bank("half.bin"), read_bank("zero.bin")
 
 
@@ -81,11 +83,27 @@ class Stream:
         high = magnitude if not negative else -magnitude - between
         return (high << low) + rest - (0 if between else 1 << low >> 1)
 
+    def adaptive(self, count, columns, taps, width):
+        """The values of a piece of a tensor with an adaptive model."""
+        piece = Learning(self, columns, taps, width)
+        rows, places = piece.flags("rows", count // columns, 0), piece.flags("columns", columns, width)
+        values = [[0] * columns for _ in range(count // columns)]
+        for row in rows:
+            for column in places:
+                last = column == places[-1] and not any(values[row])
+                last |= row == rows[-1] and not any(line[column] for line in values)
+                values[row][column] = piece.element(values[row], row, column, last)
+        return [value for line in values for value in line]
+
     def values(self, models, own):
         """Integers of (tensor, family, exponent) triples, those of own tables first."""
         values = [None] * len(models)
         for tensor in sorted({t for t, _, _ in models}):
             left = [n for n, (t, _, _) in enumerate(models) if t == tensor]
+            if isinstance(own[tensor], dict):
+                for n, value in zip(left, self.adaptive(len(left), **own[tensor]), strict=True):
+                    values[n] = value
+                continue
             if isinstance(own[tensor], tuple):
                 for n, level in zip(left, self.path([models[n][1:] for n in left], *own[tensor]), strict=True):
                     values[n] = level
@@ -123,6 +141,54 @@ class Stream:
         return [(h << b) + r - (1 << b >> 1) for h, b, r in zip(high, low, rest, strict=True)]
 
 
+class Learning:
+    """Decisions of an adaptive model; a parameter is its first weight and its name."""
+
+    def __init__(self, stream, columns, taps, width):
+        self.stream, self.columns, self.taps, self.width = stream, columns, taps, width
+        self.theta, self.weights, self.number = {}, {}, 0
+
+    def decide(self, *parameters):
+        place = sum(self.theta.get(each, 0) for each in parameters) // 1024 + 512
+        p = ODDS[min(max(place, 0), 1023)]
+        answer = 1 - self.stream.symbol(self.number % 8, [p, 4096 - p])
+        self.number += 1
+        for each in parameters:
+            self.weights[each] = self.weights.get(each, each[0]) + max(p * (4096 - p) // 4096, 40)
+            self.theta[each] = self.theta.get(each, 0) + (4096 * answer - p) * 65536 // self.weights[each]
+        return answer
+
+    def flags(self, name, length, width):
+        found = []
+        for n in range(length):
+            back = found[n - width] if 0 < width <= n else 0
+            found.append(self.decide((2**10, name, *[found[n - k] if n >= k else 0 for k in (1, 2, 3)], back)))
+        return [n for n in range(length) if found[n]]
+
+    def element(self, line, row, column, last):
+        def at(back):
+            return line[column - back] if 0 <= column - back < len(line) else 0
+
+        width = self.width
+        left, above = at(1), at(width) if width else 0
+        near = left, at(2), above, at(width + 1) if width else 0, at(width - 1) if width > 1 else 0
+        lines = [("row", row), ("column", column)]
+        lines += [("channel", column // self.taps), ("tap", column % self.taps)] if self.taps > 1 else []
+        of_zero = [(2**13 if name == "row" else 2**14, "zero", name, n) for name, n in lines]
+        if not last and not self.decide((2**10, "zero"), *of_zero, (2**13, "near", *(bool(v) for v in near))):
+            return 0
+        signs = [(v > 0) - (v < 0) for v in (left, above)]
+        negative = self.decide((2**11, "sign", *signs), *[(2**15, "sign", *each) for each in lines])
+        sizes, bits = [min(abs(v), 3) for v in (left, above)], 1
+        of_size = [(2**15, "size", *each) for each in lines]
+        while bits < 31 and self.decide((2**11, "bits", bits), (2**11, "near", *sizes, bits > 1), *of_size):
+            bits += 1
+        found = 1
+        for _ in range(bits - 1):
+            found = 2 * found + self.decide(*[(2**10, "node", bits, found)] * (bits <= 8))
+        return -found if negative else found
+
+
 SCALES = {"u": 5, "c": 5, "p": 10, "r": 99}
 
 
@@ -149,7 +215,7 @@ def decode(data):
     assert (magic, version, reserved) == (b"\x89WFL\r\n\x1a\n", 1, 0)
     body = data[24 : 24 + packed]
     assert zlib.crc32(data[:20] + body) == crc
-    text = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+    text = zstandard.ZstdDecompressor(dict_data=PHRASES).decompressobj().decompress(body)
     assert len(text) == size
     directory = json.loads(text)
     at, chunks = 24 + packed, {"a": [], "c": [], "s": [], "x": []}
@@ -162,7 +228,9 @@ def decode(data):
     coded = [e for e in entries if e[3] in "qtvm"]
     own_lines = dict(directory.get("tables", []))
     own_lines = [own_lines.get(n, []) for n in range(len(coded))]
-    matrices = decode_matrices(coded, directory["tensors"], own_lines, chunks)
+    widths = {line[0]: [*line, 0][1] for line in directory.get("adaptive", [])}
+    widths = [widths.get(n) for n in range(len(coded))]
+    matrices = decode_matrices(coded, directory["tensors"], own_lines, widths, chunks)
     exact = b"".join(zstandard.ZstdDecompressor().decompress(c) for c, _ in chunks["x"])
     return assemble(entries, matrices, exact)
 
@@ -181,7 +249,12 @@ def path_of(line, rows):
     return (*line[2:4], max(1, rows if down else 1) << line[4], line[6] + 2 * least)
 
 
-def decode_matrices(coded, lines, own_lines, chunks):
+def adaptive_of(entry, width):
+    _, channels, taps = axes_of(entry)
+    return {"columns": channels * taps, "taps": taps, "width": width}
+
+
+def decode_matrices(coded, lines, own_lines, widths, chunks):
     places, exponents = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
         codes = line[SCALES[line[0]]] if len(line) > SCALES[line[0]] else [-1] * 6
@@ -193,13 +266,13 @@ def decode_matrices(coded, lines, own_lines, chunks):
             exponents += [(5, code if code >= 0 else -3 - code)] * stored
     side = iter(take_all(chunks["a"], [(0, *e) for e in exponents], [[]]))
     vectors = iter([[next(side) for _ in range(length)] for length in places])
-    parts, own = [], []
+    parts, own, models, shapes = [], [], [], []
     for n in range(len(lines)):
         parts += spreads_from_sums([next(vectors) for _ in range(6)], lines[n])
         own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines[n]])
         own[n] = path_of(lines[n], axes_of(coded[n])[0]) if lines[n][0] == "p" else own[n]
+        own[n] = own[n] if widths[n] is None else adaptive_of(coded[n], widths[n])
     assert all(-127 <= s <= 127 for part in parts for s in part)
-    models, shapes = [], []
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
         axes = axes_of(entry)
         spreads = axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)

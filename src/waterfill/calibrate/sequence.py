@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ Refill: TypeAlias = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
 MOST_POSITIONS = 1 << 14
 """Positions at which the inputs of a matrix are compared, about."""
 
-BUDGET_BYTES = 1 << 30
+BUDGET_BYTES = 1 << 29
 """Memory for the inputs of all matrices in the original."""
 
 FARTHEST = 1.0
@@ -33,7 +33,7 @@ RIDGE = 1e-4
 """Share of the mean diagonal that is always added, for inputs that are never there."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class InSequence:
     """Matrices to fill again one after the other, each with a target of its own.
 
@@ -56,48 +56,66 @@ class InSequence:
 
     names: Collection[str]
     refill: Refill
-    _inputs: dict[str, Tensor] = field(default_factory=dict)
-    _weights: dict[str, Tensor] = field(default_factory=dict)
 
-    @contextmanager
-    def noting(self, original: nn.Module) -> Iterator[None]:
-        """Note the inputs of all matrices in the pass of the original that is made inside."""
-        self._weights = _named(original, self.names)
-        self._inputs = {}
-        calls: Counter[str] = Counter()
 
-        def note(name: str, view: View, x: Tensor) -> bool:
-            calls[name] += 1
-            if calls[name] == 1:
-                self._inputs[name] = self._sample(view, x)
-            return False
+@dataclass(frozen=True, eq=False)
+class Before:
+    """Matrices of the original with a sample of their inputs.
 
-        with ProductWatch(self._weights, note) as watch:
-            yield
-        for name in [*watch.missed, *(name for name, count in calls.items() if count > 1)]:
-            self._inputs.pop(name, None)
+    Attributes:
+        values: float32, of their own shapes, by name.
+        inputs: [groups, in, positions], by name.
+    """
 
-    @contextmanager
-    def refilling(self, compressed: nn.Module) -> Iterator[None]:
-        """Fill the matrices when the pass of the compressed model that is made inside comes to them."""
-        tensors = _named(compressed, self._inputs)
+    values: Mapping[str, NDArray[np.float32]]
+    inputs: Mapping[str, Tensor]
 
-        def fill(name: str, view: View, x: Tensor) -> bool:
-            before = self._inputs.pop(name, None)
-            if before is None:
-                return False
-            values = self._weights[name].detach().cpu().float().numpy()
-            target = moved(values, view, before, self._sample(view, x))
-            tensors[name].copy_(torch.from_numpy(self.refill(name, target)))
-            return True
 
-        with ProductWatch(tensors, fill):
-            yield
+@contextmanager
+def noting(original: nn.Module, names: Collection[str]) -> Iterator[Before]:
+    """Note the inputs of all matrices in the pass of the original that is made inside; complete when it is left.
 
-    def _sample(self, view: View, x: Tensor) -> Tensor:
-        _, _, inputs = view.sizes
-        most = BUDGET_BYTES // (4 * inputs * max(1, len(self.names)))
-        return sampled(view, x, max(1, min(MOST_POSITIONS, most)))
+    Args:
+        original: the network.
+        names: of the matrices; those that are not used once by one product are left out.
+    """
+    tensors = _named(original, names)
+    inputs: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+    positions = BUDGET_BYTES // (4 * max(1, sum(each[0].numel() for each in tensors.values() if each.ndim > 1)))
+
+    def note(name: str, view: View, x: Tensor) -> bool:
+        calls[name] += 1
+        if calls[name] == 1:
+            inputs[name] = sampled(view, x, max(1, min(MOST_POSITIONS, positions)))
+        return False
+
+    values = {name: each.detach().cpu().float().numpy() for name, each in tensors.items()}
+    with ProductWatch(tensors, note) as watch:
+        yield Before(values, inputs)
+    for name in [*watch.missed, *(name for name, count in calls.items() if count > 1)]:
+        inputs.pop(name, None)
+
+
+@contextmanager
+def refilling(compressed: nn.Module, sequence: InSequence, before: Before) -> Iterator[None]:
+    """Fill the matrices when the pass of the compressed model that is made inside comes to them.
+
+    Args:
+        compressed: the network to fill.
+        sequence: which matrices, and how.
+        before: the original.
+    """
+    tensors = _named(compressed, before.inputs.keys() & set(sequence.names))
+
+    def fill(name: str, view: View, x: Tensor) -> bool:
+        inputs = before.inputs[name]
+        target = moved(before.values[name], view, inputs, sampled(view, x, inputs.shape[-1]))
+        tensors[name].copy_(torch.from_numpy(sequence.refill(name, target)))
+        return True
+
+    with ProductWatch(tensors, fill):
+        yield
 
 
 def sampled(view: View, x: Tensor, positions: int) -> Tensor:
@@ -151,5 +169,5 @@ def moved(values: NDArray[np.float32], view: View, before: Tensor, now: Tensor) 
     return view.layout.from_matrix((matrix + moves).astype(np.float32))
 
 
-def _named(model: nn.Module, names: Collection[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+def _named(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
     return {name: each for name, each in model.named_parameters(remove_duplicate=False) if name in names}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from waterfill.calibrate.moments import Moments, measure, merge
 from waterfill.calibrate.samples import joined, samples_that_fit
-from waterfill.calibrate.sequence import InSequence
+from waterfill.calibrate.sequence import Before, InSequence, noting, refilling
 from waterfill.calibrate.sites import Act, Site, find_sites
 from waterfill.errors import CalibrationError
 from waterfill.models.batches import Inputs, as_batches, call, evaluation
@@ -64,66 +65,113 @@ def correct_statistics(
     Source: Nagel, van Baalen, Blankevoort, Welling, "Data-Free Quantization Through Weight Equalization and Bias
     Correction" (2019), section 4.2, for the means; the variances are corrected in the same way.
     """
+    names = () if sequence is None else sequence.names
+    correct(observe(original, compressed, data, keep=keep, names=names), compressed, progress, sequence)
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What an original does on calibration data, as far as a copy is to do the same.
+
+    Attributes:
+        inputs: the samples, as one batch.
+        sites: what can be corrected in the copy.
+        wanted: moments of every call of a site, by name of the module.
+        before: matrices and their inputs.
+    """
+
+    inputs: Inputs
+    sites: Sequence[Site]
+    wanted: Mapping[str, Sequence[Moments]]
+    before: Before
+
+
+def observe(
+    original: nn.Module,
+    compressed: nn.Module,
+    data: Iterable[Any],
+    *,
+    keep: Collection[str] = (),
+    names: Collection[str] = (),
+) -> Observed:
+    """Run the original once over the samples that fit, for any number of corrections of a copy.
+
+    Args:
+        original: the network as it was.
+        compressed: the copy; its values do not matter.
+        data: batches, with or without targets.
+        keep: names of tensors of the copy that stay as they are.
+        names: of the matrices that may be filled again.
+
+    Raises:
+        CalibrationError: the batches do not fit the model, or `compressed` is no copy of `original`.
+        WaterfillError: `keep` names a tensor that is not there.
+    """
     sites = find_sites(original, compressed, keep)
-    if not sites and sequence is None:
+    if not sites and not names:
+        return Observed((), (), {}, Before({}, {}))
+    with evaluation(original), torch.no_grad():
+        parts = samples_that_fit(original, as_batches(data))
+        try:
+            inputs = joined(parts)
+            return Observed(inputs, sites, *_pass(original, sites, inputs, names))
+        except CalibrationError:
+            if len(parts) == 1:
+                raise
+            return Observed(parts[0], sites, *_pass(original, sites, parts[0], names))
+
+
+def correct(
+    observed: Observed, compressed: nn.Module, progress: Progress | None = None, sequence: InSequence | None = None
+) -> None:
+    """Correct a copy by what was observed of its original, as `correct_statistics`.
+
+    Args:
+        observed: by `observe` with the same copy.
+        compressed: the copy.
+        progress: called with ("statistics", done, total) for every corrected layer.
+        sequence: the matrices to fill again, of those that were observed.
+    """
+    if not observed.sites and sequence is None:
         return
-    with evaluation(original), evaluation(compressed), torch.no_grad():
-        inputs, wanted = _original_statistics(original, sites, as_batches(data), sequence)
-        once = [site for site in sites if len(wanted.get(site.name, ())) == 1]
-        repeated = [site for site in sites if len(wanted.get(site.name, ())) > 1]
-        count = _Counter(progress, len(once) * (1 + bool(repeated)) + len(repeated))
-        with nullcontext() if sequence is None else sequence.refilling(compressed):
-            found = _correcting_pass(compressed, inputs, [*once, *repeated], wanted, count)
+    wanted = observed.wanted
+    once = [site for site in observed.sites if len(wanted.get(site.name, ())) == 1]
+    repeated = [site for site in observed.sites if len(wanted.get(site.name, ())) > 1]
+    count = _Counter(progress, len(once) * (1 + bool(repeated)) + len(repeated))
+    with evaluation(compressed), torch.no_grad():
+        with nullcontext() if sequence is None else refilling(compressed, sequence, observed.before):
+            found = _correcting_pass(compressed, observed, [*once, *repeated], count)
         for site in repeated:
             if site.name in found:
                 site.correct(reduce(merge, wanted[site.name]), reduce(merge, found[site.name]))
             count()
         if repeated and once:
-            _correcting_pass(compressed, inputs, once, wanted, count)
+            _correcting_pass(compressed, observed, once, count)
 
 
-def _original_statistics(
-    original: nn.Module, sites: list[Site], batches: Iterable[Any], sequence: InSequence | None
-) -> tuple[Inputs, dict[str, list[Moments]]]:
-    """The samples to use, as one batch, and the moments of the original on them: of every call, by name of module."""
-    parts = samples_that_fit(original, batches)
-    try:
-        inputs = joined(parts)
-        return inputs, _observe(original, sites, inputs, sequence)
-    except CalibrationError:
-        if len(parts) == 1:
-            raise
-        return parts[0], _observe(original, sites, parts[0], sequence)
-
-
-def _observe(
-    original: nn.Module, sites: list[Site], inputs: Inputs, sequence: InSequence | None
-) -> dict[str, list[Moments]]:
+def _pass(
+    original: nn.Module, sites: Sequence[Site], inputs: Inputs, names: Collection[str]
+) -> tuple[dict[str, list[Moments]], Before]:
     found: dict[str, list[Moments]] = defaultdict(list)
     layers = dict(original.named_modules())
 
     def note(site: Site, values: Tensor) -> None:
         found[site.name].append(measure(values, site.axis))
 
-    noting = nullcontext() if sequence is None else sequence.noting(original)
-    with _watching([(site, layers[site.name]) for site in sites], note), noting:
+    with _watching([(site, layers[site.name]) for site in sites], note), noting(original, names) as before:
         call(original, inputs)
-    return found
+    return found, before
 
 
 def _correcting_pass(
-    compressed: nn.Module,
-    inputs: Inputs,
-    sites: list[Site],
-    wanted: dict[str, list[Moments]],
-    count: Callable[[], None],
+    compressed: nn.Module, observed: Observed, sites: list[Site], count: Callable[[], None]
 ) -> dict[str, list[Moments]]:
     """Correct every site when it is called, for good where that is once; return the moments that were found."""
     layers = dict(compressed.named_modules())
     found: dict[str, list[Moments]] = defaultdict(list)
 
     def correct(site: Site, values: Tensor) -> Tensor | None:
-        goals, calls = wanted[site.name], found[site.name]
+        goals, calls = observed.wanted[site.name], found[site.name]
         if len(calls) == len(goals):
             return None
         calls.append(measure(values, site.axis))
@@ -135,7 +183,7 @@ def _correcting_pass(
         return None if change is None else values + change.to(values)
 
     with _watching([(site, layers[site.name]) for site in sites], correct):
-        call(compressed, inputs)
+        call(compressed, observed.inputs)
     return found
 
 

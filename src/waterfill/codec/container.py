@@ -14,15 +14,14 @@ from typing import BinaryIO
 import numpy as np
 import zstandard
 
+from waterfill.codec import adaptive, rans, symbols
 from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
-from waterfill.codec import rans, symbols
-from waterfill.codec.lines import ChunkLine, Directory, OwnLine, TensorLine
+from waterfill.codec.lines import AdaptiveLine, ChunkLine, Directory, OwnLine, TensorLine
 from waterfill.codec.order import elements
-from waterfill.codec.pieces import Model
+from waterfill.codec.pieces import AnyModel
 from waterfill.codec.scales import exponent
 from waterfill.codec.symbols import Codes
-from waterfill.codec.trellis import PathModel
 from waterfill.errors import FormatError
 from waterfill.records import Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Spread, Symbols
 
@@ -72,6 +71,7 @@ def pack(
     shares = dict.fromkeys([*layouts, *exact], 0.0)
     lines: list[TensorLine] = []
     own_lines: list[OwnLine] = []
+    adaptive_lines: list[AdaptiveLine] = []
     chunks: list[Chunk] = []
     vectors: list[SideVector] = []
     for name in layouts:
@@ -79,6 +79,8 @@ def pack(
         codes, found = zip(*listing.side_vectors(item.rule, item.spread), strict=True)
         if item.spread.tables:
             own_lines.append(listing.own_line(len(lines), item.spread, codes))
+        if item.spread.adaptive is not None:
+            adaptive_lines.append(AdaptiveLine(len(lines), item.spread.adaptive.width))
         lines.append(listing.tensor_line(item.rule, item.spread, codes))
         vectors += _present(name, codes, found)
     if vectors:
@@ -89,7 +91,7 @@ def pack(
     if books:
         chunks.append((b"".join(books.values()), "c", sum(map(len, books.values())) // 4))
         _share_codebooks(shares, books)
-    pieces = list(_pieces(layouts, {name: span_of(quantized[name].spread, layouts[name]) for name in layouts}))
+    pieces = list(_pieces(layouts, quantized))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for stream, count, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
             chunks.append((stream, "s", count))
@@ -106,6 +108,7 @@ def pack(
         producer=producer,
         limit=None if limits is None else listing.limit_line(limits, layouts),
         tables=tuple(own_lines),
+        adaptive=tuple(adaptive_lines),
     )
     data = _header_and_directory(directory) + body
     return Packed(data, shares, len(data) - sum(shares.values()))
@@ -169,23 +172,37 @@ def _side_codes(exponents: Iterable[int], lengths: Iterable[int]) -> Codes:
 
 
 def span_of(spread: Spread, layout: Layout) -> int:
-    """After how many symbols a path begins anew, so that a chunk may begin there; 1 without a trellis."""
+    """After how many symbols a chunk may begin: where a path begins anew, or a row of an adaptive model; else 1."""
+    if spread.adaptive is not None:
+        return max(1, layout.numel // max(1, layout.axes[0]))
     return 1 if spread.trellis is None else spread.trellis.span(layout)
 
 
-def _pieces(layouts: Mapping[str, Layout], spans: Mapping[str, int]) -> Iterator[list[Piece]]:
+def _pieces(layouts: Mapping[str, Layout], quantized: Mapping[str, Quantized]) -> Iterator[list[Piece]]:
     """Groups of (name, start, stop): small tensors together, large ones cut between rows or where paths end."""
     group: list[Piece] = []
+    work = 0
     for name, layout in layouts.items():
-        unit = spans[name] if spans[name] > 1 else max(1, layout.numel // max(1, layout.axes[0]))
-        span = LARGE_CHUNK if unit > LARGE_CHUNK and spans[name] == 1 else max(1, LARGE_CHUNK // unit) * unit
+        item = quantized[name]
+        begins = span_of(item.spread, layout)
+        unit = begins if begins > 1 else max(1, layout.numel // max(1, layout.axes[0]))
+        span = LARGE_CHUNK if unit > LARGE_CHUNK and begins == 1 else max(1, LARGE_CHUNK // unit) * unit
         for start in range(0, layout.numel, span):
-            group.append((name, start, min(start + span, layout.numel)))
-            if sum(stop - begin for _, begin, stop in group) >= SMALL_CHUNK:
+            stop = min(start + span, layout.numel)
+            group.append((name, start, stop))
+            work += _work(item, start, stop)
+            if work >= SMALL_CHUNK:
                 yield group
-                group = []
+                group, work = [], 0
     if group:
         yield group
+
+
+def _work(item: Quantized, start: int, stop: int) -> int:
+    """How many symbols there are to be coded; with an adaptive model about as many as there are decisions."""
+    if item.spread.adaptive is None:
+        return stop - start
+    return 4 * int(np.count_nonzero(elements(item.symbols, start, stop)))
 
 
 def _symbols_chunk(
@@ -198,7 +215,7 @@ def _symbols_chunk(
     return coder.encode(values, models), sum(b - a for _, a, b in group), bits
 
 
-def _symbols_bits(group: list[Piece], values: list[Symbols], models: list[Model | PathModel]) -> dict[str, float]:
+def _symbols_bits(group: list[Piece], values: list[Symbols], models: list[AnyModel]) -> dict[str, float]:
     """Ideal bits of the symbols of every tensor in a group."""
     return {name: coder.ideal_bits(v, m) for (name, _, _), v, m in zip(group, values, models, strict=True)}
 
@@ -328,23 +345,28 @@ class Container:
         codes = [listing.side_codes(line, tables) for line, tables, _ in every]
         self._side = list(self._read_side(codes, [listing.side_lengths(*each) for each in every]))
         vectors = zip(self._side, self._read_codebooks(), strict=True)
-        return {
+        found = {
             name: listing.rule_and_spread(line, tables, side, codebook)
             for name, (line, tables, _), (side, codebook) in zip(self.layouts, every, vectors, strict=True)
         }
+        models = zip(found.items(), listing.adaptive_models(self._directory), strict=True)
+        return {name: (rule, listing.adapted(spread, model)) for (name, (rule, spread)), model in models}
 
     def _check_paths(self) -> None:
-        """Check that no chunk begins in the middle of a path.
+        """Check that no chunk begins in the middle of a path or of a row of an adaptive model, or has too many rows.
 
         Raises:
             FormatError: one does.
         """
-        if not any(spread.trellis for _, spread in self.rules.values()):
+        if not any(spread.trellis or spread.adaptive for _, spread in self.rules.values()):
             return
         for pieces in self.spans("s", {name: layout.numel for name, layout in self.layouts.items()}).values():
-            for name, start, _ in pieces:
-                if start % span_of(self.rules[name][1], self.layouts[name]):
-                    raise FormatError(f"a chunk begins in the middle of a path of tensor {name!r}")
+            for name, start, stop in pieces:
+                spread = self.rules[name][1]
+                if start % span_of(spread, self.layouts[name]):
+                    raise FormatError(f"a chunk begins in the middle of a path or row of tensor {name!r}")
+                if spread.adaptive is not None and stop - start > adaptive.LARGEST_PIECE:
+                    raise FormatError(f"a chunk has {stop - start} elements of {name!r}, too many to adapt to")
 
     def _read_side(
         self, codes: list[tuple[int, ...]], lengths: list[tuple[int, ...]]
@@ -401,10 +423,10 @@ class Container:
         """
         return self._decoded(index, pieces, self._models(pieces))
 
-    def _models(self, pieces: list[Piece]) -> list[Model | PathModel]:
+    def _models(self, pieces: list[Piece]) -> list[AnyModel]:
         return [coder.model(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
 
-    def _decoded(self, index: int, pieces: list[Piece], models: list[Model | PathModel]) -> list[Symbols]:
+    def _decoded(self, index: int, pieces: list[Piece], models: list[AnyModel]) -> list[Symbols]:
         data = self.chunk(index)
         try:
             parts = coder.decode(data, models)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
 from typing import TypeAlias, cast
 
 import msgspec
@@ -32,6 +36,7 @@ from waterfill.codec.lines import (
 from waterfill.errors import FormatError
 from waterfill.records import (
     NO_SCALES,
+    Adaptive,
     Codebook,
     Coded,
     Constant,
@@ -65,13 +70,29 @@ MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 
 
+PHRASES_SHA256 = "f5e15af28ae616e30a75ac323962b587a50ad58ecd7597562ac190a5e911314f"
+
+
 def pack(directory: Directory) -> tuple[bytes, int]:
     """The compressed directory and its size before compression."""
     text = msgspec.json.encode(directory)
     options = zstandard.ZstdCompressionParameters.from_level(
         19, write_content_size=False, write_checksum=False, write_dict_id=False
     )
-    return zstandard.ZstdCompressor(compression_params=options).compress(text), len(text)
+    return zstandard.ZstdCompressor(dict_data=phrases(), compression_params=options).compress(text), len(text)
+
+
+@functools.cache
+def phrases() -> zstandard.ZstdCompressionDict:
+    """What directories are made of: they are compressed as if they came after it.
+
+    Raises:
+        RuntimeError: the file has another SHA-256.
+    """
+    data = resources.files("waterfill.codec").joinpath("phrases.bin").read_bytes()
+    if hashlib.sha256(data).hexdigest() != PHRASES_SHA256:
+        raise RuntimeError("codec/phrases.bin is not that of this format: the installation is damaged; reinstall it")
+    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
 def unpack(data: bytes, size: int) -> Directory:
@@ -81,7 +102,8 @@ def unpack(data: bytes, size: int) -> Directory:
         FormatError: anything is wrong.
     """
     try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
+        decompressor = zstandard.ZstdDecompressor(dict_data=phrases(), max_window_size=1 << 27)
+        with decompressor.stream_reader(data) as reader:
             text = reader.read(size + 1)
     except zstandard.ZstdError as error:
         raise FormatError(f"the directory cannot be decompressed ({error})") from error
@@ -230,6 +252,34 @@ def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
     for line in directory.tables:
         found[line.tensor] = line.tables
     return found
+
+
+def adaptive_models(directory: Directory) -> list[Adaptive | None]:
+    """The adaptive model of every coded tensor; None for none.
+
+    Raises:
+        FormatError: they are not in the order of the tensors, or of a tensor that is not there.
+    """
+    found: list[Adaptive | None] = [None] * len(directory.tensors)
+    numbers = [line.tensor for line in directory.adaptive]
+    if sorted(set(numbers)) != numbers or (numbers and numbers[-1] >= len(found)):
+        raise FormatError(f"the tensors {numbers[:9]} adapt, which are not in order, or more than {len(found)}")
+    for line in directory.adaptive:
+        found[line.tensor] = Adaptive(line.width)
+    return found
+
+
+def adapted(spread: Spread, model: Adaptive | None) -> Spread:
+    """A spread with its adaptive model, if it has one.
+
+    Raises:
+        FormatError: it has scales, tables or a trellis beside it.
+    """
+    if model is None:
+        return spread
+    if spread.tables or spread.trellis is not None or any(scale is not None for scale in spread.scales):
+        raise FormatError("a tensor has both an adaptive model and scales, tables or a trellis")
+    return replace(spread, adaptive=model)
 
 
 def side_codes(line: TensorLine, own_tables: tuple[TableLine, ...]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from waterfill.codec import own, scales, tables
+from waterfill.codec import adaptive, own, scales, tables
 from waterfill.records import ALL
 
 MAX_NUMEL = 1 << 42
@@ -41,6 +41,13 @@ class OwnLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
 
     tensor: Annotated[int, Meta(ge=0)]
     tables: TableLines
+
+
+class AdaptiveLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The adaptive model of one of the coded tensors, which are counted from 0."""
+
+    tensor: Annotated[int, Meta(ge=0)]
+    width: Annotated[int, Meta(ge=0, le=adaptive.LARGEST_WIDTH)] = 0
 
 
 class EntryLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -131,6 +138,7 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         producer: name and version of the writer.
         limit: how small the file could be; for people, a decoder does not need it.
         tables: own tables of the tensors that have some, in the same order.
+        adaptive: the tensors with an adaptive model, in the same order.
     """
 
     entries: tuple[EntryLine, ...]
@@ -139,3 +147,4 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     producer: str = ""
     limit: LimitLine | None = None
     tables: tuple[OwnLine, ...] = ()
+    adaptive: tuple[AdaptiveLine, ...] = ()

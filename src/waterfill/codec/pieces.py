@@ -1,14 +1,16 @@
-"""Pieces of tensors in one stream: those with own tables first, tensor by tensor, then all that is left by the bank."""
+"""Pieces of tensors in one stream: adaptive ones, paths, those with own tables, then all that is left by the bank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec import own, rans, symbols, trellis
+from waterfill.codec import adaptive, own, rans, symbols, trellis
+from waterfill.codec.adaptive import AdaptiveModel
 from waterfill.codec.order import elements
 from waterfill.codec.symbols import Codes
 from waterfill.codec.trellis import PathModel
@@ -33,8 +35,13 @@ class Model:
         return self.codes[0].size
 
 
-def model(spread: Spread, layout: Layout, start: int, stop: int) -> Model | PathModel:
+AnyModel: TypeAlias = Model | PathModel | AdaptiveModel
+
+
+def model(spread: Spread, layout: Layout, start: int, stop: int) -> AnyModel:
     """The model of the elements start..stop of the stream of a tensor."""
+    if spread.adaptive is not None:
+        return adaptive.model(spread.adaptive, layout, start, stop)
     if spread.trellis is not None:
         return trellis.path_model(spread, layout, start, stop)
     return Model(spread.tables, symbols.spread_codes(spread, layout, start, stop))
@@ -45,7 +52,7 @@ def tensor_bits(values: Symbols, spread: Spread, layout: Layout) -> float:
     return ideal_bits(elements(values, 0, values.size, spread.down), model(spread, layout, 0, values.size))
 
 
-def encode(values: Sequence[Symbols], models: Sequence[Model | PathModel]) -> bytes:
+def encode(values: Sequence[Symbols], models: Sequence[AnyModel]) -> bytes:
     """Encode the integers of some pieces as one stream.
 
     Raises:
@@ -58,6 +65,9 @@ def encode(values: Sequence[Symbols], models: Sequence[Model | PathModel]) -> by
         if isinstance(coded, PathModel):
             runs.append(trellis.PathRun(trellis.path_of(part, coded), coded))
             continue
+        if isinstance(coded, AdaptiveModel):
+            runs.append(adaptive.AdaptiveRun(part, coded))
+            continue
         own_runs, left = _own_runs(part, coded.own)
         runs += own_runs
         rest.append(part[left])
@@ -67,7 +77,7 @@ def encode(values: Sequence[Symbols], models: Sequence[Model | PathModel]) -> by
     return rans.encode(runs)
 
 
-def decode(stream: bytes | memoryview, models: Sequence[Model | PathModel]) -> list[Symbols]:
+def decode(stream: bytes | memoryview, models: Sequence[AnyModel]) -> list[Symbols]:
     """Undo `encode`.
 
     Raises:
@@ -87,10 +97,12 @@ def decode(stream: bytes | memoryview, models: Sequence[Model | PathModel]) -> l
     ]
 
 
-def ideal_bits(values: Symbols, coded: Model | PathModel) -> float:
+def ideal_bits(values: Symbols, coded: AnyModel) -> float:
     """Code length of the integers of a piece, in bits, without the end of the stream."""
     if isinstance(coded, PathModel):
         return trellis.ideal_bits(values, coded)
+    if isinstance(coded, AdaptiveModel):
+        return adaptive.ideal_bits(values, coded)
     runs, left = _own_runs(values, coded.own)
     bits = symbols.ideal_bits(values[left], _some(coded.codes, left))
     for table, run in zip(coded.own, runs, strict=True):
@@ -114,8 +126,10 @@ def _own_runs(values: Symbols, own_tables: tuple[Table, ...]) -> tuple[list[rans
     return runs, left
 
 
-def _read_first(decoder: rans.Decoder, coded: Model | PathModel) -> tuple[Symbols | None, Left]:
-    """What is there of a piece before the integers that the bank codes: a whole path, or what own tables have."""
+def _read_first(decoder: rans.Decoder, coded: AnyModel) -> tuple[Symbols | None, Left]:
+    """What is there of a piece before the integers that the bank codes: all of it, or what own tables have."""
+    if isinstance(coded, AdaptiveModel):
+        return decoder.read(lambda words, at, states: adaptive.decode(words, at, states, coded)), slice(0)
     if isinstance(coded, PathModel):
         return decoder.read(lambda words, at, states: trellis.decode(words, at, states, coded)), slice(0)
     return _read_own(decoder, coded)

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
-from waterfill.protocols import QuadraticForm
+from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
 from waterfill.quantize.prefilter import Target, prefilter, row_factors
 from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, largest_step
+from waterfill.quantize.sparse import Sparse
 from waterfill.quantize.spread import Fit
 from waterfill.quantize.trellis import (
     LEVEL_TO_SQUARED_STEP,
@@ -48,8 +49,8 @@ SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
 FINEST = 23
 """As for other quantizers, and three more, for errors that are fed back are some steps large."""
 
-SPARSE = 2
-"""Matrices with at most one in so many weights that are not zero are also coded without feedback."""
+SPARSE, VERY_SPARSE = 0.5, 0.4
+"""Shares of weights that are not zero up to which a matrix is also searched weight by weight, or only so."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,15 @@ class Feedback:
         if not has_cross_terms(form) or not weight.matrix.any():
             return plain.quantize(weight, form, water_level)
         assert isinstance(form, KroneckerForm)
+        share = np.count_nonzero(weight.matrix) / weight.matrix.size
+        if share <= VERY_SPARSE:
+            return Sparse().quantize(weight, form, water_level)
         found = self._feed_back(weight, form, water_level)
-        if not is_sparse(weight.matrix) and not few_values(weight, found):
-            return found
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
-        return min(found, plain.quantize(weight, form, water_level), key=lambda each: lagrangian(each, water_level))
+        others: list[Quantizer] = [Sparse()] if share <= SPARSE else []
+        others += [plain] if few_values(weight, found) or found.spread.adaptive is not None else []
+        every = [found, *(other.quantize(weight, form, water_level) for other in others)]
+        return min(every, key=lambda each: lagrangian(each, water_level))
 
     def _feed_back(self, weight: Weight, form: KroneckerForm, water_level: float) -> Quantized:
         target = prefilter(weight.matrix, form, self.regulariser * water_level)
@@ -131,7 +136,7 @@ class Feedback:
 
 def is_sparse(matrix: Floats) -> bool:
     """Whether zeros of a matrix are worth keeping."""
-    return bool(SPARSE * np.count_nonzero(matrix) <= matrix.size)
+    return bool(np.count_nonzero(matrix) <= SPARSE * matrix.size)
 
 
 def has_cross_terms(form: QuadraticForm | None) -> bool:

@@ -83,7 +83,7 @@ def finish(
     largest = int(np.abs(symbols).max(initial=0))
     beyond = fit.shift > 0 or widest >= tables.SCALES or largest >= spreads.lengths(fit.family).shape[1]
     bits = _exact_bits(symbols, fit, weight.layout) if beyond else fit.bits
-    spread, bits = spreads.cheapest(symbols, fit.spread(), bits)
+    spread, bits = spreads.cheapest(symbols, weight.layout, fit.spread(), bits)
     return Quantized(symbols, rule, spread, bits + side, cost)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from waterfill.codec import scales, tables
 from waterfill.codec.symbols import ideal_bits, spread_codes
-from waterfill.quantize import own
+from waterfill.quantize import adaptive, own
 from waterfill.records import NO_SCALES, AxisScales, Layout, Scales, Spread, Symbols, Table
 
 REACH = 2
@@ -132,7 +132,21 @@ def _tried(
         yield replaced(fit.offsets, axis, None)
 
 
-def cheapest(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float]:
+def cheapest(symbols: Symbols, layout: Layout, bank: Spread, bits: float) -> tuple[Spread, float]:
+    """The spread of the fewest bits, with them: one of tables, these included, or an adaptive model.
+
+    Args:
+        symbols: int32 [out, in].
+        layout: its layout.
+        bank: the best spread without own tables.
+        bits: what it takes.
+    """
+    best = cheapest_tables(symbols, bank, bits)
+    learning = adaptive.cheapest(symbols, layout)
+    return learning if learning is not None and learning[1] < best[1] else best
+
+
+def cheapest_tables(symbols: Symbols, bank: Spread, bits: float) -> tuple[Spread, float]:
     """The spread of the fewest bits, with them: one of the bank, or one with own tables, these included.
 
     One table has all symbols, or all but the outermost ones. Two tables are for symbols of which one has more than its

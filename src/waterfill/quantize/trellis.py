@@ -14,11 +14,12 @@ from waterfill.codec import pieces
 from waterfill.codec.scales import side_bits
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
-from waterfill.protocols import QuadraticForm
+from waterfill.protocols import QuadraticForm, Quartic
 from waterfill.quantize import own, path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
 from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, cost_of, finish, in_steps, largest_step
+from waterfill.quantize.sparse import Sparse
 from waterfill.reconstruct import LEVEL_UNIT, step_sizes
 from waterfill.records import NO_SCALES, AxisScales, Floats, Layout, Paths, Quantized, Spread, Symbols, Uniform, Weight
 
@@ -243,6 +244,8 @@ def lagrangian(item: Quantized, water_level: float) -> float:
 def _free(weight: Weight, form: QuadraticForm | None, water_level: float, done: Quantized) -> Iterator[Quantized]:
     """What no trellis does better: a sparse matrix, or one of few values that have tables of their own."""
     size = weight.matrix.size
+    if 2 * np.count_nonzero(weight.matrix) <= size and weight.matrix.any() and not isinstance(form, Quartic):
+        yield Sparse().quantize(weight, form, water_level)
     if done.bits <= SPARSE_RATE * size or few_values(weight, done):
         yield Scalar().quantize(weight, form, water_level)
 

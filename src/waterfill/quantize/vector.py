@@ -36,7 +36,7 @@ class Vector:
         step = np.rint(32 * np.log2(12 * water_level / importance) - 64 * np.log2(self.fineness))
         step = int(np.clip(max(step, finest_step(weight.matrix)), -LARGEST_STEP, LARGEST_STEP))
         k = np.rint(weight.matrix / np.exp2(step / 64)).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int64)
-        offset = int(np.rint(k.mean())) if k.size else 0
+        offset = int(np.rint(k.mean())) if 2 * np.count_nonzero(k) > k.size else 0
         symbols = (k - offset).astype(np.int32)
         return finish(weight, form, symbols, Uniform(step, offset), spreads.fit(symbols, weight.layout))
 
