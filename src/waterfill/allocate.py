@@ -176,7 +176,7 @@ def lowest_within(
                 return trial
         if above and below and below.level - above.level <= precision:
             break
-        level = _next_level(above, below, limit * (1 - within / 2), slope, count)
+        level = _next_level(above, below, limit * (1 - within / 2), slope, count, 2 * precision)
     if below is None:
         below = measure(span[1])
         if below.value > limit:
@@ -184,13 +184,15 @@ def lowest_within(
     return below
 
 
-def _next_level(above: Trial[T] | None, below: Trial[T] | None, aim: float, slope: float, count: int) -> float:
-    """Where to try next: beyond the only side known, or between both."""
+def _next_level(
+    above: Trial[T] | None, below: Trial[T] | None, aim: float, slope: float, count: int, least: float
+) -> float:
+    """Where to try next: beyond the only side known, by `least` at least, or between both."""
     if above is None or below is None:
         known = above or below
         assert known is not None
         reach = float(np.log2(np.clip(aim / max(known.value, 1e-9 * aim), 1 / 16, 16))) / slope
-        return known.level + 1.4**count * (max(reach, 0.05) if above else min(reach, -0.05))
+        return known.level + 1.4**count * (max(reach, least) if above else min(reach, -least))
     if count % 3 == 2 or below.value <= 0 or not np.isfinite(above.value):
         return (above.level + below.level) / 2
     high, low = np.log(above.value), np.log(below.value)

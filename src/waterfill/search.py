@@ -26,6 +26,9 @@ from waterfill.workshop import Attempt, Workshop
 WITHIN = 0.005
 """A file is within this fraction below its target."""
 
+ABOUT = 0.02
+"""The same where ways to share the bits are compared; scores make up for sizes."""
+
 FITTING_TRIES = 3
 """How many files below a size limit are made at most, when none is near it."""
 
@@ -128,7 +131,7 @@ def _best_way(candidates: Sequence[Workshop], size: float, *, curves: bool) -> _
     ways = [first, *(_Files(work) for work in candidates[1:])]
     if curves:
         with suppress(TargetError):
-            level = math.log2(first.nearest(size - first.work.limit_bytes).water_level)
+            level = math.log2(first.nearest(size - first.work.limit_bytes, ABOUT).water_level)
             ways += [_Files(work) for work in _measured(candidates, level, first.work.live)]
     found = []
     for files in ways:
@@ -184,7 +187,7 @@ class _Files:
         Raises:
             TargetError: not even the coarsest draft is that small.
         """
-        draft = self.nearest(size - self.work.limit_bytes)
+        draft = self.nearest(size - self.work.limit_bytes, ABOUT)
         done = self.work.trial(draft)
         self._growth = done.size_bytes - draft.size_bytes
         return done
@@ -220,8 +223,8 @@ class _Files:
             fitting.append(floor)
         return max(fitting, key=lambda attempt: attempt.size_bytes)
 
-    def nearest(self, aim: float) -> Attempt:
-        """The largest draft of at most `aim` bytes, nearly.
+    def nearest(self, aim: float, within: float = WITHIN / 2) -> Attempt:
+        """The largest draft of at most `aim` bytes, or one that is larger than `aim` less a fraction `within`.
 
         Raises:
             TargetError: even the coarsest one is larger.
@@ -229,12 +232,12 @@ class _Files:
         aim, forecast = max(1.0, aim), self.work.forecast
         span = -float(forecast.logs[0]), -float(forecast.logs[-1])
         best = allocate.lowest_within(
-            self._try, aim, self._start(aim), slope=-1.0, within=WITHIN / 2, precision=1e-3, span=span
+            self._try, aim, self._start(aim), slope=-1.0, within=within, precision=3e-3, span=span
         )
         draft = best.made
         finer = [made for place, made in self._drafts.items() if place < best.level and made.size_bytes > aim]
         for other in sorted(finer, key=lambda other: other.size_bytes):
-            if draft.size_bytes < aim * (1 - WITHIN / 2):
+            if draft.size_bytes < aim * (1 - within):
                 draft = self.work.mix(draft, other, aim)
         return draft
 

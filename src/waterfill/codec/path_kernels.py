@@ -51,6 +51,53 @@ def walk(levels, classes, aside, entries, zero, span, indices, subsets):
     return -1
 
 
+@njit(cache=True, nogil=True)
+def magnitudes(indices, subsets, zero, found):
+    """Magnitudes of both subsets, 127 at most; those of subset 1 from 128 on.
+
+    Args:
+        indices: int32 [n].
+        subsets: uint8 [n].
+        zero: whether zero is in subset 1 too.
+        found: uint8 [n], filled.
+    """
+    for i in range(indices.size):
+        k = np.int64(indices[i])
+        size = -k - 1 if k < 0 and subsets[i] == 1 and not zero else abs(k)
+        found[i] = min(size, 127) + 128 * subsets[i]
+
+
+@njit(cache=True, nogil=True)
+def code_length(indices, subsets, classes, bits, lows, last, zero):
+    """Bits of indices under the tables of their classes, escapes with all that they need.
+
+    Args:
+        indices: int32 [n].
+        subsets: uint8 [n].
+        classes: uint16 [n].
+        bits: float64 [2 * classes, 256], of every byte.
+        lows: how many low bits each table leaves out, [2 * classes].
+        last: the largest magnitude that each table has, [2 * classes].
+        zero: whether zero is in subset 1 too.
+    """
+    total = 0.0
+    for i in range(indices.size):
+        row = 2 * np.int64(classes[i]) + subsets[i]
+        low, centred = np.int64(lows[row]), zero or subsets[i] == 0
+        high, _ = _high(np.int64(indices[i]), low, centred)
+        magnitude = -high - 1 if high < 0 and not centred else abs(high)
+        total += low
+        if magnitude <= last[row]:
+            total += bits[row, high + 128]
+            continue
+        extra = 2 * (magnitude - last[row] - 1) + (high < 0)
+        octets = 1
+        while octets < 4 and extra >> (8 * octets):
+            octets += 1
+        total += bits[row, 0] + 2 + 8 * octets
+    return total
+
+
 @njit(inline="always")
 def _high(k, low, centred):
     """High part and low bits: cells lie around their middle where zero has one of its own, else between two."""

@@ -197,14 +197,8 @@ def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model
 
 def ideal_bits(levels: Symbols, model: PathModel) -> float:
     """Code length of the indices of a piece, in bits, without the end of the stream."""
-    indices, subset = path_of(levels, model)
-    row = 2 * model.classes.astype(np.int64) + subset
-    low, centred = model.lows.astype(np.int64)[row], (subset == 0) | model.trellis.zero
-    high = (indices + np.where(centred, (1 << low) >> 1, 0)) >> low
-    magnitude = np.where((high < 0) & ~centred, -high - 1, np.abs(high))
-    escaped = magnitude > model.last[row]
-    byte = np.where(escaped, 0, high + 128)
-    bits = np.stack([each.bits for each in model.bank])[row, byte] + low
-    extra = 2 * (magnitude - model.last[row] - 1) + (high < 0)
-    octets = 1 + (extra >= 1 << 8).astype(np.int64) + (extra >= 1 << 16) + (extra >= 1 << 24)
-    return float(bits.sum() + (2 + 8 * octets[escaped]).sum())
+    from waterfill.codec import path_kernels
+
+    bits = np.stack([each.bits for each in model.bank]).astype(np.float64)
+    path = path_of(levels, model)
+    return float(path_kernels.code_length(*path, model.classes, bits, model.lows, model.last, model.trellis.zero))

@@ -135,11 +135,13 @@ def _tried(
 
 def _magnitudes(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit) -> NDArray[np.uint8]:
     """Magnitudes of both subsets, 127 at most, those of subset 1 from 128 on, [out, channels, taps]."""
+    from waterfill.codec import path_kernels
+
     model = path_model(fit.spread(paths.log_states, paths.log_span, paths.down), layout, 0, levels.size)
-    indices, subset = path_of(elements(levels, 0, levels.size, paths.down), model)
-    size = np.abs(indices) if paths.zero else np.where((subset == 1) & (indices < 0), -indices - 1, np.abs(indices))
-    found = np.empty(levels.shape, np.uint8)
-    place((np.minimum(size, 127) + 128 * subset).astype(np.uint8), found, 0, paths.down)
+    path = path_of(elements(levels, 0, levels.size, paths.down), model)
+    sizes, found = np.empty(levels.size, np.uint8), np.empty(levels.shape, np.uint8)
+    path_kernels.magnitudes(*path, paths.zero, sizes)
+    place(sizes, found, 0, paths.down)
     return found.reshape(layout.axes)
 
 

@@ -25,6 +25,9 @@ AXES = ("row", "channel", "tap")
 ROUNDS = 3
 """How often scales and shape are fitted to each other."""
 
+LARGE = 1 << 18
+"""Of so many weights once is enough: a fit of the shape to all of them moves little, and takes as long as a search."""
+
 LEAST_SCALE = 1e-12
 """Of the largest scale along an axis."""
 
@@ -112,7 +115,7 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
     fit, best = _fitted(values, live, mean)
     for _ in range(ROUNDS if live.all() else 0):
         moved = fit.mean(best, values)
-        if abs(moved - mean) <= 1e-3 * fit.least_scale(best):
+        if abs(moved - mean) <= 1e-2 * fit.least_scale(best):
             break
         other, found = _fitted(values, live, moved)
         if not other.price(found) < fit.price(best):
@@ -193,7 +196,7 @@ class _Fit:
     def _rounds(self, found: _Found) -> Iterator[_Found]:
         """A fit, and what follows from it round by round; no more than two are in memory."""
         yield found
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if self._live.size < LARGE else 1):
             scales = np.exp(self._log_powers(found).reshape(-1)[self._some] / found.shape)
             shape = self._shape(self._magnitudes.reshape(-1)[self._some] / scales)
             powers = tuple(power ** (shape / found.shape) for power in found.powers)
