@@ -27,8 +27,8 @@ TOP_TEXT = (
     "- *NNCodec*: version 2.1.3, dependent quantization, `nonweight_qp=-40`, `qp` in steps of one, each with "
     "`lambda_scale` 0 and 1 (LeNets: also 0.25 and 0.5). It sees no data. "
     "Batch norms are folded by this benchmark before, to one scale and one shift each (its own `bnf` wants to know the "
-    "model); multiplying the scales into the convolutions was worse at equal size. `opt_qp` and `scan_order=1`, tried "
-    "on ResNet-20 and MobileNet, gave no smaller file at equal quality. "
+    "model); multiplying the scales into the convolutions was worse at equal size. Where the tables have `opt_qp`, it "
+    "was tried too; the best of all is what counts. "
     "Its trained scalings need labels and are not in these tables: on ResNet-20 at half a point, an earlier "
     "measurement had 93.5 kB with 20,000 labelled images and 87.4 kB with 4,000.\n"
     "- *Deep Compression*: pruning by magnitude, k-means for each tensor, Huffman codes, without the training between "
@@ -37,9 +37,9 @@ TOP_TEXT = (
 )
 NO_NNCODEC = f"NNCodec was not there; its rows are left out: `{peer_codecs.INSTALL}`."
 RATIOS_TEXT = (
-    "Bytes of waterfill over those of NNCodec, the smaller of its files with either `lambda_scale`, where top-1 is "
-    "half a point and one point below the original's, and where the KL divergence to the original is 0.01 and 0.05 "
-    "nats. The rest of the page says how they come about."
+    "Bytes of waterfill over those of NNCodec at the best of its settings, where top-1 is half a point and one point "
+    "below the original's, and where the KL divergence to the original is 0.01 and 0.05 nats. The rest of the page "
+    "says how they come about."
 )
 EQUAL_TEXT = (
     "At the target, between two settings of the same codec, linear in top-1 or in the logarithm of KL. Settings that a "
