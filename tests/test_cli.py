@@ -1,7 +1,9 @@
 """The command line, mostly called in this process; what depends on signals and the shell in one of its own."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +19,9 @@ import waterfill
 from waterfill import cli
 from waterfill.cli.arguments import as_quantizers, as_size, as_tolerance
 from waterfill.errors import UsageError
+from waterfill.progress import STAGES, progress_bar
 from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
-from waterfill.search import PRODUCER
+from waterfill.workshop import PRODUCER
 
 NETS = """
 import time
@@ -84,6 +87,26 @@ def raises():
 
 def raises_later():
     return Raises()
+
+def eight():
+    return [(x[:2], y[:2]) for x, y in data() * 4]
+
+def cross_entropy(model, batches):
+    assert not model.training
+    losses = [nn.functional.cross_entropy(model(x), y) for x, y in batches]
+    return -float(torch.stack(losses).mean())
+
+def same_accuracy(model, batches):
+    return sum(float((model(x).argmax(1) == y).float().mean()) for x, y in batches) / len(batches)
+
+def words(model, batches):
+    return "good"
+
+def bad_metric(model, batches):
+    raise KeyError("no such key")
+
+def nan_metric(model, batches):
+    return float("nan")
 
 def slow():
     for _ in range(600):
@@ -281,6 +304,56 @@ def test_options_of_compress(run, place, options, key):
     assert list(json.loads((place / "r.json").read_text())["target"]) == [key]
 
 
+def block(out):
+    """The lines at the end of what compress prints: what was asked, predicted and measured."""
+    names = ("asked", "predicted", "measured", "held out", "before tuning")
+    lines = [re.split(r"  +", line.strip(), maxsplit=1) for line in out.splitlines()]
+    return {line[0]: line[1] for line in lines if line[0] in names}
+
+
+def test_tuning_is_reported_apart(run, place):
+    code, out, err = run("compress nets:net --data nets:eight --size 900 --tune --effort fast -o o.wf --json r.json")
+    told, lines = json.loads((place / "r.json").read_text()), block(out)
+    assert (code, err) == (0, "")
+    assert list(lines) == ["asked", "predicted", "measured", "held out", "before tuning"]
+    assert lines["asked"] == "900 bytes"
+    unit = "nats of KL"
+    assert lines["predicted"] == f"{told['predicted_distortion']:.4g} {unit}, by the importance"
+    assert lines["measured"] == f"{told['distortion']:.4g} {unit} on the calibration data"
+    assert lines["held out"].startswith(f"{told['held_out_distortion']:.4g} {unit} on those of its batches")
+    assert lines["before tuning"] == f"{told['untuned_distortion']:.4g} {unit} on the calibration data"
+    assert run("report r.json -o page.html")[0] == 0
+    page = (place / "page.html").read_text()
+    assert all(f">{name} " in page for name in ("predicted", "before tuning", "measured", "held out"))
+
+
+def test_only_what_there_is_has_a_line(run):
+    assert list(block(run("compress net.safetensors --size 1kB -o a.wf")[1])) == ["asked", "predicted"]
+    assert list(block(run("compress nets:net --data nets:data --quantizer kmeans:4 -o b.wf")[1])) == [
+        "predicted",
+        "measured",
+    ]
+    lines = block(run("compress nets:net --data nets:data --size 1kB --importance identity --effort fast -o c.wf")[1])
+    assert "squared weight" in lines["predicted"] and "not what is measured" in lines["predicted"]
+    assert " distortion on the calibration data" in lines["measured"]
+
+
+def test_a_tolerance_is_in_the_unit_of_a_metric(run, place):
+    line = "compress nets:net --data nets:data --effort fast --json r.json"
+    code, out, err = run(f"{line} --metric nets:cross_entropy --tolerance 5e-2 -o o.wf")
+    assert (code, err) == (0, "")
+    assert json.loads((place / "r.json").read_text())["target"] == {"tolerance": 0.05}
+    assert block(out)["asked"] == f"a loss of 0.05 in {MODULE}:cross_entropy"
+    nets = sys.modules[MODULE]
+    with torch.no_grad():
+        before = nets.cross_entropy(nets.net().eval(), nets.data())
+        after = nets.cross_entropy(waterfill.load("o.wf", into=nets.net()).eval(), nets.data())
+    assert before - after <= 0.05
+    assert run(f"{line} --metric nets:same_accuracy --tolerance 0.1 -o p.wf")[0] == 0
+    assert run(f"{line} --tolerance 10pt -o q.wf")[0] == 0
+    assert (place / "p.wf").read_bytes() == (place / "q.wf").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("100kB", 100_000), ("64KiB", 65536), ("5000", 5000), ("1.5MB", 1_500_000), ("2 GiB", 2**31), (".5kb", 500)],
@@ -403,6 +476,33 @@ BAD = [
     ("compress nets:net -o o.wf --size many", 2, ("--size 'many'", "expected a number")),
     ("compress nets:net -o o.wf --tolerance 0.5", 2, ("--tolerance '0.5'", "0.5pt", "0.5%")),
     ("compress nets:net -o o.wf --tolerance 0.5%", 1, ("--tolerance", "--data")),
+    ("compress nets:net -o o.wf --tune", 1, ("--tune", "there are none", "--data")),
+    ("compress nets:net -o o.wf --metric nets:words", 2, ("--metric", ":words", "--tolerance")),
+    (
+        "compress nets:net -o o.wf --metric nets:words --tolerance 1pt",
+        2,
+        ("'1pt'", "--metric", "accuracy", "0.5"),
+    ),
+    ("compress nets:net -o o.wf --metric nets:words --tolerance 1", 1, ("tolerance=1", "pass data")),
+    ("compress nets:net -o o.wf --metric words --tolerance 1", 2, ("--metric 'words'", "package.module:function")),
+    ("compress nets:net -o o.wf --metric nets:missing --tolerance 1", 1, ("--metric", ":missing", "expected", "Check")),
+    ("compress nets:net -o o.wf --metric nets:not_callable --tolerance 1", 1, ("--metric", "int", "(model, batches)")),
+    (
+        "compress nets:net -o o.wf --data nets:data --metric nets:words --tolerance 1",
+        1,
+        (":words gives a str",),
+    ),
+    (
+        "compress nets:net -o o.wf --data nets:data --metric nets:bad_metric --tolerance 1",
+        1,
+        ("bad_metric failed: KeyE",),
+    ),
+    ("compress nets:net -o o.wf --data nets:data --metric nets:nan_metric --tolerance 1", 1, ("gives NaN", "expected")),
+    (
+        "compress nets:net -o o.wf --data nets:data --metric nets:cross_entropy --tolerance -1",
+        2,
+        ("above zero",),
+    ),
     ("compress nets:net -o o.wf --distortion 0.1", 1, ("distortion=0.1", "pass data")),
     ("compress nets:net -o o.wf --data nets:inputs", 1, ("no targets", "output='logits'", "output='values'")),
     ("compress nets:broken -o o.wf", 1, ("'3.weight' [5, 32]", "NaN or infinite", "expected finite", "exclude")),
@@ -492,6 +592,46 @@ def test_wrong_usage_exits_with_2(run, place, line):
     code, out, err = run(line)
     assert code == 2 and out == "" and "Error" in err
     assert left(place) == []
+
+
+class Terminal(io.StringIO):
+    """What a person sees, as text."""
+
+    def isatty(self):
+        return True
+
+
+def test_bars_have_names_and_rounds_and_the_time_left(monkeypatch):
+    now, terminal = [1000.0], Terminal()
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar() as progress:
+        for stage in ("sequence", "curves", "tune"):
+            for done in range(1, 5):
+                now[0] += 50.0  # slower than the half minute that rich looks back by itself
+                progress(stage, done, 10)
+        progress("quantize", 1, 1)
+        progress("quantize", 1, 1)
+        progress("own stage", 1, 2)
+    seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    last = seen[seen.rindex("correcting targets") :]
+    for name in ("correcting targets", "measuring curves", "tuning", "quantizing, round 2", "own stage"):
+        assert name in last
+    assert last.count("4/10 0:05:00") == 3
+    assert "quantizing, round 3" not in seen
+
+
+def test_every_stage_has_a_name():
+    told = "".join(path.read_text() for path in Path(waterfill.__file__).parent.rglob("*.py"))
+    assert set(re.findall(r'progress\("(\w+)", ', told)) == set(STAGES)
+
+
+def test_no_bar_without_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress_bar() as progress:
+        assert progress is None
 
 
 # Processes of their own

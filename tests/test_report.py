@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from waterfill.errors import FormatError, UsageError
-from waterfill.report.charts import decades, squarified, ticks
+from waterfill.report.asked_plot import decades
+from waterfill.report.bytes_map import squarified
 from waterfill.report.html import page
 from waterfill.report.saved import parse, read
+from waterfill.report.svg import ticks
 from waterfill.report.words import MINUS, NONE, TIMES, fixed, plain, printable, short, signed, size_text
 from waterfill.results import CompressionResult, TensorReport
 
@@ -139,6 +141,28 @@ def test_a_page_says_what_the_file_is():
     assert f"{one.distortion / one.predicted:.3g}" in words
 
 
+NEW = {"predicted_distortion": 0.0031, "held_out_distortion": 0.0032, "untuned_distortion": 0.0053}
+
+
+def test_all_that_was_predicted_and_measured_has_a_line_of_its_own():
+    text = page({"one": saved(target={"distortion": 0.004}, **NEW), "two": saved()})
+    words = " ".join(" ".join(check(text).words).split())
+    for told in ("asked 0.00400", "predicted 0.00310", "before tuning 0.00530", "measured 0.00200", "held out 0.00320"):
+        assert told in words
+    plot = next(each for each in re.findall(r"<svg.*?</svg>", text) if 'aria-label="Distortion: ' in each)
+    heights = [int(y) for y in re.findall(r'class="value" x="[^"]+" y="(\d+)"', plot)]
+    assert len(heights) == 7 and min(np.diff(heights)) >= 20
+    assert "measured before tuning" in words and "on held-out batches" in words and "nothing was fitted to" in words
+    for row in saved().tensors[:-1]:
+        assert f"{100 * row.distortion / saved().sum_of_tensors:.1f} %" in words
+    plain_words = " ".join(check(page({"two": saved()})).words)
+    assert not any(name in plain_words for name in ("before tuning", "held out", "Held out", "held-out"))
+
+
+def test_batches_that_were_not_held_out_are_not_shown_as_if():
+    assert "held out" not in page({"net": saved(held_out_distortion=0.002)})
+
+
 def test_the_same_results_make_the_same_page():
     assert page({"net": saved()}) == page({"net": saved()})
 
@@ -223,6 +247,7 @@ def test_a_result_without_a_curve_says_so():
         {"tensors": (tensor(0, distortion=0.0), TensorReport("e", (0,), 0, 0.0, 0.0, 0.0, "exact"))},
         {"tensors": (tensor(0, distortion=math.nan), tensor(1, distortion=math.inf))},
         {"overhead_bytes": math.nan, "limit_error": math.nan},
+        {"predicted_distortion": math.nan, "held_out_distortion": math.inf, "untuned_distortion": 0.0},
     ],
 )
 def test_whatever_is_missing_or_extreme_leaves_a_page(changes):
@@ -235,11 +260,23 @@ def test_whatever_is_missing_or_extreme_leaves_a_page(changes):
 
 
 def test_a_result_comes_back_as_it_was():
-    made = result()
+    made = result(**NEW)
     back = parse(made.to_json())
-    for name in ("size_bytes", "rate", "ratio", "gap", "gap_percent", "limit_curve", "target", "limit_distortion"):
+    for name in ("size_bytes", "rate", "ratio", "gap", "gap_percent"):
         assert getattr(back, name) == getattr(made, name)
-    assert [row.gap for row in back.tensors] == [row.gap for row in made.tensors]
+    for field in dataclasses.fields(made):
+        assert field.name == "data" or getattr(back, field.name) == getattr(made, field.name)
+    assert (back.predicted, back.held_out) == (made.predicted_distortion, made.held_out_distortion)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_new_numbers_may_be_missing_but_not_be_words(name):
+    told = json.loads(result(**NEW).to_json())
+    old = parse(json.dumps({key: value for key, value in told.items() if key != name}))
+    assert getattr(old, name) is None
+    assert old.predicted == pytest.approx(0.0031 if name != "predicted_distortion" else old.sum_of_tensors)
+    with pytest.raises(ValueError, match=name):
+        parse(json.dumps(told | {name: "much"}))
 
 
 BAD = {
@@ -249,6 +286,7 @@ BAD = {
     "a wrong kind": (result().to_json().replace('"numel": 100,', '"numel": "many",'), r"tensors\[0\].numel"),
     "a negative size": (re.sub(r'"size_bytes": \d+,', '"size_bytes": -1,', result().to_json()), "size_bytes|>= "),
     "an infinite size": (re.sub(r'"size_bytes": 25.0', '"size_bytes": Infinity', result().to_json()), "not finite"),
+    "a negative length": (result().to_json().replace('"numel": 100,', '"numel": -100,'), "below zero"),
     "deep": ("[" * 100_000, "nested"),
     "no text": (b"\xff\xfe\x00", "no result"),
 }
@@ -383,3 +421,15 @@ def test_both_schemes_are_drawn_and_differ(tmp_path, width):
     assert dark.mean() < 80 and light.mean() > 200
     assert dark.std() > 10 and light.std() > 10
     assert dark[:, -3:].std() < 20  # nothing sticks out at the side
+
+
+@needs_browser
+def test_paper_shows_all_of_it_on_few_sheets(tmp_path):
+    browse(
+        tmp_path, page({"one": saved(count=30), "two": saved(count=28)}), "--no-pdf-header-footer",
+        f"--print-to-pdf={tmp_path / 'page.pdf'}",
+    )  # fmt: skip
+    printed = (tmp_path / "page.pdf").read_bytes()
+    sheets = len(re.findall(rb"/Type\s*/Page\b", printed))
+    assert 3 <= sheets <= 7
+    assert len(printed) > 20_000 * sheets  # empty ones take 500 bytes

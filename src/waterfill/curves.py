@@ -146,20 +146,19 @@ def measure(
         progress: called as work goes on.
 
     Returns:
-        Mean distortions by name, of each point.
+        Mean distortions by name, of each point: over predictions that count, or over samples of values.
     """
     tensors = copy.state_dict(keep_vars=True)
     sums: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(OFFSETS)))
     pairs, count = list(batches), 0
     with evaluation(copy), torch.no_grad():
         for number, (batch, reference) in enumerate(pairs):
-            samples = num_samples(split(batch)[0])
-            replay, count = Replay(copy, split(batch)[0], tensors), count + samples
+            replay, count = Replay(copy, split(batch)[0], tensors), count + _count(batch, reference, output)
             for index, name in enumerate(names):
                 for point in range(len(OFFSETS)):
                     other = trial(name, point)
                     with _changed(tensors, other):
-                        sums[name][point] += samples * _loss(replay.run(other), batch, reference, output)
+                        sums[name][point] += _loss(replay.run(other), batch, reference, output)
                 if progress is not None:
                     progress("curves", number * len(names) + index + 1, len(pairs) * len(names))
     return {name: (total / max(1, count)).tolist() for name, total in sums.items()}
@@ -175,13 +174,18 @@ def some(batches: Iterable[Any], references: Iterable[Tensor]) -> Iterator[tuple
         yield batch, reference
 
 
+def _count(batch: Any, reference: Tensor, output: Output) -> int:
+    return len(as_predictions(reference, split(batch)[1])[0] if output == "logits" else reference)
+
+
 def _loss(result: Tensor, batch: Any, reference: Tensor, output: Output) -> float:
+    """Sum of the distortions of a batch."""
     reference = reference.to(result.device)
     if output == "logits":
         target = split(batch)[1]
-        loss = divergence(as_predictions(reference, target)[0], as_predictions(result, target)[0]).mean()
+        loss = divergence(as_predictions(reference, target)[0], as_predictions(result, target)[0]).sum()
     else:
-        loss = (result.double() - reference.double()).square().sum() / len(result)
+        loss = (result.double() - reference.double()).square().sum()
     return float(loss) if bool(loss.isfinite()) else float("inf")
 
 

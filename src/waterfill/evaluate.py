@@ -121,6 +121,33 @@ def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
         return [result.cpu() for result, _, _ in _passes(model, as_batches(data))]
 
 
+def distances(model: nn.Module, data: Iterable[Any], reference: Sequence[Tensor], output: Output) -> Tensor:
+    """Distances of a model's outputs from those of a reference, one by one.
+
+    Args:
+        model: the network; its modes are left as they were.
+        data: batches.
+        reference: what `reference_outputs` returned for them.
+        output: what the model returns.
+
+    Returns:
+        D(reference || model) of every prediction that counts, in nats, or the squared distance of every sample;
+        float64 [predictions or samples], on the CPU.
+
+    Raises:
+        CalibrationError: the data do not fit the model or the reference.
+    """
+    found = []
+    with _quiet(model):
+        for result, target, other in _passes(model, as_batches(data), reference):
+            assert other is not None
+            if output == "values":
+                found.append(_squared_distances(result, other))
+            else:
+                found.append(divergence(as_predictions(other, target)[0], as_predictions(result, target)[0]))
+    return torch.cat(found).cpu()
+
+
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
     """D(p || q) = sum p (log p - log q) of the softmax p of the reference and q of the logits, row by row.
 

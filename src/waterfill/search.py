@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from waterfill import allocate
@@ -28,6 +29,9 @@ WITHIN = 0.005
 
 ABOUT = 0.02
 """The same where ways to share the bits are compared; scores make up for sizes."""
+
+SURELY = 1.0
+"""How many standard errors nearer to the original a way to share the bits has to be to be taken for a simpler one."""
 
 FITTING_TRIES = 3
 """How many files below a size limit are made at most, when none is near it."""
@@ -98,7 +102,8 @@ def search(candidates: Sequence[Workshop], target: Target, *, curves: bool = Fal
     """The attempt that meets a target; of several ways to share the bits, the one that measures best on data.
 
     The ways are the predicted ones and, with `curves`, measured ones. They are compared at one size, on data that
-    nothing was fitted to. One of them may be one step for the whole model (power 0).
+    nothing was fitted to, and the first one is taken unless another one is better by more than chance. One of them may
+    be one step for the whole model (power 0).
 
     Args:
         candidates: workshops of the same model; the first one is where curves are measured, and is used without data.
@@ -133,11 +138,13 @@ def _best_way(candidates: Sequence[Workshop], size: float, *, curves: bool) -> _
         with suppress(TargetError):
             level = math.log2(first.nearest(size - first.work.limit_bytes, ABOUT).water_level)
             ways += [_Files(work) for work in _measured(candidates, level, first.work.live)]
-    found = []
+    best: tuple[_Files, Attempt] | None = None
     for files in ways:
         with suppress(TargetError):  # not even its coarsest file is that small
-            found.append((_score(files.trial(size)), files))
-    return min(found, key=lambda each: each[0])[1] if found else first
+            attempt = files.trial(size)
+            if best is None or _is_better(attempt, best[1]):
+                best = files, attempt
+    return first if best is None else best[0]
 
 
 def _measured(candidates: Sequence[Workshop], level: float, live: Live) -> list[Workshop]:
@@ -157,13 +164,23 @@ def _measured(candidates: Sequence[Workshop], level: float, live: Live) -> list[
     return found
 
 
-def _score(attempt: Attempt) -> float:
-    """Logarithm of the distortion on data that were held out, as it would be at another size: 6 dB a bit."""
-    loss = attempt.held_out
-    if loss is None or math.isnan(loss):
-        return math.inf
+def _is_better(one: Attempt, other: Attempt) -> bool:
+    """Whether an attempt is nearer to the original than another on data to choose by, by more than chance.
+
+    Their distances are compared as they would be at one size (6 dB a bit), output by output: some outputs are far off
+    for any attempt, and a mean over a few of them says little.
+    """
+    left, right = _at_one_size(one), _at_one_size(other)
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        return bool(np.isfinite(left).all())
+    gain = right - left
+    return bool(gain.mean() > SURELY * gain.std() / math.sqrt(max(1, gain.size - 1)))
+
+
+def _at_one_size(attempt: Attempt) -> NDArray[np.float64]:
+    assert attempt.distances is not None
     numel = sum(item.symbols.size for item in attempt.quantized.values())
-    return math.log2(max(loss, 1e-30)) + 2 * 8 * attempt.size_bytes / max(1, numel)
+    return np.asarray(attempt.distances * 2.0 ** (2 * 8 * attempt.size_bytes / max(1, numel)))
 
 
 # Sizes

@@ -82,7 +82,9 @@ class Tune:
             for done in range(self.passes):
                 for index, (batch, reference) in enumerate(zip(batches, references, strict=True)):
                     adam.zero_grad()
-                    torch.autograd.backward(_distance(model, batch, reference, output))
+                    distance = _distance(model, batch, reference, output)
+                    if distance.requires_grad:  # not where no vector has a part in the output, or none that it says
+                        torch.autograd.backward(distance)
                     if all(each.grad is None or bool(each.grad.isfinite().all()) for each in chosen):
                         adam.step()
                     decay.step()

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from waterfill import allocate, curves
@@ -17,7 +18,7 @@ from waterfill.allocate import Job
 from waterfill.calibrate import InSequence, correct
 from waterfill.codec import container
 from waterfill.curves import Curve
-from waterfill.evaluate import Evaluation, evaluate
+from waterfill.evaluate import Evaluation, distances, evaluate
 from waterfill.files import WaterfillFile
 from waterfill.forecast import Forecast
 from waterfill.importance import DiagonalForm, KroneckerForm
@@ -57,7 +58,7 @@ class Attempt:
         targets: matrices whose errors count from other values than their own, because of the layers before them.
         limits: lower bounds at the distortions of the quantizers; None for a draft.
         measured: on the calibration data; None without.
-        held_out: distortion on the data to choose by.
+        distances: of every output from that of the original, on the data to choose by; None without data.
         untuned: distortion before tuning; None where nothing was tuned.
         corrections: measured distortions over predicted ones, by name; 1 for all others.
     """
@@ -69,7 +70,7 @@ class Attempt:
     targets: Mapping[str, Weight] = field(default_factory=dict)
     limits: Limits | None = None
     measured: Evaluation | None = None
-    held_out: float | None = None
+    distances: NDArray[np.float64] | None = None
     untuned: float | None = None
     corrections: Mapping[str, float] = field(default_factory=dict)
 
@@ -81,12 +82,14 @@ class Attempt:
     @property
     def distortion(self) -> float | None:
         """Measured on the calibration data: KL of logits, squared error of values."""
-        return None if self.measured is None else distortion_of(self.measured)
+        if self.measured is None:
+            return None
+        return self.measured.squared_error if self.measured.kl is None else self.measured.kl
 
-
-def distortion_of(found: Evaluation) -> float | None:
-    """KL divergence of logits, squared error of values."""
-    return found.squared_error if found.kl is None else found.kl
+    @property
+    def held_out(self) -> float | None:
+        """The same on the data to choose by."""
+        return None if self.distances is None else float(self.distances.mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,15 +214,13 @@ class Workshop:
         return replace(draft, packed=self._pack(draft.quantized, limits), limits=limits)
 
     def _measured(self, attempt: Attempt, live: Live) -> Attempt:
-        copy = self.filled(attempt)
-        found = evaluate(copy, live.batches, live.references, output=live.output)
-        known = replace(attempt, measured=found, held_out=distortion_of(found))
-        return self._held_out(known, live) if live.held else known
+        found = evaluate(self.filled(attempt), live.batches, live.references, output=live.output)
+        return self._held_out(replace(attempt, measured=found), live)
 
     def _held_out(self, attempt: Attempt, live: Live) -> Attempt:
         part = live.choosing
-        found = evaluate(self.filled(attempt), part, part.references, output=live.output)
-        return replace(attempt, held_out=distortion_of(found))
+        found = distances(self.filled(attempt), part, part.references, live.output)
+        return replace(attempt, distances=found.numpy())
 
     def _corrected(self, draft: Attempt, live: Live) -> Attempt:
         """A draft whose matrices make up for those before them, and whose vectors for what became of statistics."""

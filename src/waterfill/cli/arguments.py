@@ -43,7 +43,8 @@ def as_tolerance(
     match = re.fullmatch(NUMBER + r"(pt|%)\s*", text)
     if match is None:
         raise UsageError(
-            f"--tolerance {text!r} is no tolerance; expected points such as 0.5pt or percent such as 0.5%."
+            f"--tolerance {text!r} is no loss of accuracy; expected points such as 0.5pt or percent such as 0.5%, or "
+            "with --metric a plain number in its unit."
         )
     amount = float(match[1]) / 100
     if match[2] == "pt":
@@ -54,6 +55,17 @@ def as_tolerance(
     if accuracy is None:
         raise CalibrationError("A tolerance is measured as top-1 accuracy; the data need integer targets.")
     return amount * accuracy
+
+
+def as_loss(text: str, metric: str) -> float:
+    """Largest loss of a metric of someone's own, in its unit."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--tolerance {text!r} is no plain number; points and percent are of top-1 accuracy, but --metric {metric} "
+            "has a unit of its own. Give the loss in that unit, such as 0.5."
+        ) from error
 
 
 def as_output(text: str | None) -> Output | None:

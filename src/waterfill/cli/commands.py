@@ -8,8 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from waterfill.cli.arguments import as_effort, as_importance, as_output, as_quantizers, as_size, as_tolerance, one_of
-from waterfill.cli.factories import as_data, as_model, as_module
+from waterfill.cli.arguments import (
+    as_effort,
+    as_importance,
+    as_loss,
+    as_output,
+    as_quantizers,
+    as_size,
+    as_tolerance,
+    one_of,
+)
+from waterfill.cli.factories import as_data, as_metric, as_model, as_module
 from waterfill.cli.options import (
     DataOption,
     Destination,
@@ -20,15 +29,18 @@ from waterfill.cli.options import (
     Importance,
     Include,
     Json,
+    MetricOption,
     ModelArgument,
     OutputKind,
     Seed,
     Temperature,
+    Tolerance,
+    TuneOption,
     WeightsOption,
     Work,
 )
 from waterfill.cli.output import check_outputs, show, write_json
-from waterfill.errors import UsageError
+from waterfill.errors import CalibrationError, UsageError
 
 app = typer.Typer(
     name="waterfill",
@@ -69,7 +81,8 @@ def compress(
     ] = None,
     size: Annotated[str | None, typer.Option(help="Size of the whole file, such as 100kB, 64KiB or 5000.")] = None,
     distortion: Annotated[float | None, typer.Option(help="Mean KL in nats (or squared error) on the data.")] = None,
-    tolerance: Annotated[str | None, typer.Option(help="Loss of top-1 accuracy: 0.5pt (points) or 0.5%.")] = None,
+    tolerance: Tolerance = None,
+    metric: MetricOption = None,
     output: OutputKind = None,
     importance: Importance = None,
     temperature: Temperature = 1.0,
@@ -79,6 +92,7 @@ def compress(
         str, typer.Option(help="feedback[:STATES], trellis:STATES, scalar, threshold, kmeans:K or prune:KEEP.")
     ] = "feedback",
     effort: Annotated[str, typer.Option(help="fast, default, best or max.")] = "default",
+    tune: TuneOption = False,
     fold_norms: FoldNorms = True,
     seed: Seed = 0,
     work: Work = None,
@@ -94,7 +108,13 @@ def compress(
     chosen = [f"--{name}" for name, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} were given; expected one target: choose what matters.")
+    if metric is not None and tolerance is None:
+        raise UsageError(f"--metric {metric} decides nothing without --tolerance; give the loss of it that may be.")
+    if tune and data is None:
+        raise CalibrationError("--tune goes by data, but there are none; give --data, or leave --tune out.")
     check_outputs(out, json_file, force=force, inputs=(Path(model), weights))
+    quality = None if metric is None else as_metric(metric)
+    loss = None if metric is None or tolerance is None else as_loss(tolerance, metric)
     network = as_model(model, weights)
     batches = None if data is None else as_data(data)
     targets: dict[str, Any] = {
@@ -103,26 +123,28 @@ def compress(
         "size_bytes": None if size is None else as_size(size),
     }
     if tolerance is not None:
-        targets["tolerance"] = as_tolerance(tolerance, network, batches, output)
+        targets["tolerance"] = as_tolerance(tolerance, network, batches, output) if loss is None else loss
     crossed = quantizer.startswith("feedback") and batches is not None
     with progress_bar() as progress:
         result = run(
             network,
             batches,
             **targets,
+            metric=quality,
             output=as_output(output),
             importance=as_importance(importance, temperature, seed, crossed=crossed),
             quantizers=as_quantizers(quantizer),
             include=include or (),
             exclude=exclude or (),
             effort=as_effort(effort),
+            tune=tune,
             fold_norms=fold_norms,
             seed=seed,
             progress=progress,
             work=work,
         )
     result.save(out, force=force)
-    show(result_table(result, str(out)))
+    show(result_table(result, str(out), metric or "top-1 accuracy"))
     write_json(json_file, result.to_json())
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from waterfill.errors import UsageError, WaterfillError
 
 if TYPE_CHECKING:
     import torch
+
+    from waterfill.protocols import Metric
 
 FACTORY = re.compile(r"[\w.]+:[\w.]+")
 
@@ -74,35 +77,69 @@ def as_data(text: str) -> Iterable[Any]:
     return as_batches(iter(batches) if isinstance(data, Iterator) else batches)
 
 
+def as_metric(text: str) -> Metric:
+    """A function (model, batches) -> float; what it raises, and what is no number, becomes an error that names it."""
+    function = find(text, "--metric", "function", "a function (model, batches) -> float")
+
+    def metric(model: torch.nn.Module, data: Iterable[Any]) -> float:
+        found: Any = _named(lambda: function(model, data), f"--metric {text}")
+        try:
+            number = float(found)
+        except (TypeError, ValueError, RuntimeError):
+            number = math.nan
+        if math.isnan(number):
+            told = "NaN" if isinstance(found, float) else f"a {type(found).__name__}"
+            raise WaterfillError(
+                f"--metric {text} gives {told}; expected a number, larger for a better model. Correct the function."
+            )
+        return number
+
+    return metric
+
+
 def call_factory(text: str, what: str) -> Any:
     """Import `package.module:factory` and call it; `what` is the argument that errors name."""
+    return _named(find(text, what, "factory", "a callable without arguments"), f"{what} {text}")
+
+
+def find(text: str, what: str, kind: str, expected: str) -> Callable[..., Any]:
+    """Import what `package.module:name` names.
+
+    Args:
+        text: both names.
+        what: the argument that errors name.
+        kind: what its name stands for, in errors.
+        expected: what can be called, in errors.
+    """
     module_name, _, attribute = text.partition(":")
     if not attribute or not module_name:
-        raise UsageError(
-            f"{what} {text!r} is no package.module:factory; expected both names with a colon between them."
-        )
+        raise UsageError(f"{what} {text!r} is no package.module:{kind}; expected both names with a colon between them.")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        factory: Any = importlib.import_module(module_name)
+        found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
-            factory = getattr(factory, part)
+            found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise WaterfillError(
-            f"{what} {text}: {error}; expected package.module:factory that can be imported. "
+            f"{what} {text}: {error}; expected package.module:{kind} that can be imported. "
             "Check the names, or set PYTHONPATH."
         ) from error
-    if not callable(factory):
+    if not callable(found):
         raise WaterfillError(
-            f"{what} {text} is a value of type {type(factory).__name__}; expected a callable without arguments. "
-            "Name a function."
+            f"{what} {text} is a value of type {type(found).__name__}; expected {expected}. Name a function."
         )
+    return cast("Callable[..., Any]", found)
+
+
+def _named(call: Callable[[], Any], name: str) -> Any:
+    """What a call of someone else's code returns; what it raises becomes an error with the name of the code."""
     try:
-        return factory()
+        return call()
     except WaterfillError:
         raise
     except Exception as error:
-        raise WaterfillError(f"{what} {text} failed: {type(error).__name__}: {error}") from error
+        raise WaterfillError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
 class _Batches:

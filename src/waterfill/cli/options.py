@@ -42,6 +42,22 @@ Work = Annotated[
         "--work", help="Folder to keep finished tensors in: the same command goes on there when it was stopped."
     ),
 ]
+Tolerance = Annotated[
+    str | None,
+    typer.Option(
+        "--tolerance", help="Loss of top-1 accuracy, 0.5pt (points) or 0.5%; with --metric a number in its unit."
+    ),
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="package.module:function (model, batches) -> float, larger is better: what --tolerance is about.",
+    ),
+]
+TuneOption = Annotated[
+    bool, typer.Option("--tune", help="Distil biases and norms on the data at the end, without labels.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is sampled.")]
 Destination = Annotated[Path, typer.Option("-o", "--out", help="File to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]

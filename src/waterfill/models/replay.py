@@ -50,7 +50,7 @@ class Replay:
         It is the first use of one of them; where a result from before is written over later on, the call that made it.
         A tensor that was not seen may be used anywhere.
         """
-        start: int = min((self._recorder.first.get(name, 0) for name in changed), default=self.calls)
+        start: int = min((self._recorder.first_use(name) for name in changed), default=self.calls)
         start = min(start, len(self._recorder.results))
         moved = True
         while moved:
@@ -72,7 +72,6 @@ class Recorder(TorchFunctionMode):
     Attributes:
         results: of the first calls, as many as fit into `BUDGET_BYTES`.
         count: number of calls.
-        first: index of the first call with a tensor among its arguments, by name.
         overwritten: (call that made a result, later call that wrote over it).
     """
 
@@ -80,9 +79,9 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.results: list[Any] = []
         self.count = 0
-        self.first: dict[str, int] = {}
         self.overwritten: list[tuple[int, int]] = []
-        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        self._places = {name: _memory(tensor) for name, tensor in tensors.items()}
+        self._first: dict[int, int] = {}
         self._makers: dict[int, list[int]] = defaultdict(list)
         self._bytes = 0
 
@@ -95,12 +94,16 @@ class Recorder(TorchFunctionMode):
         before = [_version(each) for each in given]
         result = func(*args, **(kwargs or {}))
         for each, version in zip(given, before, strict=True):
-            self.first.setdefault(self._names.get(id(each), ""), self.count)
-            if _version(each) != version:
+            self._first.setdefault(_memory(each), self.count)
+            if version is None or _version(each) != version:
                 self.overwritten += [(maker, self.count) for maker in self._makers[_memory(each)]]
         self._keep(result)
         self.count += 1
         return result
+
+    def first_use(self, name: str) -> int:
+        """Index of the first call with a tensor, or one that shares its memory, among its arguments; 0 for none."""
+        return self._first.get(self._places.get(name, -1), 0)
 
     def _keep(self, result: Any) -> None:
         for each in tensors_in((result,)):
@@ -108,7 +111,7 @@ class Recorder(TorchFunctionMode):
             self._bytes += 0 if made else each.untyped_storage().nbytes()
             made.append(self.count)
         if self._bytes <= BUDGET_BYTES and len(self.results) == self.count:
-            self.results.append(result)
+            self.results.append(_as_it_is(result))
 
 
 class Suffix(TorchFunctionMode):
@@ -130,13 +133,18 @@ class Suffix(TorchFunctionMode):
         del types
         self._count += 1
         if self._count <= self._start:
-            return self._results[self._count - 1]
+            return _as_it_is(self._results[self._count - 1])
         return func(*args, **(kwargs or {}))
 
 
-def _version(tensor: Tensor) -> int:
-    """How often the memory of a tensor was written to; tensors of inference mode do not tell."""
-    return -1 if tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> int | None:
+    """How often the memory of a tensor was written to; tensors of inference mode do not tell, and any call may."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _as_it_is(result: Any) -> Any:
+    """A result that stays when the model goes on to change a list that it was given."""
+    return list(result) if type(result) is list else result
 
 
 def _memory(tensor: Tensor) -> int:

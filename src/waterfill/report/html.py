@@ -7,18 +7,14 @@ from importlib.resources import files
 from itertools import pairwise
 
 from waterfill.errors import UsageError
-from waterfill.report.charts import (
-    BINS,
-    MOST_BARS,
-    Shown,
-    asked_plot,
-    bars,
-    bytes_map,
-    curve_plot,
-    level_plot,
-)
+from waterfill.report.asked_plot import asked_plot
+from waterfill.report.bars import MOST_BARS, bars
+from waterfill.report.bytes_map import BINS, bytes_map
+from waterfill.report.curve_plot import curve_plot
+from waterfill.report.level_plot import level_plot
 from waterfill.report.saved import SavedResult
 from waterfill.report.summary import details, lead, tiles
+from waterfill.report.svg import Shown
 from waterfill.report.table import one_table, two_tables
 from waterfill.report.words import NONE, fixed, safe
 
@@ -124,6 +120,8 @@ def _asked(shown: list[Shown]) -> str:
     why = "The prediction is what the importance says; the measurement is on the calibration data."
     if any(each.result.distortion is not None and not each.result.comparable for each in shown):
         why += " This importance predicts another quantity, so its prediction is not on this axis."
+    if any(each.result.held_out is not None for each in shown):
+        why += " Held out are those batches of them that nothing was fitted to."
     if all(each.result.distortion is None for each in shown):
         why = "There were no data, so nothing was measured: this is the error of the weights that the importance sees."
     return _section("Predicted and measured", why, _keys(_files(shown, "dot")) + plot)

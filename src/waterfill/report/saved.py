@@ -1,4 +1,4 @@
-"""Results as `CompressionResult.to_json` wrote them, read again and checked."""
+"""Results as `CompressionResult.to_json` wrote them, those of older versions too, read again and checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from waterfill.errors import FormatError
-from waterfill.results import percent_above
+from waterfill.results import TensorReport, percent_above
 
 Count = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
@@ -23,34 +23,13 @@ COMPARABLE = ("kl", "kronecker", "regression")
 """Importances of those units, for results that do not name one."""
 
 
-class SavedTensor(Struct, frozen=True):
-    """A row of the table; the fields are those of `TensorReport`."""
-
-    name: str
-    shape: tuple[Count, ...]
-    numel: Count
-    size_bytes: Amount
-    rate: Amount
-    distortion: float | None
-    reconstruction: str
-    reason: str = ""
-    limit: float | None = None
-    limit_error: float | None = None
-    source_model: str = ""
-
-    @property
-    def gap(self) -> float | None:
-        """Bits per value above the limit."""
-        return None if self.limit is None else self.rate - self.limit
-
-
 class SavedResult(Struct, frozen=True):
     """What a JSON file says about a compressed file; the fields are those of `CompressionResult`."""
 
     size_bytes: Annotated[int, Meta(ge=1)]
     floating_values: Count
     original_bytes: Count
-    tensors: tuple[SavedTensor, ...]
+    tensors: tuple[TensorReport, ...]
     overhead_bytes: float
     water_level: float
     distortion: float | None
@@ -62,6 +41,9 @@ class SavedResult(Struct, frozen=True):
     limit_measure: str = ""
     distortion_unit: str = ""
     limit_distortion: float | None = None
+    predicted_distortion: float | None = None
+    held_out_distortion: float | None = None
+    untuned_distortion: float | None = None
     limit_curve: tuple[tuple[float, float], ...] = ()
 
     @property
@@ -85,10 +67,22 @@ class SavedResult(Struct, frozen=True):
         return None if self.limit is None else percent_above(self.rate, self.limit)
 
     @property
-    def predicted(self) -> float | None:
-        """Sum of the distortions that the importance predicts; None where no tensor has one."""
+    def sum_of_tensors(self) -> float | None:
+        """Sum of the distortions of the tensors; None where no tensor has one."""
         known = [row.distortion for row in self.tensors if row.distortion is not None]
         return math.fsum(known) if known and all(map(math.isfinite, known)) else None
+
+    @property
+    def predicted(self) -> float | None:
+        """The distortion that was predicted, with what curves measured; the sum where the file does not say."""
+        if self.predicted_distortion is None:
+            return self.sum_of_tensors
+        return self.predicted_distortion if math.isfinite(self.predicted_distortion) else None
+
+    @property
+    def held_out(self) -> float | None:
+        """Distortion on batches that nothing was fitted to; None where all were used, or the file does not say."""
+        return None if self.held_out_distortion == self.distortion else self.held_out_distortion
 
     @property
     def comparable(self) -> bool:
@@ -150,4 +144,6 @@ def parse(text: str | bytes) -> SavedResult:
     for row in result.tensors:
         if not (math.isfinite(row.rate) and math.isfinite(row.size_bytes)):
             raise ValueError(f"tensor {row.name!r} has a size or rate that is not finite")
+        if min(row.numel, row.size_bytes, row.rate, *row.shape) < 0:
+            raise ValueError(f"tensor {row.name!r} has a size, rate or shape below zero")
     return result

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from waterfill.report.charts import Shown
 from waterfill.report.saved import SavedResult
+from waterfill.report.svg import Shown
 from waterfill.report.words import NONE, TIMES, fixed, plain, safe, short, signed, size_text
 
 Tell = Callable[[SavedResult], str]
@@ -15,9 +15,16 @@ TARGETS = {
     "rate": "{} bit per value",
     "size_bytes": "{} bytes",
     "distortion": "distortion {}",
-    "tolerance": "top-1 loss {}",
+    "tolerance": "loss of quality {}",
 }
 """How a target is told."""
+
+BEFORE, HELD_OUT = "measured before tuning", "on held-out batches"
+OPTIONAL: dict[str, Callable[[SavedResult], float | None]] = {
+    BEFORE: lambda result: result.untuned_distortion,
+    HELD_OUT: lambda result: result.held_out,
+}
+"""Terms that have a line only where there is a number."""
 
 
 def unit(result: SavedResult) -> str:
@@ -113,7 +120,9 @@ def details(shown: Sequence[Shown]) -> str:
         ("asked", _asked),
         ("reached", _reached),
         ("predicted distortion", lambda r: short(r.predicted)),
+        (BEFORE, lambda r: short(r.untuned_distortion)),
         ("measured distortion", lambda r: short(r.distortion)),
+        (HELD_OUT, lambda r: short(r.held_out)),
         ("measured / predicted", _quotient),
         ("importance", lambda r: safe(r.importance)),
         ("its power", lambda r: f"{r.importance_power:g}"),
@@ -123,9 +132,11 @@ def details(shown: Sequence[Shown]) -> str:
         ("header, directory", lambda r: f"{fixed(r.overhead_bytes, 0)} B"),
     )
     head = "".join(f'<th scope="col" class="tone-{each.tone}">{safe(each.label)}</th>' for each in shown)
+    known = {name for name, number in OPTIONAL.items() if any(number(each.result) is not None for each in shown)}
     rows = "".join(
         f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{tell(each.result)}</td>" for each in shown) + "</tr>"
         for name, tell in told
+        if name in known or name not in OPTIONAL
     )
     top = f"<thead><tr><td></td>{head}</tr></thead>" if len(shown) > 1 else ""
     why = "What was asked for, what came out, and how errors were weighed."

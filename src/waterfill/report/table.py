@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from waterfill.report.charts import Shown
-from waterfill.report.saved import SavedTensor
+from waterfill.report.svg import Shown
 from waterfill.report.words import NONE, fixed, safe, shape_text, short, signed
+from waterfill.results import TensorReport
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,14 @@ def one_table(each: Shown) -> str:
         _head("Gap", "bit/value"), _head("Gap", "%"), _head("Distortion"), _head("Loss", "% of all"),
         ("Stored as", False), ("Remark", False),
     )  # fmt: skip
-    total = each.result.predicted or 0.0
+    total = each.result.sum_of_tensors or 0.0
     rows = [_one_row(index, row, total) for index, row in enumerate(each.result.tensors, 1)]
     return _table("Every tensor of the file", heads, rows)
 
 
-def _one_row(index: int, row: SavedTensor, total: float) -> list[Cell]:
+def _one_row(index: int, row: TensorReport, total: float) -> list[Cell]:
     share = 100 * row.distortion / total if row.distortion is not None and total > 0 else None
-    gap = row.gap
-    percent = 100 * gap / row.limit if gap is not None and row.limit is not None and row.limit >= 5e-4 else None
+    gap, percent = row.gap, row.gap_percent
     remark = "; ".join(filter(None, (row.source_model, row.reason)))
     return [
         _number(index, f"{index}"),
@@ -89,7 +88,7 @@ def two_tables(first: Shown, second: Shown) -> str:
     return _table(caption, heads, rows)
 
 
-def _two_row(index: int, name: str, a: SavedTensor | None, b: SavedTensor | None) -> list[Cell]:
+def _two_row(index: int, name: str, a: TensorReport | None, b: TensorReport | None) -> list[Cell]:
     sizes = [None if row is None else row.size_bytes for row in (a, b)]
     rates = [None if row is None else row.rate for row in (a, b)]
     gaps = [None if row is None else row.gap for row in (a, b)]

@@ -15,11 +15,20 @@ from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
 from waterfill.records import Codebook, Entry, Exact, Relative, Tied, Uniform
+from waterfill.report.saved import MEASURED_UNITS
 from waterfill.report.words import printable, shape_text
 from waterfill.results import CompressionResult, percent_above
 
 BAR = 24
 """Characters of the longest bar."""
+
+ASKED = {
+    "rate": "{:g} bit/value",
+    "size_bytes": "{:,.0f} bytes",
+    "distortion": "{:g} {unit}",
+    "tolerance": "a loss of {:g} in {metric}",
+}
+"""How a target is told."""
 
 OVERHEAD = "header, directory"
 BELOW = "below the limit: chance in the fit, or structure that the source model lacks"
@@ -29,8 +38,14 @@ CAVEAT = (
 )
 
 
-def result_table(result: CompressionResult, name: str) -> Group:
-    """Every tensor of a compression, and the whole file."""
+def result_table(result: CompressionResult, name: str, metric: str = "top-1 accuracy") -> Group:
+    """Every tensor of a compression, the whole file, and what was asked of it, predicted and measured.
+
+    Args:
+        result: what to tell.
+        name: of the file.
+        metric: what a tolerance is about.
+    """
     table = plain_table(
         ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("rate", "right"), ("limit", "right"),
         ("gap", "right"), ("distortion", "right"), ("stored as", "left"),
@@ -46,11 +61,39 @@ def result_table(result: CompressionResult, name: str) -> Group:
         f"{result.ratio:.1f} times smaller than {result.original_bytes:,} bytes",
         f"importance {result.importance}, water level {result.water_level:.3g}",
     ]
-    if result.distortion is not None:
-        lines[1] += f", measured distortion on the calibration data {result.distortion:.4g}"
     lines.append(_limit_line(result.rate, result.limit, result.limit_measure))
     notes = _notes((row.reconstruction, row.reason, row.name) for row in result.tensors)
-    return Group(table, *map(Text, (*notes, *lines)))
+    return Group(table, *map(Text, (*notes, *lines)), _told_table(result, metric))
+
+
+def _told_table(result: CompressionResult, metric: str) -> Table:
+    """What was asked, predicted and measured: a line for each that there is."""
+    unit = result.distortion_unit
+    measured = unit if unit in MEASURED_UNITS else "distortion"
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, number in result.target.items():
+        table.add_row("asked", _literal(ASKED[what].format(number, unit=measured, metric=metric)))
+    told = (
+        ("predicted", result.predicted_distortion, unit, ", by the importance" + _other(result)),
+        ("measured", result.distortion, measured, " on the calibration data"),
+        ("held out", _held_out(result), measured, " on those of its batches that nothing was fitted to"),
+        ("before tuning", result.untuned_distortion, measured, " on the calibration data"),
+    )
+    for name, value, its_unit, where in told:
+        if value is not None:
+            table.add_row(name, _literal(f"{value:.4g} {its_unit}{where}"))
+    return table
+
+
+def _other(result: CompressionResult) -> str:
+    return "" if result.distortion is None or result.distortion_unit in MEASURED_UNITS else ": not what is measured"
+
+
+def _held_out(result: CompressionResult) -> float | None:
+    """Distortion on batches that were held out; None where there were so few that all of them were used."""
+    return None if result.held_out_distortion == result.distortion else result.held_out_distortion
 
 
 def _rate_cells(size: float, rate: float, limit: float | None) -> tuple[str, str, str, str]:

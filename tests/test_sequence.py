@@ -1,0 +1,312 @@
+"""Targets of matrices against least squares, and that they are filled one after the other."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_nets import Function, param
+from torch import Tensor, nn
+
+from waterfill.calibrate import InSequence, correct_statistics, sequence
+from waterfill.calibrate.sequence import RIDGE, moved, sampled
+from waterfill.importance.factored import SHRINKAGE
+from waterfill.models import clone
+from waterfill.models.watch import ProductWatch
+
+ALL = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+PRODUCTS = {
+    "linear": (F.linear, (4, 3), (900, 3)),
+    "on sequences": (F.linear, (4, 3), (60, 15, 3)),
+    "turned": (lambda x, w: x @ w, (3, 4), (900, 3)),
+    "convolution": (lambda x, w: F.conv2d(x, w, stride=2, padding=1), (3, 2, 3, 3), (60, 2, 7, 6)),
+    "grouped": (lambda x, w: F.conv2d(x, w, groups=2), (6, 2, 2, 2), (40, 4, 5, 6)),
+    "depthwise": (lambda x, w: F.conv2d(x, w, groups=4, padding="same"), (4, 1, 3, 3), (40, 4, 6, 6)),
+    "transposed": (lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1), (3, 2, 3, 3), (60, 3, 4, 5)),
+    "transposed grouped": (lambda x, w: F.conv_transpose1d(x, w, groups=2), (4, 3, 2), (80, 4, 9)),
+}
+
+
+def seen(call, w, x):
+    """How a product reads its input, and the input as it is seen."""
+    found = []
+    with ProductWatch({"w": w}, lambda _, view, x: bool(found.append((view, x)))):
+        call(x, w)
+    return found[0]
+
+
+def least_squares(call, w, x, other):
+    """The tensor whose product with the other input is nearest to that of `w` with its own, by trying each value."""
+    columns = []
+    for index in range(w.numel()):
+        one = torch.zeros(w.numel(), dtype=torch.float64)
+        one[index] = 1
+        columns.append(call(other.double(), one.reshape(w.shape)).reshape(-1))
+    wanted = call(x.double(), w.double()).reshape(-1)
+    return np.linalg.lstsq(torch.stack(columns, 1).numpy(), wanted.numpy(), rcond=None)[0].reshape(w.shape)
+
+
+def target(call, w, x, other):
+    view, own = seen(call, w, x)
+    return moved(w.numpy(), view, sampled(view, own, ALL), sampled(view, seen(call, w, other)[1], ALL))
+
+
+# Targets --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_a_target_is_least_squares_of_the_outputs_of_the_original(case):
+    call, shape, size = PRODUCTS[case]
+    w, x = torch.randn(shape), torch.randn(size)
+    other = x + 0.5 * torch.randn(size) + 0.3 * x.roll(1, 1)
+    expected, found = least_squares(call, w, x, other), target(call, w, x, other)
+    assert (found.shape, found.dtype) == (tuple(shape), np.float32)
+    far = np.linalg.norm(expected - w.numpy())
+    assert far > 0.1 * np.linalg.norm(w)
+    assert np.linalg.norm(found - expected) < 0.02 * far  # damped by 0.3 inputs / positions
+
+
+def test_inputs_that_stay_leave_the_target_where_it_is():
+    call, shape, size = PRODUCTS["grouped"]
+    w, x = torch.randn(shape), torch.randn(size)
+    assert np.array_equal(target(call, w, x, x.clone()), w)
+
+
+@pytest.mark.parametrize("dead", [[1], [0, 1, 2]])
+def test_columns_of_dead_inputs_stay(dead):
+    w, x = torch.randn(4, 3), torch.randn(500, 3)
+    other = x + 0.5 * torch.randn(500, 3)
+    other[:, dead] = 0
+    found = target(F.linear, w, x, other)
+    alive = [column for column in range(3) if column not in dead]
+    assert np.array_equal(found[:, dead], w.numpy()[:, dead])
+    expected = least_squares(F.linear, w, x, other)
+    np.testing.assert_allclose(found[:, alive], expected[:, alive], rtol=0.01, atol=0.01)
+
+
+def test_a_dead_group_stays():
+    call, shape, size = PRODUCTS["depthwise"]
+    w, x = torch.randn(shape), torch.randn(size)
+    other = x + 0.5 * torch.randn(size)
+    x[:, 2] = other[:, 2] = 0
+    found = target(call, w, x, other)
+    assert np.array_equal(found[2], w[2]) and not np.allclose(found[3], w[3], atol=0.01)
+
+
+@pytest.mark.parametrize(("factor", "trusted"), [(0.55, True), (0.45, False), (-1.0, False), (float("nan"), False)])
+def test_a_target_farther_than_the_weights_are_long_is_not_trusted(factor, trusted):
+    w, x = torch.randn(4, 3), torch.randn(9000, 3)
+    found = target(F.linear, w, x, factor * x)
+    if trusted:
+        np.testing.assert_allclose(found, w / factor, rtol=1e-3)
+    else:
+        assert np.array_equal(found, w)
+
+
+def test_fewer_positions_change_less():
+    w, x = torch.randn(4, 32), torch.randn(6, 32)
+    other = x + 0.5 * torch.randn(6, 32)
+    changes = [np.linalg.norm(target(F.linear, w, x.repeat(n, 1), other.repeat(n, 1)) - w.numpy()) for n in (1, 4, 99)]
+    assert changes == sorted(changes)
+    nearest = w.numpy() @ (x - other).T.numpy() @ np.linalg.pinv(other.T.numpy())  # the shortest that fits exactly
+    assert 0 < changes[0] < 0.8 * np.linalg.norm(nearest)
+
+
+# Samples --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", [1, 7, 70, 200, ALL])
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_samples_of_two_passes_are_of_the_same_positions(case, positions):
+    call, shape, size = PRODUCTS[case]
+    view, x = seen(call, torch.randn(shape), torch.randn(size))
+    groups, _, inputs = view.sizes
+    found = sampled(view, x, positions)
+    assert torch.equal(sampled(view, 2 * x, positions), 2 * found)
+    assert (found.dtype, found.shape[:2]) == (torch.float32, (groups, inputs))
+    everything = view.inputs(x).permute(1, 2, 0, 3).flatten(2)
+    assert min(positions, everything.shape[2]) <= found.shape[2] <= max(positions + len(x), positions)
+    columns = {tuple(column) for column in everything.flatten(0, 1).T.tolist()}
+    drawn = [tuple(column) for column in found.flatten(0, 1).T.tolist()]
+    assert set(drawn) <= columns
+    if positions == ALL:
+        assert sorted(drawn) == sorted(map(tuple, everything.flatten(0, 1).T.tolist()))
+    elif case in ("linear", "convolution"):
+        assert len(set(drawn)) == len(drawn)
+
+
+def test_samples_are_of_all_rows_as_many_of_each():
+    call, shape, _ = PRODUCTS["convolution"]
+    x = torch.arange(30.0).reshape(30, 1, 1, 1).expand(30, 2, 9, 9) + 1
+    view, x = seen(lambda x, w: F.conv2d(x, w), torch.randn(shape), x)
+    rows, counts = sampled(view, x, 95)[0, 0].unique(return_counts=True)
+    assert (rows.tolist(), set(counts.tolist())) == ([float(i) for i in range(1, 31)], {4})
+    rows = sampled(view, x, 12)[0, 0]
+    assert len(rows.unique()) == len(rows) == 12
+    assert call(x, torch.randn(shape)).shape[0] == 30
+
+
+# In sequence ----------------------------------------------------------------------------------------------------------
+
+
+class Refill:
+    """Gives a tensor values near the ones that it should have, and keeps those."""
+
+    def __init__(self):
+        self.targets = {}
+
+    def __call__(self, name, values):
+        assert name not in self.targets
+        self.targets[name] = values.copy()
+        return self.filled(values)
+
+    @staticmethod
+    def filled(values):
+        return (0.9 * values + 0.05).astype(np.float32)
+
+
+def worse(model):
+    """A copy with noise on its matrices."""
+    twin = clone(model)
+    with torch.no_grad():
+        for each in twin.parameters():
+            if each.ndim > 1:
+                each += 0.2 * each.std() * torch.randn_like(each)
+    return twin
+
+
+def refilled(model, data, names=None, twin=None):
+    refill, twin = Refill(), worse(model) if twin is None else twin
+    names = [name for name, each in model.named_parameters() if each.ndim > 1] if names is None else names
+    correct_statistics(model, twin, data, sequence=InSequence(names, refill))
+    return twin, refill.targets
+
+
+def slow_target(w, x, other):
+    """Least squares with a pull towards the matrix itself, as further equations."""
+    w, x, other = (each.double().numpy() for each in (w, x, other))
+    pull = (SHRINKAGE * x.shape[1] / len(x) + RIDGE) * np.square(other).mean()
+    rows = np.concatenate([other, np.sqrt(len(x) * pull) * np.eye(x.shape[1])])
+    wanted = np.concatenate([(x - other) @ w.T, np.zeros((x.shape[1], len(w)))])
+    return w + np.linalg.lstsq(rows, wanted, rcond=None)[0].T
+
+
+def slow_sequence(model, twin, x):
+    """Layer after layer of a Sequential, each time from the start."""
+    twin, targets = copy.deepcopy(twin), {}
+    for index, layer in enumerate(twin):
+        if isinstance(layer, nn.Linear):
+            before, now = model[:index](x), twin[:index](x)
+            targets[f"{index}.weight"] = slow_target(model[index].weight, before, now)
+            layer.weight.copy_(torch.from_numpy(Refill.filled(targets[f"{index}.weight"])))
+            layer.bias += (model[index](before) - layer(now)).mean(0)
+    return twin, targets
+
+
+def chain():
+    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 9), nn.ReLU(inplace=True), nn.Linear(9, 4)).eval()
+
+
+def test_every_matrix_is_filled_on_the_inputs_that_the_filled_ones_before_it_give():
+    model, data = chain(), [torch.randn(40, 6), torch.randn(23, 6)]
+    start = worse(model)
+    with torch.no_grad():
+        expected, targets = slow_sequence(model, start, torch.cat(data))
+    twin, found = refilled(model, data, twin=clone(start))
+    assert list(found) == ["0.weight", "2.weight", "4.weight"]
+    assert np.array_equal(found["0.weight"], model[0].weight.detach())
+    for name, values in found.items():
+        np.testing.assert_allclose(values, targets[name], rtol=1e-4, atol=1e-5)
+    for name, each in twin.state_dict().items():
+        torch.testing.assert_close(each, expected.state_dict()[name], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found["2.weight"], model[2].weight.detach(), atol=0.01)
+
+
+def test_only_tensors_that_are_named_are_filled():
+    model = chain()
+    start = worse(model)
+    twin, found = refilled(model, [torch.randn(40, 6)], ["2.weight", "4.weight"], clone(start))
+    assert list(found) == ["2.weight", "4.weight"] and torch.equal(twin[0].weight, start[0].weight)
+
+
+def test_they_are_filled_in_the_order_of_their_use():
+    model = Function(
+        lambda self, x: self.a(torch.tanh(self.c(x) @ self.b)),
+        a=nn.Linear(5, 3),
+        b=param(4, 5),
+        c=nn.Linear(6, 4),
+    )
+    _, found = refilled(model, [torch.randn(40, 6)])
+    assert list(found) == ["c.weight", "b", "a.weight"]
+
+
+def test_they_are_filled_once_where_norms_are_corrected_in_two_passes():
+    model = Function(
+        lambda self, x: self.b(self.norm(self.norm(self.a(x)))),
+        a=nn.Linear(6, 6),
+        norm=nn.BatchNorm1d(6),
+        b=nn.Linear(6, 3),
+    )
+    _, found = refilled(model, [torch.randn(40, 6)])
+    assert list(found) == ["a.weight", "b.weight"]
+
+
+LEFT_ALONE = {
+    "used twice": lambda: Function(
+        lambda self, x: self.b(self.a(self.a(x))), a=nn.Linear(6, 6, bias=False), b=nn.Linear(6, 6)
+    ),
+    "in an lstm": lambda: Function(
+        lambda self, x: self.b(self.a(x[None])[0][0]), a=nn.LSTM(6, 6, bias=False), b=nn.Linear(6, 6)
+    ),
+    "turned": lambda: Function(lambda self, x: self.b(F.linear(x, self.a.t())), a=param(6, 6), b=nn.Linear(6, 6)),
+    "used elsewhere": lambda: Function(
+        lambda self, x: self.b(x @ self.a) + self.a.sum(), a=param(6, 6), b=nn.Linear(6, 6)
+    ),
+    "a factor": lambda: Function(lambda self, x: self.b(x * self.a[0]), a=param(6, 6), b=nn.Linear(6, 6)),
+    "never used": lambda: Function(lambda self, x: self.b(x), a=nn.Linear(6, 6, bias=False), b=nn.Linear(6, 6)),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_other_tensors_are_left_alone(case):
+    model = LEFT_ALONE[case]().eval()
+    start = worse(model)
+    twin, found = refilled(model, [torch.randn(40, 6)], twin=clone(start))
+    assert list(found) == ["b.weight"]
+    for name, each in twin.state_dict().items():
+        assert name.startswith("b") or torch.equal(each, start.state_dict()[name])
+
+
+def test_tied_tensors_are_left_alone():
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False)).eval()
+    model[2].weight = model[0].weight
+    twin, found = refilled(model, [torch.randint(0, 7, (8, 5))])
+    assert list(found) == ["1.weight"] and twin[2].weight is twin[0].weight
+
+
+def test_the_original_and_the_state_of_torch_are_left_alone():
+    model = chain().train()
+    model[2].weight.requires_grad_(False)
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    refilled(model, [torch.randn(40, 6)], twin=clone(model))
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert not model[2].weight.requires_grad and model[0].weight.requires_grad
+    assert random is not None and torch.is_grad_enabled()
+
+
+def test_inputs_that_do_not_fit_are_sampled(monkeypatch):
+    seen_by, real = [], sequence.sampled
+    monkeypatch.setattr(sequence, "BUDGET_BYTES", 4 * 9 * 3 * 20)
+    monkeypatch.setattr(sequence, "sampled", lambda *given: seen_by.append(real(*given)) or seen_by[-1])
+    refilled(chain(), [torch.randn(400, 6)])
+    assert [each.shape[2] for each in seen_by] == [30, 20, 20, 30, 20, 20]
+    assert all(isinstance(each, Tensor) for each in seen_by)
