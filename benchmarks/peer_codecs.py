@@ -125,20 +125,36 @@ def nncodec() -> ModuleType | None:
 
 @dataclass(frozen=True)
 class NnCodec:
-    """ISO/IEC 15938-17 by its reference software, dependent quantization with 8 states."""
+    """ISO/IEC 15938-17 by its reference software, dependent quantization with 8 states.
 
-    qp: int
+    Attributes:
+        qp: steps of the weights, double at every fourth; halves go to the codec as a `qp` of twice the density.
+        lambda_scale: weight of the rate in its search.
+        optimize: its `opt_qp`, which gives tensors different steps by size and deviation.
+        vector_qp: steps of vectors.
+    """
+
+    qp: float
     lambda_scale: float
+    optimize: bool = False
     vector_qp: int = -40
 
     @property
     def setting(self) -> str:
-        return f"qp {self.qp}, lambda_scale {self.lambda_scale:g}"
+        return f"qp {self.qp:g}, lambda_scale {self.lambda_scale:g}" + ", opt_qp" * self.optimize
 
     def encode(self, state: Arrays) -> bytes:
         package = nncodec()
         assert package is not None
-        options = {"qp": self.qp, "nonweight_qp": self.vector_qp, "lambda_scale": self.lambda_scale, "use_dq": True}
+        finer = int(self.qp != int(self.qp))
+        options = {
+            "qp": int(self.qp * 2**finer),
+            "qp_density": 2 + finer,
+            "nonweight_qp": self.vector_qp * 2**finer,
+            "lambda_scale": self.lambda_scale,
+            "opt_qp": self.optimize,
+            "use_dq": True,
+        }
         with contextlib.redirect_stdout(io.StringIO()):
             stream = package.compress(
                 {name: np.ascontiguousarray(array) for name, array in state.items()},

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from results import DOCS
 
@@ -181,32 +182,37 @@ def quality(rows: Sequence[Mapping[str, Any]]) -> str:
     return save(figure, "limits-resnet20")
 
 
-def peers(rows: Sequence[Mapping[str, Any]], columns: tuple[str, str], codecs: Sequence[str], name: str) -> str:
+def peers(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], codecs: Sequence[str], name: str) -> str:
     """Quality of a network against the size of its file, a line per codec through what no smaller file is as good as.
 
     Args:
         rows: all settings, by size.
-        columns: of top-1 and of KL.
+        columns: of top-1, of KL, and of another loss if there is one.
         codecs: in the order of colors.
         name: of the file, without ending.
     """
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    for axes, column, sign in zip(figure.subplots(1, 2), columns, (1, -1), strict=True):
+    figure = Figure(figsize=(6 * len(columns), 4.6), layout="constrained")
+    before = next(row for row in rows if row["codec"] == "original")
+    for axes, column in zip(figure.subplots(1, len(columns)), columns, strict=True):
+        sign = 1 if column == columns[0] else -1
         for codec, (color, marker) in zip(codecs, STYLES, strict=False):
-            sizes, values = (
-                np.array(each) for each in _columns([r for r in rows if r["codec"] == codec], "bytes", column)
-            )
-            if len(sizes):
+            own = [row for row in rows if row["codec"] == codec]
+            if own:
+                sizes, values = (np.array(each) for each in _columns(own, "bytes", column))
                 best = np.flatnonzero(np.diff(np.maximum.accumulate(sign * values), prepend=-np.inf) > 0)
                 axes.plot(sizes / 1000, values, marker, color=color, markersize=4, alpha=0.4)
                 axes.plot(sizes[best] / 1000, values[best], marker + "-", color=color, markersize=4, label=codec)
         axes.set(xlabel="file, kB", ylabel=column, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-    top, divergence = figure.axes
-    before = next(row[columns[0]] for row in rows if row["codec"] == "original")
-    top.axhline(before, color="black", linestyle="--", linewidth=1, label="original")
-    top.set_ylim(before - 8, before + 0.5)
-    divergence.set(yscale="log", ylim=(1e-4, 2))
+        axes.axhline(before[column], color="black", linestyle="--", linewidth=1, label="original")
+    top, divergence, *others = figure.axes
+    top.set_ylim(before[columns[0]] - 8, before[columns[0]] + 0.5)
+    divergence.set(yscale="log", ylim=(1e-3, 2))
+    for axes, column in zip(others, columns[2:], strict=True):
+        axes.set_ylim(0.995 * before[column], 1.15 * before[column])
     top.legend(frameon=False, loc="lower right")
     return save(figure, name)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,18 @@ def keep(name: str, data: Any) -> None:
     """Write `docs/results/<name>.json` alone."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+@contextmanager
+def alone(name: str) -> Iterator[dict[str, Any]]:
+    """What `docs/results/<name>.json` has, while every other process that asks for it in this way waits.
+
+    Args:
+        name: file name without ending.
+    """
+    with Path(tempfile.gettempdir(), f"waterfill-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield read(name)
 
 
 def _write(name: str, data: Any, parts: list[str]) -> None:
