@@ -27,6 +27,9 @@ from waterfill.workshop import Attempt, Workshop
 WITHIN = 0.005
 """A file is within this fraction below its target."""
 
+SIZE_PRECISION = 3e-3
+"""Width in octaves of forecasts at which a search for a size ends."""
+
 ABOUT = 0.02
 """The same where ways to share the bits are compared; scores make up for sizes."""
 
@@ -251,7 +254,7 @@ class _Files:
         aim, forecast = max(1.0, aim), self.work.forecast
         span = -float(forecast.logs[0]), -float(forecast.logs[-1])
         best = allocate.lowest_within(
-            self._try, aim, self._start(aim), slope=-1.0, within=within, precision=3e-3, span=span
+            self._try, aim, self._start(aim), slope=-1.0, within=within, precision=SIZE_PRECISION, span=span
         )
         draft = best.made
         finer = [made for place, made in self._drafts.items() if place < best.level and made.size_bytes > aim]
