@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import waterfill
-from waterfill import allocate, curves, workshop
+import waterfill.prepare as prepared
+from waterfill import allocate, curves
 from waterfill.compress import _result
 from waterfill.errors import CalibrationError, TargetError, UsageError
 from waterfill.evaluate import evaluate
@@ -21,7 +22,7 @@ from waterfill.models import torch_module
 from waterfill.prepare import Live, prepare
 from waterfill.quantize import Feedback, KMeans
 from waterfill.reconstruct import errors
-from waterfill.search import _score, workshops
+from waterfill.search import _is_better, workshops
 from waterfill.tune import Tune
 
 QUICK = (Feedback(8),)
@@ -58,7 +59,7 @@ def filled(result, model):
 @given(st.integers(1, 40))
 def test_batches_are_fitted_to_or_chosen_by(count):
     batches = list(range(count))
-    live = Live(nn.Identity(), nn.Identity(), batches, [torch.tensor(i) for i in batches], "values", {})
+    live = Live(nn.Identity(), nn.Identity(), batches, [torch.tensor(i) for i in batches], "values", {}, ())
     for part in (live.fitting, live.choosing):
         assert list(part) == list(part) == [int(each) for each in part.references]
         assert len(part) == len(part.references) > 0
@@ -95,11 +96,11 @@ def test_nothing_is_fitted_to_batches_that_are_held_out(count, fitting, monkeypa
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given, **named: note(name, given[place]) or real(*given, **named))
 
-    spied(workshop, "correct_statistics", 2)
+    spied(prepared, "observe", 2)
     spied(curves, "some", 0)
     spied(Tune, "fit", 2)
     waterfill.compress(model, batches, size_bytes=700, importance=Spy(note), quantizers=QUICK, tune=Tune(1))
-    assert seen == dict.fromkeys(("importance", "correct_statistics", "some", "fit"), fitting)
+    assert seen == dict.fromkeys(("importance", "observe", "some", "fit"), fitting)
 
 
 @pytest.mark.parametrize("count", [3, 5])
@@ -186,15 +187,30 @@ def test_levels_by_curves_keep_the_bits_that_were_measured():
     assert all(np.array_equal(again[name].matrix, job.weight.matrix) for name, job in work.jobs.items())
 
 
-def test_a_bit_more_is_as_good_as_six_decibels():
-    def attempt(loss, size_bytes):
-        return SimpleNamespace(
-            held_out=loss, size_bytes=size_bytes, quantized={"a": SimpleNamespace(symbols=np.ones(800))}
-        )
+def attempt_of(distances, size_bytes=200):
+    """800 values in so many bytes."""
+    quantized = {"a": SimpleNamespace(symbols=np.ones(800))}
+    return SimpleNamespace(distances=np.asarray(distances), size_bytes=size_bytes, quantized=quantized)
 
-    assert _score(attempt(0.4, 200)) == pytest.approx(_score(attempt(0.1, 300)))
-    assert _score(attempt(0.1, 200)) < _score(attempt(0.2, 200)) < _score(attempt(0.2, 201)) < np.inf
-    assert _score(attempt(None, 200)) == _score(attempt(float("nan"), 200)) == np.inf
+
+def test_a_bit_more_is_as_good_as_six_decibels():
+    large, small = attempt_of(0.1 * np.ones(9), 300), attempt_of(0.4 * np.ones(9))
+    assert not _is_better(large, small) and not _is_better(small, large)
+    assert _is_better(attempt_of(0.39 * np.ones(9)), large) and _is_better(attempt_of(0.09 * np.ones(9), 300), small)
+
+
+def test_better_is_better_by_more_than_chance():
+    rng = np.random.default_rng(0)
+    usual = rng.exponential(size=400)
+    assert _is_better(attempt_of(0.9 * usual), attempt_of(usual))
+    assert not _is_better(attempt_of(usual), attempt_of(0.9 * usual))
+    one_case = 0.99 * usual + np.where(np.arange(400) == 7, 20.0, 0.0)  # worse in the mean, because of a single output
+    assert one_case.mean() > usual.mean() and not _is_better(attempt_of(usual), attempt_of(one_case))
+
+
+def test_what_is_infinite_is_never_better():
+    bad, good = attempt_of([0.1, np.inf]), attempt_of([0.2, 0.2])
+    assert _is_better(good, bad) and not _is_better(bad, good) and not _is_better(bad, bad)
 
 
 @pytest.fixture(scope="module")
