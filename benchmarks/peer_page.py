@@ -22,7 +22,7 @@ TOP_TEXT = (
     "original are those of float32 parameters."
     "\n\n"
     "- *waterfill*: `waterfill.compress(model, calibration, rate=...)`, the loader's default calibration data "
-    "(training data without their labels); *tuned*: the same with `tune=True`; *no data*: "
+    "(training data without their labels). Where the tables have them, *tuned*: the same with `tune=True`; *no data*: "
     "`waterfill.compress(model, rate=...)`.\n"
     "- *NNCodec*: version 2.1.3, dependent quantization, `nonweight_qp=-40`, `qp` in steps of one, each with "
     "`lambda_scale` 0 and 1 (LeNets: also 0.25 and 0.5). It sees no data. "
