@@ -42,8 +42,8 @@ FIXED_LEVEL_LOG2 = -24.0
 
 Point: TypeAlias = tuple[float, ...]
 
-VECTORS = "vectors"
-"""Name of the curve that all vectors have together."""
+VECTORS = ""
+"""Name of the curve that all vectors have together: one that no tensor has."""
 
 
 @dataclass(frozen=True, eq=False)
