@@ -203,7 +203,8 @@ class Workshop:
     def trial(self, draft: Attempt) -> Attempt:
         """The same without tuning, measured only on the data to choose by."""
         assert self.live is not None
-        return self._held_out(self._corrected(draft, self.live), self.live)
+        corrected = self._corrected(draft, self.live)
+        return _held_out(corrected, self.live, self.filled(corrected))
 
     def filled(self, attempt: Attempt) -> torch.nn.Module:
         """The copy of the model with the values of an attempt, until it is filled with others."""
@@ -217,13 +218,9 @@ class Workshop:
         return replace(draft, packed=self._pack(draft.quantized, limits), limits=limits)
 
     def _measured(self, attempt: Attempt, live: Live) -> Attempt:
-        found = evaluate(self.filled(attempt), live.batches, live.references, output=live.output)
-        return self._held_out(replace(attempt, measured=found), live)
-
-    def _held_out(self, attempt: Attempt, live: Live) -> Attempt:
-        part = live.choosing
-        found = distances(self.filled(attempt), part, part.references, live.output)
-        return replace(attempt, distances=found.numpy())
+        copy = self.filled(attempt)
+        found = evaluate(copy, live.batches, live.references, output=live.output)
+        return _held_out(replace(attempt, measured=found), live, copy)
 
     def _corrected(self, draft: Attempt, live: Live) -> Attempt:
         """A draft whose matrices make up for those before them, and whose vectors for what became of statistics."""
@@ -344,16 +341,9 @@ class Workshop:
             for group, members in groups.items()
         }
 
-    def cost(self, name: str, quantized: Quantized, target: Weight | None = None) -> float:
-        """The distortion that the form of a tensor predicts for its error.
-
-        Args:
-            name: of the tensor.
-            quantized: what became of it.
-            target: from which its error counts; None for the weight.
-        """
-        weight = target or self.jobs[name].weight
-        return self.factor * self.forms[name].cost(errors(weight, quantized.symbols, quantized.rule))
+    def cost(self, name: str, quantized: Quantized) -> float:
+        """The distortion that the form of a tensor predicts for its error."""
+        return self.factor * self.forms[name].cost(errors(self.jobs[name].weight, quantized.symbols, quantized.rule))
 
     def _original(self, name: str) -> Floats:
         return self.jobs[name].weight.matrix
@@ -375,6 +365,12 @@ class Workshop:
 
     def _pack(self, quantized: Mapping[str, Quantized], limits: Limits | None = None) -> container.Packed:
         return container.pack(self.inventory.entries, quantized, self.exact, PRODUCER, limits)
+
+
+def _held_out(attempt: Attempt, live: Live, copy: torch.nn.Module) -> Attempt:
+    """An attempt with the distances of its copy on the data to choose by."""
+    part = live.choosing
+    return replace(attempt, distances=distances(copy, part, part.references, live.output).numpy())
 
 
 def _in_sequence(job: Job) -> bool:
