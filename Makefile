@@ -27,7 +27,7 @@ $(VENV)/installed-demo: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@$(PIP) --editable '.[demo,images,dev]'
+	@$(PIP) --editable '.[demo,images,transformers,dev]'
 	@$(PIP) --no-deps backpack-for-pytorch einops unfoldNd || echo "Without BackPACK; the tests against it are skipped."
 	@touch $@
 
