@@ -32,8 +32,9 @@ def text_batches(
 
     Args:
         source: path of a UTF-8 text file, of a .jsonl file with "text" in every line, or of an .npz file of token
-            ids (one axis: a text; two: windows, all of which come back); or an iterable of strings or of sequences of token ids, read one after the other as one text. An
-            iterable of batches comes back as a list, its tensors [windows, tokens] as dicts.
+            ids (one axis: a text; two: windows, all of which come back); or an iterable of strings or of sequences of
+            token ids, read one after the other as one text. An iterable of batches comes back as a list, its tensors
+            [windows, tokens] as dicts.
         tokenizer: one of transformers, the path of a model directory, or a function `str -> list[int]`.
         length: tokens of a window.
         count: windows.

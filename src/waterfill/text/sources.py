@@ -156,7 +156,7 @@ def _opened_file(path: Path, batch_size: int) -> Source:
     array = _array_of(path)
     if array.ndim == 1:
         return Source("tokens", [array], str(path))
-    return Source("batches", torch.from_numpy(array.astype(np.int64)).split(batch_size), str(path))
+    return Source("batches", torch.split(torch.from_numpy(array.astype(np.int64)), batch_size), str(path))
 
 
 def _is_tokens(item: Any) -> bool:
