@@ -10,6 +10,7 @@ from waterfill.bound import bound
 from waterfill.compress import compress
 from waterfill.evaluate import evaluate
 from waterfill.files import decompress, load, open
+from waterfill.text import sentence_batches, text_batches
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,8 @@ __all__ = [
     "open",
     "quantize",
     "reproduce",
+    "sentence_batches",
+    "text_batches",
     "theory",
     "zoo",
 ]
