@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from waterfill import errors
+from waterfill.blocks import compress_directory
 from waterfill.bound import bound
 from waterfill.compress import compress
 from waterfill.evaluate import evaluate
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "bound",
     "compress",
+    "compress_directory",
     "decompress",
     "errors",
     "evaluate",

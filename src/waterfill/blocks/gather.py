@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from waterfill.blocks.sums import Sums
-from waterfill.importance.factored import KroneckerForm, UnfactoredForm
+from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.factors import expected
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.squares import square_sum
@@ -34,8 +34,21 @@ UNKNOWN = "how the model uses it is not known: its importance is that of whole b
 UNUSED = "nothing of the calibration data reaches it"
 
 
+@dataclass(frozen=True, eq=False)
+class Back:
+    """What comes back to the output of a piece in one batch.
+
+    Attributes:
+        signal: of the shape of the output.
+        count: of how many predictions: positions with logits, or samples with values.
+    """
+
+    signal: Tensor
+    count: float
+
+
 def gather(
-    sums: Sums, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], signal: Tensor, at: Tensor | None = None
+    sums: Sums, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], back: Back, at: Tensor | None = None
 ) -> Tensor | None:
     """Take in one batch.
 
@@ -43,7 +56,7 @@ def gather(
         sums: what is added to.
         parameters: of the piece, by name.
         run: computes the output of the piece.
-        signal: what comes back to that output.
+        back: what comes back to that output.
         at: an input of the piece that requires gradients.
 
     Returns:
@@ -57,15 +70,15 @@ def gather(
     sites = list(tape.sites)
     unknown = [name for name in parameters if name in tape.missed]
     wanted = [*sites, *(parameters[name] for name in unknown), *([] if at is None else [at])]
-    found = torch.autograd.grad(output, wanted, signal.to(output), allow_unused=True)  # type: ignore[arg-type]
+    found = torch.autograd.grad(output, wanted, back.signal.to(output), allow_unused=True)  # type: ignore[arg-type]
     for tensor in parameters.values():
         tensor.requires_grad_(False)
     values = {f"squares:{n}": g.square() for n, g in zip(unknown, found[len(sites) :], strict=False) if g is not None}
     for name, uses in tape.uses.items():
         reached = [(use, g) for use in uses if (g := found[use.site]) is not None]
         if reached and name not in tape.missed:
-            values |= _statistics(name, [use for use, _ in reached], [g for _, g in reached], len(signal))
-    values["count:"] = torch.tensor([float(len(signal))])
+            values |= _statistics(name, [use for use, _ in reached], [g for _, g in reached], len(back.signal))
+    values["count:"] = torch.tensor([back.count])
     sums.add(values)
     return None if at is None else found[-1]
 
@@ -110,7 +123,10 @@ def _row_squares(g: Tensor, x: Tensor, samples: int) -> Tensor:
 
 
 def _sum(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([part[name] for part in parts]).sum(0) if len(parts) > 1 else parts[0][name] for name in parts[0]}
+    return {
+        name: torch.stack([part[name] for part in parts]).sum(0) if len(parts) > 1 else parts[0][name]
+        for name in parts[0]
+    }
 
 
 # Forms
@@ -185,8 +201,3 @@ def _with_lookups(columns: np.ndarray, rows: np.ndarray, lookups: np.ndarray) ->
     share = float(rows.sum()) / (float(rows.sum()) + whole)
     mixed = share * columns + (1 - share) * np.diag(lookups.sum(0) / whole)
     return mixed, rows + lookups.sum(1)
-
-
-def unreached(form: QuadraticForm | None) -> UnfactoredForm | None:
-    """The form of a tensor that nothing reached."""
-    return None if form is None else UnfactoredForm(form.diagonal(), UNUSED)

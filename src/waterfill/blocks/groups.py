@@ -52,12 +52,12 @@ def groups_of(shapes: Mapping[str, tuple[int, ...]], blocks: str = "") -> list[G
     return [*found, *(Group(name, (name,)) for name in large), *([Group(REST, rest)] if rest else [])]
 
 
-def _family(
-    families: Mapping[str, Mapping[int, list[str]]], shapes: Mapping[str, tuple[int, ...]], blocks: str
-) -> str:
+def _family(families: Mapping[str, Mapping[int, list[str]]], shapes: Mapping[str, tuple[int, ...]], blocks: str) -> str:
     """The prefix of the blocks: by its name, else the one with the most values."""
     named = [family for family in families if blocks and (blocks.endswith(family) or family.endswith(blocks))]
-    values = {family: sum(_size(shapes[name]) for names in families[family].values() for name in names) for family in families}
+    values = {
+        family: sum(_size(shapes[name]) for names in families[family].values() for name in names) for family in families
+    }
     return max(named or families, key=lambda family: values[family], default="")
 
 

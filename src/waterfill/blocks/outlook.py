@@ -48,7 +48,9 @@ class Volumes:
     @classmethod
     def products(cls, rows: Array, columns: Array, times: float = 1.0) -> Volumes:
         """Those of all products of a row and a column."""
-        left, right = (np.bincount(_bins(each[each > 0]), minlength=(HIGHEST - LOWEST) * OCTAVE) for each in (rows, columns))
+        left, right = (
+            np.bincount(_bins(each[each > 0]), minlength=(HIGHEST - LOWEST) * OCTAVE) for each in (rows, columns)
+        )
         low, other = (int(np.flatnonzero(each)[0]) if each.any() else 0 for each in (left, right))
         found = np.convolve(np.trim_zeros(left), np.trim_zeros(right)) if left.any() and right.any() else np.zeros(1)
         counts = np.zeros((HIGHEST - LOWEST) * OCTAVE)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
-from waterfill.models.batches import evaluation
 
 LARGEST_PROBE = 1 << 24
 """Rows that float32 numbers tell apart."""
