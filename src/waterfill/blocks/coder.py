@@ -94,9 +94,7 @@ class Coder:
     team: Ranks
     memo: Memo = NOTHING_KEPT
 
-    def code(
-        self, done: Done, parts: Sequence[Part], level: float, targets: Mapping[str, Weight] | None = None
-    ) -> None:
+    def code(self, done: Done, parts: Sequence[Part], level: float, targets: Mapping[str, Weight]) -> None:
         """Code some tensors of a group.
 
         Args:
@@ -105,15 +103,14 @@ class Coder:
             level: water level.
             targets: weights to aim at, by name of the entry; of others their own values.
         """
-        vectors, aims = Vector(self.mean), targets or {}
-        jobs = {}
+        vectors, jobs = Vector(self.mean), {}
         for part in parts:
             name = part.entry.name
             done.entries[name] = part.entry
             if part.weight is None:
                 continue
             quantizer = vectors if part.weight.is_vector else self.quantizer
-            jobs[name] = Job(aims.get(name, part.weight), quantizer, self._tempered(part.weight, part.form))
+            jobs[name] = Job(targets.get(name, part.weight), quantizer, self._tempered(part.weight, part.form))
         done.quantized |= self._quantized(jobs, level)
         priced = {part.entry.name: part for part in parts if part.entry.name in jobs}
         done.told |= self._told(done, jobs, priced)

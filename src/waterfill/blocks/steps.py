@@ -26,7 +26,7 @@ from waterfill.models.skeleton import Skeleton
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.records import Layout
 
-POWER = 0.5
+POWER = 0.75
 """To which importances are taken."""
 
 

@@ -97,7 +97,7 @@ class Skeleton:
             )
         with torch.no_grad():
             self.model.tie_weights()
-        return before - info.missing_keys
+        return before - set(info.missing_keys)
 
     def empty(self, names: set[str]) -> None:
         """Take the values of parameters away again."""
