@@ -9,12 +9,14 @@ from waterfill import errors
 from waterfill.bound import bound
 from waterfill.compress import compress
 from waterfill.evaluate import evaluate
-from waterfill.files import decompress, load, open
+from waterfill.integrations import hook as _hook
+from waterfill.reading import decompress, load, open
 
 __version__ = "0.1.0"
 
 __all__ = [
     "bound",
+    "bundle",
     "compress",
     "decompress",
     "errors",
@@ -24,6 +26,7 @@ __all__ = [
     "open",
     "quantize",
     "reproduce",
+    "resident",
     "theory",
     "zoo",
 ]
@@ -38,3 +41,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+_hook.install()
