@@ -1,5 +1,6 @@
 """Small directories of Hugging Face models, and compressed ones that are made from them without the search."""
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -10,18 +11,19 @@ import torch
 import waterfill
 from waterfill.bundle import BundleWriter, Checkpoint
 
-LLAMA = dict(
-    vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64,
-)  # fmt: skip
+LLAMA = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
 
 
-def payload(tensors, rate=4.0):
-    """The bytes of a `.wf` file."""
+def payload(tensors):
+    """The bytes of a `.wf` file, of about four bits per value and what small files cost besides."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "group.safetensors"
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        return waterfill.compress(path, rate=rate).data
+        size = 400 + sum(tensor.numel() for tensor in tensors.values()) // 2
+        return waterfill.compress(path, size_bytes=size).data
 
 
 def group_of(name):
@@ -49,4 +51,15 @@ def saved(model, folder):
         for number, parameter in enumerate(model.parameters()):  # norms and biases too are different everywhere
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
     model.save_pretrained(folder)
+    return folder
+
+
+def original(folder, tensors, config=None, **files):
+    """A directory with these tensors in one shard, and files of these texts."""
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "none"} if config is None else config))
+    for name, text in files.items():
+        (folder / name.replace("__", "/")).parent.mkdir(exist_ok=True)
+        (folder / name.replace("__", "/")).write_text(text)
     return folder

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import safetensors
 import torch
 
 from waterfill.bundle.checkpoint import METHOD, read_config
@@ -154,8 +155,12 @@ class BundleWriter:
 
 def _main_dtype(source: Path) -> str | None:
     """The type in which transformers would load the original if its configuration named none; None without floats."""
-    for place in places(source).values():
-        dtype = TYPES.get(place.dtype)
+    inside = places(source)
+    first = next(iter(inside.values())).path
+    with safetensors.safe_open(first, framework="pt") as file:
+        names = list(file.keys())
+    for name in names:
+        dtype = TYPES.get(inside[name].dtype) if name in inside else None
         if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
             return str(dtype).removeprefix("torch.")
     return None
