@@ -150,27 +150,52 @@ def compress(
 
 @app.command()
 def decompress(file: FileArgument, out: Destination, force: Force = False) -> None:
-    """Decode a file to ordinary safetensors."""
+    """Decode a file to ordinary safetensors, or a compressed model directory to an ordinary one."""
     from waterfill.files import decompress as run
     from waterfill.models.state_dict import save_tensors
 
+    if file.is_dir():
+        _decompress_directory(file, out, force=force)
+        return
     check_outputs(out, None, force=force, inputs=(file,))
     tensors = run(file)
     save_tensors(out, tensors, force=force)
     show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
 
 
+def _decompress_directory(directory: Path, out: Path, *, force: bool) -> None:
+    from waterfill.bundle import Bundle, write_plain
+
+    with Bundle(directory) as bundle:
+        size = write_plain(bundle, out, force=force)
+        show(f"{out}: {len(bundle)} tensors, {size:,} bytes")
+
+
 @app.command()
 def inspect(file: FileArgument, json_file: Json = None) -> None:
-    """Check a file and show what is in it."""
+    """Check a file or a compressed model directory and show what is in it."""
     from waterfill.files import WaterfillFile
     from waterfill.report.text import file_summary, file_table
 
     check_outputs(None, json_file, force=True, inputs=(file,))
+    if file.is_dir():
+        _inspect_directory(file, json_file)
+        return
     with WaterfillFile(file) as opened:
         opened.verify()
         summary = file_summary(str(file), opened)
     show(file_table(summary))
+    write_json(json_file, json.dumps(summary, indent=1))
+
+
+def _inspect_directory(directory: Path, json_file: Path | None) -> None:
+    from waterfill.bundle import Bundle
+    from waterfill.report.directory import bundle_summary, bundle_table
+
+    with Bundle(directory) as bundle:
+        bundle.verify()
+        summary = bundle_summary(str(directory), bundle)
+    show(bundle_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
 
 

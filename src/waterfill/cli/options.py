@@ -10,7 +10,7 @@ import typer
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="package.module:factory (returns an nn.Module), or a .safetensors file.")
 ]
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A .wf file.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A .wf file, or a compressed directory.")]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Weights (.safetensors) for the factory.")]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="package.module:factory that returns an iterable of batches.")
@@ -59,6 +59,6 @@ TuneOption = Annotated[
     bool, typer.Option("--tune", help="Distil biases and norms on the data at the end, without labels.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is sampled.")]
-Destination = Annotated[Path, typer.Option("-o", "--out", help="File to write.")]
+Destination = Annotated[Path, typer.Option("-o", "--out", help="File to write, or directory for a directory.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
