@@ -31,7 +31,7 @@ from waterfill.models.batches import (
     prediction_rows,
     split,
 )
-from waterfill.models.language import check_vocabulary, output_of, read_text, tokens_of
+from waterfill.models.language import check_vocabulary, output_of, read_text, tokens_of, vocabulary_of
 from waterfill.models.pretrained import load_pretrained
 from waterfill.protocols import Output, Progress
 
@@ -262,7 +262,7 @@ def _passes(
 
 def _pass(model: nn.Module, batch: Any, reference: nn.Module | Sequence[Tensor] | None, index: int) -> _Pass:
     inputs, target = split(batch)
-    check_vocabulary(model, inputs, index)
+    check_vocabulary(inputs, vocabulary_of(model), index)
     result = call(model, inputs, index=index)
     if result.ndim == 0:
         raise UnsupportedModelError(

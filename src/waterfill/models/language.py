@@ -104,13 +104,18 @@ def read_text(
     return None, [each[mask.to(each.device)] for each in outputs]
 
 
-def check_vocabulary(model: nn.Module, inputs: Inputs, index: int | None = None) -> None:
-    """Check that all tokens of a batch are in the vocabulary of the model, where it tells how large that is.
+def check_vocabulary(inputs: Inputs, size: int | None, index: int | None = None) -> None:
+    """Check that all tokens of a batch are in the vocabulary.
+
+    Args:
+        inputs: of the batch; only text is looked at.
+        size: of the vocabulary; None where that is not known.
+        index: number of the batch, for the error message.
 
     Raises:
         CalibrationError: one is not.
     """
-    ids, size = tokens_of(inputs), vocabulary_of(model)
+    ids = tokens_of(inputs)
     if ids is None or size is None or not ids.numel():
         return
     low, high = int(ids.min()), int(ids.max())

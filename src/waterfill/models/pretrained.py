@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from waterfill.errors import FormatError, WaterfillError
+from waterfill.errors import WaterfillError
+from waterfill.models.configuration import read_object
 from waterfill.models.embedder import Embedder, is_embedder, pooling_of
 
 
@@ -26,12 +26,7 @@ def load_pretrained(directory: Path) -> nn.Module:
         FormatError: `config.json` is no JSON object.
         WaterfillError: there is no such directory, transformers is not installed or cannot read it.
     """
-    config = directory / "config.json"
-    if not config.is_file():
-        raise WaterfillError(
-            f"{directory} has no config.json; expected a model directory of transformers. Check the path."
-        )
-    kind = model_class(config)
+    kind = model_class(directory)
     try:
         model = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -44,33 +39,23 @@ def load_pretrained(directory: Path) -> nn.Module:
     return cast("nn.Module", module.eval())
 
 
-def model_class(config: Path) -> Any:
-    """Class of transformers that reads a directory, by the file `config.json` in it.
+def model_class(directory: Path) -> Any:
+    """Class of transformers that reads a directory, by its `config.json`.
 
     It is that of the name under "architectures", `AutoModel` where there is none that transformers has, and for
     directories that say how to pool.
 
     Raises:
-        FormatError: the file is no JSON object.
-        WaterfillError: transformers is not installed.
+        FormatError: `config.json` is no JSON object.
+        WaterfillError: there is no such file, or transformers is not installed.
     """
+    named = read_object(directory / "config.json").get("architectures")
     try:
         import transformers
     except ImportError as error:
         raise WaterfillError(
             "Model directories need transformers, which is not installed; pip install 'waterfill[transformers]'."
         ) from error
-    names = _architectures(config)
-    found = None if is_embedder(config.parent) else getattr(transformers, names[0] if names else "", None)
+    first = named[0] if isinstance(named, list) and named else None
+    found = getattr(transformers, first, None) if isinstance(first, str) and not is_embedder(directory) else None
     return found if hasattr(found, "from_pretrained") else transformers.AutoModel
-
-
-def _architectures(config: Path) -> list[str]:
-    try:
-        found = json.loads(config.read_text("utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{config} is no JSON ({error}); copy the file again.") from error
-    if not isinstance(found, dict):
-        raise FormatError(f"{config} holds a {type(found).__name__}; expected an object. Copy the file again.")
-    named = found.get("architectures")
-    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
