@@ -18,8 +18,9 @@ from waterfill.cli.arguments import (
     as_tolerance,
     one_of,
 )
-from waterfill.cli.factories import as_data, as_metric, as_model, as_module
+from waterfill.cli.factories import as_data, as_metric, as_model
 from waterfill.cli.options import (
+    Count,
     DataOption,
     Destination,
     Exclude,
@@ -29,6 +30,7 @@ from waterfill.cli.options import (
     Importance,
     Include,
     Json,
+    Length,
     MetricOption,
     ModelArgument,
     OutputKind,
@@ -265,35 +267,42 @@ def bound(
 @app.command()
 def evaluate(
     model: ModelArgument,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A .wf file to compare with MODEL.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A .wf file or a directory to compare with MODEL.")
+    ] = None,
     data: DataOption = None,
     weights: WeightsOption = None,
     output: OutputKind = None,
+    length: Length = None,
+    count: Count = 128,
+    seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
-    """Measure a model, or a compressed file against it."""
-    from copy import deepcopy
-
+    """Measure a model, or a compressed file or directory against it."""
+    from waterfill.cli.directories import Sampling, compared, measured_batches, measured_model, size_of
     from waterfill.evaluate import evaluate as run
-    from waterfill.files import load
     from waterfill.progress import progress_bar
     from waterfill.report.text import evaluation_table
 
     if data is None:
-        raise UsageError("evaluate needs --data package.module:factory.")
+        raise UsageError("evaluate needs --data package.module:factory, or for a model directory a text file.")
     check_outputs(None, json_file, force=True, inputs=(file, weights))
-    network = as_module(model, weights)
-    batches = as_data(data)
-    compressed = None if file is None else load(file, into=deepcopy(network))
+    network = measured_model(model, weights)
+    batches = measured_batches(data, model, Sampling(length, count, seed))
+    compressed = None if file is None else compared(file, network)
     kind = as_output(output)
     with progress_bar() as progress:
         before = run(network, batches, output=kind, progress=progress)
         after = None
         if compressed is not None:
             after = run(compressed, batches, reference=network, output=kind, progress=progress)
-    show(evaluation_table(before, after))
-    measured = {"original": before.to_dict()} | ({} if after is None else {"compressed": after.to_dict()})
-    write_json(json_file, json.dumps(measured, indent=1))
+    sizes = [size_of(Path(path)) for path in (model, file) if path is not None] if Path(model).is_dir() else []
+    show(evaluation_table(before, after, sizes))
+    names = ("original", "compressed")
+    found = {name: each.to_dict() for name, each in zip(names, (before, after), strict=True) if each is not None}
+    for name, size in zip(names, sizes, strict=False):
+        found[name]["size_bytes"] = size
+    write_json(json_file, json.dumps(found, indent=1))
 
 
 @app.command()

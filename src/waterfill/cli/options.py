@@ -13,8 +13,16 @@ ModelArgument = Annotated[
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A .wf file, or a compressed directory.")]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Weights (.safetensors) for the factory.")]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="package.module:factory that returns an iterable of batches.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="package.module:factory that returns an iterable of batches; for model directories also a text file.",
+    ),
 ]
+Length = Annotated[
+    int | None, typer.Option("--length", help="Tokens of a window, or at most of a sentence, of a text (default 512).")
+]
+Count = Annotated[int, typer.Option("--count", help="Windows or sentences of a text.")]
 OutputKind = Annotated[
     str | None, typer.Option("--output", help="What the model returns: logits or values (told from integer targets).")
 ]
