@@ -27,11 +27,16 @@ class Small:
 
     Attributes:
         tensors: what came back, by the names of its parameters.
-        size_bytes: packed matrices with their scales, and the rest in half precision; no headers.
+        sizes: bytes by name: packed matrices with their scales, and the rest in half precision, without headers; or
+            under an empty name those of a whole file.
     """
 
     tensors: dict[str, Tensor]
-    size_bytes: int
+    sizes: dict[str, int]
+
+    def size_bytes(self, unused: str = "") -> int:
+        """All bytes, without those of a module that is not used."""
+        return sum(size for name, size in self.sizes.items() if not unused or not name.startswith(f"{unused}."))
 
 
 def round_to_nearest(model: nn.Module, grid: Grid) -> Small:
@@ -189,5 +194,6 @@ def _replace(weight: nn.Parameter, packed: Packed) -> None:
 def _small(model: nn.Module, packed: dict[str, Packed]) -> Small:
     rest = {name: weight.detach().half() for name, weight in model.named_parameters() if name not in packed}
     tensors = {name: each.unpack() for name, each in packed.items()}
-    size = sum(each.size_bytes for each in packed.values()) + sum(2 * each.numel() for each in rest.values())
-    return Small(tensors | {name: each.float() for name, each in rest.items()}, size)
+    sizes = {name: each.size_bytes for name, each in packed.items()}
+    sizes |= {name: 2 * each.numel() for name, each in rest.items()}
+    return Small(tensors | {name: each.float() for name, each in rest.items()}, sizes)
