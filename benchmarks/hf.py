@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import hf_page
+import hf_scale
 import results
 from hf_baselines import values
 from hf_page import PAGE
-from hf_tasks import TASKS, Task
+from hf_tasks import TASKS, Task, filled
 from hf_ways import LOW_RATES, METHODS, RATES, ways
 from measure import say
 
@@ -25,7 +26,7 @@ SCALE = "scale"
 Row = dict[str, Any]
 
 
-def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None], done: set[tuple[str, str]]) -> None:
+def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None], done: set[tuple[str, ...]]) -> None:
     """Measure all settings that are not done yet, and save after each."""
     folder = options.work / task.key
     if not (folder / "config.json").exists():
@@ -37,14 +38,8 @@ def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None
         start = time.perf_counter()
         small = way.make()
         seconds = {"seconds": round(time.perf_counter() - start, 1)}
-        quality = task.measure(_filled(task, folder, small.tensors), model)
+        quality = task.measure(filled(task.load(folder), small.tensors), model)
         save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | seconds))
-
-
-def _filled(task: Task, folder: Path, tensors: Any) -> Any:
-    from hf_tasks import filled
-
-    return filled(task.load(folder), tensors)
 
 
 def _save(title: str, row: Row) -> None:
@@ -54,8 +49,8 @@ def _save(title: str, row: Row) -> None:
         results.keep(PAGE, known | {title: [*kept, row]})
 
 
-def _key(row: Row) -> tuple[str, str]:
-    return row["method"], row["setting"]
+def _key(row: Row) -> tuple[str, ...]:
+    return (row["step"],) if "step" in row else (row["method"], row["setting"])
 
 
 def main() -> None:
@@ -65,6 +60,8 @@ def main() -> None:
             known = [] if options.fresh else results.read(PAGE).get(task.title, [])
             measured(task, options, lambda row, title=task.title: _save(title, row), {_key(row) for row in known})
             hf_page.write()
+    if SCALE in options.only and not options.write:
+        hf_scale.measure(options.work, _save, {} if options.fresh else results.read(PAGE), options.calibrated)
     hf_page.write()
 
 
@@ -75,6 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=[*RATES, *LOW_RATES], metavar="RATE")
     parser.add_argument("--fresh", action="store_true", help="measure again what there is")
+    parser.add_argument("--calibrated", action="store_true", help="also compress the large model with data")
     parser.add_argument("--write", action="store_true", help="only write the page")
     place = Path(tempfile.gettempdir()) / "waterfill-transformers"
     parser.add_argument("--work", type=Path, default=place, help="where the model directories are made")

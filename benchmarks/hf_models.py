@@ -193,6 +193,11 @@ def billion(into: Path, layers: int = BILLION["num_hidden_layers"]) -> Path:
     return into
 
 
+def billion_values(layers: int = BILLION["num_hidden_layers"]) -> int:
+    """How many weights that checkpoint has."""
+    return sum(_bytes(shape) // 2 for _, shape in _shapes(layers))
+
+
 Shapes = dict[str, tuple[int, ...]]
 
 
