@@ -54,22 +54,22 @@ def ways(task: Task, folder: Path, model: nn.Module, methods: Sequence[str], rat
         rates: of waterfill.
     """
     data = list(task.calibration())
-    made = {
-        WATERFILL: lambda: (_rate(WATERFILL, rate, partial(_directory, task, folder, data)) for rate in rates),
-        MEMORY: lambda: (_rate(MEMORY, rate, partial(_in_memory, task, model, data, ())) for rate in rates),
-        SCALAR: lambda: (_rate(SCALAR, rate, partial(_in_memory, task, model, data, (_SCALAR,))) for rate in rates),
-        GPTQ: lambda: _gptq(model, data),
-        NEAREST: lambda: _nearest(model),
-    }
-    for method in methods:
-        yield from made[method]()
+    with tempfile.TemporaryDirectory() as place:
+        memory = partial(_in_memory, task, model, data, (), Path(place) / "memory")
+        scalar = partial(_in_memory, task, model, data, (Feedback(states=1),), Path(place) / "scalar")
+        made = {
+            WATERFILL: lambda: _rates(WATERFILL, rates, partial(_directory, task, folder, data)),
+            MEMORY: lambda: _rates(MEMORY, rates, memory),
+            SCALAR: lambda: _rates(SCALAR, rates, scalar),
+            GPTQ: lambda: _gptq(model, data),
+            NEAREST: lambda: _nearest(model),
+        }
+        for method in methods:
+            yield from made[method]()
 
 
-_SCALAR = Feedback(states=1)
-
-
-def _rate(method: str, rate: float, make: Callable[[float], Small]) -> Way:
-    return Way(method, f"rate {rate:g}", partial(make, rate))
+def _rates(method: str, rates: Sequence[float], make: Callable[[float], Small]) -> Iterator[Way]:
+    return (Way(method, f"rate {rate:g}", partial(make, rate)) for rate in rates)
 
 
 def _directory(task: Task, folder: Path, data: Any, rate: float) -> Small:
@@ -85,8 +85,9 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors*"))
 
 
-def _in_memory(task: Task, model: nn.Module, data: Any, quantizers: Any, rate: float) -> Small:
-    result = waterfill.compress(model, data, rate=rate, output=task.output, quantizers=quantizers)
+def _in_memory(task: Task, model: nn.Module, data: Any, quantizers: Any, work: Path, rate: float) -> Small:
+    """Compress a loaded network; what does not depend on the rate stays in a work folder for the next one."""
+    result = waterfill.compress(model, data, rate=rate, output=task.output, quantizers=quantizers, work=work)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "model.wf"
         result.save(path)
