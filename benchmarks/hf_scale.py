@@ -36,10 +36,10 @@ class Step:
 
 ORIGINAL, SMALL, KNOWING, PLAIN = "billion", "billion-small", "billion-calibrated", "billion-plain"
 STEPS = (
-    Step("load the original with transformers", "load", ORIGINAL),
+    Step("load the original with transformers, run once", "load", ORIGINAL),
     Step("compress without data", "compress", ORIGINAL, SMALL),
     Step("decompress to a directory", "decompress", SMALL, PLAIN),
-    Step("load the compressed directory with transformers", "load", SMALL),
+    Step("load the compressed directory with transformers, run once", "load", SMALL),
 )
 CALIBRATED = Step("compress, calibrated on 8 x 256 random tokens", "calibrated", ORIGINAL, KNOWING)
 RUNS = (

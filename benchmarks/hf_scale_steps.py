@@ -47,10 +47,12 @@ def decompress(folder: Path, out: Path) -> Row:
 
 
 def load(folder: Path, _: Path) -> Row:
-    """Load as transformers does, original or compressed."""
+    """Load as transformers does, original or compressed, and run once, so that all weights were needed."""
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model(_tokens(folder, 1, PROMPT))
     return {}
 
 
