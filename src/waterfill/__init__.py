@@ -6,16 +6,19 @@ import importlib
 from typing import Any
 
 from waterfill import errors
+from waterfill.blocks import compress_directory
 from waterfill.bound import bound
 from waterfill.compress import compress
 from waterfill.evaluate import evaluate
 from waterfill.files import decompress, load, open
+from waterfill.text import sentence_batches, text_batches
 
 __version__ = "0.1.0"
 
 __all__ = [
     "bound",
     "compress",
+    "compress_directory",
     "decompress",
     "errors",
     "evaluate",
@@ -24,6 +27,8 @@ __all__ = [
     "open",
     "quantize",
     "reproduce",
+    "sentence_batches",
+    "text_batches",
     "theory",
     "zoo",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
@@ -76,17 +76,20 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         ...     print(file["layer1.0.conv1.weight"].shape)
     """
 
-    def __init__(self, source: str | Path | bytes, *, threads: int | None = None) -> None:
+    def __init__(
+        self, source: str | Path | bytes | memoryview, *, threads: int | None = None, label: str | None = None
+    ) -> None:
         """Open a file.
 
         Args:
             source: a path, or the bytes of a file.
             threads: how many threads decode; by default as many as there are processors.
+            label: what error messages call it, if not by its path.
 
         Raises:
             FormatError: the file cannot be read, is damaged, or is no waterfill file.
         """
-        self.container = Container(source if isinstance(source, bytes) else Path(source))
+        self.container = Container(Path(source) if isinstance(source, str) else source, label)
         self._threads = threads or os.cpu_count() or 1
         self._entries = {entry.name: entry for entry in self.container.entries}
 
@@ -136,18 +139,29 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
             KeyError: there is no such tensor.
             FormatError: the file is damaged.
         """
-        entry = self._entries[name]
-        while isinstance(entry.origin, Tied):
-            entry = self._entries[entry.origin.to]
-        needed = {entry.name}
-        if isinstance(entry.origin, NormMean):
-            needed.add(entry.origin.scale)
-        chosen = [self._entries[other] for other in self._entries if other in needed]
-        return dict(self._decode(chosen))[entry.name]
+        return dict(self.tensors([name]))[name]
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Decode everything in order; what is not kept by the caller is freed."""
-        return self._decode(list(self.entries))
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Decode everything in order, or what is asked for; what is not kept by the caller is freed.
+
+        Raises:
+            KeyError: there is no such tensor.
+            FormatError: the file is damaged.
+        """
+        if names is None:
+            return self._decode(list(self.entries))
+        needed = set().union(*map(self._needed, names))
+        chosen = [entry for entry in self.entries if entry.name in needed]
+        return ((name, tensor) for name, tensor in self._decode(chosen) if name in names)
+
+    def _needed(self, name: str) -> set[str]:
+        """The entries that a tensor is made from: itself, what it is tied to, the scale of a mean."""
+        match self._entries[name].origin:
+            case Tied(to):
+                return {name} | self._needed(to)
+            case NormMean(_, scale):
+                return {name, scale}
+        return {name}
 
     def _decode(self, entries: list[Entry]) -> Iterator[tuple[str, torch.Tensor]]:
         coded = {e.name for e in entries if isinstance(e.origin, Coded | NormVariance | NormMean)}

@@ -155,18 +155,35 @@ def moved(values: NDArray[np.float32], view: View, before: Tensor, now: Tensor) 
     Returns:
         Of the shape of the values; the values themselves where the target is not to be trusted.
     """
-    groups, inputs, positions = now.shape
+    positions = now.shape[-1]
     seen = torch.bmm(now, now.transpose(1, 2)).double() / positions
     change = torch.bmm(before - now, now.transpose(1, 2)).double() / positions
+    matrix = view.layout.to_matrix(values).astype(np.float64)
+    moves = shift(matrix, seen, change, positions)
+    return values if moves is None else view.layout.from_matrix((matrix + moves).astype(np.float32))
+
+
+def shift(matrix: NDArray[np.float64], seen: Tensor, change: Tensor, positions: float) -> NDArray[np.float64] | None:
+    """How far the target of a matrix is from it, see `InSequence`.
+
+    Args:
+        matrix: W [out, in].
+        seen: A', float64 [groups, in, in].
+        change: C - A', of the same shape.
+        positions: over how many these are means.
+
+    Returns:
+        [out, in]; None where it is not to be trusted.
+    """
+    groups, inputs = seen.shape[:2]
     means = seen.diagonal(dim1=1, dim2=2).mean(1)
     added = (SHRINKAGE * inputs / positions + RIDGE) * means
     damped = seen + torch.diag_embed(torch.where(means > 0, added, 1.0)[:, None].expand(groups, inputs))
     solved = torch.linalg.solve(damped, change.transpose(1, 2)).transpose(1, 2).numpy()
-    matrix = view.layout.to_matrix(values).astype(np.float64)
-    moves = (matrix.reshape(groups, -1, inputs) @ solved).reshape(matrix.shape)
+    moves: NDArray[np.float64] = (matrix.reshape(groups, -1, inputs) @ solved).reshape(matrix.shape)
     if not np.isfinite(moves).all() or np.linalg.norm(moves) > FARTHEST * np.linalg.norm(matrix):
-        return values
-    return view.layout.from_matrix((matrix + moves).astype(np.float32))
+        return None
+    return moves
 
 
 def _named(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

@@ -252,17 +252,22 @@ class Container:
         limit: how small the file could be; None when it does not say.
     """
 
-    def __init__(self, source: Path | bytes) -> None:
+    def __init__(self, source: Path | bytes | memoryview, name: str | None = None) -> None:
         """Open a file or its bytes.
+
+        Args:
+            source: a path, or the bytes of a file.
+            name: what error messages call it, if not by its path.
 
         Raises:
             FormatError: it is not a waterfill file, or a damaged one.
         """
-        self.name = "the data" if isinstance(source, bytes) else str(source)
-        self._bytes = memoryview(source) if isinstance(source, bytes) else None
-        self._file = None if isinstance(source, bytes) else _open(source)
+        inside = isinstance(source, bytes | memoryview)
+        self.name = name or ("the data" if inside else str(source))
+        self._bytes = memoryview(source) if isinstance(source, bytes | memoryview) else None
+        self._file = None if isinstance(source, bytes | memoryview) else _open(source)
         try:
-            self.size = len(source) if isinstance(source, bytes) else os.fstat(self._descriptor).st_size
+            self.size = os.fstat(self._descriptor).st_size if self._bytes is None else len(self._bytes)
             self._directory, at = self._read_directory()
             self.entries = listing.entries_of(self._directory)
             self.layouts = listing.coded_layouts(self.entries)

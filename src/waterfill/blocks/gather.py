@@ -1,0 +1,203 @@
+"""What errors in the tensors of one piece of a model cost, from the gradients at its output: forms without the model.
+
+A piece is a transformer block, or what lies before the first or behind the last one. Signals u that stand for the
+importance at the output of the model (Eq. 6 of the paper for logits, Eq. 5 for values) have come back to the output of
+the piece; one more step gives the gradients at every product in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from waterfill.blocks.sums import Sums
+from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.factors import expected
+from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.squares import square_sum
+from waterfill.models.capture import Tape, Variables
+from waterfill.models.uses import Dense, Tokens, Use
+from waterfill.protocols import QuadraticForm
+from waterfill.records import Layout
+
+ROWS = 1 << 25
+"""Products of a sample's gradients that are in memory at once."""
+
+LARGEST = 16384
+"""Most inputs of a layer whose products are all kept."""
+
+UNKNOWN = "how the model uses it is not known: its importance is that of whole batches"
+UNUSED = "nothing of the calibration data reaches it"
+
+
+@dataclass(frozen=True, eq=False)
+class Back:
+    """What comes back to the output of a piece in one batch.
+
+    Attributes:
+        signal: of the shape of the output.
+        count: of how many predictions: positions with logits, or samples with values.
+    """
+
+    signal: Tensor
+    count: float
+
+
+def gather(
+    sums: Sums, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], back: Back, at: Tensor | None = None
+) -> Tensor | None:
+    """Take in one batch.
+
+    Args:
+        sums: what is added to.
+        parameters: of the piece, by name.
+        run: computes the output of the piece.
+        back: what comes back to that output.
+        at: an input of the piece that requires gradients.
+
+    Returns:
+        The gradient at that input.
+    """
+    layouts = {name: Layout(tuple(tensor.shape)) for name, tensor in parameters.items()}
+    for tensor in parameters.values():
+        tensor.requires_grad_()
+    with torch.enable_grad(), Tape(Variables(parameters, layouts, {})) as tape:
+        output = run()
+    sites = list(tape.sites)
+    unknown = [name for name in parameters if name in tape.missed]
+    wanted = [*sites, *(parameters[name] for name in unknown), *([] if at is None else [at])]
+    found = torch.autograd.grad(output, wanted, back.signal.to(output), allow_unused=True)  # type: ignore[arg-type]
+    for tensor in parameters.values():
+        tensor.requires_grad_(False)
+    values = {f"squares:{n}": g.square() for n, g in zip(unknown, found[len(sites) :], strict=False) if g is not None}
+    for name, uses in tape.uses.items():
+        reached = [(use, g) for use in uses if (g := found[use.site]) is not None]
+        if reached and name not in tape.missed:
+            values |= _statistics(name, [use for use, _ in reached], [g for _, g in reached], len(back.signal))
+    values["count:"] = torch.tensor([back.count])
+    sums.add(values)
+    return None if at is None else found[-1]
+
+
+def _statistics(name: str, uses: list[Use], gradients: list[Tensor], samples: int) -> dict[str, Tensor]:
+    """What one tensor adds to the sums."""
+    if all(isinstance(use.view, Dense) and use.view.sizes[2] <= LARGEST for use in uses):
+        return _sum([_products(name, use, g, samples) for use, g in zip(uses, gradients, strict=True)])
+    whole = samples if all(use.rows % samples == 0 for use in uses) else 1
+    found = {f"squares:{name}": square_sum(uses, [[g] for g in gradients], whole, "major")}
+    if all(isinstance(use.view, Tokens) for use in uses):
+        counts = [torch.bincount(use.x, minlength=use.view.layout.shape[0]) for use in uses if use.x is not None]
+        found[f"tokens:{name}"] = torch.stack(counts).sum(0).double()
+    return found
+
+
+def _products(name: str, use: Use, gradient: Tensor, samples: int) -> dict[str, Tensor]:
+    """Of a product `y = x W^T`: the second moments of x, and of every output the squared gradients of its row."""
+    assert use.x is not None
+    g, x = gradient.reshape(use.rows, -1).float(), use.x.float()
+    alive = g.ne(0).any(1)
+    if not bool(alive.all()):
+        g, x = g * alive[:, None], x * alive[:, None]
+    turned = "turned" if use.view.layout.transposed else "plain"
+    return {
+        f"gram:{name}": x.T @ x,
+        f"{turned}:{name}": _row_squares(g, x, samples if use.rows % samples == 0 else use.rows),
+        f"positions:{name}": alive.sum().double()[None],
+    }
+
+
+def _row_squares(g: Tensor, x: Tensor, samples: int) -> Tensor:
+    """`sum_n sum_i (sum_p g_npo x_npi)^2` over samples n, inputs i and their positions p, [out]."""
+    if samples == len(g):
+        return g.square().T.double() @ x.square().sum(1).double()
+    g, x = g.reshape(samples, -1, g.shape[1]), x.reshape(samples, -1, x.shape[1])
+    total = torch.zeros(g.shape[2], dtype=torch.float64)
+    step = max(1, ROWS // x.shape[2])
+    for one, other in zip(g, x, strict=True):
+        total += torch.cat([(part.T @ other).square().sum(1) for part in one.split(step, 1)])
+    return total
+
+
+def _sum(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([part[name] for part in parts]).sum(0) if len(parts) > 1 else parts[0][name]
+        for name in parts[0]
+    }
+
+
+# Forms
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What the sums of a piece say about one of its tensors.
+
+    Attributes:
+        form: what errors cost.
+        layout: how the model reads the tensor as a matrix.
+        rows: of a matrix with cross terms, the factor over its rows for a factor over columns of the trace 1, [out].
+        reason: why the form is coarser than it could be.
+    """
+
+    form: QuadraticForm
+    layout: Layout
+    rows: np.ndarray | None = None
+    reason: str = ""
+
+
+def gathered(totals: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Gathered]:
+    """The forms of all tensors of a piece that some batch reached.
+
+    Args:
+        totals: from `gather`.
+        shapes: of the tensors.
+    """
+    count = float(totals["count:"])
+    found = {name: _gathered(name, shape, totals, count) for name, shape in shapes.items()}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _gathered(name: str, shape: tuple[int, ...], totals: Mapping[str, Tensor], count: float) -> Gathered | None:
+    squares, gram = totals.get(f"squares:{name}"), totals.get(f"gram:{name}")
+    if gram is None or not float(gram.trace()) > 0:
+        return None if squares is None else _diagonal(squares / count, totals.get(f"tokens:{name}"), shape)
+    plain, turned = totals.get(f"plain:{name}"), totals.get(f"turned:{name}")
+    row_squares = plain if turned is None else turned
+    assert row_squares is not None
+    positions, columns, rows = float(totals[f"positions:{name}"]), gram.numpy(), row_squares.numpy() / count
+    columns = columns / np.trace(columns)
+    if squares is not None and squares.numel():  # tied: a table of tokens that is the last layer, too
+        columns, rows = _with_lookups(columns, rows, squares.numpy() / count)
+    form = KroneckerForm(rows, ((columns + columns.T) / 2)[None], "", positions).shrunk()
+    return Gathered(form, Layout(shape, transposed=turned is not None), rows)
+
+
+def _diagonal(squares: Tensor, tokens: Tensor | None, shape: tuple[int, ...]) -> Gathered:
+    layout = Layout(shape)
+    exact = squares.numpy().reshape(shape)
+    if tokens is not None:
+        exact = expected(np.ascontiguousarray(exact.T), tokens.numpy()).T
+    matrix = layout.to_matrix(exact).astype(np.float32)
+    return Gathered(DiagonalForm(matrix), layout)
+
+
+def _with_lookups(columns: np.ndarray, rows: np.ndarray, lookups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of a table that is read both ways: what its rows cost as weights of the last layer, and looked up.
+
+    Looked-up errors have no cross terms between tokens, and are taken to have none between features.
+
+    Args:
+        columns: factor of the last layer, of the trace 1.
+        rows: of the last layer.
+        lookups: the exact diagonal of the looked-up table [tokens, features].
+    """
+    whole = float(lookups.sum())
+    if not whole > 0:
+        return columns, rows
+    share = float(rows.sum()) / (float(rows.sum()) + whole)
+    mixed = share * columns + (1 - share) * np.diag(lookups.sum(0) / whole)
+    return mixed, rows + lookups.sum(1)

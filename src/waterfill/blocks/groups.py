@@ -1,0 +1,68 @@
+"""Which tensors of a checkpoint belong together: those of a transformer block, large ones on their own, all others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LARGE = 1 << 20
+"""Values of a tensor outside of the blocks that is a group of its own."""
+
+REST = "rest"
+"""Name of the group of all others."""
+
+_NUMBERED = re.compile(r"(.*?)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that are coded, stored and decoded together.
+
+    Attributes:
+        name: the prefix that they share, the name of the only one, or `rest`.
+        tensors: their names in the checkpoint, in its order.
+        block: number of the transformer block; None outside of blocks.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    block: int | None = None
+
+
+def groups_of(shapes: Mapping[str, tuple[int, ...]], blocks: str = "") -> list[Group]:
+    """The groups of a checkpoint: blocks in their order, then large tensors, then the rest.
+
+    Args:
+        shapes: of all its tensors.
+        blocks: name of the list of blocks in the model; empty where it is not known: then the one with the most values.
+    """
+    families: dict[str, dict[int, list[str]]] = {}
+    for name in shapes:
+        found = _NUMBERED.match(name)
+        if found is not None:
+            families.setdefault(found[1], {}).setdefault(int(found[2]), []).append(name)
+    family = _family(families, shapes, blocks)
+    members = families.get(family, {})
+    found = [Group(f"{family}.{number}", tuple(members[number]), number) for number in sorted(members)]
+    inside = {name for group in found for name in group.tensors}
+    outside = [name for name in shapes if name not in inside]
+    large = [name for name in outside if _size(shapes[name]) >= LARGE]
+    rest = tuple(name for name in outside if name not in large)
+    return [*found, *(Group(name, (name,)) for name in large), *([Group(REST, rest)] if rest else [])]
+
+
+def _family(families: Mapping[str, Mapping[int, list[str]]], shapes: Mapping[str, tuple[int, ...]], blocks: str) -> str:
+    """The prefix of the blocks: by its name, else the one with the most values."""
+    named = [family for family in families if blocks and (blocks.endswith(family) or family.endswith(blocks))]
+    values = {
+        family: sum(_size(shapes[name]) for names in families[family].values() for name in names) for family in families
+    }
+    return max(named or families, key=lambda family: values[family], default="")
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for each in shape:
+        size *= each
+    return size

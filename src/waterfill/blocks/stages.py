@@ -1,0 +1,179 @@
+"""Matrices of a piece one after the other, each for what those before it hand on now.
+
+Matrices that read the same input are a stage, such as query, key and value; so are all experts. At each stage all
+batches go through the original and through the compressed piece up to there, and the products of both inputs say what
+an error costs now, and where the target is: see `waterfill.calibrate.InSequence`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from waterfill.blocks.sums import Sums
+from waterfill.calibrate.sequence import shift
+from waterfill.importance.factored import KroneckerForm
+from waterfill.models.uses import Dense, View
+from waterfill.models.watch import ProductWatch
+
+_Inputs = dict[str, Tensor]
+
+
+class _Seen(Exception):
+    """All matrices of the stage have been used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The original or the compressed piece.
+
+    Attributes:
+        parameters: by name.
+        run: lets the batch of a number through.
+        there: which positions count, bool [positions], for every batch.
+    """
+
+    parameters: Mapping[str, Tensor]
+    run: Callable[[int], object]
+    there: Sequence[Tensor]
+
+    def inputs(self, names: Sequence[str], batch: int) -> _Inputs:
+        """The inputs [positions, in] of matrices in a batch; of those that it reaches."""
+        found: _Inputs = {}
+
+        def note(name: str, view: View, x: Tensor) -> bool:
+            if isinstance(view, Dense) and name not in found:
+                found[name] = x
+            if len(found) == len(names):
+                raise _Seen
+            return False
+
+        try:
+            with torch.no_grad(), ProductWatch({name: self.parameters[name] for name in names}, note):
+                self.run(batch)
+        except _Seen:
+            pass
+        return found
+
+
+def stages(side: Side, names: Sequence[str]) -> list[list[str]]:
+    """Matrices that read the same inputs together, in the order of their first use."""
+    order: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    for batch in range(len(side.there)):
+        left = [name for name in names if name not in order]
+        if not left:
+            break
+        by_input: dict[int, int] = {}
+        for name, x in side.inputs(left, batch).items():
+            kind = _kind(name)
+            stage = by_input.setdefault(x.data_ptr(), kinds.get(kind, len(set(kinds.values()))))
+            order[name] = kinds.setdefault(kind, stage)
+    return [[name for name, stage in order.items() if stage == each] for each in sorted(set(order.values()))]
+
+
+def agreed(every: Sequence[list[list[str]]]) -> list[list[str]]:
+    """The stages of several processes as one list: matrices that the first has not seen are where their kind is."""
+    first = [list(stage) for stage in every[0]]
+    for other in every[1:]:
+        for stage in other:
+            for name in stage:
+                if not any(name in known for known in first):
+                    _home(first, name).append(name)
+    return first
+
+
+def _home(stages: list[list[str]], name: str) -> list[str]:
+    for stage in stages:
+        if any(_kind(other) == _kind(name) for other in stage):
+            return stage
+    stages.append([])
+    return stages[-1]
+
+
+def _kind(name: str) -> str:
+    """The name without numbers: experts are of one kind."""
+    return re.sub(r"\.\d+", ".#", name)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What is known of the inputs of a matrix in the compressed piece.
+
+    Attributes:
+        seen: mean of `x' x'^T`, float64 [in, in].
+        change: mean of `(x - x') x'^T` of the same shape; None where positions of both do not correspond.
+        means: means of x and of x', float64 [in] each; None with `change`.
+        positions: over how many.
+    """
+
+    seen: Tensor
+    change: Tensor | None
+    means: tuple[Tensor, Tensor] | None
+    positions: float
+
+    def form(self, rows: NDArray[np.float64]) -> KroneckerForm:
+        """The importance for these inputs, of a factor over rows that goes with a trace of 1."""
+        columns = self.seen.numpy()
+        columns = columns / max(float(np.trace(columns)), 1e-300)
+        return KroneckerForm(rows, ((columns + columns.T) / 2)[None], "", self.positions).shrunk()
+
+    def target(self, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Where a matrix [out, in] is best for these inputs."""
+        if self.change is None:
+            return matrix
+        wide = matrix.astype(np.float64)
+        moves = shift(wide, self.seen[None], self.change[None], self.positions)
+        return matrix if moves is None else (wide + moves).astype(np.float32)
+
+
+def inputs_of(names: Sequence[str], original: Side, compressed: Side, sums: Sums) -> dict[str, Inputs]:
+    """Compare the inputs of the matrices of a stage; those that no batch reaches are left out.
+
+    Args:
+        names: of the matrices.
+        original: the piece as it was, on what its own blocks before hand on.
+        compressed: the piece as far as it is compressed.
+        sums: to add up with.
+    """
+    alias: dict[str, str] = {}
+    for batch, mask in enumerate(compressed.there):
+        before, now = original.inputs(names, batch), compressed.inputs(names, batch)
+        values: dict[str, Tensor] = {"batches:": torch.ones(1)}
+        first: dict[int, str] = {}
+        for name, x in now.items():
+            key = alias.setdefault(name, first.setdefault(x.data_ptr(), name))
+            if f"gram:{key}" not in values:
+                values |= _compared(key, before.get(name), x, mask)
+        sums.add(values)
+    totals = sums.totals()
+    found = {name: _means(alias.get(name, name), totals) for name in names}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _compared(name: str, before: Tensor | None, now: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What one batch adds. Positions that are routed to an expert are others in the compressed model."""
+    routed = len(mask) != len(now)
+    if not routed and not bool(mask.all()):
+        now, before = now[mask], None if before is None else before[mask]
+    found = {f"gram:{name}": now.T @ now, f"positions:{name}": torch.tensor([float(len(now))])}
+    if before is not None and not routed:
+        found[f"change:{name}"] = (before - now).T @ now
+        found[f"before:{name}"], found[f"now:{name}"] = before.sum(0), now.sum(0)
+    return found
+
+
+def _means(name: str, totals: Mapping[str, Tensor]) -> Inputs | None:
+    gram = totals.get(f"gram:{name}")
+    if gram is None or not float(gram.trace()) > 0:
+        return None
+    positions = float(totals[f"positions:{name}"])
+    change = totals.get(f"change:{name}")
+    means = None if change is None else (totals[f"before:{name}"] / positions, totals[f"now:{name}"] / positions)
+    return Inputs(gram / positions, None if change is None else change / positions, means, positions)

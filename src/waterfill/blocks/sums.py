@@ -1,0 +1,74 @@
+"""Sums over batches that are the same bits whoever adds which batch, in whatever order.
+
+Floating-point sums depend on their order; whole numbers do not. So every sum counts in units of a power of two, 2^-40 of
+the largest value of the first batch (which is on the first process), and processes add up whole numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from waterfill.blocks.ranks import Ranks
+from waterfill.errors import CalibrationError
+
+DIGITS = 40
+"""Binary digits of the largest value of the first batch; float32 has 24."""
+
+MOST = 2.0**61
+"""Largest value of a batch in units."""
+
+
+class Sums:
+    """Sums by name; names are `kind:tensor`.
+
+    Args:
+        ranks: the processes that add up, each its own batches, in step: nobody may ask for totals before all have
+            added a batch.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._sums: dict[str, Tensor] = {}
+        self._units: dict[str, int] | None = None
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add what a batch gives.
+
+        Raises:
+            CalibrationError: it is not finite, or very much larger than in the first batch.
+        """
+        if self._units is None:
+            self._units = self._ranks.of_first({name: _exponent(value) for name, value in values.items()})
+        for name, value in values.items():
+            scaled = value.detach().cpu().double() * 2.0 ** (DIGITS - self._unit(name))
+            largest = float(scaled.abs().max()) if scaled.numel() else 0.0
+            if not largest < MOST:
+                raise CalibrationError(
+                    f"The statistics of {name.partition(':')[2]!r} are not finite, or a million times larger in one "
+                    "batch than in the first. Check the batches and the weights."
+                )
+            counted = scaled.round_().to(torch.int64)
+            self._sums[name] = self._sums[name].add_(counted) if name in self._sums else counted
+
+    def totals(self) -> dict[str, Tensor]:
+        """The sums over all batches of all processes, float64, by name."""
+        whole = self._ranks.total(self._sums)
+        return {name: counted.double() * 2.0 ** (self._unit(name) - DIGITS) for name, counted in whole.items()}
+
+    def _unit(self, name: str) -> int:
+        """Exponent of the unit; for what the first batch has not reached, the largest of its kind."""
+        units = self._units or {}
+        if name in units:
+            return units[name]
+        kind = name.partition(":")[0]
+        same = [unit for other, unit in units.items() if other.partition(":")[0] == kind]
+        return max(same or units.values(), default=0)
+
+
+def _exponent(value: Tensor) -> int:
+    largest = float(value.detach().abs().max()) if value.numel() else 0.0
+    return math.frexp(largest)[1] if math.isfinite(largest) and largest > 0 else -DIGITS

@@ -1,0 +1,13 @@
+"""Directories of Hugging Face models: the original, and the compressed one, whose payloads are files of their own.
+
+A compressed directory (`docs/format.md`) is a model directory whose safetensors shards hold no weights but payloads:
+each is an ordinary `.wf` file of one *group* of tensors, such as a transformer block. Nothing here needs transformers.
+"""
+
+from waterfill.bundle.checkpoint import Checkpoint
+from waterfill.bundle.parts import part_name
+from waterfill.bundle.plain import write_plain
+from waterfill.bundle.reader import Bundle, is_bundle
+from waterfill.bundle.writer import BundleWriter
+
+__all__ = ["Bundle", "BundleWriter", "Checkpoint", "is_bundle", "part_name", "write_plain"]

@@ -1,0 +1,55 @@
+"""From a compressed directory back to an ordinary one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from waterfill.bundle.folder import NewFolder, copy_companions
+from waterfill.bundle.reader import Bundle
+from waterfill.bundle.shards import SHARD_BYTES, Planned, ShardWriter
+from waterfill.errors import WaterfillError
+
+
+def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_bytes: int = SHARD_BYTES) -> int:
+    """Write all tensors as ordinary safetensors, with the original configuration and the other files.
+
+    One group is in memory at a time. The directory appears whole or not at all.
+
+    Args:
+        bundle: the open compressed directory.
+        out: the directory to write.
+        force: replace a model directory that exists.
+        shard_bytes: with tensors of so many bytes and more there are several shards, each below.
+
+    Returns:
+        Bytes of all shards and their index.
+
+    Raises:
+        FormatError: a payload is damaged; nothing is left.
+        WaterfillError: `out` cannot be written, or a tensor has a type that safetensors does not know.
+    """
+    bundle.verify()
+    shapes, dtypes = bundle.shapes, bundle.dtypes
+    planned = [Planned(name, shapes[name], dtypes[name]) for group in bundle.groups for name in bundle.names(group)]
+    config = {key: value for key, value in bundle.config.items() if key != "quantization_config"}
+    with NewFolder(Path(out), source=bundle.directory, force=force) as folder:
+        try:
+            with ShardWriter(folder.path, planned, shard_bytes) as shards:
+                for group in bundle.groups:
+                    for name, tensor in bundle.group(group).items():
+                        shards.write(name, [_bytes(tensor)])
+                size = shards.finish()
+            copy_companions(bundle.directory, folder.path)
+            (folder.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise WaterfillError(f"Writing {out} failed: {error.strerror}; nothing was written.") from error
+        folder.commit()
+    return size
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """The elements in row-major order, without a copy where they lie so."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,316 @@
+"""Read a compressed directory, tensor by tensor or group by group."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import torch
+
+from waterfill.bundle.checkpoint import METHOD, quantization, read_config
+from waterfill.bundle.parts import Piece, Stored, stored
+from waterfill.bundle.shards import Mapped, Place, places
+from waterfill.bundle.writer import FORMAT
+from waterfill.errors import FormatError
+from waterfill.files import WaterfillFile
+from waterfill.records import Entry, count_floating
+
+
+class GroupLine(msgspec.Struct, frozen=True):
+    """What the configuration says of a group: its name, the tensor that holds its payload, and the bytes of that."""
+
+    name: str
+    tensor: str
+    bytes: int
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What the configuration says of the whole; unknown keys are facts."""
+
+    format: int
+    producer: str
+    groups: tuple[GroupLine, ...]
+    tied: dict[str, str]
+
+
+def is_bundle(path: str | Path) -> bool:
+    """Whether a path is a compressed model directory."""
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        return False
+    found = quantization(read_config(directory))
+    return found is not None and found.get("quant_method") == METHOD
+
+
+class Bundle(Mapping[str, torch.Tensor]):
+    """An open compressed directory, as a mapping from names of the original checkpoint to tensors.
+
+    The configuration, the headers of shards and the directories of all payloads are checked when it is opened; a chunk
+    is read, checked and decoded when a tensor in it is asked for. Several threads may read at once.
+
+    Attributes:
+        directory: where it is.
+        config: what `config.json` says.
+        description: what its `quantization_config` says of groups and ties.
+
+    Example:
+        >>> with Bundle("small") as bundle:  # doctest: +SKIP
+        ...     for name in bundle.groups:
+        ...         tensors = bundle.group(name)
+    """
+
+    def __init__(self, directory: str | Path, *, threads: int | None = None) -> None:
+        """Open a directory.
+
+        Args:
+            directory: where it is.
+            threads: how many threads decode; by default as many as there are processors.
+
+        Raises:
+            WaterfillError: there is no such directory, or a file cannot be read.
+            FormatError: it is no compressed directory, or damaged.
+        """
+        self.directory = Path(directory)
+        self.config = read_config(self.directory)
+        self.description = _described(self.directory, self.config)
+        self._mapped = Mapped()
+        self._places = self._group_places()
+        self._files = {name: self._opened(name, threads) for name in self._places}
+        self._stored = self._tensors()
+        self._tied = dict(self._ties())
+        self._groups = self._by_group()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._files, self._mapped = {}, Mapped()
+
+    # What there is
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._stored
+        yield from self._tied
+
+    def __len__(self) -> int:
+        return len(self._stored) + len(self._tied)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored or name in self._tied
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups, in order."""
+        return tuple(self._places)
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names of tensors that are equal to another one, and the name of that."""
+        return dict(self._tied)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What all payloads say about their tensors and parts, in order."""
+        return tuple(entry for file in self._files.values() for entry in file.entries)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, without decoding it."""
+        return {name: self._original(name).shape for name in self}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Type of every tensor, without decoding it."""
+        return {name: getattr(torch, self._original(name).dtype) for name in self}
+
+    @property
+    def floating_values(self) -> int:
+        """Number of floating-point values, tied ones once."""
+        return count_floating(self.entries)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all payloads."""
+        return sum(place.size for place in self._places.values())
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `quantization_config` says besides groups and ties, such as the rate."""
+        known = {"quant_method", *Description.__struct_fields__}
+        return {key: value for key, value in (quantization(self.config) or {}).items() if key not in known}
+
+    def file(self, group: str) -> WaterfillFile:
+        """The open payload of a group.
+
+        Raises:
+            KeyError: there is no such group.
+        """
+        return self._files[group]
+
+    def payload(self, group: str) -> memoryview:
+        """The bytes of a group: an ordinary `.wf` file, mapped into memory.
+
+        Raises:
+            KeyError: there is no such group.
+        """
+        return self._mapped.view(self._places[group])
+
+    def names(self, group: str) -> list[str]:
+        """The tensors that come with a group: those whose last part is in it, and what is tied to them.
+
+        Raises:
+            KeyError: there is no such group.
+        """
+        return list(self._groups[group])
+
+    # Values
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Decode one tensor.
+
+        Raises:
+            KeyError: there is no such tensor.
+            FormatError: a payload is damaged.
+        """
+        return self.decode([name])[name]
+
+    def group(self, name: str) -> dict[str, torch.Tensor]:
+        """Decode the tensors that come with a group, in parallel; tied ones are one tensor.
+
+        Raises:
+            KeyError: there is no such group.
+            FormatError: a payload is damaged.
+        """
+        return self.decode(self._groups[name])
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Decode everything, group by group; what is not kept by the caller is freed."""
+        for group in self.groups:
+            yield from self.group(group).items()
+
+    def decode(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Decode some tensors, each payload once; tied ones are one tensor.
+
+        Raises:
+            KeyError: there is no such tensor.
+            FormatError: a payload is damaged.
+        """
+        originals = {name: self._original(name) for name in names}
+        wanted: dict[str, dict[str, tuple[Stored, Piece]]] = defaultdict(dict)
+        for each in originals.values():
+            for piece in each.pieces:
+                wanted[piece.group][piece.entry] = each, piece
+        found: dict[str, torch.Tensor] = {}
+        for group, entries in wanted.items():
+            with _naming(self._label(group)):
+                for entry, tensor in self._files[group].tensors(entries):
+                    _place(found, tensor, *entries[entry])
+        return {name: found[each.name] for name, each in originals.items()}
+
+    def verify(self) -> None:
+        """Check the checksums of all payloads.
+
+        Raises:
+            FormatError: one is damaged; the text names file and group.
+        """
+        for file in self._files.values():
+            file.verify()
+
+    # Opening
+
+    def _original(self, name: str) -> Stored:
+        return self._stored[self._tied.get(name, name)]
+
+    def _label(self, group: str) -> str:
+        return f"{self._places[group].path}, group {group!r}"
+
+    def _group_places(self) -> dict[str, Place]:
+        inside = places(self.directory)
+        found: dict[str, Place] = {}
+        for line in self.description.groups:
+            place = inside.get(line.tensor)
+            if place is None:
+                raise FormatError(
+                    f"{self.directory} has no tensor {line.tensor!r} in its shards, which config.json names for group "
+                    f"{line.name!r}. Copy or download the directory again."
+                )
+            if place.dtype != "U8" or len(place.shape) != 1 or place.size != line.bytes:
+                raise FormatError(
+                    f"{place.path}: the payload of group {line.name!r} is {place.dtype} {list(place.shape)}; expected "
+                    f"the {line.bytes} bytes that config.json says. Copy or download the directory again."
+                )
+            if line.name in found:
+                raise FormatError(f"{self.directory / 'config.json'} names group {line.name!r} twice")
+            found[line.name] = place
+        return found
+
+    def _opened(self, group: str, threads: int | None) -> WaterfillFile:
+        return WaterfillFile(self.payload(group), threads=threads, label=self._label(group))
+
+    def _tensors(self) -> dict[str, Stored]:
+        every = ((group, entry) for group, file in self._files.items() for entry in file.entries)
+        with _naming(str(self.directory)):
+            return {each.name: each for each in stored(every)}
+
+    def _ties(self) -> Iterator[tuple[str, str]]:
+        for name, to in self.description.tied.items():
+            if name in self._stored or to not in self._stored:
+                wrong = "is stored itself" if name in self._stored else "is tied to a tensor that is not there"
+                raise FormatError(f"{self.directory / 'config.json'}: tensor {name!r}, tied to {to!r}, {wrong}")
+            yield name, to
+
+    def _by_group(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {group: [] for group in self._places}
+        for name in self:
+            found[self._original(name).pieces[-1].group].append(name)
+        return found
+
+
+def _place(found: dict[str, torch.Tensor], tensor: torch.Tensor, whole: Stored, piece: Piece) -> None:
+    """Put a decoded entry to the tensor that it is, or that it is a part of."""
+    part = piece.part
+    if part is None:
+        found[whole.name] = tensor
+        return
+    if whole.name not in found:
+        found[whole.name] = torch.empty(whole.shape, dtype=tensor.dtype)
+    target = found[whole.name]
+    if part.stop is None:
+        target[part.start] = tensor
+    else:
+        target[part.start : part.stop] = tensor
+
+
+def _described(directory: Path, config: Mapping[str, Any]) -> Description:
+    found = quantization(config)
+    where = directory / "config.json"
+    if found is None or found.get("quant_method") != METHOD:
+        raise FormatError(f"{where} says of no compression by waterfill; expected a directory that it wrote.")
+    if found.get("format") != FORMAT:
+        raise FormatError(
+            f"{where}: format {found.get('format')!r} of a compressed directory is unknown; this release reads format "
+            f"{FORMAT}: upgrade waterfill."
+        )
+    try:
+        return msgspec.convert(found, Description)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{where}: quantization_config is damaged ({error}). Copy it again.") from error
+
+
+@contextlib.contextmanager
+def _naming(label: str) -> Iterator[None]:
+    """Put a label before the text of a format error that lacks it."""
+    try:
+        yield
+    except FormatError as error:
+        if str(error).startswith(label):
+            raise
+        raise FormatError(f"{label}: {error}") from error

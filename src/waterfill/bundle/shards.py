@@ -1,0 +1,320 @@
+"""Safetensors shards: which there are, where every tensor lies, and how they are written without holding them."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from waterfill.errors import FormatError, WaterfillError
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+"""A model of so many bytes and more is written in shards that are smaller, as transformers does."""
+
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}  # fmt: skip
+"""The types of safetensors that PyTorch has, by their names in the file."""
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+
+_LARGEST_HEADER = 100_000_000
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies.
+
+    Attributes:
+        path: the shard.
+        shape: its shape.
+        dtype: its type, by the name that safetensors has for it.
+        start: its first byte in the file.
+        size: its bytes.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    size: int
+
+
+# Reading
+
+
+def places(directory: Path) -> dict[str, Place]:
+    """Where every tensor of a model directory lies, by its shards and their index; reads only headers.
+
+    Raises:
+        WaterfillError: there are no safetensors files, or one cannot be read.
+        FormatError: a shard is missing or damaged, or lacks a tensor that the index names.
+    """
+    if (directory / WHOLE).is_file():
+        return header(directory / WHOLE)
+    if not (directory / INDEX).is_file():
+        raise WaterfillError(
+            f"Model directory {directory} has neither {WHOLE} nor {INDEX}; expected the weights of a Hugging Face "
+            "model. Name the directory that has them, or download the model again."
+        )
+    named = _index(directory / INDEX)
+    found: dict[str, Place] = {}
+    for shard in dict.fromkeys(named.values()):
+        if not (directory / shard).is_file():
+            raise FormatError(
+                f"{directory / INDEX} names the shard {shard}, which is missing; expected it beside the index. "
+                "Download the model again."
+            )
+        inside = header(directory / shard)
+        lacking = [name for name, of in named.items() if of == shard and name not in inside]
+        if lacking:
+            raise FormatError(
+                f"{directory / shard} lacks the tensor {lacking[0]!r}, which {INDEX} says it has "
+                f"({len(lacking)} tensors in all). Download the model again."
+            )
+        found.update({name: place for name, place in inside.items() if named.get(name, shard) == shard})
+    return found
+
+
+def _index(path: Path) -> dict[str, str]:
+    """The shard of every tensor.
+
+    Raises:
+        FormatError: it is no index, or names a file in another folder.
+    """
+    named = read_json(path).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(shard, str) for shard in named.values()):
+        raise FormatError(f"{path} has no weight_map from tensors to shards. Download the model again.")
+    for shard in set(named.values()):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise FormatError(f"{path} names {shard!r}; expected a .safetensors file in the same directory.")
+    return named
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FormatError: there is none.
+        WaterfillError: the file cannot be read.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is no JSON ({error}). Download or write it again.") from error
+    except OSError as error:
+        raise WaterfillError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} holds no JSON object. Download or write it again.")
+    return found
+
+
+def header(path: Path) -> dict[str, Place]:
+    """The tensors of one safetensors file, in the order of their bytes.
+
+    Raises:
+        FormatError: the file is damaged or of another kind.
+        WaterfillError: it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = _LENGTH.unpack(file.read(8).ljust(8, b"\xff"))[0]
+            text = file.read(length) if length <= min(size, _LARGEST_HEADER) else b""
+    except OSError as error:
+        raise WaterfillError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    try:
+        lines = json.loads(text)
+        lines.pop("__metadata__", None)
+        found = {name: _place(path, line, 8 + length) for name, line in lines.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path} is no safetensors file, or a damaged one. Copy or download it again.") from error
+    found = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].size)))
+    end = 8 + length
+    for name, place in found.items():
+        if place.start != end or place.size != _bytes(place):
+            raise FormatError(f"{path} is damaged: tensor {name!r} is not where it should be. Copy it again.")
+        end += place.size
+    if end != size:
+        raise FormatError(f"{path} has {size} bytes, but its header needs {end}: it is cut or damaged. Copy it again.")
+    return found
+
+
+def _place(path: Path, line: dict[str, Any], base: int) -> Place:
+    start, stop = line["data_offsets"]
+    shape = tuple(line["shape"])
+    if not all(isinstance(each, int) and each >= 0 for each in (start, stop, *shape)):
+        raise ValueError("negative")
+    return Place(path, shape, str(line["dtype"]), base + start, stop - start)
+
+
+def _bytes(place: Place) -> int:
+    """The bytes that a tensor of that type and shape has; of a type that PyTorch lacks, what it says."""
+    if place.dtype not in TYPES:
+        return place.size
+    return math.prod(place.shape) * TYPES[place.dtype].itemsize
+
+
+class Mapped:
+    """Files that are mapped into memory, each when it is first asked for; nothing is read before it is looked at."""
+
+    def __init__(self) -> None:
+        self._views: dict[Path, memoryview] = {}
+
+    def view(self, place: Place) -> memoryview:
+        """The bytes of a tensor.
+
+        Raises:
+            FormatError: the file has been cut since its header was read.
+            WaterfillError: it cannot be read.
+        """
+        whole = self._views.get(place.path)
+        if whole is None:
+            try:
+                with place.path.open("rb") as file:
+                    whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except (OSError, ValueError) as error:
+                raise WaterfillError(f"{place.path} cannot be read ({error}); check its permissions.") from error
+            whole = self._views.setdefault(place.path, whole)
+        found = whole[place.start : place.start + place.size]
+        if len(found) != place.size:
+            raise FormatError(f"{place.path} was cut while it was open. Copy it again.")
+        return found
+
+
+# Writing
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that will be written.
+
+    Attributes:
+        name: its name.
+        shape: its shape.
+        dtype: its type.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class ShardWriter:
+    """Writes the shards of a directory whose tensors are known beforehand, in any order of the values.
+
+    Example:
+        >>> with ShardWriter(folder, planned) as shards:  # doctest: +SKIP
+        ...     for name, data in payloads:
+        ...         shards.write(name, data)
+    """
+
+    def __init__(self, folder: Path, planned: Iterable[Planned], largest: int = SHARD_BYTES) -> None:
+        """Plan the shards; files are made on entry.
+
+        Args:
+            folder: where to write.
+            planned: the tensors, in order.
+            largest: below so many bytes in all there is one shard; otherwise each is below.
+
+        Raises:
+            WaterfillError: a tensor has a type that safetensors does not know.
+        """
+        self._folder = folder
+        self._shards = _shards(planned, largest)
+        self._files: dict[str, BinaryIO] = {}
+        self._places: dict[str, tuple[str, int, int]] = {}
+
+    def __enter__(self) -> ShardWriter:
+        for number, shard in enumerate(self._shards, 1):
+            count = len(self._shards)
+            file = WHOLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            head, offsets = _head(shard)
+            self._files[file] = (self._folder / file).open("wb")
+            self._files[file].write(head)
+            self._places |= {
+                each.name: (file, len(head) + offset, each.size) for each, offset in zip(shard, offsets, strict=True)
+            }
+        return self
+
+    def write(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write the bytes of one tensor."""
+        file, start, size = self._places[name]
+        target = self._files[file]
+        target.seek(start)
+        for chunk in chunks:
+            target.write(chunk)
+        if target.tell() != start + size:
+            raise ValueError(f"{name!r} has {target.tell() - start} bytes instead of {size}")
+
+    def finish(self) -> int:
+        """Write the index, and all files to the disk; returns the bytes of all."""
+        files = list(self._files)
+        if len(files) > 1:
+            index = {
+                "metadata": {"total_size": sum(each.size for shard in self._shards for each in shard)},
+                "weight_map": {name: file for name, (file, _, _) in sorted(self._places.items())},
+            }
+            (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            files.append(INDEX)
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return sum((self._folder / file).stat().st_size for file in files)
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def _shards(planned: Iterable[Planned], largest: int) -> list[list[Planned]]:
+    """The tensors of every shard; within one, those with wide elements first, so that all are aligned."""
+    shards: list[list[Planned]] = [[]]
+    size = 0
+    for each in planned:
+        if each.dtype not in NAMES:
+            raise WaterfillError(
+                f"Tensor {each.name!r} has the type {each.dtype}, which safetensors does not know; convert it first."
+            )
+        if shards[-1] and size + each.size >= largest:
+            shards.append([])
+            size = 0
+        shards[-1].append(each)
+        size += each.size
+    return [sorted(shard, key=lambda each: -each.dtype.itemsize) for shard in shards]
+
+
+def _head(shard: list[Planned]) -> tuple[bytes, list[int]]:
+    """The header of a shard, and where each tensor begins after it."""
+    lines: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offsets, at = [], 0
+    for each in shard:
+        lines[each.name] = {
+            "dtype": NAMES[each.dtype],
+            "shape": list(each.shape),
+            "data_offsets": [at, at + each.size],
+        }
+        offsets.append(at)
+        at += each.size
+    text = json.dumps(lines, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return _LENGTH.pack(len(text)) + text, offsets

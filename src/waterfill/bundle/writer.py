@@ -1,0 +1,157 @@
+"""Write a compressed directory, payload by payload, without holding them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from waterfill.bundle.checkpoint import METHOD, read_config
+from waterfill.bundle.folder import NewFolder, copy_companions
+from waterfill.bundle.shards import SHARD_BYTES, Planned, ShardWriter
+from waterfill.codec.container import MAGIC
+from waterfill.errors import UsageError, WaterfillError
+
+FORMAT = 1
+_PIECE = 1 << 24
+
+
+def tensor_name(number: int) -> str:
+    """Name of the payload of the `number`-th group in the shards."""
+    return f"waterfill_{number}"
+
+
+class BundleWriter:
+    """A compressed directory that is being written; used as a context manager.
+
+    Payloads go to a temporary folder beside the output as they come, so that their sum may be larger than memory. The
+    output appears whole, when `finish` returns; on an exception nothing is left behind and what was there stays.
+
+    Example:
+        >>> with BundleWriter("small", "original") as writer:  # doctest: +SKIP
+        ...     for name, payload in compressed_groups:
+        ...         writer.add(name, payload)
+        ...     size = writer.finish(tied={}, facts={"rate": 3.0})
+    """
+
+    def __init__(
+        self, out: str | Path, source: str | Path, force: bool = False, *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        """Check the destination; nothing is written yet.
+
+        Args:
+            out: the directory to write.
+            source: the original directory, for its configuration and the other files.
+            force: replace a model directory that exists, at the end.
+            shard_bytes: with payloads of so many bytes and more there are several shards, each below.
+
+        Raises:
+            WaterfillError: `out` exists and `force` is False, is no model directory, or cannot be written; or `source`
+                has no config.json.
+            UsageError: `out` is `source`, or holds it.
+        """
+        self._source = Path(source)
+        self._config = read_config(self._source)
+        self._folder = NewFolder(Path(out), source=self._source, force=force)
+        self._shard_bytes = shard_bytes
+        self._groups: list[tuple[str, int]] = []
+
+    def __enter__(self) -> Self:
+        self._folder.__enter__()
+        self._payloads.mkdir()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.__exit__(*error)
+
+    @property
+    def _payloads(self) -> Path:
+        return self._folder.path / "payloads"
+
+    def add(self, group_name: str, payload: bytes | memoryview) -> None:
+        """Take the `.wf` file of one group; nothing of it stays in memory.
+
+        Raises:
+            UsageError: the group is there already, or the payload is no `.wf` file.
+            WaterfillError: the disk is full, or writing failed.
+        """
+        if group_name in dict(self._groups):
+            raise UsageError(f"Group {group_name!r} was added twice; give every group another name.")
+        if bytes(payload[: len(MAGIC)]) != MAGIC:
+            raise UsageError(
+                f"The payload of group {group_name!r} is no .wf file; give the bytes that compress() made."
+            )
+        try:
+            self._spooled(len(self._groups)).write_bytes(payload)
+        except OSError as error:
+            raise WaterfillError(f"Writing group {group_name!r} failed: {error.strerror}; free some space.") from error
+        self._groups.append((group_name, len(payload)))
+
+    def _spooled(self, number: int) -> Path:
+        return self._payloads / str(number)
+
+    def finish(self, tied: Mapping[str, str], facts: Mapping[str, Any]) -> int:
+        """Build the shards and the configuration, copy the other files, and move the directory to its place.
+
+        Args:
+            tied: names of tensors that are equal to another one, and the name of that, which a group holds.
+            facts: what else `quantization_config` is to say, such as the rate.
+
+        Returns:
+            Bytes of all shards and their index.
+
+        Raises:
+            UsageError: there is no group, or a fact has the name of something that the format says.
+            WaterfillError: the disk is full, or writing failed; nothing is left.
+        """
+        if not self._groups:
+            raise UsageError("A compressed directory needs a group; add one before finish().")
+        described = self._described(tied)
+        clash = sorted(described.keys() & facts.keys())
+        if clash:
+            raise UsageError(f"The fact {clash[0]!r} is what the format says itself; give it another name.")
+        config = {key: value for key, value in self._config.items() if key != "quantization_config"}
+        config["quantization_config"] = described | dict(facts)
+        try:
+            size = self._write_shards()
+            copy_companions(self._source, self._folder.path)
+            (self._folder.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise WaterfillError(f"Writing the directory failed: {error.strerror}; nothing was written.") from error
+        self._folder.commit()
+        return size
+
+    def _described(self, tied: Mapping[str, str]) -> dict[str, Any]:
+        import waterfill
+
+        groups = [
+            {"name": name, "tensor": tensor_name(number), "bytes": size}
+            for number, (name, size) in enumerate(self._groups)
+        ]
+        return {
+            "quant_method": METHOD,
+            "format": FORMAT,
+            "producer": f"waterfill {waterfill.__version__}",
+            "groups": groups,
+            "tied": dict(tied),
+        }
+
+    def _write_shards(self) -> int:
+        planned = [Planned(tensor_name(k), (size,), torch.uint8) for k, (_, size) in enumerate(self._groups)]
+        with ShardWriter(self._folder.path, planned, self._shard_bytes) as shards:
+            for number in range(len(self._groups)):
+                shards.write(tensor_name(number), _chunks(self._spooled(number)))
+                self._spooled(number).unlink()
+            size = shards.finish()
+        shutil.rmtree(self._payloads)
+        return size
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece

@@ -1,0 +1,222 @@
+"""A transformers model without weights: its blocks are filled from the tensors of a checkpoint one at a time.
+
+```
+config.json --skeleton--> parameters on `meta`, buffers real
+tensors of a group --fill--> parameters, renamed, merged and split as transformers does it for that architecture
+                   --places-> which rows of which parameter each tensor of the checkpoint became
+```
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import UnsupportedModelError
+
+LARGEST_PROBE = 1 << 24
+"""Rows that float32 numbers tell apart."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the checkpoint is in the model: rows `start` to `start + count` of a parameter.
+
+    Attributes:
+        parameter: its name in the model, where experts are apart, such as `experts.down_proj.3`.
+        start: the first row.
+        count: number of rows.
+    """
+
+    parameter: str
+    start: int
+    count: int
+
+
+class Skeleton:
+    """A transformers model whose parameters have no values until they are filled.
+
+    Args:
+        directory: with a `config.json` that transformers knows.
+
+    Attributes:
+        model: the model, in evaluation mode and single precision; parameters are on the device `meta`.
+        blocks: the transformer blocks in the order in which they are called, by name; empty where there are none.
+
+    Raises:
+        UnsupportedModelError: transformers is not installed, or does not know the architecture.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.model = _empty(directory)
+        self.blocks: Mapping[str, nn.Module] = _blocks(self.model)
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the output has logits over the tokens at every position."""
+        return self.model.get_output_embeddings() is not None
+
+    @cached_property
+    def _conversions(self) -> list[Any]:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        return list(get_model_conversion_mapping(self.model))
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> set[str]:
+        """Give parameters the values of tensors of the checkpoint, in single precision.
+
+        Args:
+            tensors: by their names in the checkpoint; those that are merged into one parameter together.
+
+        Returns:
+            Names of the parameters that are filled now.
+
+        Raises:
+            UnsupportedModelError: transformers cannot convert them.
+        """
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        config = LoadStateDictConfig(dtype=torch.float32, weight_mapping=copy.deepcopy(self._conversions))
+        before = set(self.model.state_dict())
+        with _quietly():
+            info, _ = convert_and_load_state_dict_in_model(self.model, dict(tensors), config)
+        wrong = [*info.error_msgs, *map(str, info.conversion_errors.values()), *map(str, info.mismatched_keys)]
+        if wrong:
+            raise UnsupportedModelError(
+                f"Tensors of the checkpoint do not fit the model: {wrong[0]}; expected those of its config.json. "
+                "Check that config and weights belong together."
+            )
+        with torch.no_grad():
+            self.model.tie_weights()
+        return before - info.missing_keys
+
+    def empty(self, names: set[str]) -> None:
+        """Take the values of parameters away again."""
+        for name in names:
+            owner, _, last = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            if module._parameters.get(last) is not None:
+                module._parameters[last] = nn.Parameter(torch.empty_like(module._parameters[last], device="meta"))
+        self.model.tie_weights()
+
+    def places(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+        """Where tensors of the checkpoint go, by their names; those that do not stay whole are left out.
+
+        Every row of every tensor gets a number of its own, and the numbers are looked for in the model. A tensor with
+        three axes, such as one of all experts, has a place for every matrix `name[index]`.
+
+        Args:
+            shapes: of the tensors, which are together as for `fill`.
+        """
+        starts: dict[int, tuple[str, int]] = {}
+        probes, rows = {}, 0
+        for name, shape in shapes.items():
+            each = shape[1] if len(shape) == 3 else shape[0] if shape else 1
+            count = shape[0] * each if len(shape) == 3 else each
+            numbers = torch.arange(rows, rows + count, dtype=torch.float32)
+            lead = shape[:2] if len(shape) == 3 else shape[:1]
+            probes[name] = numbers.reshape(*lead, *(1,) * (len(shape) - len(lead))).expand(shape).contiguous()
+            for index in range(count // max(1, each)):
+                starts[rows + index * each] = f"{name}[{index}]" if len(shape) == 3 else name, each
+            rows += count
+        if rows >= LARGEST_PROBE:
+            return {}
+        filled = self.fill(probes)
+        found: dict[str, Place] = {}
+        for name in sorted(filled):
+            for part, values in _apart(name, self.model.get_parameter_or_buffer(name)):
+                found |= _runs(part, values, starts)
+        self.empty(filled)
+        return found
+
+
+def apart(module: nn.Module) -> nn.Module:
+    """A module whose parameters with three axes, as experts have them, are lists of matrices; the same memory."""
+    for each in list(module.modules()):
+        for name, parameter in list(each._parameters.items()):
+            if parameter is not None and parameter.ndim == 3:
+                del each._parameters[name]
+                each.register_module(name, nn.ParameterList(list(parameter.detach().unbind(0))))
+    return module
+
+
+def _apart(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if tensor.ndim == 3:
+        yield from ((f"{name}.{index}", each) for index, each in enumerate(tensor))
+    else:
+        yield name, tensor
+
+
+def _runs(name: str, values: Tensor, starts: Mapping[int, tuple[str, int]]) -> dict[str, Place]:
+    """Tensors whose rows lie one after the other in a parameter."""
+    flat = values.detach().reshape(len(values) if values.ndim else 1, -1)
+    if not flat.numel() or bool((flat != flat[:, :1]).any()):
+        return {}
+    rows, found = flat[:, 0].round().long(), {}
+    first = torch.tensor(list(starts))
+    for at in torch.isin(rows, first).nonzero().flatten().tolist():
+        tensor, count = starts[int(rows[at])]
+        if torch.equal(rows[at : at + count], torch.arange(int(rows[at]), int(rows[at]) + count)):
+            found[tensor] = Place(name, at, count)
+    return found
+
+
+def _empty(directory: Path) -> Any:
+    """The model on `meta`, with real buffers."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UnsupportedModelError(
+            "Calibration of a model directory needs the package transformers, which is not installed; expected "
+            "pip install 'waterfill[transformers]'. Install it, or compress without data."
+        ) from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory)
+        config._experts_implementation = "eager"
+        kind = next((getattr(transformers, name, None) for name in config.architectures or ()), None)
+        with torch.device("meta"):
+            model = kind(config) if kind is not None else transformers.AutoModel.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"Model directory {directory} has no architecture that transformers knows: {str(error).splitlines()[0]} "
+            "Upgrade transformers, or compress without data."
+        ) from error
+    model.float()
+    for module in model.modules():
+        names = [name for name, each in module._buffers.items() if each is not None]
+        for name in names:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        if names:
+            model._init_weights(module)
+    return model.eval().requires_grad_(False)
+
+
+def _blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The longest list of modules that is not inside another one, by name."""
+    lists = {name: each for name, each in model.named_modules() if isinstance(each, nn.ModuleList)}
+    outer = {name: each for name, each in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    name = max(outer, key=lambda name: len(outer[name]), default="")
+    return {f"{name}.{index}": block for index, block in enumerate(outer[name])} if outer else {}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
