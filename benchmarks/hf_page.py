@@ -18,7 +18,7 @@ TOP_TEXT = (
     "the others' without any header, only packed integers, scales, zero points, and in half precision what is no "
     "matrix. Every file was decoded, and quality is that of the network that came back."
     "\n\n"
-    f"- *{WATERFILL}*: the model directory compressed block by block, `rate=...`.\n"
+    f"- *{WATERFILL}*: `waterfill.compress_directory(folder, out, calibration, rate=...)`, block by block.\n"
     f"- *{MEMORY}*: `waterfill.compress(model, calibration, rate=...)`.\n"
     f"- *{SCALAR}*: the same with `quantizers=[Feedback(states=1)]`: column by column, each makes up for the errors "
     "before it, with steps proportional to 1 / U_jj, in the manner of WaterSIC, with waterfill's importances, filter, "

@@ -26,14 +26,14 @@ Row = dict[str, Any]
 
 def compress(folder: Path, out: Path) -> Row:
     """Compress without data."""
-    waterfill.compress(folder, rate=RATE, out=out)
+    waterfill.compress_directory(folder, out, rate=RATE, force=True)
     return {}
 
 
 def calibrated(folder: Path, out: Path) -> Row:
     """Compress, calibrated on random tokens."""
     tokens = _tokens(folder, SEQUENCES, LENGTH)
-    waterfill.compress(folder, list(tokens.split(1)), rate=RATE, out=out)
+    waterfill.compress_directory(folder, out, list(tokens.split(1)), rate=RATE, force=True)
     return {}
 
 

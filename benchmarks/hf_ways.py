@@ -15,6 +15,7 @@ import waterfill
 from hf_baselines import Small, gptq, round_to_nearest
 from hf_grid import Grid
 from hf_tasks import Task
+from waterfill.bundle import Bundle
 from waterfill.quantize import Feedback
 
 WATERFILL, MEMORY, SCALAR = "waterfill", "waterfill, whole model in memory", "scalar with feedback, entropy coded"
@@ -58,7 +59,7 @@ def ways(task: Task, folder: Path, model: nn.Module, methods: Sequence[str], rat
         memory = partial(_in_memory, task, model, data, (), Path(place) / "memory")
         scalar = partial(_in_memory, task, model, data, (Feedback(states=1),), Path(place) / "scalar")
         made = {
-            WATERFILL: lambda: _rates(WATERFILL, rates, partial(_directory, task, folder, data)),
+            WATERFILL: lambda: _rates(WATERFILL, rates, partial(_directory, folder, data)),
             MEMORY: lambda: _rates(MEMORY, rates, memory),
             SCALAR: lambda: _rates(SCALAR, rates, scalar),
             GPTQ: lambda: _gptq(model, data),
@@ -72,11 +73,12 @@ def _rates(method: str, rates: Sequence[float], make: Callable[[float], Small]) 
     return (Way(method, f"rate {rate:g}", partial(make, rate)) for rate in rates)
 
 
-def _directory(task: Task, folder: Path, data: Any, rate: float) -> Small:
+def _directory(folder: Path, data: Any, rate: float) -> Small:
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "out"
-        waterfill.compress(folder, data, rate=rate, out=out)
-        tensors = {name: weight.detach() for name, weight in task.load(out).named_parameters()}
+        waterfill.compress_directory(folder, out, data, rate=rate)
+        with Bundle(out) as bundle:
+            tensors = {name: tensor for name, tensor in bundle.tensors() if tensor.is_floating_point()}
         return Small(tensors, {"": weight_bytes(out)})
 
 
