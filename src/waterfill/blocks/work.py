@@ -51,6 +51,7 @@ class Work:
         seed: int,
         progress: Progress | None,
         patterns: tuple[Sequence[str], Sequence[str]],
+        memo: Memo = NOTHING_KEPT,
     ) -> Work:
         """Look at a checkpoint.
 
@@ -61,12 +62,14 @@ class Work:
             seed: of what is drawn.
             progress: called as work goes on.
             patterns: `include` and `exclude`.
+            memo: of what is quantized already.
         """
         groups = groups_of(checkpoint.shapes)
         tied = _tied(checkpoint, groups)
         left = {name: shape for name, shape in checkpoint.shapes.items() if name not in tied}
         kept = excluded({name: tied.get(name, name) for name in checkpoint}, *patterns)
-        return cls(checkpoint, groups_of(left), tied, kept, quantizer, team, seed, progress if team.writes else None)
+        progress = progress if team.writes else None
+        return cls(checkpoint, groups_of(left), tied, kept, quantizer, team, seed, progress, memo)
 
     @property
     def floating_values(self) -> int:

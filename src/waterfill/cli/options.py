@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="package.module:factory (returns an nn.Module), or a .safetensors file.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="package.module:factory (returns an nn.Module), a .safetensors file, or a model directory.",
+    ),
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A .wf file, or a compressed directory.")]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Weights (.safetensors) for the factory.")]
@@ -23,6 +27,10 @@ Length = Annotated[
     int | None, typer.Option("--length", help="Tokens of a window, or at most of a sentence, of a text (default 512).")
 ]
 Count = Annotated[int, typer.Option("--count", help="Windows or sentences of a text.")]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", help="Most memory for a model directory, such as 8GB; more is refused at once."),
+]
 OutputKind = Annotated[
     str | None, typer.Option("--output", help="What the model returns: logits or values (told from integer targets).")
 ]
