@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -154,20 +155,42 @@ def test_measures_do_not_depend_on_batches_nor_slices(monkeypatch):
     whole = measured(evaluate(model, [batch], reference, output="logits"))
     for sizes in ([1] * 12, [5, 7], [11, 1]):
         assert_measured(evaluate(model, cut(batch, sizes), reference, output="logits"), whole, rel=1e-12)
-    monkeypatch.setattr(sys.modules["waterfill.evaluate"], "_VALUES_AT_ONCE", 3 * VOCABULARY)
+    monkeypatch.setitem(sys.modules["waterfill.evaluate"]._VALUES_AT_ONCE, "cpu", 3 * VOCABULARY)
     assert_measured(evaluate(model, [batch], reference, output="logits"), whole, rel=1e-12)
 
 
 def test_rows_are_in_double_precision_a_few_at_a_time(monkeypatch):
     """No more values than a slice are ever given to the softmax."""
     model, reference = tables()
-    monkeypatch.setattr(sys.modules["waterfill.evaluate"], "_VALUES_AT_ONCE", 4 * VOCABULARY)
+    monkeypatch.setitem(sys.modules["waterfill.evaluate"]._VALUES_AT_ONCE, "cpu", 4 * VOCABULARY)
     asked = []
     plain = torch.Tensor.log_softmax
     monkeypatch.setattr(torch.Tensor, "log_softmax", lambda t, *a: asked.append((t.dtype, t.numel())) or plain(t, *a))
     evaluate(model, [texts(count=30)], reference, output="logits")
     assert {dtype for dtype, _ in asked} == {torch.float64}
     assert 0 < max(size for _, size in asked) <= 4 * VOCABULARY
+
+
+class Watched(Table):
+    """Notes whether the logits it gave before are still there when it gives the next."""
+
+    def __init__(self, logits, given):
+        super().__init__(logits, None)
+        self.given, self.alive = given, 0
+
+    def forward(self, input_ids, attention_mask=None):
+        self.alive = max(self.alive, sum(one() is not None for one in self.given))
+        found = super().forward(input_ids, attention_mask)
+        self.given.append(weakref.ref(found))
+        return found
+
+
+def test_logits_of_a_batch_are_gone_before_the_next():
+    given = []
+    model, reference = (Watched(table.logits.detach(), given) for table in tables())
+    evaluate(model, cut(texts(count=8), [2] * 4), reference, output="logits")
+    assert len(given) == 8
+    assert (model.alive, reference.alive) == (0, 1)
 
 
 def test_kept_outputs_and_distances_leave_out_the_same_padding():

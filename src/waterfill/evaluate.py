@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import sys
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
@@ -38,7 +39,8 @@ from waterfill.protocols import Output, Progress
 TOP5_CLASSES = 10
 """Top-5 accuracy is given from this number of classes on."""
 
-_VALUES_AT_ONCE = 2**22
+_VALUES_AT_ONCE = {"cpu": 2**17, "others": 2**24}
+"""Logits in double precision at a time: few enough to stay in the cache of a processor, many for other devices."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def evaluate(
         reference = load_pretrained(Path(reference))
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    divergences: list[Tensor] = []
+    divergences = array("d")  # not tensors: small ones kept between large ones would hold memory apart
     measure = _measure_logits if kind == "logits" else _measure_values
     all_text = True
     with _quiet(model, reference):
@@ -132,10 +134,11 @@ def evaluate(
             sums["samples"] += one.samples
             all_text &= one.is_text
             for part in measure(one.result, one.target, one.reference):
-                divergences += [part["kl"]] if "kl" in part else []
+                divergences.extend(part["kl"].tolist() if "kl" in part else ())
                 for name, each in part.items():
                     sums[name] += float(each.sum(dtype=torch.float64))
                     counts[name] += each.numel()
+            del one  # its outputs are not kept while the models make the next
     found = _summary(sums, counts, divergences)
     if not all_text or found.cross_entropy is None:
         return found
@@ -208,7 +211,8 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def _chunks(*rows: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """The same rows of every tensor, few enough at a time for copies in double precision."""
-    size = max(1, _VALUES_AT_ONCE // max(1, rows[0].shape[-1]))
+    most = _VALUES_AT_ONCE["cpu" if rows[0].device.type == "cpu" else "others"]
+    size = max(1, most // max(1, rows[0].shape[-1]))
     return zip(*(torch.split(part, size) for part in rows), strict=True)
 
 
@@ -248,8 +252,7 @@ def _passes(
     total = len(batches) if isinstance(batches, Sized) else 0
     done = 0
     for index, batch in enumerate(batches):
-        found = _pass(model, batch, reference, index)
-        yield found if output is None else _as_text(found, model, split(batch)[0], output)
+        yield _pass(model, batch, reference, index, output)
         done = index + 1
         if progress is not None:
             progress("evaluate", done, max(done, total))
@@ -260,7 +263,9 @@ def _passes(
         )
 
 
-def _pass(model: nn.Module, batch: Any, reference: nn.Module | Sequence[Tensor] | None, index: int) -> _Pass:
+def _pass(
+    model: nn.Module, batch: Any, reference: nn.Module | Sequence[Tensor] | None, index: int, output: Output | None
+) -> _Pass:
     inputs, target = split(batch)
     check_vocabulary(inputs, vocabulary_of(model), index)
     result = call(model, inputs, index=index)
@@ -277,7 +282,8 @@ def _pass(model: nn.Module, batch: Any, reference: nn.Module | Sequence[Tensor] 
             f"Batch {index} gives {describe(result)} by the model, but {describe(other)} by the reference; "
             "expected the same shape. Compare models of the same kind on the same data."
         )
-    return _Pass(len(result), result, target, None if other is None else other.to(result.device))
+    found = _Pass(len(result), result, target, None if other is None else other.to(result.device))
+    return found if output is None else _as_text(found, model, inputs, output)
 
 
 def _as_text(found: _Pass, model: nn.Module, inputs: Any, output: Output) -> _Pass:
@@ -306,19 +312,19 @@ def _measure_logits(result: Tensor, target: Tensor | None, reference: Tensor | N
     for part in _chunks(*rows):
         wanted = None if labels is None else part[1]
         counted, classes = as_predictions(part[0], wanted)
-        log_q = counted.double().log_softmax(-1)
+        log_q, best = counted.double().log_softmax(-1), counted.argmax(-1)
         found = {"predictions": torch.ones(len(counted))}
         if classes is not None:
-            found |= _label_losses(counted, classes[:, None], log_q)
+            found |= _label_losses(counted, classes[:, None], log_q, best)
         if reference is not None:
-            found |= _reference_losses(counted, as_predictions(part[-1], wanted)[0], log_q)
+            found |= _reference_losses(as_predictions(part[-1], wanted)[0], log_q, best)
         yield found
 
 
-def _label_losses(logits: Tensor, labels: Tensor, log_q: Tensor) -> dict[str, Tensor]:
-    """Losses of logits [predictions, classes], with their log-softmax, against labels [predictions, 1]."""
+def _label_losses(logits: Tensor, labels: Tensor, log_q: Tensor, best: Tensor) -> dict[str, Tensor]:
+    """Losses of logits [predictions, classes] against labels [predictions, 1], from their log-softmax and largest."""
     found = {
-        "accuracy": (logits.argmax(-1) == labels[:, 0]).double(),
+        "accuracy": (best == labels[:, 0]).double(),
         "cross_entropy": -log_q.gather(1, labels)[:, 0],
     }
     if logits.shape[-1] >= TOP5_CLASSES:
@@ -326,12 +332,12 @@ def _label_losses(logits: Tensor, labels: Tensor, log_q: Tensor) -> dict[str, Te
     return found
 
 
-def _reference_losses(logits: Tensor, reference: Tensor, log_q: Tensor) -> dict[str, Tensor]:
-    """Distances of logits [predictions, classes], with their log-softmax, from those of a reference."""
+def _reference_losses(reference: Tensor, log_q: Tensor, best: Tensor) -> dict[str, Tensor]:
+    """Distances of logits, as in `_label_losses`, from those of a reference [predictions, classes]."""
     log_p = reference.double().log_softmax(-1)
     return {
         "kl": _divergence(log_p, log_q),
-        "agreement": (logits.argmax(-1) == reference.argmax(-1)).double(),
+        "agreement": (best == reference.argmax(-1)).double(),
         "total_variation": (log_p.exp() - log_q.exp()).abs().sum(-1) / 2,
     }
 
@@ -374,9 +380,8 @@ def _percentile(values: NDArray[np.float64]) -> float:
     return float(np.quantile(values, 0.99, method="higher" if np.isinf(values).any() else "linear"))
 
 
-def _summary(sums: Mapping[str, float], counts: Mapping[str, int], divergences: Sequence[Tensor]) -> Evaluation:
+def _summary(sums: Mapping[str, float], counts: Mapping[str, int], divergences: array[float]) -> Evaluation:
     mean = {name: sums[name] / count for name, count in counts.items() if count > 0}
-    every = torch.cat(list(divergences)).cpu().numpy() if divergences else np.empty(0)
     return Evaluation(
         samples=int(sums["samples"]),
         predictions=counts.get("predictions"),
@@ -384,7 +389,7 @@ def _summary(sums: Mapping[str, float], counts: Mapping[str, int], divergences: 
         top5=mean.get("top5"),
         cross_entropy=mean.get("cross_entropy"),
         kl=mean.get("kl"),
-        kl_p99=_percentile(every) if every.size else None,
+        kl_p99=_percentile(np.array(divergences)) if divergences else None,
         agreement=mean.get("agreement"),
         total_variation=mean.get("total_variation"),
         mse=mean.get("mse"),
