@@ -25,7 +25,7 @@ TOP_TEXT = (
     "allocation and entropy coder; only the trellis is missing.\n"
     f"- *{GPTQ}*: Frantar et al. 2023, implemented here: layer by layer on what the layers before give once they are "
     "quantized, damping 0.01, groups of 32 with scales in half precision (of least squared error), without and with "
-    "act-order (then with static groups); embeddings rounded to nearest, with the same bits or more.\n"
+    "act-order (then with static groups); embeddings rounded to nearest, with the same bits or one more.\n"
     f"- *{NEAREST}*: groups of 32 with scales in half precision (of least squared error), all matrices."
 )
 TARGETS = {GPTQ: 0.4, SCALAR: 0.15}

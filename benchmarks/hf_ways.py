@@ -99,7 +99,7 @@ def _in_memory(task: Task, model: nn.Module, data: Any, quantizers: Any, work: P
 def _gptq(model: nn.Module, data: Any) -> Iterator[Way]:
     for grid in _grids():
         for act_order in (False, True):
-            for more in (0, 1, 2) if act_order else (0,):
+            for more in (0, 1) if act_order else (0,):
                 tables = Grid(grid.bits + more, grid.symmetric)
                 setting = _setting(grid) + ", act-order" * act_order + f", embeddings {tables.bits} bit" * bool(more)
                 yield Way(GPTQ, setting, partial(gptq, model, data, grid, act_order, tables))
