@@ -65,7 +65,7 @@ def with_data(work: Work, data: Iterable[Any]) -> Steps:
         work: the model.
         data: the batches of all processes.
     """
-    skeleton = Skeleton(work.checkpoint.directory)
+    skeleton = Skeleton(work.checkpoint.directory, work.checkpoint)
     head = None if skeleton.is_language_model else Embedder(skeleton.model, pooling_of(work.checkpoint.directory))
     flow, pieces = Flow(skeleton, head), Pieces(work.checkpoint, work.groups, skeleton)
     batches = work.team.mine(list(data))

@@ -15,9 +15,9 @@ from torch import Tensor
 from waterfill.bundle import Bundle
 from waterfill.bundle.checkpoint import METHOD
 from waterfill.errors import UnsupportedModelError
-from waterfill.integrations.conversion import RULES, Unit, convert, plan
 from waterfill.integrations.options import current
 from waterfill.integrations.staying import Staying, staying
+from waterfill.models.conversion import RULES, Unit, convert, plan
 
 
 class Loading:

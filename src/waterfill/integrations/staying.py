@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.bundle import Bundle
-from waterfill.integrations.conversion import Unit, convert
+from waterfill.models.conversion import Unit, convert
 from waterfill.resident import Block, Residency, Values
 
 _NUMBERED = re.compile(r"(?:.*?\.)?[0-9]+(?=\.)")
