@@ -115,14 +115,13 @@ class Coder:
         priced = {part.entry.name: part for part in parts if part.entry.name in jobs}
         done.told |= self._told(done, jobs, priced)
 
-    def keep(self, done: Done, parts: Sequence[Part], tensor: Tensor) -> None:
-        """Store the parts of a tensor without loss."""
-        for part in parts:
-            name, origin = part.entry.name, part.entry.origin
-            assert isinstance(origin, Exact)
-            done.entries[name] = part.entry
-            done.exact[name] = exact_bytes(tensor[part.rows] if tensor.ndim else tensor)
-            done.told[name] = Told(reason=origin.reason)
+    def keep(self, done: Done, part: Part, tensor: Tensor) -> None:
+        """Store a part of a tensor without loss."""
+        name, origin = part.entry.name, part.entry.origin
+        assert isinstance(origin, Exact)
+        done.entries[name] = part.entry
+        done.exact[name] = exact_bytes(tensor[part.rows] if tensor.ndim else tensor)
+        done.told[name] = Told(reason=origin.reason)
 
     def note(self, done: Done, tensor: str, reason: str) -> None:
         """Say something of all entries of a tensor."""

@@ -40,7 +40,7 @@ from waterfill.records import Layout, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import pivots
 
-SAMPLED = 1 << 18
+SAMPLED = 1 << 16
 """Values of a matrix that are looked at to foresee its bits without data."""
 
 
