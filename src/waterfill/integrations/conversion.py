@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from waterfill.errors import UnsupportedModelError
-
-RULES = "transformers.core_model_loading"
-"""The module of transformers that has the rules from checkpoints to models."""
+from waterfill.integrations.hook import RULES
 
 
 @dataclass(frozen=True)
