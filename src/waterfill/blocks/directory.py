@@ -119,8 +119,8 @@ def _writer(out: str | Path, source: str | Path, force: bool, team: Ranks) -> It
 def _quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:
     if len(quantizers) != 1 or getattr(quantizers[0], "fixed", False):
         raise UsageError(
-            f"Got {len(quantizers)} quantizers {', '.join(map(repr, quantizers))}; expected one whose rate goes with the "
-            "water level, such as Feedback() or Trellis()."
+            f"Got {', '.join(map(repr, quantizers))} as quantizers; expected one whose rate goes with the level, "
+            "such as Feedback() or Trellis()."
         )
     return quantizers[0]
 
