@@ -48,7 +48,7 @@ def write(name: str, title: str, text: str, rows: Sequence[dict[str, Any]]) -> N
     _write(name, rows, [f"# {title}", text, _table(rows)])
 
 
-def write_page(name: str, title: str, text: str, sections: Sequence[Section]) -> None:
+def write_page(name: str, title: str, text: str, sections: Sequence[Section], script: str = "") -> None:
     """Write `docs/results/<name>.json` and `.md` with several tables, and print them.
 
     Args:
@@ -56,13 +56,14 @@ def write_page(name: str, title: str, text: str, sections: Sequence[Section]) ->
         title: heading of the page.
         text: what all sections have in common.
         sections: the tables, in order; in the JSON file a list of rows by title.
+        script: what made them, by default of the same name.
     """
     parts = [f"# {title}", text]
     for section in sections:
         parts += [f"## {section.title}", section.text]
         parts += [f"![{section.title}](../pictures/{section.picture})"] if section.picture else []
         parts.append(_table(section.rows))
-    _write(name, {section.title: section.rows for section in sections}, parts)
+    _write(name, {section.title: section.rows for section in sections}, parts, script)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -90,9 +91,9 @@ def alone(name: str) -> Iterator[dict[str, Any]]:
         yield read(name)
 
 
-def _write(name: str, data: Any, parts: list[str]) -> None:
+def _write(name: str, data: Any, parts: list[str], script: str = "") -> None:
     keep(name, data)
-    made = f"Made by `python benchmarks/{name}.py`, Python {platform.python_version()}, {platform.machine()}."
+    made = f"Made by `python benchmarks/{script or name}.py`, Python {platform.python_version()}, {platform.machine()}."
     (FOLDER / f"{name}.md").write_text("\n\n".join([*parts, made]) + "\n")
     print("\n\n".join(part for part in parts if part.startswith(("|", "## "))))
 

@@ -3,54 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 
 from waterfill.codec.directory import original_bytes
+from waterfill.efforts import DEFAULT_RATE, MEASURED, POWERS, STATES, Effort, check_effort
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.prepare import Prepared, prepare
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer
 from waterfill.quantize import Feedback
 from waterfill.reconstruct import errors
 from waterfill.records import (
-    Codebook,
-    Constant,
     Entry,
-    Exact,
-    NormMean,
-    NormVariance,
     Quantized,
-    Relative,
     TensorLimit,
-    Tied,
 )
-from waterfill.results import CompressionResult, TensorReport
+from waterfill.results import CompressionResult, TensorReport, reconstruction
 from waterfill.resume import work_folder
 from waterfill.search import Target, fixed_attempt, search, workshops
 from waterfill.tune import Tune
 from waterfill.workshop import Attempt
-
-DEFAULT_RATE = 4.0
-"""Bits per value where no target is given."""
-
-Effort: TypeAlias = Literal["fast", "default", "best", "max"]
-STATES: Mapping[str, int] = {"fast": 8, "default": 64, "best": 256, "max": 2048}
-"""States of the trellis."""
-
-POWERS: Mapping[str, tuple[float, ...]] = {
-    "fast": (0.5,),
-    "default": (0.5, 1.0, 0.0),
-    "best": (0.5, 1.0, 0.0, 0.75),
-    "max": (0.5, 1.0, 0.0, 0.75, 0.25),
-}
-"""Powers of the importances to try; the first is the one to use where nothing can be measured."""
-
-MEASURED: Collection[str] = ("default", "best", "max")
-"""Efforts at which curves are measured."""
 
 
 def compress(
@@ -119,8 +95,7 @@ def compress(
         >>> result = waterfill.compress(model, data, rate=3.0)  # doctest: +SKIP
         >>> result.save("model.wf")  # doctest: +SKIP
     """
-    if effort not in STATES:
-        raise UsageError(f"Effort {effort!r} is unknown; expected one of {', '.join(STATES)}.")
+    check_effort(effort)
     if not 0 <= seed < 2**63:
         raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
     target = _target(metric, rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance)
@@ -212,7 +187,7 @@ def _row(entry: Entry, attempt: Attempt, loss: float | None, limit: TensorLimit 
     """The row of one entry of the state dict."""
     numel = math.prod(entry.shape)
     size = attempt.packed.tensor_bytes.get(entry.name, 0.0)
-    kind, reason = _reconstruction(entry, attempt.quantized.get(entry.name))
+    kind, reason = reconstruction(entry, attempt.quantized.get(entry.name))
     row = TensorReport(entry.name, entry.shape, numel, size, 8 * size / max(1, numel), loss, kind, reason)
     if limit is None:
         return row
@@ -229,23 +204,3 @@ def _why_below(gap: float, standard_error: float) -> str:
     if -gap <= 2 * standard_error:
         return "below the limit within two standard errors of the fitted entropy"
     return "below the limit: it has structure that the source model lacks"
-
-
-def _reconstruction(entry: Entry, quantized: Quantized | None) -> tuple[str, str]:
-    """How an entry comes back, and why so."""
-    match entry.origin:
-        case Exact(reason):
-            return "exact", reason
-        case Tied(to):
-            return "tied", f"the same tensor as {to}"
-        case Constant():
-            return "constant", "folded into scale and shift of its norm"
-        case NormVariance():
-            return "uniform", "stored as the scale of its norm"
-        case NormMean():
-            return "uniform", "stored as the shift of its norm"
-    if quantized is not None and isinstance(quantized.rule, Relative):
-        return "relative", "sensitivity unknown: a short floating-point number"
-    if quantized is not None and isinstance(quantized.rule, Codebook):
-        return "codebook", ""
-    return "uniform" if quantized is None else quantized.spread.levels, ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from waterfill.atomic import write_atomically
+from waterfill.records import Codebook, Constant, Entry, Exact, NormMean, NormVariance, Quantized, Relative, Tied
 
 
 def percent_above(rate: float, limit: float) -> float | None:
@@ -64,12 +66,11 @@ class TensorReport:
         return dataclasses.asdict(self) | {"gap": self.gap, "gap_percent": self.gap_percent}
 
 
-@dataclass(frozen=True, eq=False)
-class CompressionResult:
-    """A compressed model: the bytes of the file and what is known about it.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Outcome(ABC):
+    """What is known about a compressed model, wherever its bytes are.
 
     Attributes:
-        data: the whole file.
         floating_values: number of floating-point values of the model, tied ones once.
         original_bytes: bytes of all tensors before, tied ones once.
         tensors: a row for every entry of the state dict.
@@ -95,7 +96,6 @@ class CompressionResult:
         limit_curve: (rate, least distortion by the measure of the limit) from the lowest rate on; empty for none.
     """
 
-    data: bytes = field(repr=False)
     floating_values: int
     original_bytes: int
     tensors: tuple[TensorReport, ...] = field(repr=False)
@@ -116,9 +116,9 @@ class CompressionResult:
     limit_curve: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
     @property
+    @abstractmethod
     def size_bytes(self) -> int:
-        """Size of the whole file."""
-        return len(self.data)
+        """Size of the whole file, or of all files of weights in a directory."""
 
     @property
     def rate(self) -> float:
@@ -140,6 +140,33 @@ class CompressionResult:
         """How many times smaller the file is than the tensors were."""
         return self.original_bytes / self.size_bytes
 
+    def to_json(self) -> str:
+        """Everything but the bytes, as JSON text."""
+        fields = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("data", "directory", "written_bytes", "tensors")
+        }
+        fields |= {name: getattr(self, name) for name in ("size_bytes", "rate", "ratio", "gap", "gap_percent")}
+        fields |= {"target": dict(self.target), "tensors": [row.to_dict() for row in self.tensors]}
+        return json.dumps(fields, indent=1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CompressionResult(Outcome):
+    """A compressed model: the bytes of the file and what is known about it.
+
+    Attributes:
+        data: the whole file.
+    """
+
+    data: bytes = field(repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.data)
+
     def save(self, path: str | Path, *, force: bool = True) -> None:
         """Write the file; a reader sees the old file or the whole new one, never a part.
 
@@ -152,9 +179,40 @@ class CompressionResult:
         """
         write_atomically(Path(path), [self.data], force=force)
 
-    def to_json(self) -> str:
-        """Everything but the bytes, as JSON text."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("data", "tensors")}
-        fields |= {name: getattr(self, name) for name in ("size_bytes", "rate", "ratio", "gap", "gap_percent")}
-        fields |= {"target": dict(self.target), "tensors": [row.to_dict() for row in self.tensors]}
-        return json.dumps(fields, indent=1)
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DirectoryResult(Outcome):
+    """A compressed model directory: where it is and what is known about it.
+
+    Attributes:
+        directory: which was written.
+        written_bytes: of its safetensors files and their index.
+    """
+
+    directory: Path
+    written_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of its safetensors files and their index."""
+        return self.written_bytes
+
+
+def reconstruction(entry: Entry, quantized: Quantized | None) -> tuple[str, str]:
+    """How an entry comes back, and why so."""
+    match entry.origin:
+        case Exact(reason):
+            return "exact", reason
+        case Tied(to):
+            return "tied", f"the same tensor as {to}"
+        case Constant():
+            return "constant", "folded into scale and shift of its norm"
+        case NormVariance():
+            return "uniform", "stored as the scale of its norm"
+        case NormMean():
+            return "uniform", "stored as the shift of its norm"
+    if quantized is not None and isinstance(quantized.rule, Relative):
+        return "relative", "sensitivity unknown: a short floating-point number"
+    if quantized is not None and isinstance(quantized.rule, Codebook):
+        return "codebook", ""
+    return "uniform" if quantized is None else quantized.spread.levels, ""

@@ -81,4 +81,3 @@ class Budget:
 
     def _expected_beside(self, group: str) -> float:
         return 8 * OVERHEAD + VECTOR_BITS * self.vectors.get(group, 0)
-

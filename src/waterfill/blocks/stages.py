@@ -36,10 +36,12 @@ class Side:
     Attributes:
         parameters: by name.
         run: lets the batch of a number through.
+        there: which positions count, bool [positions], for every batch.
     """
 
     parameters: Mapping[str, Tensor]
     run: Callable[[int], object]
+    there: Sequence[Tensor]
 
     def inputs(self, names: Sequence[str], batch: int) -> _Inputs:
         """The inputs [positions, in] of matrices in a batch; of those that it reaches."""
@@ -60,20 +62,44 @@ class Side:
         return found
 
 
-def stages(side: Side, names: Sequence[str], batches: int) -> list[list[str]]:
+def stages(side: Side, names: Sequence[str]) -> list[list[str]]:
     """Matrices that read the same inputs together, in the order of their first use."""
     order: dict[str, int] = {}
     kinds: dict[str, int] = {}
-    for batch in range(batches):
+    for batch in range(len(side.there)):
         left = [name for name in names if name not in order]
         if not left:
             break
         by_input: dict[int, int] = {}
         for name, x in side.inputs(left, batch).items():
-            kind = re.sub(r"\.\d+", ".#", name)
+            kind = _kind(name)
             stage = by_input.setdefault(x.data_ptr(), kinds.get(kind, len(set(kinds.values()))))
             order[name] = kinds.setdefault(kind, stage)
     return [[name for name, stage in order.items() if stage == each] for each in sorted(set(order.values()))]
+
+
+def agreed(every: Sequence[list[list[str]]]) -> list[list[str]]:
+    """The stages of several processes as one list: matrices that the first has not seen are where their kind is."""
+    first = [list(stage) for stage in every[0]]
+    for other in every[1:]:
+        for stage in other:
+            for name in stage:
+                if not any(name in known for known in first):
+                    _home(first, name).append(name)
+    return first
+
+
+def _home(stages: list[list[str]], name: str) -> list[str]:
+    for stage in stages:
+        if any(_kind(other) == _kind(name) for other in stage):
+            return stage
+    stages.append([])
+    return stages[-1]
+
+
+def _kind(name: str) -> str:
+    """The name without numbers: experts are of one kind."""
+    return re.sub(r"\.\d+", ".#", name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,20 +133,17 @@ class Inputs:
         return matrix if moves is None else (wide + moves).astype(np.float32)
 
 
-def inputs_of(
-    names: Sequence[str], original: Side, compressed: Side, there: Sequence[Tensor], sums: Sums
-) -> dict[str, Inputs]:
+def inputs_of(names: Sequence[str], original: Side, compressed: Side, sums: Sums) -> dict[str, Inputs]:
     """Compare the inputs of the matrices of a stage; those that no batch reaches are left out.
 
     Args:
         names: of the matrices.
         original: the piece as it was, on what its own blocks before hand on.
         compressed: the piece as far as it is compressed.
-        there: which positions count, bool [positions], for every batch.
         sums: to add up with.
     """
     alias: dict[str, str] = {}
-    for batch, mask in enumerate(there):
+    for batch, mask in enumerate(compressed.there):
         before, now = original.inputs(names, batch), compressed.inputs(names, batch)
         values: dict[str, Tensor] = {"batches:": torch.ones(1)}
         first: dict[int, str] = {}

@@ -4,14 +4,15 @@
 batches --forward, block by block--> hidden states before every block
         <-backward, block by block-- signals of the importance: rows of every factor, forms of vectors and tables
 ```
-Of a block only a vector for every matrix is kept; factors over columns are measured again where they are needed, on what
-the compressed blocks before hand on.
+Of a block only a vector for every matrix is kept; factors over columns are measured again where they are needed, on
+what the compressed blocks before hand on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.allocate import Job
-from waterfill.blocks.flow import Call, Flow
-from waterfill.blocks.gather import Gathered, gather, gathered
+from waterfill.blocks.flow import Call, Flow, as_keywords
+from waterfill.blocks.gather import UNUSED, Back, Gathered, gather, gathered
 from waterfill.blocks.groups import Group
 from waterfill.blocks.outlook import Volumes
 from waterfill.blocks.pieces import Piece, Pieces
 from waterfill.blocks.ranks import Ranks
 from waterfill.blocks.sums import Sums
+from waterfill.bundle import part_name
 from waterfill.importance import signals, weight_scale
-from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import fingerprint
 from waterfill.limits import fit_sources, volumes
-from waterfill.models.state_dict import weight_of
+from waterfill.models.skeleton import Place
+from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
-from waterfill.records import Floats, Layout, Weight
+from waterfill.records import Layout, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import pivots
 
-SAMPLED = 1 << 18
+SAMPLED = 1 << 16
 """Values of a matrix that are looked at to foresee its bits without data."""
 
 
@@ -54,8 +57,16 @@ class Known:
 
     layout: Layout
     form: QuadraticForm | None = None
-    rows: np.ndarray | None = None
+    rows: Doubles | None = None
     reason: str = ""
+
+    @property
+    def diagonal(self) -> QuadraticForm | None:
+        """The form; without cross terms where only the rows are known."""
+        if self.form is not None or self.rows is None:
+            return self.form
+        inputs = self.layout.numel // max(1, len(self.rows))
+        return DiagonalForm(np.repeat(self.rows[:, None] / inputs, inputs, 1).astype(np.float32))
 
 
 @dataclass(eq=False)
@@ -70,7 +81,9 @@ class Study:
         pilot_group: name of that group.
         total: sum of the scales of all importances, see `KroneckerForm.scale_total`.
         count: number of weights of which it is the sum.
-        early: names of tensors outside of the blocks that are needed before the first block.
+        late: names of tensors outside of the blocks that are first used behind the last block.
+        least: the lowest mean importance of any matrix that was reached, by shape [out, in].
+        unknown: group and name of the matrices that were not.
     """
 
     known: dict[str, Known] = field(default_factory=dict)
@@ -80,20 +93,28 @@ class Study:
     pilot_group: str = ""
     total: float = 0.0
     count: int = 0
-    early: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
+    least: dict[tuple[int, ...], float] = field(default_factory=dict)
+    unknown: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
         """Mean of the scales of all importances; about this importances are taken to a power."""
         return self.total / self.count if self.total > 0 else 1.0
 
-
-def priced(weight: Weight, form: QuadraticForm, power: float) -> tuple[QuadraticForm, Volumes, float]:
-    """A form to the power and of the mean 1, the volumes under it, and the sum of its scales before."""
-    assert isinstance(form, KroneckerForm | DiagonalForm)
-    tempered = form.tempered(1.0, power) if power != 1 else form
-    source = fit_sources({weight.name: weight}).get(weight.name)
-    return tempered, Volumes.none() if source is None else _volumes(weight, source, tempered), form.scale_total
+    def take_in(
+        self, weight: Weight, form: QuadraticForm, power: float, times: float = 1.0
+    ) -> tuple[QuadraticForm, Volumes]:
+        """Count a matrix, or one that stands for several; returns its form to the power about 1, and its volumes."""
+        assert isinstance(form, KroneckerForm | DiagonalForm)
+        tempered = form.tempered(1.0, power) if power != 1 else form
+        self.total, self.count = self.total + times * form.scale_total, self.count + round(times * weight.matrix.size)
+        mean = float(form.diagonal().mean())
+        if mean > 0 and not isinstance(form, UnfactoredForm):
+            self.least[weight.matrix.shape] = min(mean, self.least.get(weight.matrix.shape, mean))
+        source = fit_sources({weight.name: weight}).get(weight.name)
+        found = Volumes.none() if source is None else _volumes(weight, source, tempered)
+        return tempered, Volumes(times * found.counts)
 
 
 def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm) -> Volumes:
@@ -108,7 +129,7 @@ def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm) -> Volum
 # Without data
 
 
-def without_data(groups: Sequence[Group], pieces: Pieces, quantizer: Quantizer, progress: Progress | None) -> Study:
+def look(groups: Sequence[Group], pieces: Pieces, quantizer: Quantizer, progress: Progress | None) -> Study:
     """Look at the weights alone, at some rows of each."""
     study, middle = Study(), groups[len(groups) // 2].name
     for done, group in enumerate(groups):
@@ -118,10 +139,7 @@ def without_data(groups: Sequence[Group], pieces: Pieces, quantizer: Quantizer, 
                 study.vectors[group.name] = study.vectors.get(group.name, 0) + weight.matrix.size
                 continue
             form = weight_scale().forms({weight.name: weight})[weight.name]
-            _, each, total = priced(weight, form, 1.0)
-            found.append(Volumes(times * each.counts))
-            study.total += times * total
-            study.count += int(times * weight.matrix.size)
+            found.append(study.take_in(weight, form, 1.0, times)[1])
             if group.name == middle:
                 study.pilot[weight.name] = Job(weight, quantizer, form)
         study.volumes[group.name] = sum(found[1:], found[0])
@@ -152,13 +170,16 @@ class Passed:
 
 def pass_through(flow: Flow, pieces: Pieces, batches: Sequence[Any], progress: Progress | None) -> Passed:
     """Let all batches through the original."""
+    pieces.outside()
     with torch.no_grad():
         entered = [flow.enter(batch) for batch in batches]
         hidden = [[each.hidden for each in entered]]
         calls = [each.calls for each in entered]
         for number in range(len(flow.skeleton.blocks)):
             block = pieces.block(number)
-            hidden.append([flow.through(block.module, h, call[number]) for h, call in zip(hidden[-1], calls, strict=True)])
+            hidden.append(
+                [flow.through(block.module, h, call[number]) for h, call in zip(hidden[-1], calls, strict=True)]
+            )
             _tell(progress, "forward", number + 1, len(flow.skeleton.blocks))
     return Passed(batches, hidden, calls, [each.there for each in entered])
 
@@ -203,86 +224,117 @@ class Survey:
         starts = Sums(self.team)
         self._from_input(passed, outside, starts, signals_back)
         self._outside(study, outside, ends.totals(), starts.totals())
+        self._estimate(study)
         return study
 
-    def _from_output(self, passed: Passed, piece: Piece, sums: Sums) -> list[Tensor]:
+    def _from_output(self, passed: Passed, piece: Piece, sums: Sums) -> list[Back]:
         found = []
-        for batch, hidden in zip(passed.batches, passed.hidden[-1], strict=True):
-            hidden = hidden.detach().requires_grad_()
-            with torch.no_grad():
-                output = self.flow.leave(batch, hidden)
-            signal = self._signal(batch, output)
-            back = gather(sums, piece.parameters, lambda b=batch, h=hidden: self.flow.leave(b, h), signal, hidden)  # type: ignore[misc]
-            assert back is not None
-            found.append(back)
-        return found
-
-    def _signal(self, batch: Any, output: Tensor) -> Tensor:
-        """One signal that stands for the importance at the output, see `importance.signals`."""
-        from waterfill.blocks.flow import as_keywords
-
-        inputs = as_keywords(batch)
-        generator = torch.Generator().manual_seed(self.seed ^ fingerprint(inputs))
-        if self.flow.output == "values":
-            return next(iter(signals.values_drawn(output, 1, generator))).float()
-        rows = output.reshape(-1, output.shape[-1])
-        signal = next(iter(signals.softmax_drawn(rows, 1.0, 1, generator))).float().reshape(output.shape)
-        mask = inputs.get("attention_mask")
-        return signal if mask is None else signal * mask.to(signal)[..., None]
-
-    def _through(self, passed: Passed, number: int, block: nn.Module, sums: Sums, back: list[Tensor]) -> list[Tensor]:
-        parameters, found = dict(block.named_parameters()), []
-        for hidden, calls, signal in zip(passed.hidden[number], passed.calls, back, strict=True):
+        for batch, hidden, there in zip(passed.batches, passed.hidden[-1], passed.there, strict=True):
             at = hidden.detach().requires_grad_()
-            run = lambda h=at, c=calls: self.flow.through(block, h, c[number])  # noqa: E731
-            gradient = gather(sums, parameters, run, signal, at)
+            with torch.no_grad():
+                back = self._back(batch, self.flow.leave(batch, at), there)
+            gradient = gather(sums, piece.parameters, partial(self.flow.leave, batch, at), back, at)
             assert gradient is not None
-            found.append(gradient)
+            found.append(Back(gradient, back.count))
         return found
 
-    def _from_input(self, passed: Passed, piece: Piece, sums: Sums, back: list[Tensor]) -> None:
-        for batch, signal in zip(passed.batches, back, strict=True):
-            gather(sums, piece.parameters, lambda b=batch: self.flow.enter(b).hidden, signal)  # type: ignore[misc]
+    def _back(self, batch: Any, output: Tensor, there: Tensor) -> Back:
+        """One signal that stands for the importance at the output, see `importance.signals`."""
+        generator = torch.Generator().manual_seed(self.seed ^ fingerprint(as_keywords(batch)))
+        if self.flow.output == "values":
+            return Back(next(iter(signals.values_drawn(output, 1, generator))).float(), float(len(output)))
+        rows = output.reshape(-1, output.shape[-1])
+        signal = next(iter(signals.softmax_drawn(rows, 1.0, 1, generator))).float() * there[:, None]
+        return Back(signal.reshape(output.shape), float(there.sum()))
 
-    def _learn(self, study: Study, group: Group, piece: Piece, found: Mapping[str, Gathered]) -> None:
-        """Note what was found out about the tensors of a block."""
+    def _through(self, passed: Passed, number: int, block: nn.Module, sums: Sums, back: list[Back]) -> list[Back]:
+        parameters, found = dict(block.named_parameters()), []
+        for hidden, calls, each in zip(passed.hidden[number], passed.calls, back, strict=True):
+            at = hidden.detach().requires_grad_()
+            gradient = gather(sums, parameters, partial(self.flow.through, block, at, calls[number]), each, at)
+            assert gradient is not None
+            found.append(Back(gradient, each.count))
+        return found
+
+    def _from_input(self, passed: Passed, piece: Piece, sums: Sums, back: list[Back]) -> None:
+        for batch, each in zip(passed.batches, back, strict=True):
+            gather(sums, piece.parameters, partial(self._entered, batch), each)
+
+    def _entered(self, batch: Any) -> Tensor:
+        return self.flow.enter(batch).hidden
+
+    def _learn(
+        self, study: Study, group: Group, piece: Piece, found: Mapping[str, Gathered], *, keep: bool = False
+    ) -> None:
+        """Note what was found out about the tensors of a group.
+
+        Args:
+            study: where.
+            group: whose tensors.
+            piece: the part of the model that has them.
+            found: forms of its parameters.
+            keep: whether forms with cross terms are kept, not only their rows.
+        """
         total, pilot = Volumes.none(), {}
-        for key, place in piece.places.items():
-            each = found.get(place.parameter)
-            weight = weight_of(key, self.pieces.part(key), _layout(each, self.pieces.part(key)))
+        for key in keys_of(group, self.pieces.checkpoint.shapes):
+            place = piece.places.get(key)
+            each = None if place is None else _fitting(found.get(place.parameter), place)
+            tensor = self.pieces.part(key)
+            if tensor.dtype not in CODED_DTYPES or not tensor.numel():
+                continue
+            weight = weight_of(key, tensor, _layout(each, tensor))
             if weight.is_vector:
                 study.vectors[group.name] = study.vectors.get(group.name, 0) + weight.matrix.size
-            if each is None:
+            if each is None or place is None:
+                study.unknown += [] if weight.is_vector else [(group.name, key)]
                 continue
-            form = _rows(each.form, place.start, place.count, weight)
-            whole = form if each.rows is None or weight.is_vector else None
-            rows = None if each.rows is None else each.rows[place.start : place.start + place.count]
-            study.known[key] = Known(weight.layout, form if whole is not None else None, rows, each.reason)
-            if weight.is_vector:
-                continue
-            tempered, seen, scales = priced(weight, form, self.power)
-            total, study.total, study.count = total + seen, study.total + scales, study.count + weight.matrix.size
-            pilot[key] = Job(weight, self.quantizer, tempered)
-        study.volumes[group.name], study.pilot, study.pilot_group = total, pilot, group.name
+            some = _range(place, each)
+            form, rows = _rows(each.form, some), None if each.rows is None else each.rows[some]
+            kept = form if weight.is_vector or rows is None or keep else None
+            study.known[key] = Known(weight.layout, kept, rows, each.reason)
+            if not weight.is_vector:
+                tempered, seen = study.take_in(weight, form, self.power)
+                total, pilot[key] = total + seen, Job(weight, self.quantizer, tempered)
+        study.volumes[group.name] = total
+        if group.block is not None:
+            study.pilot, study.pilot_group = pilot, group.name
 
-    def _outside(
-        self, study: Study, piece: Piece, ends: Mapping[str, Tensor], starts: Mapping[str, Tensor]
-    ) -> None:
+    def _outside(self, study: Study, piece: Piece, ends: Mapping[str, Tensor], starts: Mapping[str, Tensor]) -> None:
         """Note what was found out about the tensors outside of the blocks; tied ones are at both ends."""
-        both = {**ends, **starts}
-        found = gathered(both, piece.shapes)
-        pilot = study.pilot, study.pilot_group
+        found = gathered({**ends, **starts}, piece.shapes)
         for group in (group for group in self.groups if group.block is None):
-            own = {key: place for key, place in piece.places.items() if key.partition("[")[0] in group.tensors}
-            self._learn(study, group, Piece(piece.module, piece.parameters, own), found)
-            for key, place in own.items():
-                if place.parameter in found and key in study.known and study.known[key].rows is not None:
-                    kept = _rows(found[place.parameter].form, place.start, place.count, None)
-                    study.known[key] = Known(study.known[key].layout, kept, study.known[key].rows)
-        study.pilot, study.pilot_group = pilot
-        at_end = {name.partition(":")[2] for name in ends}
-        at_start = {name.partition(":")[2] for name in starts}
-        study.early = {key for key, place in piece.places.items() if place.parameter in at_start or place.parameter not in at_end}
+            self._learn(study, group, piece, found, keep=True)
+        at_start, at_end = ({name.partition(":")[2] for name in sums} for sums in (starts, ends))
+        study.late = {
+            key for key, place in piece.places.items() if place.parameter in at_end and place.parameter not in at_start
+        }
+
+    def _estimate(self, study: Study) -> None:
+        """Price matrices that nothing is known of like the least important of their shape, or of all."""
+        least = min(study.least.values(), default=1.0)
+        for group, key in study.unknown:
+            weight = weight_of(key, self.pieces.part(key), Layout(tuple(self.pieces.part(key).shape)))
+            value = study.least.get(weight.matrix.shape, least)
+            form = UnfactoredForm(np.full(weight.matrix.shape, value, np.float32), UNUSED)
+            study.known[key] = Known(
+                weight.layout, form, reason=f"{UNUSED}: priced like the least important of its kind"
+            )
+            study.volumes[group] += study.take_in(weight, form, self.power)[1]
+
+
+def keys_of(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of the tensors of a group; of those with three axes, names of their matrices."""
+    found = []
+    for name in group.tensors:
+        shape = shapes[name]
+        found += [part_name(name, index) for index in range(shape[0])] if len(shape) == 3 else [name]
+    return found
+
+
+def _fitting(each: Gathered | None, place: Place) -> Gathered | None:
+    """What is known of a parameter, where it says something of some of its rows."""
+    whole = each is None or place.count == each.layout.shape[0]
+    return each if whole or (each is not None and not each.layout.transposed) else None
 
 
 def _layout(each: Gathered | None, tensor: Tensor) -> Layout:
@@ -290,16 +342,20 @@ def _layout(each: Gathered | None, tensor: Tensor) -> Layout:
     return Layout(tuple(tensor.shape), transposed=turned and tensor.ndim == 2)
 
 
-def _rows(form: QuadraticForm, start: int, count: int, weight: Weight | None) -> QuadraticForm:
-    """The form of some rows of a parameter."""
-    del weight
-    if isinstance(form, KroneckerForm):
-        whole = len(form.rows) == count
-        from dataclasses import replace
+def _range(place: Place, each: Gathered) -> slice:
+    """Which rows of the matrix of a parameter a tensor is; all of a vector."""
+    whole = len(each.layout.shape) < 2 or place.count == each.layout.shape[0]
+    return slice(None) if whole else slice(place.start, place.start + place.count)
 
-        return form if whole else replace(form, rows=form.rows[start : start + count])
-    values: Floats = form.diagonal()
-    return form if len(values) in (1, count) else DiagonalForm(values[start : start + count])
+
+def _rows(form: QuadraticForm, some: slice) -> QuadraticForm:
+    """The form of some rows of a matrix."""
+    if some == slice(None):
+        return form
+    if isinstance(form, KroneckerForm):
+        return replace(form, rows=form.rows[some])
+    values = form.diagonal()
+    return DiagonalForm(values[some] if len(values) > 1 else values)
 
 
 def _tell(progress: Progress | None, stage: str, done: int, total: int) -> None:

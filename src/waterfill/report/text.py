@@ -17,7 +17,7 @@ from waterfill.reconstruct import step_sizes
 from waterfill.records import Codebook, Entry, Exact, Relative, Tied, Uniform
 from waterfill.report.saved import MEASURED_UNITS
 from waterfill.report.words import printable, shape_text
-from waterfill.results import CompressionResult, percent_above
+from waterfill.results import Outcome, percent_above
 
 BAR = 24
 """Characters of the longest bar."""
@@ -38,7 +38,7 @@ CAVEAT = (
 )
 
 
-def result_table(result: CompressionResult, name: str, metric: str = "top-1 accuracy") -> Group:
+def result_table(result: Outcome, name: str, metric: str = "top-1 accuracy") -> Group:
     """Every tensor of a compression, the whole file, and what was asked of it, predicted and measured.
 
     Args:
@@ -66,7 +66,7 @@ def result_table(result: CompressionResult, name: str, metric: str = "top-1 accu
     return Group(table, *map(Text, (*notes, *lines)), _told_table(result, metric))
 
 
-def _told_table(result: CompressionResult, metric: str) -> Table:
+def _told_table(result: Outcome, metric: str) -> Table:
     """What was asked, predicted and measured: a line for each that there is."""
     unit = result.distortion_unit
     measured = unit if unit in MEASURED_UNITS else "distortion"
@@ -87,11 +87,11 @@ def _told_table(result: CompressionResult, metric: str) -> Table:
     return table
 
 
-def _other(result: CompressionResult) -> str:
+def _other(result: Outcome) -> str:
     return "" if result.distortion is None or result.distortion_unit in MEASURED_UNITS else ": not what is measured"
 
 
-def _held_out(result: CompressionResult) -> float | None:
+def _held_out(result: Outcome) -> float | None:
     """Distortion on batches that were held out; None where there were so few that all of them were used."""
     return None if result.held_out_distortion == result.distortion else result.held_out_distortion
 

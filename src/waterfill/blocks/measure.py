@@ -1,0 +1,40 @@
+"""How far the output of a compressed model is from that of the original, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from waterfill.blocks.ranks import Ranks
+from waterfill.protocols import Output
+
+ROWS = 1024
+"""Positions whose logits are in double precision at once."""
+
+
+def distance(before: Tensor, now: Tensor, there: Tensor, output: Output) -> tuple[float, float]:
+    """Sum of the distances of a batch, and of how many predictions.
+
+    Args:
+        before: output of the original.
+        now: of the compressed model.
+        there: which positions count, bool [positions]; for logits.
+        output: logits (KL divergence in nats, position by position) or values (squared error, sample by sample).
+    """
+    if output == "values":
+        return float((now.double() - before.double()).square().sum()), float(len(before))
+    total = 0.0
+    left, right = (each.reshape(-1, each.shape[-1])[there] for each in (before, now))
+    for p, q in zip(torch.split(left, ROWS), torch.split(right, ROWS), strict=True):
+        logs = p.double().log_softmax(-1)
+        total += float((logs.exp() * (logs - q.double().log_softmax(-1))).sum())
+    return total, float(len(left))
+
+
+def mean_distance(found: Sequence[tuple[float, float]], team: Ranks) -> float:
+    """The mean over the batches of all processes, in the order of the batches."""
+    every = team.everyones(list(found))
+    ordered = [part[index] for index in range(max(map(len, every))) for part in every if index < len(part)]
+    return sum(total for total, _ in ordered) / max(1.0, sum(count for _, count in ordered))
