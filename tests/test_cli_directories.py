@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from waterfill import cli, compress, evaluate, sentence_batches, text_batches
-from waterfill.cli.directories import Sampling, as_text_data, compared, read_model, size_of
+from waterfill.cli.directories import Sampling, as_text_data, compared, read_model, reads_windows, size_of
 from waterfill.errors import CalibrationError, UsageError, WaterfillError
 from waterfill.models.embedder import Embedder
 
@@ -127,6 +127,15 @@ def test_text_data_fits_the_model_of_the_directory(place):
     (place / "encoder" / "sentence_bert_config.json").unlink()
     first = as_text_data(str(place / "tokens.npz"), place / "lm", Sampling(length=9, count=3))[0]
     assert first["input_ids"].shape == (1, 9)
+
+
+def test_a_language_model_that_is_pooled_reads_sentences(place, tmp_path):
+    for file in (place / "lm").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert reads_windows(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer", "path": ""}]')
+    assert not reads_windows(tmp_path)
+    assert not reads_windows(place / "encoder")
 
 
 def test_a_factory_gives_data_for_a_directory_too(run, place):
