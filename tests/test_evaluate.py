@@ -122,7 +122,7 @@ def test_pixels_have_their_classes_on_axis_1():
 def test_many_classes_are_measured_in_parts(monkeypatch):
     model, reference = nets()
     whole = evaluate(model, labelled(), reference)
-    monkeypatch.setattr(sys.modules["waterfill.evaluate"], "_VALUES_AT_ONCE", 30)
+    monkeypatch.setitem(sys.modules["waterfill.evaluate"]._VALUES_AT_ONCE, "cpu", 30)
     for name, value in evaluate(model, labelled(), reference).to_dict().items():
         expected = whole.to_dict()[name]
         assert value == (None if expected is None else pytest.approx(expected, rel=1e-12))

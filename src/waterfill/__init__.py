@@ -10,13 +10,15 @@ from waterfill.blocks import compress_directory
 from waterfill.bound import bound
 from waterfill.compress import compress
 from waterfill.evaluate import evaluate
-from waterfill.files import decompress, load, open
+from waterfill.integrations import hook as _hook
+from waterfill.reading import decompress, load, open
 from waterfill.text import sentence_batches, text_batches
 
 __version__ = "0.1.0"
 
 __all__ = [
     "bound",
+    "bundle",
     "compress",
     "compress_directory",
     "decompress",
@@ -27,6 +29,7 @@ __all__ = [
     "open",
     "quantize",
     "reproduce",
+    "resident",
     "sentence_batches",
     "text_batches",
     "theory",
@@ -43,3 +46,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+_hook.install()

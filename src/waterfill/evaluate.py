@@ -1,27 +1,46 @@
-"""How good a model is, and how far from another one: measured on data, one batch at a time."""
+"""How good a model is, and how far from another one: measured on data, one batch at a time.
+
+Of logits a few rows at a time go to double precision, and of every prediction only its KL divergence is kept.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import sys
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError, UnsupportedModelError
-from waterfill.models.batches import as_batches, as_predictions, call, describe, evaluation, output_kind, split
+from waterfill.models.batches import (
+    as_batches,
+    as_predictions,
+    call,
+    describe,
+    evaluation,
+    prediction_rows,
+    split,
+)
+from waterfill.models.language import check_vocabulary, output_of, read_text, tokens_of, vocabulary_of
+from waterfill.models.pretrained import load_pretrained
 from waterfill.protocols import Output, Progress
 
 TOP5_CLASSES = 10
 """Top-5 accuracy is given from this number of classes on."""
 
-_VALUES_AT_ONCE = 2**22
+_VALUES_AT_ONCE = {"cpu": 2**17, "others": 2**24}
+"""Logits in double precision at a time: few enough to stay in the cache of a processor, many for other devices."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +53,15 @@ class Evaluation:
         accuracy: fraction of predictions whose largest logit is the target's.
         top5: fraction of predictions whose target is among the five largest logits, of ten classes or more.
         cross_entropy: mean of -log p(target), nats.
+        perplexity: its exponential, of models that predict the tokens of text.
         kl: mean of D(reference || model) per prediction, nats.
         kl_p99: 99th percentile of the same over the predictions, nats.
         agreement: fraction of predictions where model and reference have the same largest logit.
         total_variation: mean of half the sum of |p - p_reference|, 0 to 1.
         mse: mean squared difference to the target per value, of models that return values.
         squared_error: mean over the samples of the squared distance to the reference's output.
+        relative_squared_error: the same divided by the mean squared length of the reference's output.
+        cosine: mean over the samples of the cosine between both outputs.
     """
 
     samples: int
@@ -47,12 +69,15 @@ class Evaluation:
     accuracy: float | None = None
     top5: float | None = None
     cross_entropy: float | None = None
+    perplexity: float | None = None
     kl: float | None = None
     kl_p99: float | None = None
     agreement: float | None = None
     total_variation: float | None = None
     mse: float | None = None
     squared_error: float | None = None
+    relative_squared_error: float | None = None
+    cosine: float | None = None
 
     def to_dict(self) -> dict[str, float | None]:
         """All fields by name."""
@@ -66,18 +91,25 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     data: Iterable[Any],
-    reference: nn.Module | Sequence[Tensor] | None = None,
+    reference: nn.Module | Sequence[Tensor] | str | Path | None = None,
     *,
     output: Output | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a model on data, in evaluation mode.
 
+    Batches of text without targets, dicts with `input_ids` such as `text_batches` makes, count as follows. Models that
+    predict the next token are measured at every token that has one, those of masked tokens at every token; of encoders
+    without a head the output is the mean over the tokens of a text, if no `Embedder` says otherwise. Padding never
+    counts.
+
     Args:
         model: the network; its modes are left as they were.
         data: batches `(input, target)` or inputs alone. A prediction whose integer target is -100 does not count.
-        reference: the network to compare with, or what `reference_outputs` returned for it on the same data.
-        output: what the model returns; None to tell from the targets.
+        reference: the network to compare with, the path of its directory (of transformers), or what
+            `reference_outputs` returned for it on the same data. A network runs beside the model, batch by batch, so
+            that both are in memory and no outputs are kept.
+        output: what the model returns; None to tell from the targets, or for text from the model.
         progress: called with ("evaluate", done, total) after every batch.
 
     Returns:
@@ -86,22 +118,31 @@ def evaluate(
     Raises:
         UsageError: `output` is not one of the two names.
         CalibrationError: the data do not fit the model or the reference, or do not tell what the model returns.
+        WaterfillError: the directory has no model that can be read.
     """
     batches = as_batches(data)
-    kind = output_kind(batches, output)
+    kind = output_of(model, batches, output)
+    if isinstance(reference, str | Path):
+        reference = load_pretrained(Path(reference))
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    divergences: list[Tensor] = []
+    divergences = array("d")  # not tensors: small ones kept between large ones would hold memory apart
     measure = _measure_logits if kind == "logits" else _measure_values
+    all_text = True
     with _quiet(model, reference):
-        for result, target, other in _passes(model, batches, reference, progress):
-            sums["samples"] += len(result)
-            for part in measure(result, target, other):
-                divergences += [part["kl"]] if "kl" in part else []
+        for one in _passes(model, batches, reference, kind, progress):
+            sums["samples"] += one.samples
+            all_text &= one.is_text
+            for part in measure(one.result, one.target, one.reference):
+                divergences.extend(part["kl"].tolist() if "kl" in part else ())
                 for name, each in part.items():
                     sums[name] += float(each.sum(dtype=torch.float64))
                     counts[name] += each.numel()
-    return _summary(sums, counts, divergences)
+            del one  # its outputs are not kept while the models make the next
+    found = _summary(sums, counts, divergences)
+    if not all_text or found.cross_entropy is None:
+        return found
+    return dataclasses.replace(found, perplexity=_exponential(found.cross_entropy))
 
 
 def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
@@ -118,7 +159,7 @@ def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
         CalibrationError: the data do not fit the model.
     """
     with _quiet(model):
-        return [result.cpu() for result, _, _ in _passes(model, as_batches(data))]
+        return [one.result.cpu() for one in _passes(model, as_batches(data))]
 
 
 def distances(model: nn.Module, data: Iterable[Any], reference: Sequence[Tensor], output: Output) -> Tensor:
@@ -139,12 +180,13 @@ def distances(model: nn.Module, data: Iterable[Any], reference: Sequence[Tensor]
     """
     found = []
     with _quiet(model):
-        for result, target, other in _passes(model, as_batches(data), reference):
-            assert other is not None
+        for one in _passes(model, as_batches(data), reference, output):
+            assert one.reference is not None
             if output == "values":
-                found.append(_squared_distances(result, other))
+                found.append(_squared_distances(one.result, one.reference))
             else:
-                found.append(divergence(as_predictions(other, target)[0], as_predictions(result, target)[0]))
+                rows, _ = as_predictions(one.reference, one.target)
+                found.append(divergence(rows, as_predictions(one.result, one.target)[0]))
     return torch.cat(found).cpu()
 
 
@@ -169,7 +211,8 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def _chunks(*rows: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """The same rows of every tensor, few enough at a time for copies in double precision."""
-    size = max(1, _VALUES_AT_ONCE // max(1, rows[0].shape[-1]))
+    most = _VALUES_AT_ONCE["cpu" if rows[0].device.type == "cpu" else "others"]
+    size = max(1, most // max(1, rows[0].shape[-1]))
     return zip(*(torch.split(part, size) for part in rows), strict=True)
 
 
@@ -187,32 +230,29 @@ def _quiet(*models: Any) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What one batch gave: outputs of the model and of the reference, and the target they should meet."""
+
+    samples: int
+    result: Tensor
+    target: Tensor | None
+    reference: Tensor | None
+    is_text: bool = False
+
+
 def _passes(
     model: nn.Module,
     batches: Iterable[Any],
     reference: nn.Module | Sequence[Tensor] | None = None,
+    output: Output | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-    """Give the output, the target and the output of the reference for every batch."""
+) -> Iterator[_Pass]:
+    """Run the model and the reference on every batch; of text padding is left out, where it is said what is put out."""
     total = len(batches) if isinstance(batches, Sized) else 0
     done = 0
     for index, batch in enumerate(batches):
-        inputs, target = split(batch)
-        result = call(model, inputs, index=index)
-        if result.ndim == 0:
-            raise UnsupportedModelError(
-                "The model returns a single number for a batch; expected [samples, ...]. Return an output per sample."
-            )
-        if isinstance(reference, nn.Module):
-            other: Tensor | None = call(reference, inputs, index=index)
-        else:
-            other = None if reference is None else _kept(reference, index)
-        if other is not None and other.shape != result.shape:
-            raise CalibrationError(
-                f"Batch {index} gives {describe(result)} by the model, but {describe(other)} by the reference; "
-                "expected the same shape. Compare models of the same kind on the same data."
-            )
-        yield result, target, None if other is None else other.to(result.device)
+        yield _pass(model, batch, reference, index, output)
         done = index + 1
         if progress is not None:
             progress("evaluate", done, max(done, total))
@@ -221,6 +261,37 @@ def _passes(
             f"There are {done} batches, but reference outputs for {len(reference)}; expected as many. "
             "Make the reference outputs with the same data."
         )
+
+
+def _pass(
+    model: nn.Module, batch: Any, reference: nn.Module | Sequence[Tensor] | None, index: int, output: Output | None
+) -> _Pass:
+    inputs, target = split(batch)
+    check_vocabulary(inputs, vocabulary_of(model), index)
+    result = call(model, inputs, index=index)
+    if result.ndim == 0:
+        raise UnsupportedModelError(
+            "The model returns a single number for a batch; expected [samples, ...]. Return an output per sample."
+        )
+    if isinstance(reference, nn.Module):
+        other: Tensor | None = call(reference, inputs, index=index)
+    else:
+        other = None if reference is None else _kept(reference, index)
+    if other is not None and other.shape != result.shape:
+        raise CalibrationError(
+            f"Batch {index} gives {describe(result)} by the model, but {describe(other)} by the reference; "
+            "expected the same shape. Compare models of the same kind on the same data."
+        )
+    found = _Pass(len(result), result, target, None if other is None else other.to(result.device))
+    return found if output is None else _as_text(found, model, inputs, output)
+
+
+def _as_text(found: _Pass, model: nn.Module, inputs: Any, output: Output) -> _Pass:
+    """The same without padding and with the next tokens as target, where the batch is text."""
+    outputs = [found.result] + ([] if found.reference is None else [found.reference])
+    target, outputs = read_text(model, inputs, found.target, outputs, output)
+    is_text = tokens_of(inputs) is not None and found.result.ndim == 3
+    return _Pass(found.samples, outputs[0], target, outputs[1] if outputs[1:] else None, is_text)
 
 
 def _kept(references: Sequence[Tensor], index: int) -> Tensor:
@@ -234,38 +305,40 @@ def _kept(references: Sequence[Tensor], index: int) -> Tensor:
 
 def _measure_logits(result: Tensor, target: Tensor | None, reference: Tensor | None) -> Iterator[Mapping[str, Tensor]]:
     """Losses and hits of every prediction, a part at a time."""
-    logits, labels = as_predictions(result, target)
+    logits, labels = prediction_rows(result, target)
     rows = [logits]
-    rows += [] if labels is None else [labels[:, None]]
-    rows += [] if reference is None else [as_predictions(reference, target)[0]]
-    size = max(1, _VALUES_AT_ONCE // max(1, logits.shape[-1]))
-    for part in zip(*(torch.split(row, size) for row in rows), strict=True):
-        found = {"predictions": torch.ones(len(part[0]))}
-        if labels is not None:
-            found |= _label_losses(part[0], part[1])
+    rows += [] if labels is None else [labels]
+    rows += [] if reference is None else [prediction_rows(reference, target)[0]]
+    for part in _chunks(*rows):
+        wanted = None if labels is None else part[1]
+        counted, classes = as_predictions(part[0], wanted)
+        log_q, best = counted.double().log_softmax(-1), counted.argmax(-1)
+        found = {"predictions": torch.ones(len(counted))}
+        if classes is not None:
+            found |= _label_losses(counted, classes[:, None], log_q, best)
         if reference is not None:
-            found |= _reference_losses(part[0], part[-1])
+            found |= _reference_losses(as_predictions(part[-1], wanted)[0], log_q, best)
         yield found
 
 
-def _label_losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Losses of logits [predictions, classes] against labels [predictions, 1]."""
+def _label_losses(logits: Tensor, labels: Tensor, log_q: Tensor, best: Tensor) -> dict[str, Tensor]:
+    """Losses of logits [predictions, classes] against labels [predictions, 1], from their log-softmax and largest."""
     found = {
-        "accuracy": (logits.argmax(-1) == labels[:, 0]).double(),
-        "cross_entropy": -logits.double().log_softmax(-1).gather(1, labels)[:, 0],
+        "accuracy": (best == labels[:, 0]).double(),
+        "cross_entropy": -log_q.gather(1, labels)[:, 0],
     }
     if logits.shape[-1] >= TOP5_CLASSES:
         found["top5"] = (logits.topk(5, dim=-1).indices == labels).any(-1).double()
     return found
 
 
-def _reference_losses(logits: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """Distances of logits [predictions, classes] from those of a reference."""
-    difference = logits.double().softmax(-1) - reference.double().softmax(-1)
+def _reference_losses(reference: Tensor, log_q: Tensor, best: Tensor) -> dict[str, Tensor]:
+    """Distances of logits, as in `_label_losses`, from those of a reference [predictions, classes]."""
+    log_p = reference.double().log_softmax(-1)
     return {
-        "kl": divergence(reference, logits),
-        "agreement": (logits.argmax(-1) == reference.argmax(-1)).double(),
-        "total_variation": difference.abs().sum(-1) / 2,
+        "kl": _divergence(log_p, log_q),
+        "agreement": (best == reference.argmax(-1)).double(),
+        "total_variation": (log_p.exp() - log_q.exp()).abs().sum(-1) / 2,
     }
 
 
@@ -281,6 +354,8 @@ def _measure_values(result: Tensor, target: Tensor | None, reference: Tensor | N
         found["mse"] = (result.double() - target.to(result.device).double().reshape(result.shape)).square()
     if reference is not None:
         found["squared_error"] = _squared_distances(result, reference)
+        found["squared_length"] = _squared_distances(reference, torch.zeros_like(reference))
+        found["cosine"] = _cosines(result, reference)
     yield found
 
 
@@ -289,9 +364,24 @@ def _squared_distances(result: Tensor, reference: Tensor) -> Tensor:
     return (result.double() - reference.double()).square().unsqueeze(-1).flatten(1).sum(-1)
 
 
-def _summary(sums: Mapping[str, float], counts: Mapping[str, int], divergences: Sequence[Tensor]) -> Evaluation:
+def _cosines(result: Tensor, reference: Tensor) -> Tensor:
+    """Cosine of the angle between the outputs of every sample, float64 [samples]; 0 beside a vector of zeros."""
+    a, b = (each.double().unsqueeze(-1).flatten(1) for each in (result, reference))
+    return nn.functional.cosine_similarity(a, b, dim=1, eps=sys.float_info.min)
+
+
+def _exponential(number: float) -> float:
+    """exp, infinite where it is beyond the largest number."""
+    return math.inf if number > math.log(sys.float_info.max) else math.exp(number)
+
+
+def _percentile(values: NDArray[np.float64]) -> float:
+    """99th percentile; between two values of which one is infinite it is the larger."""
+    return float(np.quantile(values, 0.99, method="higher" if np.isinf(values).any() else "linear"))
+
+
+def _summary(sums: Mapping[str, float], counts: Mapping[str, int], divergences: array[float]) -> Evaluation:
     mean = {name: sums[name] / count for name, count in counts.items() if count > 0}
-    every = torch.cat(list(divergences)).cpu().numpy() if divergences else np.empty(0)
     return Evaluation(
         samples=int(sums["samples"]),
         predictions=counts.get("predictions"),
@@ -299,9 +389,11 @@ def _summary(sums: Mapping[str, float], counts: Mapping[str, int], divergences: 
         top5=mean.get("top5"),
         cross_entropy=mean.get("cross_entropy"),
         kl=mean.get("kl"),
-        kl_p99=float(np.quantile(every, 0.99)) if every.size else None,
+        kl_p99=_percentile(np.array(divergences)) if divergences else None,
         agreement=mean.get("agreement"),
         total_variation=mean.get("total_variation"),
         mse=mean.get("mse"),
         squared_error=mean.get("squared_error"),
+        relative_squared_error=sums["squared_error"] / sums["squared_length"] if sums["squared_length"] else None,
+        cosine=mean.get("cosine"),
     )

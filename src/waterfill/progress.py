@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich import progress as rich
 
 STAGES = {
+    "look": "looking at weights",
+    "forward": "passing blocks",
+    "code": "compressing groups",
     "importance": "estimating importances",
     "curves": "measuring curves",
     "quantize": "quantizing",

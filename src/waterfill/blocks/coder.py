@@ -22,9 +22,12 @@ from waterfill.limits import fit_sources, fit_spectra, rectangles
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import Vector
 from waterfill.reconstruct import errors
-from waterfill.records import Entry, Exact, Quantized, Weight
+from waterfill.records import Entry, Exact, Layout, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.workshop import PRODUCER
+
+SAMPLED = 1 << 20
+"""Weights of a matrix that stand for all of them when its limit is computed, at least."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,7 @@ class Coder:
     team: Ranks
     memo: Memo = NOTHING_KEPT
 
-    def code(
-        self, done: Done, parts: Sequence[Part], level: float, targets: Mapping[str, Weight] | None = None
-    ) -> None:
+    def code(self, done: Done, parts: Sequence[Part], level: float, targets: Mapping[str, Weight]) -> None:
         """Code some tensors of a group.
 
         Args:
@@ -105,27 +106,25 @@ class Coder:
             level: water level.
             targets: weights to aim at, by name of the entry; of others their own values.
         """
-        vectors, aims = Vector(self.mean), targets or {}
-        jobs = {}
+        vectors, jobs = Vector(self.mean), {}
         for part in parts:
             name = part.entry.name
             done.entries[name] = part.entry
             if part.weight is None:
                 continue
             quantizer = vectors if part.weight.is_vector else self.quantizer
-            jobs[name] = Job(aims.get(name, part.weight), quantizer, self._tempered(part.weight, part.form))
+            jobs[name] = Job(targets.get(name, part.weight), quantizer, self._tempered(part.weight, part.form))
         done.quantized |= self._quantized(jobs, level)
         priced = {part.entry.name: part for part in parts if part.entry.name in jobs}
         done.told |= self._told(done, jobs, priced)
 
-    def keep(self, done: Done, parts: Sequence[Part], tensor: Tensor) -> None:
-        """Store the parts of a tensor without loss."""
-        for part in parts:
-            name, origin = part.entry.name, part.entry.origin
-            assert isinstance(origin, Exact)
-            done.entries[name] = part.entry
-            done.exact[name] = exact_bytes(tensor[part.rows] if tensor.ndim else tensor)
-            done.told[name] = Told(reason=origin.reason)
+    def keep(self, done: Done, part: Part, tensor: Tensor) -> None:
+        """Store a part of a tensor without loss."""
+        name, origin = part.entry.name, part.entry.origin
+        assert isinstance(origin, Exact)
+        done.entries[name] = part.entry
+        done.exact[name] = exact_bytes(tensor[part.rows] if tensor.ndim else tensor)
+        done.told[name] = Told(reason=origin.reason)
 
     def note(self, done: Done, tensor: str, reason: str) -> None:
         """Say something of all entries of a tensor."""
@@ -150,25 +149,60 @@ class Coder:
 
     def _told(self, done: Done, jobs: Mapping[str, Job], parts: Mapping[str, Part]) -> dict[str, Told]:
         """Losses and limits."""
-        weights = {name: part.weight for name, part in parts.items() if part.weight is not None}
-        matrices = {name: weight for name, weight in weights.items() if not weight.is_vector}
-        sources = fit_sources(matrices)
-        forms = {name: jobs[name].form for name in matrices}
-        limits = {}
-        for name, part in rectangles(matrices, sources, forms, fit_spectra(matrices, sources, forms)):
-            distortion = done.quantized[name].distortion
-            if distortion > 0:
-                limits[name] = part.rate_at_distortion(distortion)
-                done.volumes, done.distortion = done.volumes + Volumes.of(part.volumes), done.distortion + distortion
-        return {
-            name: Told(
-                _loss(parts[name].form, jobs[name].weight, done.quantized[name]),
-                limits.get(name),
-                sources[name].standard_error * weights[name].matrix.size if name in limits else 0.0,
-                sources[name].name if name in limits else "",
-            )
-            for name in jobs
+        found = {}
+        for name, part in parts.items():
+            item, aim = done.quantized[name], jobs[name].weight
+            found[name] = Told(_loss(part.form, aim, item))
+        samples = {
+            name: Sample.of(part.weight, jobs[name].form)
+            for name, part in parts.items()
+            if part.weight is not None and not part.weight.is_vector and done.quantized[name].distortion > 0
         }
+        weights = {name: sample.weight for name, sample in samples.items()}
+        forms = {name: sample.form for name, sample in samples.items()}
+        sources = fit_sources(weights)
+        for name, volumes in rectangles(weights, sources, forms, fit_spectra(weights, sources, forms)):
+            distortion, times, source = done.quantized[name].distortion, samples[name].times, sources[name]
+            done.volumes, done.distortion = (
+                done.volumes + Volumes.of(volumes.volumes, times),
+                done.distortion + distortion,
+            )
+            found[name] = replace(
+                found[name],
+                limit=times * volumes.rate_at_distortion(distortion / times),
+                limit_error=source.standard_error * jobs[name].weight.matrix.size,
+                source_model=source.name,
+            )
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Rows of a matrix that stand for all of them when its limit is computed.
+
+    Attributes:
+        weight: the rows.
+        form: what their errors cost.
+        times: how many rows each of them stands for.
+    """
+
+    weight: Weight
+    form: QuadraticForm | None
+    times: float
+
+    @classmethod
+    def of(cls, weight: Weight, form: QuadraticForm | None) -> Sample:
+        """Every k-th row of a large matrix, all of a smaller one."""
+        step = max(1, weight.matrix.size // SAMPLED)
+        if step == 1:
+            return cls(weight, form, 1.0)
+        rows = weight.matrix[::step]
+        some = Weight(weight.name, rows, Layout(rows.shape))
+        if isinstance(form, KroneckerForm):
+            form = replace(form, rows=form.rows[::step])
+        elif form is not None:
+            form = DiagonalForm(form.diagonal()[::step])
+        return cls(some, form, len(weight.matrix) / len(rows))
 
 
 def _loss(form: QuadraticForm | None, aim: Weight, quantized: Quantized) -> float | None:

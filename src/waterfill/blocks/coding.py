@@ -106,8 +106,7 @@ class Coding:
         facts = {"target": dict(self.target), "importance": steps.importance, "importance_power": steps.power}
         written = self._finish(facts | {"distortion": distortion})
         return self.report.result(
-            work.checkpoint, work.tied,
-            **facts, factor=steps.factor, directory=out, written_bytes=written, water_level=self.level,
+            work, steps.factor, **facts, directory=out, written_bytes=written, water_level=self.level,
             distortion=distortion, limit_measure=measure, distortion_unit=steps.unit,
         )  # fmt: skip
 
@@ -123,20 +122,15 @@ class Coding:
 
     def _pilot(self, study: Study, budget: Budget, scale: float) -> None:
         """See how many bits a group takes at the level of all."""
-        jobs = {name: job for name, job in study.pilot.items() if job.weight.matrix.size}
+        volumes = study.volumes.get(study.pilot_group)
+        if volumes is None or not study.pilot:
+            return
         level = budget.level() / scale
-        mine = sorted(jobs)[self.work.team.rank :: self.work.team.count]
-        done = self.work.team.everyones(
-            {
-                name: item.bits
-                for name, item in allocate.quantize({n: jobs[n] for n in mine}, level, memo=self.work.memo).items()
-            }
-        )
-        bits = sum(each for some in done for each in some.values())
-        volumes = study.volumes[study.pilot_group] if study.pilot_group in study.volumes else None
-        if volumes is not None and jobs:
-            share = sum(job.weight.matrix.size for job in jobs.values()) / max(1.0, volumes.number)
-            budget.pilot(bits, share * volumes.forecast(level))
+        mine = {name: study.pilot[name] for name in sorted(study.pilot)[self.work.team.rank :: self.work.team.count]}
+        done = allocate.quantize(mine, level, memo=self.work.memo)
+        bits = sum(map(sum, self.work.team.everyones([item.bits for item in done.values()])))
+        share = sum(job.weight.matrix.size for job in study.pilot.values()) / max(1.0, volumes.number)
+        budget.pilot(bits, share * volumes.forecast(level))
 
     def _group(self, step: Step, coder: Coder, budget: Budget) -> None:
         """Code a group; the last one again and again, until everything fits."""

@@ -9,21 +9,25 @@ tables before the blocks, block after block, the last layer:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from waterfill.blocks.coding import Coding
+from waterfill.blocks.memory import check_memory
 from waterfill.blocks.ranks import Ranks, ranks
 from waterfill.blocks.steps import with_data, without_data
 from waterfill.blocks.work import Work
 from waterfill.bundle import BundleWriter, Checkpoint
 from waterfill.efforts import DEFAULT_RATE, STATES, Effort, check_effort
 from waterfill.errors import UsageError
-from waterfill.protocols import Progress
+from waterfill.protocols import Progress, Quantizer
 from waterfill.quantize import Feedback
 from waterfill.results import DirectoryResult
+from waterfill.resume import Memo, of_tensors, work_folder
 
 
 def compress_directory(
@@ -33,12 +37,15 @@ def compress_directory(
     *,
     rate: float | None = None,
     size_bytes: int | None = None,
+    quantizers: Sequence[Quantizer] = (),
     effort: Effort = "default",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     seed: int = 0,
-    force: bool = False,
     progress: Progress | None = None,
+    work: str | Path | None = None,
+    memory: int | None = None,
+    force: bool = False,
 ) -> DirectoryResult:
     """Compress a Hugging Face model directory to another one, which transformers loads after `import waterfill`.
 
@@ -49,22 +56,55 @@ def compress_directory(
             `text_batches`; None to work without data, and without transformers.
         rate: bits of all safetensors files per floating-point value of the model; 4 where no target is given.
         size_bytes: size of all safetensors files.
+        quantizers: quantizer of the matrices, whose rate goes with the water level; by default `Feedback()` with as
+            many states as the effort says.
         effort: as in `compress`.
         include: name patterns; when given, only tensors that match one are quantized.
         exclude: name patterns of tensors that are stored without loss.
         seed: of what is drawn.
-        force: replace `out`.
         progress: called with (stage, done, total).
+        work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
+            files. Each of several processes has a folder in it.
+        memory: bytes of memory that may be used, about; see `estimate_memory`.
+        force: replace `out`.
 
     Returns:
         What is known about the directory, with a report of every tensor.
+
+    Under `torchrun` all processes call this: each takes every n-th batch and codes some of the matrices, and the first
+    one writes. Statistics are added up exactly, see `waterfill.blocks.sums`, so that any number of processes makes the
+    same files as one, if each computes its batches with the same number of threads.
+
+    Raises:
+        UsageError: an argument is out of its range, or the work folder is of another compression.
+        TargetError: the size is below the floor; the text names it.
+        CalibrationError: the data do not fit the model.
+        UnsupportedModelError: transformers does not know the architecture, or it has no blocks one after the other.
+        WaterfillError: the estimated memory is more than `memory`, the output cannot be written, or a process is gone.
+
+    Example:
+        >>> data = waterfill.text_batches("text.txt", "llama")  # doctest: +SKIP
+        >>> waterfill.compress_directory("llama", "llama-small", data, rate=3.0)  # doctest: +SKIP
     """
     check_effort(effort)
-    target = _target(rate, size_bytes)
-    with ranks() as team, _writer(out, source, force, team) as writer:
-        work = Work.of(Checkpoint(source), Feedback(STATES[effort]), team, seed, progress, (include, exclude))
-        steps = without_data(work) if data is None else with_data(work, data)
-        return Coding(work, writer, target).run(steps, Path(out))
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
+    target, quantizer = _target(rate, size_bytes), _quantizer(quantizers or (Feedback(STATES[effort]),))
+    batches = None if data is None else list(data)
+    options = {"quantizer": quantizer, "include": include, "exclude": exclude, "seed": seed, "data": data is not None}
+    with ranks() as team, _folder(work, team, options) as memo, _writer(out, source, force, team) as writer:
+        checkpoint = Checkpoint(source)
+        check_memory(checkpoint, batches, memory)
+        device = torch.device("cpu")
+        memo.claim(lambda options: of_tensors(checkpoint.items(), batches or (), (), options, device))
+        todo = Work.of(checkpoint, quantizer, team, seed, progress, (include, exclude), memo)
+        steps = without_data(todo) if batches is None else with_data(todo, batches)
+        return Coding(todo, writer, target).run(steps, Path(out))
+
+
+def _folder(work: str | Path | None, team: Ranks, options: Mapping[str, Any]) -> AbstractContextManager[Memo]:
+    alone = work is None or team.count == 1
+    return work_folder(work if alone else Path(str(work)) / f"process-{team.rank}-of-{team.count}", options)
 
 
 @contextmanager
@@ -74,6 +114,15 @@ def _writer(out: str | Path, source: str | Path, force: bool, team: Ranks) -> It
             yield writer
     else:
         yield None
+
+
+def _quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:
+    if len(quantizers) != 1 or getattr(quantizers[0], "fixed", False):
+        raise UsageError(
+            f"Got {len(quantizers)} quantizers {', '.join(map(repr, quantizers))}; expected one whose rate goes with the "
+            "water level, such as Feedback() or Trellis()."
+        )
+    return quantizers[0]
 
 
 def _target(rate: float | None, size_bytes: int | None) -> dict[str, float]:

@@ -146,7 +146,7 @@ def _standing_in(blocks: list[nn.Module], act: Any, tuples: bool) -> Iterator[No
         return forward
 
     for index, block in enumerate(blocks):
-        block.forward = stand_in(index)  # type: ignore[method-assign]
+        block.forward = stand_in(index)
     try:
         yield
     finally:

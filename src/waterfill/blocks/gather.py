@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from waterfill.blocks.sums import Sums
-from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.factored import Doubles, KroneckerForm
 from waterfill.importance.factors import expected
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.squares import square_sum
@@ -31,6 +31,7 @@ LARGEST = 16384
 """Most inputs of a layer whose products are all kept."""
 
 UNKNOWN = "how the model uses it is not known: its importance is that of whole batches"
+TIED = "layers read it in different ways"
 UNUSED = "nothing of the calibration data reaches it"
 
 
@@ -70,7 +71,7 @@ def gather(
     sites = list(tape.sites)
     unknown = [name for name in parameters if name in tape.missed]
     wanted = [*sites, *(parameters[name] for name in unknown), *([] if at is None else [at])]
-    found = torch.autograd.grad(output, wanted, back.signal.to(output), allow_unused=True)  # type: ignore[arg-type]
+    found = torch.autograd.grad(output, wanted, back.signal.to(output), allow_unused=True)
     for tensor in parameters.values():
         tensor.requires_grad_(False)
     values = {f"squares:{n}": g.square() for n, g in zip(unknown, found[len(sites) :], strict=False) if g is not None}
@@ -145,7 +146,7 @@ class Gathered:
 
     form: QuadraticForm
     layout: Layout
-    rows: np.ndarray | None = None
+    rows: Doubles | None = None
     reason: str = ""
 
 
@@ -168,10 +169,11 @@ def _gathered(name: str, shape: tuple[int, ...], totals: Mapping[str, Tensor], c
     plain, turned = totals.get(f"plain:{name}"), totals.get(f"turned:{name}")
     row_squares = plain if turned is None else turned
     assert row_squares is not None
-    positions, columns, rows = float(totals[f"positions:{name}"]), gram.numpy(), row_squares.numpy() / count
-    columns = columns / np.trace(columns)
-    if squares is not None and squares.numel():  # tied: a table of tokens that is the last layer, too
-        columns, rows = _with_lookups(columns, rows, squares.numpy() / count)
+    columns, rows = gram.numpy() / float(gram.trace()), row_squares.numpy() / count
+    if squares is not None and turned is None:  # a table of tokens that is the last layer, too: errors are looked up
+        exact = rows[:, None] * np.diagonal(columns) + squares.numpy() / count
+        return Gathered(DiagonalForm(exact.astype(np.float32)), Layout(shape), reason=TIED)
+    positions = float(totals[f"positions:{name}"])
     form = KroneckerForm(rows, ((columns + columns.T) / 2)[None], "", positions).shrunk()
     return Gathered(form, Layout(shape, transposed=turned is not None), rows)
 
@@ -183,21 +185,3 @@ def _diagonal(squares: Tensor, tokens: Tensor | None, shape: tuple[int, ...]) ->
         exact = expected(np.ascontiguousarray(exact.T), tokens.numpy()).T
     matrix = layout.to_matrix(exact).astype(np.float32)
     return Gathered(DiagonalForm(matrix), layout)
-
-
-def _with_lookups(columns: np.ndarray, rows: np.ndarray, lookups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of a table that is read both ways: what its rows cost as weights of the last layer, and looked up.
-
-    Looked-up errors have no cross terms between tokens, and are taken to have none between features.
-
-    Args:
-        columns: factor of the last layer, of the trace 1.
-        rows: of the last layer.
-        lookups: the exact diagonal of the looked-up table [tokens, features].
-    """
-    whole = float(lookups.sum())
-    if not whole > 0:
-        return columns, rows
-    share = float(rows.sum()) / (float(rows.sum()) + whole)
-    mixed = share * columns + (1 - share) * np.diag(lookups.sum(0) / whole)
-    return mixed, rows + lookups.sum(1)

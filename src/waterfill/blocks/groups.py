@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,15 +40,15 @@ def groups_of(shapes: Mapping[str, tuple[int, ...]], blocks: str = "") -> list[G
     """
     families: dict[str, dict[int, list[str]]] = {}
     for name in shapes:
-        found = _NUMBERED.match(name)
-        if found is not None:
-            families.setdefault(found[1], {}).setdefault(int(found[2]), []).append(name)
+        numbered = _NUMBERED.match(name)
+        if numbered is not None:
+            families.setdefault(numbered[1], {}).setdefault(int(numbered[2]), []).append(name)
     family = _family(families, shapes, blocks)
     members = families.get(family, {})
     found = [Group(f"{family}.{number}", tuple(members[number]), number) for number in sorted(members)]
     inside = {name for group in found for name in group.tensors}
     outside = [name for name in shapes if name not in inside]
-    large = [name for name in outside if _size(shapes[name]) >= LARGE]
+    large = [name for name in outside if math.prod(shapes[name]) >= LARGE]
     rest = tuple(name for name in outside if name not in large)
     return [*found, *(Group(name, (name,)) for name in large), *([Group(REST, rest)] if rest else [])]
 
@@ -56,13 +57,7 @@ def _family(families: Mapping[str, Mapping[int, list[str]]], shapes: Mapping[str
     """The prefix of the blocks: by its name, else the one with the most values."""
     named = [family for family in families if blocks and (blocks.endswith(family) or family.endswith(blocks))]
     values = {
-        family: sum(_size(shapes[name]) for names in families[family].values() for name in names) for family in families
+        family: sum(math.prod(shapes[name]) for names in families[family].values() for name in names)
+        for family in families
     }
     return max(named or families, key=lambda family: values[family], default="")
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for each in shape:
-        size *= each
-    return size

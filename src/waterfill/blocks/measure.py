@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from waterfill.blocks.ranks import Ranks
@@ -26,7 +27,7 @@ def distance(before: Tensor, now: Tensor, there: Tensor, output: Output) -> tupl
         return float((now.double() - before.double()).square().sum()), float(len(before))
     total = 0.0
     left, right = (each.reshape(-1, each.shape[-1])[there] for each in (before, now))
-    for p, q in zip(left.split(ROWS), right.split(ROWS), strict=True):
+    for p, q in zip(torch.split(left, ROWS), torch.split(right, ROWS), strict=True):
         logs = p.double().log_softmax(-1)
         total += float((logs.exp() * (logs - q.double().log_softmax(-1))).sum())
     return total, float(len(left))

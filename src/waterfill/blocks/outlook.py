@@ -6,9 +6,11 @@ of every volume is kept, by the 64th of an octave.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from waterfill.theory.checks import Array
 
@@ -43,20 +45,19 @@ class Volumes:
             times: how often each counts.
         """
         flat = volumes.reshape(-1)
-        return cls(times * np.bincount(_bins(flat[flat > 0]), minlength=(HIGHEST - LOWEST) * OCTAVE))
+        counts = np.bincount(_bins(flat[flat > 0]), minlength=(HIGHEST - LOWEST) * OCTAVE)
+        return cls(times * counts.astype(np.float64))
 
     @classmethod
     def products(cls, rows: Array, columns: Array, times: float = 1.0) -> Volumes:
         """Those of all products of a row and a column."""
-        left, right = (
-            np.bincount(_bins(each[each > 0]), minlength=(HIGHEST - LOWEST) * OCTAVE) for each in (rows, columns)
-        )
-        low, other = (int(np.flatnonzero(each)[0]) if each.any() else 0 for each in (left, right))
-        found = np.convolve(np.trim_zeros(left), np.trim_zeros(right)) if left.any() and right.any() else np.zeros(1)
+        left, right = (np.bincount(_bins(each[each > 0])) for each in (rows, columns))
+        if not (left.any() and right.any()):
+            return cls.none()
+        first = int(np.flatnonzero(left)[0] + np.flatnonzero(right)[0]) + LOWEST * OCTAVE
+        found = np.convolve(np.trim_zeros(left, "f"), np.trim_zeros(right, "f"))
         counts = np.zeros((HIGHEST - LOWEST) * OCTAVE)
-        start = low + other + LOWEST * OCTAVE
-        places = np.clip(np.arange(found.size) + start, 0, counts.size - 1)
-        np.add.at(counts, places, found)
+        np.add.at(counts, np.clip(first + np.arange(found.size), 0, counts.size - 1), found)
         return cls(times * counts)
 
     def __add__(self, other: Volumes) -> Volumes:
@@ -95,12 +96,12 @@ class Volumes:
 _LOGS = LOWEST + (np.arange((HIGHEST - LOWEST) * OCTAVE) + 0.5) / OCTAVE
 
 
-def _bins(volumes: Array) -> np.ndarray:
+def _bins(volumes: Array) -> NDArray[np.int64]:
     bins = np.floor(OCTAVE * (np.log2(volumes) - LOWEST)).astype(np.int64)
-    return np.clip(bins, 0, (HIGHEST - LOWEST) * OCTAVE - 1)
+    return np.asarray(np.clip(bins, 0, (HIGHEST - LOWEST) * OCTAVE - 1))
 
 
-def _solve(enough) -> float:  # type: ignore[no-untyped-def]
+def _solve(enough: Callable[[float], bool]) -> float:
     """The lowest level, nearly, from which on `enough` is true."""
     low, high = float(LOWEST), float(HIGHEST)
     for _ in range(48):

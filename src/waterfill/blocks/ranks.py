@@ -64,7 +64,7 @@ class Ranks:
         return box
 
     def total(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over all processes of whole numbers, int64, by name; a name that a process lacks counts as zero there."""
+        """Sums over all processes of whole numbers, int64, by name; where a process lacks one, it counts as zero."""
         if self.count == 1:
             return dict(tensors)
         shapes: dict[str, torch.Size] = {}

@@ -26,7 +26,7 @@ from waterfill.models.skeleton import Skeleton
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.records import Layout
 
-POWER = 0.5
+POWER = 0.75
 """To which importances are taken."""
 
 
@@ -65,7 +65,7 @@ def with_data(work: Work, data: Iterable[Any]) -> Steps:
         work: the model.
         data: the batches of all processes.
     """
-    skeleton = Skeleton(work.checkpoint.directory)
+    skeleton = Skeleton(work.checkpoint.directory, work.checkpoint)
     head = None if skeleton.is_language_model else Embedder(skeleton.model, pooling_of(work.checkpoint.directory))
     flow, pieces = Flow(skeleton, head), Pieces(work.checkpoint, work.groups, skeleton)
     batches = work.team.mine(list(data))

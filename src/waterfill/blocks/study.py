@@ -4,8 +4,8 @@
 batches --forward, block by block--> hidden states before every block
         <-backward, block by block-- signals of the importance: rows of every factor, forms of vectors and tables
 ```
-Of a block only a vector for every matrix is kept; factors over columns are measured again where they are needed, on what
-the compressed blocks before hand on.
+Of a block only a vector for every matrix is kept; factors over columns are measured again where they are needed, on
+what the compressed blocks before hand on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from waterfill.blocks.ranks import Ranks
 from waterfill.blocks.sums import Sums
 from waterfill.bundle import part_name
 from waterfill.importance import signals, weight_scale
-from waterfill.importance.factored import KroneckerForm, UnfactoredForm
+from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import fingerprint
 from waterfill.limits import fit_sources, volumes
@@ -40,7 +40,7 @@ from waterfill.records import Layout, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import pivots
 
-SAMPLED = 1 << 18
+SAMPLED = 1 << 16
 """Values of a matrix that are looked at to foresee its bits without data."""
 
 
@@ -57,7 +57,7 @@ class Known:
 
     layout: Layout
     form: QuadraticForm | None = None
-    rows: np.ndarray | None = None
+    rows: Doubles | None = None
     reason: str = ""
 
     @property
@@ -258,7 +258,10 @@ class Survey:
 
     def _from_input(self, passed: Passed, piece: Piece, sums: Sums, back: list[Back]) -> None:
         for batch, each in zip(passed.batches, back, strict=True):
-            gather(sums, piece.parameters, lambda batch=batch: self.flow.enter(batch).hidden, each)
+            gather(sums, piece.parameters, partial(self._entered, batch), each)
+
+    def _entered(self, batch: Any) -> Tensor:
+        return self.flow.enter(batch).hidden
 
     def _learn(
         self, study: Study, group: Group, piece: Piece, found: Mapping[str, Gathered], *, keep: bool = False

@@ -1,7 +1,7 @@
 """Sums over batches that are the same bits whoever adds which batch, in whatever order.
 
-Floating-point sums depend on their order; whole numbers do not. So every sum counts in units of a power of two, 2^-40 of
-the largest value of the first batch (which is on the first process), and processes add up whole numbers.
+Floating-point sums depend on their order; whole numbers do not. So every sum counts in units of a power of two, 2^-40
+of the largest value of the first batch (which is on the first process), and processes add up whole numbers.
 """
 
 from __future__ import annotations

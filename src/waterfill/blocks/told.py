@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-import torch
 
 from waterfill.blocks.coder import Done
 from waterfill.blocks.outlook import Volumes
-from waterfill.bundle import Checkpoint
+from waterfill.blocks.work import Work
 from waterfill.bundle.parts import part_of
 from waterfill.codec.container import Packed
-from waterfill.models.state_dict import dtype_name
 from waterfill.results import DirectoryResult, TensorReport, reconstruction
 
 
@@ -69,52 +66,37 @@ class Report:
             row.variance += told.limit_error**2
             self.variance += told.limit_error**2
 
-    def result(self, checkpoint: Checkpoint, tied: Mapping[str, str], **facts: Any) -> DirectoryResult:
+    def result(self, work: Work, factor: float, **facts: Any) -> DirectoryResult:
         """The result.
 
         Args:
-            checkpoint: the original.
-            tied: names of tensors that are equal to others, by name.
-            facts: fields of the result that are known elsewhere; `factor` multiplies costs to be distortions.
+            work: the model.
+            factor: what costs are multiplied by to be distortions.
+            facts: fields of the result that are known elsewhere.
         """
-        factor = facts.pop("factor")
-        shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in tied}
-        floating = sum(math.prod(shape) for name, shape in shapes.items() if _is_floating(checkpoint.dtypes[name]))
-        limit_bits = (
-            self.stored_bits + self.volumes.rate_at_distortion(self.distortion) if self.distortion else self.stored_bits
-        )
+        limit = self.volumes.rate_at_distortion(self.distortion) if self.distortion else 0.0
         losses = [row.loss for row in self.rows.values() if row.loss is not None]
+        types, values = work.checkpoint.dtypes, max(1, work.floating_values)
         return DirectoryResult(
-            floating_values=floating,
-            original_bytes=sum(math.prod(s) * checkpoint.dtypes[n].itemsize for n, s in shapes.items()),
-            tensors=tuple(
-                _report(name, shape, self.rows[name] if name not in tied else None, factor, tied)
-                for name, shape in checkpoint.shapes.items()
-            ),
+            floating_values=work.floating_values,
+            original_bytes=sum(math.prod(shape) * types[name].itemsize for name, shape in work.shapes.items()),
+            tensors=tuple(self._line(name, shape, work.tied, factor) for name, shape in work.checkpoint.shapes.items()),
             overhead_bytes=self.overhead,
             predicted_distortion=factor * sum(losses) if losses else None,
-            limit=limit_bits / max(1, floating),
-            limit_error=math.sqrt(self.variance) / max(1, floating),
+            limit=(self.stored_bits + limit) / values,
+            limit_error=math.sqrt(self.variance) / values,
             **facts,
         )
 
-
-def _is_floating(dtype: torch.dtype) -> bool:
-    return "float" in dtype_name(dtype) or "complex" in dtype_name(dtype)
-
-
-def _report(
-    name: str, shape: tuple[int, ...], row: _Row | None, factor: float, tied: Mapping[str, str]
-) -> TensorReport:
-    numel = math.prod(shape)
-    if row is None:
-        return TensorReport(name, shape, numel, 0.0, 0.0, None, "tied", f"the same tensor as {tied[name]}")
-    values = max(1, numel)
-    return TensorReport(
-        name, shape, numel, row.size, 8 * row.size / values,
-        None if row.loss is None else factor * row.loss,
-        row.reconstruction, row.reason,
-        None if row.limit is None else row.limit / values,
-        None if row.limit is None else math.sqrt(row.variance) / values,
-        row.source_model,
-    )  # fmt: skip
+    def _line(self, name: str, shape: tuple[int, ...], tied: Mapping[str, str], factor: float) -> TensorReport:
+        numel = math.prod(shape)
+        if name in tied:
+            return TensorReport(name, shape, numel, 0.0, 0.0, None, "tied", f"the same tensor as {tied[name]}")
+        row, values = self.rows[name], max(1, numel)
+        report = TensorReport(name, shape, numel, row.size, 8 * row.size / values, None, row.reconstruction, row.reason)
+        if row.loss is not None:
+            report = replace(report, distortion=factor * row.loss)
+        if row.limit is None:
+            return report
+        error = math.sqrt(row.variance) / values
+        return replace(report, limit=row.limit / values, limit_error=error, source_model=row.source_model)

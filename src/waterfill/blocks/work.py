@@ -12,7 +12,6 @@ from waterfill.blocks.groups import Group, groups_of
 from waterfill.blocks.ranks import Ranks
 from waterfill.bundle import Checkpoint
 from waterfill.models.patterns import excluded
-from waterfill.models.state_dict import dtype_name
 from waterfill.protocols import Progress, Quantizer
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 
@@ -52,6 +51,7 @@ class Work:
         seed: int,
         progress: Progress | None,
         patterns: tuple[Sequence[str], Sequence[str]],
+        memo: Memo = NOTHING_KEPT,
     ) -> Work:
         """Look at a checkpoint.
 
@@ -62,22 +62,26 @@ class Work:
             seed: of what is drawn.
             progress: called as work goes on.
             patterns: `include` and `exclude`.
+            memo: of what is quantized already.
         """
         groups = groups_of(checkpoint.shapes)
         tied = _tied(checkpoint, groups)
         left = {name: shape for name, shape in checkpoint.shapes.items() if name not in tied}
-        kept = excluded({name: torch.empty(0) for name in left}, *patterns)
-        return cls(checkpoint, groups_of(left), tied, kept, quantizer, team, seed, progress if team.writes else None)
+        kept = excluded({name: tied.get(name, name) for name in checkpoint}, *patterns)
+        progress = progress if team.writes else None
+        return cls(checkpoint, groups_of(left), tied, kept, quantizer, team, seed, progress, memo)
 
     @property
     def floating_values(self) -> int:
         """Number of floating-point values, tied ones once."""
         types = self.checkpoint.dtypes
-        return sum(
-            math.prod(shape)
-            for name, shape in self.checkpoint.shapes.items()
-            if name not in self.tied and ("float" in dtype_name(types[name]) or "complex" in dtype_name(types[name]))
-        )
+        floating = {name for name, each in types.items() if each.is_floating_point or each.is_complex}
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if name in floating)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors but those that are tied to others."""
+        return {name: shape for name, shape in self.checkpoint.shapes.items() if name not in self.tied}
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is."""
@@ -87,15 +91,16 @@ class Work:
 
 def _tied(checkpoint: Checkpoint, groups: Sequence[Group]) -> dict[str, str]:
     """Tensors outside of the blocks that are equal to one before them."""
+    outside = [name for group in groups if group.block is None for name in group.tensors]
+    names = [name for name in outside if len(checkpoint.shapes[name]) > 1]
     found: dict[str, str] = {}
-    names = [
-        name for group in groups if group.block is None for name in group.tensors if len(checkpoint.shapes[name]) > 1
-    ]
     for index, name in enumerate(names):
-        for other in names[:index]:
-            same = checkpoint.shapes[name] == checkpoint.shapes[other] and other not in found
-            if same and checkpoint.dtypes[name] == checkpoint.dtypes[other]:
-                if torch.equal(checkpoint[name], checkpoint[other]):
-                    found[name] = other
-                    break
+        first = next((other for other in names[:index] if other not in found and _same(checkpoint, name, other)), None)
+        if first is not None:
+            found[name] = first
     return found
+
+
+def _same(checkpoint: Checkpoint, name: str, other: str) -> bool:
+    alike = (each[name] == each[other] for each in (checkpoint.shapes, checkpoint.dtypes))
+    return all(alike) and torch.equal(checkpoint[name], checkpoint[other])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ import torch
 
 from waterfill.bundle.checkpoint import METHOD, quantization, read_config
 from waterfill.bundle.parts import Piece, Stored, stored
-from waterfill.bundle.shards import Mapped, Place, places
+from waterfill.bundle.shards import Mapped, Place, headers, places
 from waterfill.bundle.writer import FORMAT
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
@@ -35,6 +35,7 @@ class Description(msgspec.Struct, frozen=True):
     producer: str
     groups: tuple[GroupLine, ...]
     tied: dict[str, str]
+    dtype: str | None = None
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -63,22 +64,32 @@ class Bundle(Mapping[str, torch.Tensor]):
         ...         tensors = bundle.group(name)
     """
 
-    def __init__(self, directory: str | Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        threads: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        shards: Sequence[str | Path] | None = None,
+    ) -> None:
         """Open a directory.
 
         Args:
             directory: where it is.
             threads: how many threads decode; by default as many as there are processors.
+            config: what stands for its config.json, where that is known already.
+            shards: what stands for the shards that its index names.
 
         Raises:
             WaterfillError: there is no such directory, or a file cannot be read.
             FormatError: it is no compressed directory, or damaged.
         """
         self.directory = Path(directory)
-        self.config = read_config(self.directory)
+        self.config = read_config(self.directory) if config is None else config
         self.description = _described(self.directory, self.config)
         self._mapped = Mapped()
-        self._places = self._group_places()
+        inside = places(self.directory) if shards is None else headers(Path(shard) for shard in shards)
+        self._places = self._group_places(inside)
         self._files = {name: self._opened(name, threads) for name in self._places}
         self._stored = self._tensors()
         self._tied = dict(self._ties())
@@ -232,8 +243,7 @@ class Bundle(Mapping[str, torch.Tensor]):
     def _label(self, group: str) -> str:
         return f"{self._places[group].path}, group {group!r}"
 
-    def _group_places(self) -> dict[str, Place]:
-        inside = places(self.directory)
+    def _group_places(self, inside: Mapping[str, Place]) -> dict[str, Place]:
         found: dict[str, Place] = {}
         for line in self.description.groups:
             place = inside.get(line.tensor)
@@ -281,7 +291,7 @@ def _place(found: dict[str, torch.Tensor], tensor: torch.Tensor, whole: Stored, 
         found[whole.name] = tensor
         return
     if whole.name not in found:
-        found[whole.name] = torch.empty(whole.shape, dtype=tensor.dtype)
+        found[whole.name] = torch.empty(whole.shape, dtype=tensor.dtype, device="cpu")
     target = found[whole.name]
     if part.stop is None:
         target[part.start] = tensor

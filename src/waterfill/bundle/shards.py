@@ -123,6 +123,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def headers(paths: Iterable[Path]) -> dict[str, Place]:
+    """The tensors of several safetensors files; see `header`."""
+    return {name: place for path in paths for name, place in header(path).items()}
+
+
 def header(path: Path) -> dict[str, Place]:
     """The tensors of one safetensors file, in the order of their bytes.
 

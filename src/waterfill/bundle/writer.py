@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import safetensors
 import torch
 
 from waterfill.bundle.checkpoint import METHOD, read_config
 from waterfill.bundle.folder import NewFolder, copy_companions
-from waterfill.bundle.shards import SHARD_BYTES, Planned, ShardWriter
+from waterfill.bundle.shards import SHARD_BYTES, TYPES, Planned, ShardWriter, places
 from waterfill.codec.container import MAGIC
 from waterfill.errors import UsageError, WaterfillError
 
@@ -136,6 +137,7 @@ class BundleWriter:
             "quant_method": METHOD,
             "format": FORMAT,
             "producer": f"waterfill {waterfill.__version__}",
+            "dtype": _main_dtype(self._source),
             "groups": groups,
             "tied": dict(tied),
         }
@@ -149,6 +151,19 @@ class BundleWriter:
             size = shards.finish()
         shutil.rmtree(self._payloads)
         return size
+
+
+def _main_dtype(source: Path) -> str | None:
+    """The type in which transformers would load the original if its configuration named none; None without floats."""
+    inside = places(source)
+    first = next(iter(inside.values())).path
+    with safetensors.safe_open(first, framework="pt") as file:
+        names = list(file.keys())
+    for name in names:
+        dtype = TYPES.get(inside[name].dtype) if name in inside else None
+        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
+            return str(dtype).removeprefix("torch.")
+    return None
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +19,10 @@ from waterfill.cli.arguments import (
     as_tolerance,
     one_of,
 )
-from waterfill.cli.factories import as_data, as_metric, as_model, as_module
+from waterfill.cli.directories import Sampling, as_text_data
+from waterfill.cli.factories import as_data, as_metric, as_model
 from waterfill.cli.options import (
+    Count,
     DataOption,
     Destination,
     Exclude,
@@ -29,6 +32,8 @@ from waterfill.cli.options import (
     Importance,
     Include,
     Json,
+    Length,
+    Memory,
     MetricOption,
     ModelArgument,
     OutputKind,
@@ -39,7 +44,7 @@ from waterfill.cli.options import (
     WeightsOption,
     Work,
 )
-from waterfill.cli.output import check_outputs, show, write_json
+from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import CalibrationError, UsageError
 
 app = typer.Typer(
@@ -96,10 +101,27 @@ def compress(
     fold_norms: FoldNorms = True,
     seed: Seed = 0,
     work: Work = None,
+    length: Length = None,
+    count: Count = 128,
+    memory: Memory = None,
     force: Force = False,
     json_file: Json = None,
 ) -> None:
-    """Compress a model to one file."""
+    """Compress a model to one file, or a model directory to another one."""
+    if Path(model).is_dir():
+        refused = {
+            "--weights": weights, "--distortion": distortion, "--tolerance": tolerance, "--metric": metric,
+            "--output": output, "--importance": importance, "--tune": tune or None,
+            "--no-fold-norms": None if fold_norms else "",
+        }  # fmt: skip
+        sampling = Sampling(length, count, seed)
+        _compress_directory(
+            Path(model), out, data, refused, sampling, json_file,
+            rate=rate, quantizers=as_quantizers(quantizer), size_bytes=None if size is None else as_size(size), effort=as_effort(effort),
+            include=include or (), exclude=exclude or (), seed=seed, work=work, force=force,
+            memory=None if memory is None else as_size(memory),
+        )  # fmt: skip
+        return
     from waterfill.compress import compress as run
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
@@ -148,29 +170,86 @@ def compress(
     write_json(json_file, result.to_json())
 
 
+def _compress_directory(
+    directory: Path,
+    out: Path,
+    data: str | None,
+    refused: dict[str, Any],
+    sampling: Sampling,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    from waterfill.blocks import compress_directory, estimate_memory
+    from waterfill.progress import progress_bar
+    from waterfill.report.text import result_table
+
+    given = [name for name, value in refused.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{given[0]} is not for model directories, whose targets are --rate and --size; leave it out, or compress "
+            "a factory."
+        )
+    check_outputs(None, json_file, force=True, inputs=(directory / "config.json",))
+    batches = None if data is None else list(as_text_data(data, directory, sampling))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if is_first():
+        mine = None if batches is None else batches[::processes]
+        show(f"{directory}: {estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
+    with progress_bar(is_first()) as progress:
+        result = compress_directory(directory, out, batches, progress=progress, **options)
+    if is_first():
+        show(result_table(result, str(out)))
+        write_json(json_file, result.to_json())
+
+
 @app.command()
 def decompress(file: FileArgument, out: Destination, force: Force = False) -> None:
-    """Decode a file to ordinary safetensors."""
+    """Decode a file to ordinary safetensors, or a compressed model directory to an ordinary one."""
     from waterfill.files import decompress as run
     from waterfill.models.state_dict import save_tensors
 
+    if file.is_dir():
+        _decompress_directory(file, out, force=force)
+        return
     check_outputs(out, None, force=force, inputs=(file,))
     tensors = run(file)
     save_tensors(out, tensors, force=force)
     show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
 
 
+def _decompress_directory(directory: Path, out: Path, *, force: bool) -> None:
+    from waterfill.bundle import Bundle, write_plain
+
+    with Bundle(directory) as bundle:
+        size = write_plain(bundle, out, force=force)
+        show(f"{out}: {len(bundle)} tensors, {size:,} bytes")
+
+
 @app.command()
 def inspect(file: FileArgument, json_file: Json = None) -> None:
-    """Check a file and show what is in it."""
+    """Check a file or a compressed model directory and show what is in it."""
     from waterfill.files import WaterfillFile
     from waterfill.report.text import file_summary, file_table
 
     check_outputs(None, json_file, force=True, inputs=(file,))
+    if file.is_dir():
+        _inspect_directory(file, json_file)
+        return
     with WaterfillFile(file) as opened:
         opened.verify()
         summary = file_summary(str(file), opened)
     show(file_table(summary))
+    write_json(json_file, json.dumps(summary, indent=1))
+
+
+def _inspect_directory(directory: Path, json_file: Path | None) -> None:
+    from waterfill.bundle import Bundle
+    from waterfill.report.directory import bundle_summary, bundle_table
+
+    with Bundle(directory) as bundle:
+        bundle.verify()
+        summary = bundle_summary(str(directory), bundle)
+    show(bundle_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
 
 
@@ -240,35 +319,42 @@ def bound(
 @app.command()
 def evaluate(
     model: ModelArgument,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A .wf file to compare with MODEL.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A .wf file or a directory to compare with MODEL.")
+    ] = None,
     data: DataOption = None,
     weights: WeightsOption = None,
     output: OutputKind = None,
+    length: Length = None,
+    count: Count = 128,
+    seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
-    """Measure a model, or a compressed file against it."""
-    from copy import deepcopy
-
+    """Measure a model, or a compressed file or directory against it."""
+    from waterfill.cli.directories import compared, measured_batches, measured_model, size_of
     from waterfill.evaluate import evaluate as run
-    from waterfill.files import load
     from waterfill.progress import progress_bar
     from waterfill.report.text import evaluation_table
 
     if data is None:
-        raise UsageError("evaluate needs --data package.module:factory.")
+        raise UsageError("evaluate needs --data package.module:factory, or for a model directory a text file.")
     check_outputs(None, json_file, force=True, inputs=(file, weights))
-    network = as_module(model, weights)
-    batches = as_data(data)
-    compressed = None if file is None else load(file, into=deepcopy(network))
+    network = measured_model(model, weights)
+    batches = measured_batches(data, model, Sampling(length, count, seed))
+    compressed = None if file is None else compared(file, network)
     kind = as_output(output)
     with progress_bar() as progress:
         before = run(network, batches, output=kind, progress=progress)
         after = None
         if compressed is not None:
             after = run(compressed, batches, reference=network, output=kind, progress=progress)
-    show(evaluation_table(before, after))
-    measured = {"original": before.to_dict()} | ({} if after is None else {"compressed": after.to_dict()})
-    write_json(json_file, json.dumps(measured, indent=1))
+    sizes = [size_of(Path(path)) for path in (model, file) if path is not None] if Path(model).is_dir() else []
+    show(evaluation_table(before, after, sizes))
+    names = ("original", "compressed")
+    found = {name: each.to_dict() for name, each in zip(names, (before, after), strict=True) if each is not None}
+    for name, size in zip(names, sizes, strict=False):
+        found[name]["size_bytes"] = size
+    write_json(json_file, json.dumps(found, indent=1))
 
 
 @app.command()

@@ -8,12 +8,28 @@ from typing import Annotated
 import typer
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="package.module:factory (returns an nn.Module), or a .safetensors file.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="package.module:factory (returns an nn.Module), a .safetensors file, or a model directory.",
+    ),
 ]
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A .wf file.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A .wf file, or a compressed directory.")]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Weights (.safetensors) for the factory.")]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="package.module:factory that returns an iterable of batches.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="package.module:factory that returns an iterable of batches; for model directories also a text file.",
+    ),
+]
+Length = Annotated[
+    int | None, typer.Option("--length", help="Tokens of a window, or at most of a sentence, of a text (default 512).")
+]
+Count = Annotated[int, typer.Option("--count", help="Windows or sentences of a text.")]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", help="Most memory for a model directory, such as 8GB; more is refused at once."),
 ]
 OutputKind = Annotated[
     str | None, typer.Option("--output", help="What the model returns: logits or values (told from integer targets).")
@@ -59,6 +75,6 @@ TuneOption = Annotated[
     bool, typer.Option("--tune", help="Distil biases and norms on the data at the end, without labels.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is sampled.")]
-Destination = Annotated[Path, typer.Option("-o", "--out", help="File to write.")]
+Destination = Annotated[Path, typer.Option("-o", "--out", help="File to write, or directory for a directory.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]

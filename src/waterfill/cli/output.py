@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from waterfill.errors import UsageError
+
+
+def is_first() -> bool:
+    """Whether this process speaks to the user: the only one, or the first of those that `torchrun` has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show(text: Any) -> None:

@@ -269,18 +269,18 @@ def class_axis(logits: Tensor, target: Tensor | None = None) -> int:
     return 1 if logits.ndim > 2 and target.shape == logits.shape[:1] + logits.shape[2:] else logits.ndim - 1
 
 
-def as_predictions(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Read logits as one row for every prediction; those whose target is `IGNORED` are left out.
+def prediction_rows(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Read logits as one row for every prediction, those that do not count among them.
 
     Args:
         logits: [samples, classes], [samples, ..., classes], or [samples, classes, ...] where the target says so.
         target: integers, one for every prediction; anything else is not looked at.
 
     Returns:
-        Logits [predictions, classes], and integer targets [predictions] or None.
+        Logits [predictions, classes], no copy where their memory allows, and integer targets [predictions] or None.
 
     Raises:
-        CalibrationError: integer targets do not fit the logits in shape or range.
+        CalibrationError: integer targets do not fit the logits in shape.
     """
     rows = logits.movedim(class_axis(logits, target), -1)
     if target is None or not is_integer(target):
@@ -290,9 +290,27 @@ def as_predictions(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor
             f"Integer targets {describe(target)} do not fit the logits {describe(logits)}; expected one target for "
             "every prediction, [samples] for logits [samples, classes]. Give such targets, or None."
         )
-    labels = target.reshape(-1).to(rows.device, torch.int64)
+    return rows.reshape(-1, rows.shape[-1]), target.reshape(-1).to(rows.device, torch.int64)
+
+
+def as_predictions(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Read logits as one row for every prediction; those whose target is `IGNORED` are left out.
+
+    Args:
+        logits: as in `prediction_rows`.
+        target: as there.
+
+    Returns:
+        Logits [predictions, classes], and integer targets [predictions] or None.
+
+    Raises:
+        CalibrationError: integer targets do not fit the logits in shape or range.
+    """
+    rows, labels = prediction_rows(logits, target)
+    if labels is None:
+        return rows, None
     counted = labels != IGNORED
-    rows, labels = rows.reshape(-1, rows.shape[-1])[counted], labels[counted]
+    rows, labels = rows[counted], labels[counted]
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     if not 0 <= low <= high < rows.shape[-1]:
         raise CalibrationError(

@@ -8,7 +8,6 @@ Such a network is compressed and measured by its embeddings (`output="values"`),
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import FormatError, UnsupportedModelError
 from waterfill.models.batches import first_tensor
+from waterfill.models.configuration import read_json, read_object
 
 
 def mean_of_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def pooling_of(directory: Path) -> Pooling:
             "Wrap the model in a module of your own that returns its embeddings."
         )
     path = directory / modules.get("Pooling", "1_Pooling") / "config.json"
-    kind = _pooling_kind(_json(path), path) if path.is_file() else "mean"
+    kind = _pooling_kind(read_object(path), path) if path.is_file() else "mean"
     return Pooling(kind, normalize="Normalize" in modules)
 
 
@@ -135,16 +135,14 @@ def _modules(directory: Path) -> dict[str, str]:
     path = directory / "modules.json"
     if not path.is_file():
         return {}
-    listed = _json(path)
+    listed = read_json(path)
     try:
         return {str(each["type"]).rpartition(".")[2]: str(each["path"]) for each in listed}
     except (KeyError, TypeError) as error:
         raise FormatError(f"{path} is no list of modules with type and path; copy the file again.") from error
 
 
-def _pooling_kind(config: Any, path: Path) -> str:
-    if not isinstance(config, dict):
-        raise FormatError(f"{path} holds a {type(config).__name__}; expected an object. Copy the file again.")
+def _pooling_kind(config: Mapping[str, Any], path: Path) -> str:
     if "pooling_mode" in config:
         return str(config["pooling_mode"])
     asked = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
@@ -154,10 +152,3 @@ def _pooling_kind(config: Any, path: Path) -> str:
             "Wrap the model in a module of your own that returns its embeddings."
         )
     return _MODE_KEYS[asked[0]]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path} is no JSON ({error}); copy the file again.") from error

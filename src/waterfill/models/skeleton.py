@@ -9,11 +9,9 @@ tensors of a group --fill--> parameters, renamed, merged and split as transforme
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
+from waterfill.models.conversion import convert, plan
+from waterfill.models.pretrained import model_class
 
 LARGEST_PROBE = 1 << 24
 """Rows that float32 numbers tell apart."""
@@ -46,6 +46,7 @@ class Skeleton:
 
     Args:
         directory: with a `config.json` that transformers knows.
+        names: of the tensors of its checkpoint.
 
     Attributes:
         model: the model, in evaluation mode and single precision; parameters are on the device `meta`.
@@ -55,20 +56,18 @@ class Skeleton:
         UnsupportedModelError: transformers is not installed, or does not know the architecture.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, names: Iterable[str]) -> None:
         self.model = _empty(directory)
         self.blocks: Mapping[str, nn.Module] = _blocks(self.model)
+        rules: list[Any] = list(
+            import_module("transformers.conversion_mapping").get_model_conversion_mapping(self.model)
+        )
+        self._units = plan(names, self.model, rules, torch.float32).units
 
     @property
     def is_language_model(self) -> bool:
         """Whether the output has logits over the tokens at every position."""
         return self.model.get_output_embeddings() is not None
-
-    @cached_property
-    def _conversions(self) -> list[Any]:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-
-        return list(get_model_conversion_mapping(self.model))
 
     def fill(self, tensors: Mapping[str, Tensor]) -> set[str]:
         """Give parameters the values of tensors of the checkpoint, in single precision.
@@ -80,24 +79,30 @@ class Skeleton:
             Names of the parameters that are filled now.
 
         Raises:
-            UnsupportedModelError: transformers cannot convert them.
+            UnsupportedModelError: they do not fit the model.
         """
-        from transformers.core_model_loading import convert_and_load_state_dict_in_model
-        from transformers.modeling_utils import LoadStateDictConfig
+        filled = set()
+        for unit in self._units:
+            if tensors.keys() >= set(unit.names):
+                for name, value in convert(unit, tensors, self.model):
+                    self._set(name, value)
+                    filled.add(name)
+        self.model.tie_weights()
+        return filled
 
-        config = LoadStateDictConfig(dtype=torch.float32, weight_mapping=copy.deepcopy(self._conversions))
-        before = set(self.model.state_dict())
-        with _quietly():
-            info, _ = convert_and_load_state_dict_in_model(self.model, dict(tensors), config)
-        wrong = [*info.error_msgs, *map(str, info.conversion_errors.values()), *map(str, info.mismatched_keys)]
-        if wrong:
+    def _set(self, name: str, value: Tensor) -> None:
+        owner, _, last = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        there = self.model.get_parameter_or_buffer(name)
+        if there.shape != value.shape:
             raise UnsupportedModelError(
-                f"Tensors of the checkpoint do not fit the model: {wrong[0]}; expected those of its config.json. "
+                f"Tensor {name!r} has the shape {list(value.shape)}; expected {list(there.shape)} of config.json. "
                 "Check that config and weights belong together."
             )
-        with torch.no_grad():
-            self.model.tie_weights()
-        return before - info.missing_keys
+        if last in module._parameters:
+            module._parameters[last] = nn.Parameter(value, requires_grad=False)
+        else:
+            module._buffers[last] = value
 
     def empty(self, names: set[str]) -> None:
         """Take the values of parameters away again."""
@@ -172,19 +177,12 @@ def _runs(name: str, values: Tensor, starts: Mapping[int, tuple[str, int]]) -> d
 
 def _empty(directory: Path) -> Any:
     """The model on `meta`, with real buffers."""
+    kind, configs = model_class(directory), import_module("transformers").AutoConfig
     try:
-        import transformers
-    except ImportError as error:
-        raise UnsupportedModelError(
-            "Calibration of a model directory needs the package transformers, which is not installed; expected "
-            "pip install 'waterfill[transformers]'. Install it, or compress without data."
-        ) from error
-    try:
-        config = transformers.AutoConfig.from_pretrained(directory)
-        config._experts_implementation = "eager"
-        kind = next((getattr(transformers, name, None) for name in config.architectures or ()), None)
+        config = configs.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config._experts_implementation = "eager"  # one product for each expert
         with torch.device("meta"):
-            model = kind(config) if kind is not None else transformers.AutoModel.from_config(config)
+            model = getattr(kind, "from_config", kind)(config)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(
             f"Model directory {directory} has no architecture that transformers knows: {str(error).splitlines()[0]} "
@@ -206,17 +204,3 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
     outer = {name: each for name, each in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     name = max(outer, key=lambda name: len(outer[name]), default="")
     return {f"{name}.{index}": block for index, block in enumerate(outer[name])} if outer else {}
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the progress bars of transformers."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -240,8 +240,8 @@ def _bound_line(bound: ModelBound) -> str:
     )
 
 
-def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:
-    """Measured qualities of a model, and of its compressed copy beside it."""
+def evaluation_table(before: Evaluation, after: Evaluation | None, sizes: Sequence[int] = ()) -> Table:
+    """Measured qualities of a model, and of its compressed copy beside it; bytes of both where they are known."""
     names = ("original",) if after is None else ("original", "compressed")
     table = plain_table(("", "left"), *((name, "right") for name in names))
     measured = [before.to_dict()] + ([] if after is None else [after.to_dict()])
@@ -249,6 +249,10 @@ def evaluation_table(before: Evaluation, after: Evaluation | None) -> Table:
         values = [column.get(key) for column in measured]
         if any(value is not None for value in values):
             table.add_row(key.replace("_", " "), *("" if value is None else f"{value:.6g}" for value in values))
+            if key == "total_variation":
+                table.add_row("1 - total variation", *("" if value is None else f"{1 - value:.6g}" for value in values))
+    if sizes:
+        table.add_row("bytes", *(f"{size:,}" for size in sizes))
     return table
 
 

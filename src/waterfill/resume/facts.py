@@ -93,16 +93,27 @@ def fingerprint(
     Raises:
         UsageError: an option is of a class about which nothing can be said, see `describe`.
     """
-    module = isinstance(model, torch.nn.Module)
+    device = device_of(model) if isinstance(model, torch.nn.Module) else torch.device("cpu")
     state = model.state_dict() if isinstance(model, torch.nn.Module) else load_tensors(model)
+    return of_tensors(state.items(), batches, outputs, options, device)
+
+
+def of_tensors(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    batches: Iterable[Any],
+    outputs: Iterable[torch.Tensor],
+    options: Mapping[str, Any],
+    device: torch.device,
+) -> Fingerprint:
+    """The same of tensors that are given one after the other, with their names, and need not fit into memory."""
     return Fingerprint(
         versions={"waterfill": _own_version()} | {name: version(name) for name in LIBRARIES},
         options={name: describe(value) for name, value in options.items()},
-        weights={name: describe(tensor) for name, tensor in state.items()},
+        weights={name: describe(tensor) for name, tensor in tensors},
         data=[describe(batch) for batch in batches],
         outputs=[describe(output) for output in outputs],
         circumstances={
-            "device": str(device_of(model)) if isinstance(model, torch.nn.Module) and module else "cpu",
+            "device": str(device),
             "threads of torch": str(torch.get_num_threads()),
             "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         },

@@ -1,0 +1,104 @@
+"""How much memory compressing a directory takes, before it begins."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from waterfill.blocks.flow import as_keywords
+from waterfill.blocks.groups import groups_of
+from waterfill.blocks.parts import LARGEST_PART
+from waterfill.bundle import Checkpoint
+from waterfill.errors import WaterfillError
+
+PROGRAM_BYTES = 500 << 20
+"""Of the program and its libraries."""
+
+CODING_BYTES = 60
+"""Of a weight that is being coded, in all arrays of a search together."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated peak of memory, in bytes.
+
+    Attributes:
+        program: of the program and its libraries.
+        blocks: of a block and its compressed twin.
+        outside: of what is outside of the blocks.
+        products: of products of inputs, and what is made of them.
+        activations: of hidden states before every block, of all batches of a process.
+        coding: of the search in the largest tensors.
+    """
+
+    program: int
+    blocks: int
+    outside: int
+    products: int
+    activations: int
+    coding: int
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.program + self.blocks + self.outside + self.products + self.activations + self.coding
+
+    def __str__(self) -> str:
+        parts = ("blocks", "outside", "products", "activations", "coding")
+        each = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts if getattr(self, name))
+        return f"about {self.total / 2**30:.2f} GiB of memory ({each})"
+
+
+def estimate_memory(directory: str | os.PathLike[str], data: Sequence[Any] | None = None) -> Memory:
+    """Estimate the peak of memory of `compress_directory` in one process.
+
+    Args:
+        directory: the original.
+        data: the calibration batches of that process; None without.
+    """
+    return _estimate(Checkpoint(str(directory)), data)
+
+
+def check_memory(checkpoint: Checkpoint, data: Sequence[Any] | None, most: int | None) -> None:
+    """Check that the estimate is not above what may be used.
+
+    Raises:
+        WaterfillError: it is; the text says what takes how much.
+    """
+    if most is None:
+        return
+    found = _estimate(checkpoint, data)
+    if found.total > most:
+        raise WaterfillError(
+            f"Compressing {checkpoint.directory} takes {found}; expected at most {most / 2**30:.2f} GiB (memory). Give "
+            "more, fewer or shorter batches, or more processes."
+        )
+
+
+def _estimate(checkpoint: Checkpoint, data: Sequence[Any] | None) -> Memory:
+    groups = groups_of(checkpoint.shapes)
+    sizes = {group.name: sum(math.prod(checkpoint.shapes[name]) for name in group.tensors) for group in groups}
+    blocks = [sizes[group.name] for group in groups if group.block is not None]
+    outside = [sizes[group.name] for group in groups if group.block is None]
+    cores = os.cpu_count() or 1
+    largest = max((math.prod(shape) for shape in checkpoint.shapes.values()), default=0)
+    coding = CODING_BYTES * min(cores * min(LARGEST_PART, largest), max([*blocks, *outside], default=0))
+    symbols = 8 * max([*blocks, *outside], default=0)
+    if data is None:
+        return Memory(PROGRAM_BYTES, 0, 0, 0, 0, coding + symbols)
+    inputs = max(
+        (shape[1] for shape in checkpoint.shapes.values() if len(shape) == 2 and shape[1] < 1 << 15), default=0
+    )
+    width = int(checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or inputs)
+    tokens = sum(next(iter(as_keywords(batch).values())).numel() for batch in data)
+    return Memory(
+        PROGRAM_BYTES,
+        blocks=4 * 3 * max(blocks, default=0),
+        outside=4 * 3 * sum(outside) + 16 * max(outside, default=0),
+        products=8 * inputs**2 * (5 + cores),
+        activations=4 * (len(blocks) + 4) * tokens * width,
+        coding=coding + symbols,
+    )

@@ -1,0 +1,170 @@
+"""Model directories on the command line, and the text that they are calibrated and measured on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from waterfill.cli.factories import FACTORY, as_data, as_module
+from waterfill.errors import UsageError
+from waterfill.models.configuration import read_object
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LENGTH = 512
+"""Tokens of a window or a sentence, where the model takes so many."""
+
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much of a text is read.
+
+    Attributes:
+        length: tokens of a window or a sentence at most; None for `LENGTH`, or what the model takes if that is less.
+        count: windows or sentences.
+        seed: chooses them.
+    """
+
+    length: int | None = None
+    count: int = 128
+    seed: int = 0
+
+
+def is_text(data: str) -> bool:
+    """Whether the text of `--data` names a file and no factory."""
+    return FACTORY.fullmatch(data) is None
+
+
+def as_text_data(data: str, directory: Path, sampling: Sampling | None = None) -> Iterable[Any]:
+    """Batches for the model of a directory, from `--data`; the model is not read for it.
+
+    Args:
+        data: a file as in `waterfill.text_batches`, or `package.module:factory`.
+        directory: model directory with the tokenizer. Models that predict the next token get windows, all others
+            sentences with the special tokens.
+        sampling: how much of a text.
+
+    Returns:
+        Batches that can be iterated over again.
+
+    Raises:
+        CalibrationError: the text is too short, or its tokens are not in the model's vocabulary.
+        UsageError: the length is not one that the model takes.
+        WaterfillError: a file or the tokenizer is missing or cannot be read.
+    """
+    if not is_text(data):
+        return as_data(data)
+    from waterfill.models.language import check_vocabulary
+    from waterfill.text import sentence_batches, text_batches
+
+    asked = sampling or Sampling()
+    config = read_object(directory / "config.json")
+    tokenizer = None if Path(data).suffix == ".npz" else directory
+    read = text_batches if reads_windows(directory) else sentence_batches
+    length = _length(asked.length, _longest(directory, config), directory)
+    batches = read(Path(data), tokenizer, length=length, count=asked.count, seed=asked.seed)
+    for index, batch in enumerate(batches):
+        check_vocabulary(batch, _smallest(config, ("vocab_size",)), index)
+    return batches
+
+
+def reads_windows(directory: Path) -> bool:
+    """Whether the model of a directory predicts the next token of a text, told by its class alone."""
+    from waterfill.models.embedder import is_embedder
+    from waterfill.models.language import predicts_next
+    from waterfill.models.pretrained import model_class
+
+    kind = model_class(directory)
+    return not is_embedder(directory) and hasattr(kind, "can_generate") and predicts_next(kind)
+
+
+def read_model(directory: Path) -> nn.Module:
+    """Read the model of a directory, without progress bars of others."""
+    from waterfill.models.pretrained import load_pretrained
+
+    with contextlib.suppress(ImportError):  # the next line says that it is missing
+        from transformers.utils import logging
+
+        quiet: Any = logging.disable_progress_bar
+        quiet()
+    return load_pretrained(directory)
+
+
+def measured_model(text: str, weights: Path | None) -> nn.Module:
+    """The module of MODEL: that of a directory, or of a factory.
+
+    Raises:
+        UsageError: `--weights` came with a directory, or MODEL is neither.
+    """
+    if not Path(text).is_dir():
+        return as_module(text, weights)
+    if weights is not None:
+        raise UsageError(f"--weights fills a factory, but MODEL is the directory {text}; leave --weights out.")
+    return read_model(Path(text))
+
+
+def measured_batches(data: str, model: str, sampling: Sampling) -> Iterable[Any]:
+    """Batches of `--data` for MODEL: text only for a directory, which has the tokenizer.
+
+    Raises:
+        UsageError: `--data` is a file, but MODEL is a factory.
+    """
+    if Path(model).is_dir():
+        return as_text_data(data, Path(model), sampling)
+    if is_text(data) and Path(data).is_file():
+        raise UsageError(
+            f"--data {data} is a file, but MODEL {model} is no directory with a tokenizer; expected "
+            "package.module:factory. Write one that returns waterfill.text_batches(file, tokenizer)."
+        )
+    return as_data(data)
+
+
+def compared(file: Path, network: nn.Module) -> nn.Module:
+    """The model of a compressed directory or file, beside that of MODEL."""
+    from waterfill.files import load
+    from waterfill.models.embedder import Embedder
+
+    if file.is_dir():
+        return read_model(file)
+    copy = deepcopy(network)
+    load(file, into=copy.model if isinstance(copy, Embedder) else copy)
+    return copy
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the weight files of a model directory."""
+    if path.is_file():
+        return path.stat().st_size
+    files = [*path.glob("model*.safetensors")] or [*path.glob("pytorch_model*.bin")]
+    return sum(file.stat().st_size for file in files)
+
+
+def _length(asked: int | None, longest: int | None, directory: Path) -> int:
+    if asked is None:
+        return LENGTH if longest is None else min(LENGTH, longest)
+    if longest is not None and asked > longest:
+        raise UsageError(f"--length {asked} is more than the {longest} tokens that {directory} takes; ask for less.")
+    return asked
+
+
+def _longest(directory: Path, config: Mapping[str, Any]) -> int | None:
+    """Most tokens that a model says it takes."""
+    sentences = directory / "sentence_bert_config.json"
+    asked = _smallest(read_object(sentences), ("max_seq_length",)) if sentences.is_file() else None
+    limits = [limit for limit in (asked, _smallest(config, _LENGTH_KEYS)) if limit is not None]
+    return min(limits, default=None)
+
+
+def _smallest(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    """Smallest of the numbers that a configuration, or that of its language model, has under these keys."""
+    inner = config.get("text_config")
+    parts = (config, inner if isinstance(inner, dict) else {})
+    found = [part[key] for part in parts for key in keys if isinstance(part.get(key), int)]
+    return min((number for number in found if number > 0), default=None)

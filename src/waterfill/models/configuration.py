@@ -1,0 +1,39 @@
+"""The small JSON files of a model directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from waterfill.errors import FormatError, WaterfillError
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        WaterfillError: there is no such file.
+        FormatError: it is no JSON.
+    """
+    if not path.is_file():
+        raise WaterfillError(
+            f"{path.parent} has no {path.name}; expected a model directory of transformers. Check the path."
+        )
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is no JSON ({error}); copy the file again.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        WaterfillError: there is no such file.
+        FormatError: it is no JSON, or no object.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} holds a {type(found).__name__}; expected an object. Copy the file again.")
+    return found

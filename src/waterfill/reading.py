@@ -1,0 +1,101 @@
+"""Open, decompress and load what waterfill wrote: a file, or a directory of a Hugging Face model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from waterfill import files
+from waterfill.bundle import Bundle
+from waterfill.errors import UsageError
+from waterfill.files import WaterfillFile
+from waterfill.models.torch_module import fill
+
+
+def open(path: str | Path, *, threads: int | None = None) -> WaterfillFile | Bundle:
+    """Open a file or a compressed directory without decoding it: a mapping from names to tensors.
+
+    Raises:
+        FormatError: it cannot be read, is damaged, or is nothing that waterfill wrote.
+    """
+    return Bundle(path, threads=threads) if Path(path).is_dir() else WaterfillFile(path, threads=threads)
+
+
+def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, Tensor]:
+    """All tensors of a file or of a compressed directory by name; tied ones are one tensor.
+
+    Everything is checked before anything is decoded. `waterfill.bundle.write_plain` writes a directory without holding
+    all of it.
+
+    Raises:
+        FormatError: it cannot be read, is damaged, or is nothing that waterfill wrote.
+    """
+    if not Path(path).is_dir():
+        return files.decompress(path, threads=threads)
+    with Bundle(path, threads=threads) as bundle:
+        bundle.verify()
+        return dict(bundle.tensors())
+
+
+def load(
+    path: str | Path,
+    into: nn.Module | None = None,
+    *,
+    threads: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    resident: bool = False,
+    cache_bytes: int | None = None,
+) -> nn.Module:
+    """Fill a model with the tensors of a file, or make the model of a compressed directory.
+
+    Args:
+        path: the file or the directory.
+        into: the model to fill, in place; names and shapes must be the same, and nothing is changed when anything is
+            wrong. For a directory it may be left out: the class that its configuration names is made, by transformers.
+        threads: how many threads decode.
+        dtype: the type of the new model; by default that of the original.
+        device: where the new model is; by default the processor.
+        resident: leave the blocks of the new model compressed in memory: each is decoded when it runs; see
+            `waterfill.resident`.
+        cache_bytes: how many bytes of their decoded weights may stay; by default two of the largest block.
+
+    Returns:
+        The model, in evaluation mode where it is new.
+
+    Raises:
+        FormatError: the file or directory cannot be read, is damaged, or is nothing that waterfill wrote.
+        UsageError: arguments contradict each other.
+        WaterfillError: names or shapes differ.
+        UnsupportedModelError: transformers does not know the class, or is not installed.
+    """
+    if into is not None and (dtype is not None or device is not None or resident):
+        raise UsageError("dtype, device and resident are of a new model, but into= was given; leave one out.")
+    if cache_bytes is not None and not resident:
+        raise UsageError("cache_bytes is for a model whose blocks stay compressed; expected resident=True with it.")
+    if not Path(path).is_dir():
+        if into is None:
+            raise UsageError(f"{path} is a file, which does not say what its model is; give the model: into=model.")
+        return files.load(path, into, threads=threads)
+    if into is not None:
+        _fill(into, Path(path), threads)
+        return into
+    from waterfill.integrations.loading import from_directory
+    from waterfill.integrations.options import Options
+
+    place = torch.device("cpu" if device is None else device)
+    return from_directory(Path(path), dtype, Options(resident, cache_bytes, place, threads))
+
+
+def _fill(model: nn.Module, directory: Path, threads: int | None) -> None:
+    """Fill a model from a directory; where names are not those of the checkpoint, transformers converts them."""
+    with Bundle(directory, threads=threads) as bundle:
+        bundle.verify()
+        if set(bundle) != set(model.state_dict()) and hasattr(type(model), "from_pretrained"):
+            from waterfill.integrations.loading import like
+
+            fill(model, like(model, directory).state_dict())
+        else:
+            fill(model, dict(bundle.tensors()))

@@ -1,0 +1,156 @@
+"""Damaged and hostile directories: a FormatError that names where, or the right tensors, never anything else."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+
+from directories import compressed, original, payload
+from waterfill.bundle import Bundle, BundleWriter
+from waterfill.bundle.shards import header
+from waterfill.errors import FormatError, WaterfillError
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attacks")
+    tensors = {"embed": torch.randn(16, 8), "layers.0.w": torch.randn(16, 8), "layers.1.w": torch.randn(16, 8)}
+    return compressed(original(folder / "source", tensors), folder / "out", shard_bytes=700)
+
+
+@pytest.fixture
+def bad(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "bad")
+
+
+def edit(folder, change):
+    config = json.loads((folder / "config.json").read_bytes())
+    change(config["quantization_config"])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def shard_of(folder, tensor):
+    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+    return folder / index["weight_map"][tensor]
+
+
+def everything(folder):
+    with Bundle(folder) as bundle:
+        bundle.verify()
+        return dict(bundle.tensors())
+
+
+def test_a_flipped_byte_anywhere_in_a_payload_is_found(bad):
+    path = shard_of(bad, "waterfill_1")
+    place, data = header(path)["waterfill_1"], path.read_bytes()
+    for at in {0, 9, 13, 40, place.size - 1, *random.Random(0).sample(range(place.size), 40)}:
+        changed = bytearray(data)
+        changed[place.start + at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        with pytest.raises(FormatError, match=rf"{path.name}, group 'layers\.0'"):
+            everything(bad)
+
+
+def test_a_flipped_byte_elsewhere_does_no_harm_to_other_groups(good, bad):
+    expected, path = everything(good), shard_of(bad, "waterfill_1")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with Bundle(bad) as bundle:
+        assert bundle["embed"].equal(expected["embed"]) and bundle["layers.1.w"].equal(expected["layers.1.w"])
+        with pytest.raises(FormatError, match=r"group 'layers\.0'"):
+            bundle["layers.0.w"]
+
+
+def test_a_shard_that_is_cut_anywhere_is_found(bad):
+    path = shard_of(bad, "waterfill_0")
+    data = path.read_bytes()
+    for size in (0, 7, 8, 50, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(FormatError, match=path.name):
+            Bundle(bad)
+    path.write_bytes(data + b"\0")
+    with pytest.raises(FormatError, match="cut or damaged"):
+        Bundle(bad)
+
+
+def test_a_shard_that_is_cut_while_it_is_open_is_found(bad):
+    path = shard_of(bad, "waterfill_0")
+    place = header(path)["waterfill_0"]
+    from waterfill.bundle.shards import Mapped
+
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(FormatError, match="was cut"):
+        Mapped().view(place)
+
+
+def test_random_changes_of_headers_give_errors_or_the_right_tensors(good, bad):
+    expected, path, random_ = everything(good), shard_of(bad, "waterfill_0"), random.Random(1)
+    data = path.read_bytes()
+    for _ in range(200):
+        changed = bytearray(data)
+        changed[random_.randrange(100)] = random_.randrange(256)
+        path.write_bytes(changed)
+        try:
+            found = everything(bad)
+        except WaterfillError:
+            continue
+        assert all(found[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda q: q.update(format=2), "format 2 of a compressed directory is unknown.*upgrade"),
+        (lambda q: q.update(quant_method="fp8"), "no compression by waterfill"),
+        (lambda q: q.pop("groups"), "damaged"),
+        (lambda q: q.update(groups=3), "damaged"),
+        (lambda q: q.update(tied=[1]), "damaged"),
+        (lambda q: q["groups"][1].update(bytes=3), r"group 'layers\.0'.*the 3 bytes"),
+        (lambda q: q["groups"][1].update(tensor="waterfill_9"), r"'waterfill_9'.*group 'layers\.0'"),
+        (lambda q: q["groups"][1].update(name="rest"), "names group 'rest' twice"),
+        (lambda q: q["groups"].append(dict(q["groups"][0], name="more")), "there twice"),
+        (lambda q: q["tied"].update({"a": "nothing"}), "'a', tied to 'nothing', is tied to a tensor that is not there"),
+        (lambda q: q["tied"].update({"embed": "layers.0.w"}), "'embed'.*is stored itself"),
+        (lambda q: q["tied"].update({"a": "b", "b": "a"}), "not there"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_shards_is_refused(bad, change, words):
+    edit(bad, change)
+    with pytest.raises(FormatError, match=words):
+        Bundle(bad)
+
+
+def test_a_group_that_is_missing_in_its_shard_is_found(good, bad):
+    shutil.copy(shard_of(good, "waterfill_0"), shard_of(bad, "waterfill_1"))
+    with pytest.raises(FormatError, match="lacks the tensor 'waterfill_1'"):
+        Bundle(bad)
+    shard_of(bad, "waterfill_1").unlink()
+    with pytest.raises(FormatError, match="which is missing"):
+        Bundle(bad)
+
+
+def test_parts_that_do_not_add_up_are_found(bad, tmp_path):
+    with BundleWriter(tmp_path / "out", bad) as writer:
+        writer.add("one", payload({"w[0:4]": torch.randn(4, 8), "w[5:8]": torch.randn(3, 8)}))
+        writer.finish({}, {})
+    with pytest.raises(FormatError, match=r"out: part 'w\[5:8\]' \[3, 8\] does not go on at index 4"):
+        Bundle(tmp_path / "out")
+
+
+def test_a_foreign_payload_is_found(bad):
+    path = shard_of(bad, "waterfill_2")
+    data, place = bytearray(path.read_bytes()), header(path)["waterfill_2"]
+    data[place.start : place.start + place.size] = bytes(place.size)
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"group 'layers\.1': not a waterfill file"):
+        Bundle(bad)
+
+
+def test_a_payload_of_another_type_is_found(bad):
+    path = shard_of(bad, "waterfill_2")
+    path.write_bytes(path.read_bytes().replace(b'"U8"', b'"I8"'))
+    with pytest.raises(FormatError, match=r"payload of group 'layers\.1' is I8"):
+        Bundle(bad)
