@@ -17,6 +17,7 @@ import hf_page
 import hf_scale
 import results
 from hf_baselines import values
+from hf_commit import commit
 from hf_page import PAGE
 from hf_tasks import TASKS, Task, filled
 from hf_ways import BITS, LOW_RATES, METHODS, RATES, Asked, ways
@@ -37,9 +38,9 @@ def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None
             continue
         start = time.perf_counter()
         small = way.make()
-        seconds = {"seconds": round(time.perf_counter() - start, 1)}
+        made = {"seconds": round(time.perf_counter() - start, 1), "commit": commit()}
         quality = task.measure(filled(task.load(folder), small.tensors), model)
-        save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | seconds))
+        save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | made))
 
 
 def _save(title: str, row: Row) -> None:
