@@ -44,28 +44,47 @@ class Way:
     make: Callable[[], Small]
 
 
-def ways(task: Task, folder: Path, model: nn.Module, methods: Sequence[str], rates: Sequence[float]) -> Iterator[Way]:
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        methods: of `METHODS`.
+        rates: of those that take a rate.
+        bits: of the integers of the others.
+    """
+
+    methods: Sequence[str]
+    rates: Sequence[float]
+    bits: Sequence[int]
+
+    @property
+    def grids(self) -> list[Grid]:
+        """Those of integers."""
+        return [Grid(bits, symmetric) for bits in self.bits for symmetric in (True, False)]
+
+
+def ways(task: Task, folder: Path, model: nn.Module, asked: Asked) -> Iterator[Way]:
     """All settings of some methods.
 
     Args:
         task: gives calibration data.
         folder: directory of the model.
         model: the same, loaded.
-        methods: which.
-        rates: of waterfill.
+        asked: which.
     """
     data = list(task.calibration())
     with tempfile.TemporaryDirectory() as place:
         memory = partial(_in_memory, task, model, data, (), Path(place) / "memory")
         scalar = partial(_in_memory, task, model, data, (Feedback(states=1),), Path(place) / "scalar")
         made = {
-            WATERFILL: lambda: _rates(WATERFILL, rates, partial(_directory, folder, data)),
-            MEMORY: lambda: _rates(MEMORY, rates, memory),
-            SCALAR: lambda: _rates(SCALAR, rates, scalar),
-            GPTQ: lambda: _gptq(model, data),
-            NEAREST: lambda: _nearest(model),
+            WATERFILL: lambda: _rates(WATERFILL, asked.rates, partial(_directory, folder, data)),
+            MEMORY: lambda: _rates(MEMORY, asked.rates, memory),
+            SCALAR: lambda: _rates(SCALAR, asked.rates, scalar),
+            GPTQ: lambda: _gptq(model, data, asked.grids),
+            NEAREST: lambda: _nearest(model, asked.grids),
         }
-        for method in methods:
+        for method in asked.methods:
             yield from made[method]()
 
 
@@ -96,8 +115,8 @@ def _in_memory(task: Task, model: nn.Module, data: Any, quantizers: Any, work: P
         return Small(waterfill.decompress(path), {"": path.stat().st_size})
 
 
-def _gptq(model: nn.Module, data: Any) -> Iterator[Way]:
-    for grid in _grids():
+def _gptq(model: nn.Module, data: Any, grids: Sequence[Grid]) -> Iterator[Way]:
+    for grid in grids:
         for act_order in (False, True):
             for more in (0, 1) if act_order else (0,):
                 tables = Grid(grid.bits + more, grid.symmetric)
@@ -105,12 +124,8 @@ def _gptq(model: nn.Module, data: Any) -> Iterator[Way]:
                 yield Way(GPTQ, setting, partial(gptq, model, data, grid, act_order, tables))
 
 
-def _nearest(model: nn.Module) -> Iterator[Way]:
-    return (Way(NEAREST, _setting(grid), partial(round_to_nearest, model, grid)) for grid in _grids())
-
-
-def _grids() -> list[Grid]:
-    return [Grid(bits, symmetric) for bits in BITS for symmetric in (True, False)]
+def _nearest(model: nn.Module, grids: Sequence[Grid]) -> Iterator[Way]:
+    return (Way(NEAREST, _setting(grid), partial(round_to_nearest, model, grid)) for grid in grids)
 
 
 def _setting(grid: Grid) -> str:
