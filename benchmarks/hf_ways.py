@@ -75,12 +75,11 @@ def ways(task: Task, folder: Path, model: nn.Module, asked: Asked) -> Iterator[W
     """
     data = list(task.calibration())
     with tempfile.TemporaryDirectory() as place:
-        memory = partial(_in_memory, task, model, data, (), Path(place) / "memory")
-        scalar = partial(_in_memory, task, model, data, (Feedback(states=1),), Path(place) / "scalar")
+        memory = partial(_in_memory, task, model, data, Path(place))
         made = {
-            WATERFILL: lambda: _rates(WATERFILL, asked.rates, partial(_directory, folder, data)),
+            WATERFILL: lambda: _rates(WATERFILL, asked.rates, partial(_directory, folder, data, ())),
             MEMORY: lambda: _rates(MEMORY, asked.rates, memory),
-            SCALAR: lambda: _rates(SCALAR, asked.rates, scalar),
+            SCALAR: lambda: _rates(SCALAR, asked.rates, partial(_directory, folder, data, (Feedback(states=1),))),
             GPTQ: lambda: _gptq(model, data, asked.grids),
             NEAREST: lambda: _nearest(model, asked.grids),
         }
@@ -92,10 +91,10 @@ def _rates(method: str, rates: Sequence[float], make: Callable[[float], Small]) 
     return (Way(method, f"rate {rate:g}", partial(make, rate)) for rate in rates)
 
 
-def _directory(folder: Path, data: Any, rate: float) -> Small:
+def _directory(folder: Path, data: Any, quantizers: Any, rate: float) -> Small:
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "out"
-        waterfill.compress_directory(folder, out, data, rate=rate)
+        waterfill.compress_directory(folder, out, data, rate=rate, quantizers=quantizers)
         with Bundle(out) as bundle:
             tensors = {name: tensor for name, tensor in bundle.tensors() if tensor.is_floating_point()}
         return Small(tensors, {"": weight_bytes(out)})
@@ -106,9 +105,9 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors*"))
 
 
-def _in_memory(task: Task, model: nn.Module, data: Any, quantizers: Any, work: Path, rate: float) -> Small:
+def _in_memory(task: Task, model: nn.Module, data: Any, work: Path, rate: float) -> Small:
     """Compress a loaded network; what does not depend on the rate stays in a work folder for the next one."""
-    result = waterfill.compress(model, data, rate=rate, output=task.output, quantizers=quantizers, work=work)
+    result = waterfill.compress(model, data, rate=rate, output=task.output, work=work)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "model.wf"
         result.save(path)
