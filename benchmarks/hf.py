@@ -36,9 +36,9 @@ def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None
     for way in ways(task, folder, model, Asked(options.methods, options.rates, options.bits)):
         if (way.method, way.setting) in done:
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         small = way.make()
-        made = {"seconds": round(time.perf_counter() - start, 1), "commit": commit()}
+        made = {"CPU seconds": round(time.process_time() - start, 1), "commit": commit()}
         quality = task.measure(filled(task.load(folder), small.tensors), model)
         save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | made))
 
