@@ -17,9 +17,10 @@ import hf_page
 import hf_scale
 import results
 from hf_baselines import values
+from hf_commit import commit
 from hf_page import PAGE
 from hf_tasks import TASKS, Task, filled
-from hf_ways import LOW_RATES, METHODS, RATES, ways
+from hf_ways import BITS, LOW_RATES, METHODS, RATES, Asked, ways
 from measure import say
 
 SCALE = "scale"
@@ -32,14 +33,14 @@ def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None
     if not (folder / "config.json").exists():
         task.make(folder)
     model = task.load(folder)
-    for way in ways(task, folder, model, options.methods, options.rates):
+    for way in ways(task, folder, model, Asked(options.methods, options.rates, options.bits)):
         if (way.method, way.setting) in done:
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         small = way.make()
-        seconds = {"seconds": round(time.perf_counter() - start, 1)}
+        made = {"CPU seconds": round(time.process_time() - start, 1), "commit": commit()}
         quality = task.measure(filled(task.load(folder), small.tensors), model)
-        save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | seconds))
+        save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | made))
 
 
 def _save(title: str, row: Row) -> None:
@@ -71,6 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="SECTION", help=", ".join(keys))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=[*RATES, *LOW_RATES], metavar="RATE")
+    parser.add_argument("--bits", nargs="+", type=int, default=BITS, metavar="BITS", help="of GPTQ and rounding")
     parser.add_argument("--fresh", action="store_true", help="measure again what there is")
     parser.add_argument("--calibrated", action="store_true", help="also compress the large model with data")
     parser.add_argument("--write", action="store_true", help="only write the page")

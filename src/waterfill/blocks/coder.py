@@ -14,6 +14,7 @@ from waterfill.allocate import Job
 from waterfill.blocks.outlook import Volumes
 from waterfill.blocks.parts import Part
 from waterfill.blocks.ranks import Ranks
+from waterfill.blocks.sample import Sample
 from waterfill.codec import container
 from waterfill.files import exact_bytes
 from waterfill.importance.factored import KroneckerForm
@@ -22,12 +23,9 @@ from waterfill.limits import fit_sources, fit_spectra, rectangles
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import Vector
 from waterfill.reconstruct import errors
-from waterfill.records import Entry, Exact, Layout, Quantized, Weight
+from waterfill.records import Entry, Exact, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.workshop import PRODUCER
-
-SAMPLED = 1 << 20
-"""Weights of a matrix that stand for all of them when its limit is computed, at least."""
 
 
 @dataclass(frozen=True)
@@ -174,35 +172,6 @@ class Coder:
                 source_model=source.name,
             )
         return found
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Rows of a matrix that stand for all of them when its limit is computed.
-
-    Attributes:
-        weight: the rows.
-        form: what their errors cost.
-        times: how many rows each of them stands for.
-    """
-
-    weight: Weight
-    form: QuadraticForm | None
-    times: float
-
-    @classmethod
-    def of(cls, weight: Weight, form: QuadraticForm | None) -> Sample:
-        """Every k-th row of a large matrix, all of a smaller one."""
-        step = max(1, weight.matrix.size // SAMPLED)
-        if step == 1:
-            return cls(weight, form, 1.0)
-        rows = weight.matrix[::step]
-        some = Weight(weight.name, rows, Layout(rows.shape))
-        if isinstance(form, KroneckerForm):
-            form = replace(form, rows=form.rows[::step])
-        elif form is not None:
-            form = DiagonalForm(form.diagonal()[::step])
-        return cls(some, form, len(weight.matrix) / len(rows))
 
 
 def _loss(form: QuadraticForm | None, aim: Weight, quantized: Quantized) -> float | None:
