@@ -113,6 +113,18 @@ def test_evaluate_a_file_against_a_directory(run, place):
         assert compared(place / f"{name}.wf", model) is not model
 
 
+@pytest.mark.parametrize("name", ["lm", "encoder"])
+def test_evaluate_a_compressed_directory_against_its_original(run, place, name):
+    code, _, _ = run(f"compress {name} -o {name}_out --rate 8 --effort fast")
+    assert code == 0
+    code, _, err = run(f"evaluate {name} {name}_out --data text.txt --count 9 --json e.json")
+    assert (code, err) == (0, "")
+    found = json.loads((place / "e.json").read_text())
+    assert found["compressed"]["size_bytes"] < found["original"]["size_bytes"]
+    assert found["compressed"].keys() == found["original"].keys()
+    assert 0 < (found["compressed"]["kl"] or found["compressed"]["squared_error"]) < 0.1
+
+
 def test_text_data_fits_the_model_of_the_directory(place):
     text = str(place / "text.txt")
     windows = as_text_data(text, place / "lm")
