@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hf_lstm
 import hf_page
 import hf_scale
 import results
@@ -23,7 +24,7 @@ from hf_tasks import TASKS, Task, filled
 from hf_ways import BITS, LOW_RATES, METHODS, RATES, Asked, ways
 from measure import say
 
-SCALE = "scale"
+LSTM, SCALE = "lstm", "scale"
 Row = dict[str, Any]
 
 
@@ -61,6 +62,9 @@ def main() -> None:
             known = [] if options.fresh else results.read(PAGE).get(task.title, [])
             measured(task, options, lambda row, title=task.title: _save(title, row), {_key(row) for row in known})
             hf_page.write()
+    if LSTM in options.only and not options.write:
+        known = [] if options.fresh else results.read(PAGE).get(hf_lstm.TITLE, [])
+        hf_lstm.measure(RATES, _save, known)
     if SCALE in options.only and not options.write:
         hf_scale.measure(options.work, _save, {} if options.fresh else results.read(PAGE), options.calibrated)
     hf_page.write()
@@ -68,7 +72,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    keys = [*(task.key for task in TASKS), SCALE]
+    keys = [*(task.key for task in TASKS), LSTM, SCALE]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="SECTION", help=", ".join(keys))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=[*RATES, *LOW_RATES], metavar="RATE")
