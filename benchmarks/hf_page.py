@@ -56,8 +56,8 @@ def write() -> None:
 
 
 LSTM_TEXT = (
-    "Two LSTM layers of 128, `waterfill.compress(model, calibration, rate=...)`; 16 streams of 3,124 characters from the "
-    "end of the text that the network was trained on, calibration on 128 windows of 256 before it."
+    "Two LSTM layers of 128, `waterfill.compress(model, calibration, rate=...)`; 16 streams of 3,124 characters from "
+    "the end of the text that the network was trained on, calibration on 128 windows of 256 before it."
 )
 _LARGE = ((hf_lstm.TITLE, LSTM_TEXT), (SCALE, SCALE_TEXT), (RESIDENT, RESIDENT_TEXT))
 
@@ -89,8 +89,8 @@ def _files(task: Task, rows: Rows) -> Section:
     text = f"Measured on {task.tested}."
     if task.unused:
         text += (
-            f" The module `{task.unused}` does not matter for it: {WATERFILL} stores it, priced like the least important "
-            f"of its shape, in memory it stores zeros, and the bytes of {GPTQ} and {NEAREST} are those without it."
+            f" The module `{task.unused}` does not matter for it: {WATERFILL} stores it, priced like the least "
+            f"important of its shape, in memory it stores zeros, and the bytes of {GPTQ} and {NEAREST} are those without it."
         )
     return Section(task.title, text, ordered)
 
