@@ -90,7 +90,8 @@ def _files(task: Task, rows: Rows) -> Section:
     if task.unused:
         text += (
             f" The module `{task.unused}` does not matter for it: {WATERFILL} stores it, priced like the least "
-            f"important of its shape, in memory it stores zeros, and the bytes of {GPTQ} and {NEAREST} are those without it."
+            f"important of its shape, in memory it stores zeros, and the bytes of {GPTQ} and {NEAREST} are those "
+            "without it."
         )
     return Section(task.title, text, ordered)
 
