@@ -159,11 +159,12 @@ def inputs_of(names: Sequence[str], original: Side, compressed: Side, sums: Sums
 
 def _compared(name: str, before: Tensor | None, now: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """What one batch adds. Positions that are routed to an expert are others in the compressed model."""
-    routed = len(mask) != len(now)
-    if not routed and not bool(mask.all()):
-        now, before = now[mask], None if before is None else before[mask]
+    aligned = before is not None and len(before) == len(now) == len(mask)
+    if len(now) == len(mask) and not bool(mask.all()):
+        now, before = now[mask], before[mask] if before is not None and aligned else None
     found = {f"gram:{name}": now.T @ now, f"positions:{name}": torch.tensor([float(len(now))])}
-    if before is not None and not routed:
+    if before is not None and aligned:
+        found[f"aligned:{name}"] = found[f"positions:{name}"]
         found[f"change:{name}"] = (before - now).T @ now
         found[f"before:{name}"], found[f"now:{name}"] = before.sum(0), now.sum(0)
     return found
@@ -174,6 +175,7 @@ def _means(name: str, totals: Mapping[str, Tensor]) -> Inputs | None:
     if gram is None or not float(gram.trace()) > 0:
         return None
     positions = float(totals[f"positions:{name}"])
-    change = totals.get(f"change:{name}")
+    aligned = totals.get(f"aligned:{name}")  # in all batches, or the others would count as unchanged
+    change = None if aligned is None or float(aligned) < positions else totals[f"change:{name}"]
     means = None if change is None else (totals[f"before:{name}"] / positions, totals[f"now:{name}"] / positions)
     return Inputs(gram / positions, None if change is None else change / positions, means, positions)

@@ -1,7 +1,8 @@
 """Sums over batches that are the same bits whoever adds which batch, in whatever order.
 
 Floating-point sums depend on their order; whole numbers do not. So every sum counts in units of a power of two, 2^-40
-of the largest value of the first batch (which is on the first process), and processes add up whole numbers.
+of the largest value of the first batch (which is on the first process), and processes add up whole numbers. Where that
+is zero, and for what the first batch does not reach, the unit is the largest of the same kind.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ DIGITS = 40
 """Binary digits of the largest value of the first batch; float32 has 24."""
 
 MOST = 2.0**61
-"""Largest value of a batch in units."""
+"""Largest sum of all processes together, in units."""
 
 
 class Sums:
@@ -33,6 +34,7 @@ class Sums:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._sums: dict[str, Tensor] = {}
+        self._largest: dict[str, float] = {}
         self._units: dict[str, int] | None = None
 
     def add(self, values: Mapping[str, Tensor]) -> None:
@@ -42,15 +44,17 @@ class Sums:
             CalibrationError: it is not finite, or very much larger than in the first batch.
         """
         if self._units is None:
-            self._units = self._ranks.of_first({name: _exponent(value) for name, value in values.items()})
+            found = {name: _exponent(value) for name, value in values.items()}
+            self._units = self._ranks.of_first({name: unit for name, unit in found.items() if unit is not None})
         for name, value in values.items():
             scaled = value.detach().cpu().double() * 2.0 ** (DIGITS - self._unit(name))
-            largest = float(scaled.abs().max()) if scaled.numel() else 0.0
-            if not largest < MOST:
+            largest = self._largest.get(name, 0.0) + (float(scaled.abs().max()) if scaled.numel() else 0.0)
+            if not largest < MOST / self._ranks.count:
                 raise CalibrationError(
                     f"The statistics of {name.partition(':')[2]!r} are not finite, or a million times larger in one "
                     "batch than in the first. Check the batches and the weights."
                 )
+            self._largest[name] = largest
             counted = scaled.round_().to(torch.int64)
             self._sums[name] = self._sums[name].add_(counted) if name in self._sums else counted
 
@@ -60,7 +64,7 @@ class Sums:
         return {name: counted.double() * 2.0 ** (self._unit(name) - DIGITS) for name, counted in whole.items()}
 
     def _unit(self, name: str) -> int:
-        """Exponent of the unit; for what the first batch has not reached, the largest of its kind."""
+        """Exponent of the unit, before `DIGITS`."""
         units = self._units or {}
         if name in units:
             return units[name]
@@ -69,6 +73,7 @@ class Sums:
         return max(same or units.values(), default=0)
 
 
-def _exponent(value: Tensor) -> int:
+def _exponent(value: Tensor) -> int | None:
+    """Of the largest value; None where there is none that says anything."""
     largest = float(value.detach().abs().max()) if value.numel() else 0.0
-    return math.frexp(largest)[1] if math.isfinite(largest) and largest > 0 else -DIGITS
+    return math.frexp(largest)[1] if math.isfinite(largest) and largest > 0 else None

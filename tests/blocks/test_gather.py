@@ -1,0 +1,274 @@
+"""What one batch says of a piece, against gradients of every sample one by one in double precision."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from families import batches, padded
+from waterfill.blocks.flow import Flow
+from waterfill.blocks.gather import TIED, Back, gather, gathered
+from waterfill.blocks.groups import groups_of
+from waterfill.blocks.pieces import Pieces
+from waterfill.blocks.ranks import Ranks
+from waterfill.blocks.sums import Sums
+from waterfill.bundle import Checkpoint
+from waterfill.importance.factored import KroneckerForm
+from waterfill.models.embedder import Embedder
+from waterfill.models.skeleton import Skeleton
+
+BLOCK = 1
+
+
+class Case:
+    """A block of a model on one batch, with random signals at its output."""
+
+    def __init__(self, directory, batch, silent=()):
+        checkpoint = Checkpoint(directory)
+        skeleton = Skeleton(checkpoint.directory, checkpoint)
+        self.flow = Flow(skeleton, None if skeleton.is_language_model else Embedder(skeleton.model))
+        self.pieces = Pieces(checkpoint, groups_of(checkpoint.shapes), skeleton)
+        self.outside = self.pieces.outside()
+        self.piece = self.pieces.block(BLOCK)
+        with torch.no_grad():
+            self.entered = self.flow.enter(batch)
+        torch.manual_seed(1)
+        self.signal = torch.randn(self.entered.hidden.shape)
+        mask = self.entered.there.reshape(self.signal.shape[:2])
+        self.signal[~mask] = 0
+        for sample in silent:
+            self.signal[sample] = 0
+
+    def gathered(self):
+        """The totals, and the gradient at the input."""
+        sums, at = Sums(Ranks()), self.entered.hidden.clone().requires_grad_()
+        run = partial(self.flow.through, self.piece.module, at, self.entered.calls[BLOCK])
+        gradient = gather(sums, self.piece.parameters, run, Back(self.signal, 5.0), at)
+        return sums.totals(), gradient
+
+    def by_sample(self):
+        """Gradients of every parameter [samples, ...] and at the input, and the inputs of linear layers."""
+        block = copy.deepcopy(self.piece.module).double().requires_grad_()
+        inputs = {}
+
+        def note(name, _, given):
+            inputs.setdefault(name, []).append(given[0].detach().reshape(-1, given[0].shape[-1]))
+
+        for name, module in block.named_modules():
+            if type(module).__name__ in ("Linear", "Conv1D"):
+                module.register_forward_pre_hook(partial(note, name))
+        gradients, at_input = [], []
+        args, kwargs = self.entered.calls[BLOCK]
+        for sample in range(len(self.signal)):
+            one = partial(alone, sample=sample, of=len(self.signal))
+            at = one(self.entered.hidden).requires_grad_()
+            out = block(at, *map(one, args), **{name: one(value) for name, value in kwargs.items()})
+            out = out[0] if isinstance(out, tuple) else out
+            wanted = [*block.parameters(), at]
+            found = torch.autograd.grad(out, wanted, one(self.signal), allow_unused=True)
+            gradients.append([torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)])
+            at_input.append(found[-1])
+        names = [name for name, _ in block.named_parameters()]
+        stacked = {name: torch.stack(each) for name, each in zip(names, zip(*gradients, strict=True), strict=False)}
+        return stacked, torch.cat(at_input), {name: torch.cat(each) for name, each in inputs.items()}
+
+
+def alone(value, sample, of):
+    """One sample of an argument, in double precision."""
+    if isinstance(value, tuple):
+        return tuple(alone(each, sample, of) for each in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value[sample : sample + 1] if len(value) == of else value
+    return value.double() if value.is_floating_point() else value
+
+
+def close(found, expected, name=""):
+    atol = 2e-5 * float(expected.abs().max()) + 1e-9  # biases of keys change nothing, but for rounding
+    torch.testing.assert_close(found.double(), expected, rtol=2e-4, atol=atol, msg=lambda text: f"{name}: {text}")
+
+
+def row_totals(totals, name):
+    """The sum of the squares over the inputs of every output, of whatever was gathered of a matrix."""
+    for kind, axis in (("plain", None), ("turned", None), ("squares", 1)):
+        if f"{kind}:{name}" in totals:
+            found = totals[f"{kind}:{name}"]
+            return found if axis is None else found.sum(axis)
+    raise AssertionError(f"nothing was gathered of {name}")
+
+
+CASES = ["llama", "bert", "gpt2", "gemma3"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_block_is_what_single_samples_say(directories, name):
+    case = Case(directories(name), batches(1)[0])
+    totals, gradient = case.gathered()
+    exact, at_input, inputs = case.by_sample()
+    close(gradient, at_input)
+    assert totals["count:"].tolist() == [5.0]
+    linear = {f"{layer}.weight" for layer in inputs}
+    for key, gradients in exact.items():
+        squares = gradients.square().sum(0)
+        if key in linear:
+            close(row_totals(totals, key), squares.sum(0 if name == "gpt2" else 1), key)
+            assert (f"turned:{key}" in totals) == (name == "gpt2")
+            x = inputs[key.removesuffix(".weight")]
+            close(totals[f"gram:{key}"], x.T @ x, key)
+            assert totals[f"positions:{key}"].tolist() == [32.0]
+        elif name != "gemma3":  # whose norms are not known: (1 + weight) x
+            close(totals[f"squares:{key}"], squares, key)
+        else:
+            close(totals[f"squares:{key}"], gradients.sum(0).square(), key)
+    assert {key.partition(":")[2] for key in totals} == {*exact, ""}
+
+
+def test_a_block_with_experts_is_what_a_single_sample_says(directories):
+    """Of one sample, for positions that are routed do not say which sample they are of."""
+    case = Case(directories("mixtral"), batches(1)[0][:1])
+    totals, gradient = case.gathered()
+    exact, at_input, inputs = case.by_sample()
+    close(gradient, at_input)
+    reached = 0
+    for key, gradients in exact.items():
+        squares = gradients.square().sum(0)
+        if not squares.any():
+            assert f"plain:{key}" not in totals
+        elif squares.ndim == 2:
+            close(row_totals(totals, key), squares.sum(1), key)
+        else:
+            close(totals[f"squares:{key}"], squares, key)
+        reached += "experts.down_proj" in key and bool(squares.any())
+    x = inputs["self_attn.q_proj"]
+    close(totals["gram:self_attn.q_proj.weight"], x.T @ x)
+    assert reached >= 2
+    experts = [float(totals.get(f"positions:mlp.experts.down_proj.{index}", torch.zeros(1))) for index in range(4)]
+    assert sum(experts) == 2 * 16, "two experts for each position"
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_padding_counts_nothing(directories, name):
+    batch = padded(1)[0]
+    case = Case(directories(name), batch)
+    totals, gradient = case.gathered()
+    exact, at_input, inputs = case.by_sample()
+    close(gradient, at_input)
+    there = batch["attention_mask"].bool().flatten()
+    assert int(there.sum()) == 25
+    for layer, x in inputs.items():
+        key = f"{layer}.weight"
+        close(row_totals(totals, key), exact[key].square().sum((0, 2)), key)
+        close(totals[f"gram:{key}"], x[there].T @ x[there], key)
+        assert totals[f"positions:{key}"].tolist() == [25.0]
+    shorter = Case(directories(name), {key: value[1:, :9] for key, value in batch.items()})
+    shorter.signal = case.signal[1:, :9]
+    longer = Case(directories(name), batch, silent=[0])
+    for one, other in zip(shorter.by_sample()[0].values(), longer.by_sample()[0].values(), strict=True):
+        close(one[0], other[1])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_form_has_the_row_totals_of_the_exact_squares(directories, name):
+    case = Case(directories(name), batches(1)[0])
+    totals, _ = case.gathered()
+    exact, _, inputs = case.by_sample()
+    turned = name == "gpt2"
+    for layer, x in inputs.items():
+        key = f"{layer}.weight"
+        shape = tuple(case.piece.parameters[key].shape)
+        found = gathered(totals, {key: shape})[key]
+        rows = exact[key].square().sum((0, 1) if turned else (0, 2)).numpy() / 5.0
+        np.testing.assert_allclose(found.rows, rows, rtol=1e-3, atol=1e-5 * rows.max())
+        assert found.layout.transposed == turned
+        gram = (x.T @ x).numpy()
+        plain = KroneckerForm(found.rows, (gram / np.trace(gram))[None], "", 32.0)
+        np.testing.assert_allclose(plain.diagonal().sum(1), rows, rtol=1e-3, atol=1e-5 * rows.max())
+        expected = plain.shrunk().diagonal()
+        np.testing.assert_allclose(found.form.diagonal(), expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
+def test_what_no_batch_reaches_has_no_form(directories):
+    case = Case(directories("llama"), batches(1)[0], silent=[0, 1])
+    totals, gradient = case.gathered()
+    assert not gradient.any()
+    key = "mlp.up_proj.weight"
+    assert gathered(totals, {key: (48, 32), "nowhere": (3,)}).keys() == set()
+
+
+# Outside of the blocks
+
+
+def ends(case):
+    """Totals of what is behind the last block, and of what is before the first one."""
+    flow, hidden, signal = case.flow, case.entered.hidden, case.signal
+    back, front = Sums(Ranks()), Sums(Ranks())
+    at = hidden.clone().requires_grad_()
+    with torch.no_grad():
+        output = flow.leave(batches(1)[0], at)
+    torch.manual_seed(2)
+    out_signal = torch.randn(output.shape)
+    gradient = gather(back, case.outside.parameters, partial(flow.leave, batches(1)[0], at), Back(out_signal, 5.0), at)
+    gather(front, case.outside.parameters, lambda: flow.enter(batches(1)[0]).hidden, Back(signal, 5.0))
+    return out_signal, gradient, back.totals(), front.totals()
+
+
+@pytest.mark.parametrize("name", ["llama", "tied"])
+def test_embeddings_and_the_head(directories, name):
+    case = Case(directories(name), batches(1)[0])
+    out_signal, gradient, back, front = ends(case)
+    ids, hidden = batches(1)[0], case.entered.hidden.double()
+    parameters = case.outside.parameters
+    head = "lm_head.weight" if name == "llama" else "model.embed_tokens.weight"
+    scale, matrix = parameters["model.norm.weight"].double(), parameters[head].double()
+    eps = case.flow.skeleton.model.config.rms_norm_eps
+    scale, matrix, at = (each.detach().clone().requires_grad_() for each in (scale, matrix, hidden))
+
+    def run(sample):
+        normed = at[sample] * (at[sample].square().mean(-1, keepdim=True) + eps).rsqrt() * scale
+        return normed, normed @ matrix.T
+
+    exact = torch.zeros_like(matrix)
+    for sample in range(2):
+        grads = torch.autograd.grad(run(sample)[1], (matrix, at), out_signal[sample].double())
+        exact += grads[0].square()
+        close(gradient[sample], grads[1][sample])
+    close(back[f"plain:{head}"], exact.sum(1))
+    x = torch.cat([run(sample)[0] for sample in range(2)]).detach()
+    close(back[f"gram:{head}"], x.T @ x)
+
+    table = torch.zeros_like(matrix)
+    for sample in range(2):  # each sample adds up what comes back to its tokens
+        one = torch.zeros_like(matrix)
+        for position, token in enumerate(ids[sample].tolist()):
+            one[token] += case.signal[sample, position].double()
+        table += one.detach().square()
+    words = "model.embed_tokens.weight"
+    close(front[f"squares:{words}"], table.detach())
+    counts = torch.bincount(ids.flatten(), minlength=97)
+    assert torch.equal(front[f"tokens:{words}"], counts.double())
+
+    found = gathered({**back, **front}, {words: (97, 32)})[words]
+    diagonal = torch.from_numpy(found.form.diagonal())
+    if name == "tied":
+        assert found.reason == TIED
+        assert found.rows is None
+        close(diagonal.sum(1), (exact.sum(1) + table.sum(1)).detach() / 5)
+        close(diagonal, ((exact.sum(1)[:, None] * back[f"gram:{head}"].diagonal()
+                          / back[f"gram:{head}"].trace()) + table).detach() / 5)  # fmt: skip
+    else:
+        seen = counts > 0
+        close(diagonal[seen], table[seen].detach() / 5)
+        once = counts == 1  # all that were never seen make up what those do that were seen once
+        mass = (table[once].sum(0) / max(int((~seen).sum()), int(once.sum())) / 5).detach()
+        close(diagonal[~seen], mass.expand(int((~seen).sum()), 32))
+
+
+def test_a_table_of_positions_that_all_samples_read_once(directories):
+    """GPT-2 looks positions up without samples, so that those come back together."""
+    case = Case(directories("gpt2"), batches(1)[0])
+    *_, front = ends(case)
+    expected = torch.zeros(64, 32, dtype=torch.float64)
+    expected[:16] = case.signal.double().sum(0).square()
+    close(front["squares:transformer.wpe.weight"], expected)
