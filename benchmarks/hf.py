@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,7 @@ def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None
     for way in ways(task, folder, model, Asked(options.methods, options.rates, options.bits)):
         if (way.method, way.setting) in done:
             continue
-        start = time.process_time()
-        small = way.make()
-        made = {"CPU seconds": round(time.process_time() - start, 1), "commit": commit()}
+        small, made = way.make(), {"commit": commit()}
         quality = task.measure(filled(task.load(folder), small.tensors), model)
         save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | made))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 import waterfill
+from hf_commit import commit
 from hf_tasks import AGREEMENT, KL, PERPLEXITY
 from waterfill import zoo
 from waterfill.results import CompressionResult
@@ -64,9 +64,8 @@ def measure(rates: Sequence[float], save: Callable[[str, Row], None], known: Seq
 
 
 def _row(network: Network, rate: float) -> Row:
-    model, start = zoo.pretrained(network.key), time.perf_counter()
+    model = zoo.pretrained(network.key)
     result = waterfill.compress(model, network.calibration(), rate=rate)
-    seconds = time.perf_counter() - start
     found = waterfill.evaluate(_decoded(result, model), network.test(samples=STREAMS), reference=model)
     return {
         "method": network.name,
@@ -76,7 +75,7 @@ def _row(network: Network, rate: float) -> Row:
         KL: float(found.kl or 0),
         PERPLEXITY: exp(float(found.cross_entropy or 0)),
         AGREEMENT: 100 * float(found.agreement or 0),
-        "seconds": round(seconds, 1),
+        "commit": commit(),
     }
 
 

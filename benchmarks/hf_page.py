@@ -18,7 +18,7 @@ TOP_TEXT = (
     "those of whole files over all values of the network, tied ones once: waterfill's with headers and everything, "
     "the others' without any header, only packed integers, scales, zero points, and in half precision what is no "
     "matrix. Every file was decoded, and quality is that of the network that came back. "
-    "The commit is that of the code of waterfill; what several rates share is in the seconds of the first."
+    "The commit is that of the code of waterfill."
     "\n\n"
     f"- *{WATERFILL}*: `waterfill.compress_directory(folder, out, calibration, rate=...)`, block by block.\n"
     f"- *{MEMORY}*: `waterfill.compress(model, calibration, rate=...)`.\n"
