@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hf_lstm
 import hf_page
 import hf_scale
 import results
 from hf_baselines import values
+from hf_commit import commit
 from hf_page import PAGE
 from hf_tasks import TASKS, Task, filled
-from hf_ways import LOW_RATES, METHODS, RATES, ways
+from hf_ways import BITS, LOW_RATES, METHODS, RATES, Asked, ways
 from measure import say
 
-SCALE = "scale"
+LSTM, SCALE = "lstm", "scale"
 Row = dict[str, Any]
 
 
@@ -32,14 +33,12 @@ def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None
     if not (folder / "config.json").exists():
         task.make(folder)
     model = task.load(folder)
-    for way in ways(task, folder, model, options.methods, options.rates):
+    for way in ways(task, folder, model, Asked(options.methods, options.rates, options.bits)):
         if (way.method, way.setting) in done:
             continue
-        start = time.perf_counter()
-        small = way.make()
-        seconds = {"seconds": round(time.perf_counter() - start, 1)}
+        small, made = way.make(), {"commit": commit()}
         quality = task.measure(filled(task.load(folder), small.tensors), model)
-        save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | seconds))
+        save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | made))
 
 
 def _save(title: str, row: Row) -> None:
@@ -60,6 +59,9 @@ def main() -> None:
             known = [] if options.fresh else results.read(PAGE).get(task.title, [])
             measured(task, options, lambda row, title=task.title: _save(title, row), {_key(row) for row in known})
             hf_page.write()
+    if LSTM in options.only and not options.write:
+        known = [] if options.fresh else results.read(PAGE).get(hf_lstm.TITLE, [])
+        hf_lstm.measure(RATES, _save, known)
     if SCALE in options.only and not options.write:
         hf_scale.measure(options.work, _save, {} if options.fresh else results.read(PAGE), options.calibrated)
     hf_page.write()
@@ -67,10 +69,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    keys = [*(task.key for task in TASKS), SCALE]
+    keys = [*(task.key for task in TASKS), LSTM, SCALE]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="SECTION", help=", ".join(keys))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=[*RATES, *LOW_RATES], metavar="RATE")
+    parser.add_argument("--bits", nargs="+", type=int, default=BITS, metavar="BITS", help="of GPTQ and rounding")
     parser.add_argument("--fresh", action="store_true", help="measure again what there is")
     parser.add_argument("--calibrated", action="store_true", help="also compress the large model with data")
     parser.add_argument("--write", action="store_true", help="only write the page")

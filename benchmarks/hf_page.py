@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import hf_lstm
 import results
 from hf_equal import RATE, Rows, equal
 from hf_tasks import MINILM, TASKS, Task
@@ -16,7 +17,8 @@ TOP_TEXT = (
     "The same networks, calibration data and measurement for all methods; no network is trained again. Rates are "
     "those of whole files over all values of the network, tied ones once: waterfill's with headers and everything, "
     "the others' without any header, only packed integers, scales, zero points, and in half precision what is no "
-    "matrix. Every file was decoded, and quality is that of the network that came back."
+    "matrix. Every file was decoded, and quality is that of the network that came back. "
+    "The commit is that of the code of waterfill."
     "\n\n"
     f"- *{WATERFILL}*: `waterfill.compress_directory(folder, out, calibration, rate=...)`, block by block.\n"
     f"- *{MEMORY}*: `waterfill.compress(model, calibration, rate=...)`.\n"
@@ -53,7 +55,11 @@ def write() -> None:
             results.keep(PAGE, known)
 
 
-_LARGE = ((SCALE, SCALE_TEXT), (RESIDENT, RESIDENT_TEXT))
+LSTM_TEXT = (
+    "Two LSTM layers of 128, `waterfill.compress(model, calibration, rate=...)`; 16 streams of 3,124 characters from "
+    "the end of the text that the network was trained on, calibration on 128 windows of 256 before it."
+)
+_LARGE = ((hf_lstm.TITLE, LSTM_TEXT), (SCALE, SCALE_TEXT), (RESIDENT, RESIDENT_TEXT))
 
 
 def _saved(task: Task, rows: Rows) -> list[Section]:
@@ -83,8 +89,9 @@ def _files(task: Task, rows: Rows) -> Section:
     text = f"Measured on {task.tested}."
     if task.unused:
         text += (
-            f" The module `{task.unused}` does not matter for it: waterfill stores zeros, and the bytes of {GPTQ} and "
-            f"{NEAREST} are those without it."
+            f" The module `{task.unused}` does not matter for it: {WATERFILL} stores it, priced like the least "
+            f"important of its shape, in memory it stores zeros, and the bytes of {GPTQ} and {NEAREST} are those "
+            "without it."
         )
     return Section(task.title, text, ordered)
 

@@ -44,28 +44,46 @@ class Way:
     make: Callable[[], Small]
 
 
-def ways(task: Task, folder: Path, model: nn.Module, methods: Sequence[str], rates: Sequence[float]) -> Iterator[Way]:
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        methods: of `METHODS`.
+        rates: of those that take a rate.
+        bits: of the integers of the others.
+    """
+
+    methods: Sequence[str]
+    rates: Sequence[float]
+    bits: Sequence[int]
+
+    @property
+    def grids(self) -> list[Grid]:
+        """Those of integers."""
+        return [Grid(bits, symmetric) for bits in self.bits for symmetric in (True, False)]
+
+
+def ways(task: Task, folder: Path, model: nn.Module, asked: Asked) -> Iterator[Way]:
     """All settings of some methods.
 
     Args:
         task: gives calibration data.
         folder: directory of the model.
         model: the same, loaded.
-        methods: which.
-        rates: of waterfill.
+        asked: which.
     """
     data = list(task.calibration())
     with tempfile.TemporaryDirectory() as place:
-        memory = partial(_in_memory, task, model, data, (), Path(place) / "memory")
-        scalar = partial(_in_memory, task, model, data, (Feedback(states=1),), Path(place) / "scalar")
+        memory = partial(_in_memory, task, model, data, Path(place))
         made = {
-            WATERFILL: lambda: _rates(WATERFILL, rates, partial(_directory, folder, data)),
-            MEMORY: lambda: _rates(MEMORY, rates, memory),
-            SCALAR: lambda: _rates(SCALAR, rates, scalar),
-            GPTQ: lambda: _gptq(model, data),
-            NEAREST: lambda: _nearest(model),
+            WATERFILL: lambda: _rates(WATERFILL, asked.rates, partial(_directory, folder, data, ())),
+            MEMORY: lambda: _rates(MEMORY, asked.rates, memory),
+            SCALAR: lambda: _rates(SCALAR, asked.rates, partial(_directory, folder, data, (Feedback(states=1),))),
+            GPTQ: lambda: _gptq(model, data, asked.grids),
+            NEAREST: lambda: _nearest(model, asked.grids),
         }
-        for method in methods:
+        for method in asked.methods:
             yield from made[method]()
 
 
@@ -73,10 +91,10 @@ def _rates(method: str, rates: Sequence[float], make: Callable[[float], Small]) 
     return (Way(method, f"rate {rate:g}", partial(make, rate)) for rate in rates)
 
 
-def _directory(folder: Path, data: Any, rate: float) -> Small:
+def _directory(folder: Path, data: Any, quantizers: Any, rate: float) -> Small:
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "out"
-        waterfill.compress_directory(folder, out, data, rate=rate)
+        waterfill.compress_directory(folder, out, data, rate=rate, quantizers=quantizers)
         with Bundle(out) as bundle:
             tensors = {name: tensor for name, tensor in bundle.tensors() if tensor.is_floating_point()}
         return Small(tensors, {"": weight_bytes(out)})
@@ -87,17 +105,17 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors*"))
 
 
-def _in_memory(task: Task, model: nn.Module, data: Any, quantizers: Any, work: Path, rate: float) -> Small:
+def _in_memory(task: Task, model: nn.Module, data: Any, work: Path, rate: float) -> Small:
     """Compress a loaded network; what does not depend on the rate stays in a work folder for the next one."""
-    result = waterfill.compress(model, data, rate=rate, output=task.output, quantizers=quantizers, work=work)
+    result = waterfill.compress(model, data, rate=rate, output=task.output, work=work)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "model.wf"
         result.save(path)
         return Small(waterfill.decompress(path), {"": path.stat().st_size})
 
 
-def _gptq(model: nn.Module, data: Any) -> Iterator[Way]:
-    for grid in _grids():
+def _gptq(model: nn.Module, data: Any, grids: Sequence[Grid]) -> Iterator[Way]:
+    for grid in grids:
         for act_order in (False, True):
             for more in (0, 1) if act_order else (0,):
                 tables = Grid(grid.bits + more, grid.symmetric)
@@ -105,12 +123,8 @@ def _gptq(model: nn.Module, data: Any) -> Iterator[Way]:
                 yield Way(GPTQ, setting, partial(gptq, model, data, grid, act_order, tables))
 
 
-def _nearest(model: nn.Module) -> Iterator[Way]:
-    return (Way(NEAREST, _setting(grid), partial(round_to_nearest, model, grid)) for grid in _grids())
-
-
-def _grids() -> list[Grid]:
-    return [Grid(bits, symmetric) for bits in BITS for symmetric in (True, False)]
+def _nearest(model: nn.Module, grids: Sequence[Grid]) -> Iterator[Way]:
+    return (Way(NEAREST, _setting(grid), partial(round_to_nearest, model, grid)) for grid in grids)
 
 
 def _setting(grid: Grid) -> str:

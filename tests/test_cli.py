@@ -458,7 +458,7 @@ BAD = [
     ("compress nets:net --weights missing.safetensors -o o.wf", 1, ("missing.safetensors", "does not exist")),
     ("compress nets:narrow --weights net.safetensors -o o.wf", 1, ("net.safetensors", "weight")),
     ("compress net.safetensors --weights net.safetensors -o o.wf", 2, ("--weights", "net.safetensors", "factory")),
-    ("compress . -o o.wf", 1, (". is a folder", "expected a .safetensors file")),
+    ("compress . -o o.wf", 1, ("Model directory . has no config.json", "expected a Hugging Face model directory")),
     ("compress net.wf -o o.wf", 1, ("net.wf", "compressed already", "waterfill decompress")),
     ("compress nets:net -o o.wf --rate 2 --size 1kB", 2, ("--rate and --size", "expected one target")),
     ("compress nets:net -o o.wf --rate 0", 2, ("rate=0", "expected a number above zero")),
@@ -625,7 +625,7 @@ def test_bars_have_names_and_rounds_and_the_time_left(monkeypatch):
 
 def test_every_stage_has_a_name():
     told = "".join(path.read_text() for path in Path(waterfill.__file__).parent.rglob("*.py"))
-    assert set(re.findall(r'progress\("(\w+)", ', told)) == set(STAGES)
+    assert set(re.findall(r'(?:progress|tell)\((?:(?:self\.)?progress, )?"(\w+)", ', told)) == set(STAGES)
 
 
 def test_no_bar_without_a_terminal(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from waterfill import cli, compress, evaluate, sentence_batches, text_batches
-from waterfill.cli.directories import Sampling, as_text_data, compared, read_model, size_of
+from waterfill.cli.directories import Sampling, as_text_data, compared, read_model, reads_windows, size_of
 from waterfill.errors import CalibrationError, UsageError, WaterfillError
 from waterfill.models.embedder import Embedder
 
@@ -113,6 +113,18 @@ def test_evaluate_a_file_against_a_directory(run, place):
         assert compared(place / f"{name}.wf", model) is not model
 
 
+@pytest.mark.parametrize("name", ["lm", "encoder"])
+def test_evaluate_a_compressed_directory_against_its_original(run, place, name):
+    code, _, _ = run(f"compress {name} -o {name}_out --rate 8 --effort fast")
+    assert code == 0
+    code, _, err = run(f"evaluate {name} {name}_out --data text.txt --count 9 --json e.json")
+    assert (code, err) == (0, "")
+    found = json.loads((place / "e.json").read_text())
+    assert found["compressed"]["size_bytes"] < found["original"]["size_bytes"]
+    assert found["compressed"].keys() == found["original"].keys()
+    assert 0 < (found["compressed"]["kl"] or found["compressed"]["squared_error"]) < 0.1
+
+
 def test_text_data_fits_the_model_of_the_directory(place):
     text = str(place / "text.txt")
     windows = as_text_data(text, place / "lm")
@@ -127,6 +139,15 @@ def test_text_data_fits_the_model_of_the_directory(place):
     (place / "encoder" / "sentence_bert_config.json").unlink()
     first = as_text_data(str(place / "tokens.npz"), place / "lm", Sampling(length=9, count=3))[0]
     assert first["input_ids"].shape == (1, 9)
+
+
+def test_a_language_model_that_is_pooled_reads_sentences(place, tmp_path):
+    for file in (place / "lm").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert reads_windows(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer", "path": ""}]')
+    assert not reads_windows(tmp_path)
+    assert not reads_windows(place / "encoder")
 
 
 def test_a_factory_gives_data_for_a_directory_too(run, place):

@@ -47,8 +47,7 @@ def test_measures_agree_with_scipy():
     assert found.kl_p99 == pytest.approx(np.quantile(divergences, 0.99), rel=1e-6)
     assert found.agreement == pytest.approx((z.argmax(-1) == r.argmax(-1)).mean())
     assert found.total_variation == pytest.approx(np.abs(softmax(r, -1) - softmax(z, -1)).sum(-1).mean() / 2, rel=1e-6)
-    assert found.mse is None
-    assert found.squared_error is None
+    assert [found.perplexity, found.mse, found.squared_error, found.cosine] == [None] * 4
 
 
 def test_values_agree_with_plain_loops():

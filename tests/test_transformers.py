@@ -9,11 +9,13 @@ import threading
 
 import pytest
 import torch
+from waterfill.integrations.conversion import plan
 
 import waterfill
 from directories import LLAMA, compressed, saved
 from waterfill.bundle import Bundle, part_name, write_plain
 from waterfill.errors import FormatError, UnsupportedModelError, UsageError, WaterfillError
+from waterfill.integrations.staying import staying
 from waterfill.resident import held, resident_bytes
 
 transformers = pytest.importorskip("transformers")
@@ -353,6 +355,19 @@ def test_most_of_the_model_is_not_there(case):
         assert held(model).compressed == bundle.size_bytes == resident_bytes(model) - expected
 
 
+def test_matrices_of_blocks_stay_but_for_those_that_are_tied(small):
+    config = transformers.AutoConfig.from_pretrained(small[2])
+    with Bundle(small[1]) as bundle, torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        ties = {"model.layers.1.mlp.up_proj.weight": "model.layers.0.mlp.up_proj.weight"}
+        model.all_tied_weights_keys = ties
+        found = staying(plan(bundle, model, [], None).units, bundle, model)
+    matrices = {name for name, value in model.named_parameters() if value.ndim == 2 and ".layers." in name}
+    assert found.names == matrices - {*ties, *ties.values()} and list(found.blocks) == [
+        f"model.layers.{k}" for k in range(3)
+    ]
+
+
 def test_generate_gives_the_same_tokens(place):
     for name in ("llama", "mixtral", "t5"):
         out = directories(name, place)[1]
@@ -405,6 +420,7 @@ def test_an_exception_inside_a_block_leaves_a_usable_model(small, error):
     handle = model.model.layers[1].mlp.register_forward_pre_hook(fail)
     with pytest.raises(error):
         outputs(model, WORDS)
+    assert error is KeyboardInterrupt or held(model).decoded == 0
     handle.remove()
     assert outputs(model, WORDS).equal(expected) and held(model).decoded == 0
 

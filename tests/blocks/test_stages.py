@@ -15,7 +15,8 @@ from waterfill.blocks.ranks import Ranks
 from waterfill.blocks.stages import Side, agreed, inputs_of, stages
 from waterfill.blocks.sums import Sums
 from waterfill.bundle import Checkpoint
-from waterfill.importance.factored import SHRINKAGE, KroneckerForm
+from waterfill.calibrate.sequence import SHRINKAGE
+from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton
 

@@ -10,6 +10,7 @@ import torch
 import waterfill
 from directories import compressed, original, payload
 from waterfill.bundle import Bundle, BundleWriter, Checkpoint, is_bundle, part_name, write_plain
+from waterfill.bundle.shards import TYPES, headers
 from waterfill.errors import UsageError, WaterfillError
 
 torch.manual_seed(0)
@@ -169,6 +170,8 @@ def test_plain_directories_hold_the_same_tensors(out, tmp_path, shard_bytes):
         assert set(plain) == set(HEAD) and all(plain[name].equal(bundle[name]) for name in HEAD)
     files = [*(tmp_path / "plain").glob("*.safetensors"), *(tmp_path / "plain").glob("*.index.json")]
     assert size == sum(path.stat().st_size for path in files) and (len(files) == 1) == (shard_bytes > 300)
+    for each in headers((tmp_path / "plain").glob("*.safetensors")).values():
+        assert each.start % TYPES[each.dtype].itemsize == 0
     assert json.loads((tmp_path / "plain/config.json").read_bytes()) == {"vocab": 20, "dtype": "bfloat16"}
     assert (tmp_path / "plain/tokenizer.json").is_file() and (tmp_path / "plain/1_Pooling/config.json").is_file()
 

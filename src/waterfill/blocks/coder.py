@@ -14,6 +14,7 @@ from waterfill.allocate import Job
 from waterfill.blocks.outlook import Volumes
 from waterfill.blocks.parts import Part
 from waterfill.blocks.ranks import Ranks
+from waterfill.blocks.sample import Sample
 from waterfill.codec import container
 from waterfill.files import exact_bytes
 from waterfill.importance.factored import KroneckerForm
@@ -115,14 +116,13 @@ class Coder:
         priced = {part.entry.name: part for part in parts if part.entry.name in jobs}
         done.told |= self._told(done, jobs, priced)
 
-    def keep(self, done: Done, parts: Sequence[Part], tensor: Tensor) -> None:
-        """Store the parts of a tensor without loss."""
-        for part in parts:
-            name, origin = part.entry.name, part.entry.origin
-            assert isinstance(origin, Exact)
-            done.entries[name] = part.entry
-            done.exact[name] = exact_bytes(tensor[part.rows] if tensor.ndim else tensor)
-            done.told[name] = Told(reason=origin.reason)
+    def keep(self, done: Done, part: Part, tensor: Tensor) -> None:
+        """Store a part of a tensor without loss."""
+        name, origin = part.entry.name, part.entry.origin
+        assert isinstance(origin, Exact)
+        done.entries[name] = part.entry
+        done.exact[name] = exact_bytes(tensor[part.rows] if tensor.ndim else tensor)
+        done.told[name] = Told(reason=origin.reason)
 
     def note(self, done: Done, tensor: str, reason: str) -> None:
         """Say something of all entries of a tensor."""
@@ -147,25 +147,31 @@ class Coder:
 
     def _told(self, done: Done, jobs: Mapping[str, Job], parts: Mapping[str, Part]) -> dict[str, Told]:
         """Losses and limits."""
-        weights = {name: part.weight for name, part in parts.items() if part.weight is not None}
-        matrices = {name: weight for name, weight in weights.items() if not weight.is_vector}
-        sources = fit_sources(matrices)
-        forms = {name: jobs[name].form for name in matrices}
-        limits = {}
-        for name, part in rectangles(matrices, sources, forms, fit_spectra(matrices, sources, forms)):
-            distortion = done.quantized[name].distortion
-            if distortion > 0:
-                limits[name] = part.rate_at_distortion(distortion)
-                done.volumes, done.distortion = done.volumes + Volumes.of(part.volumes), done.distortion + distortion
-        return {
-            name: Told(
-                _loss(parts[name].form, jobs[name].weight, done.quantized[name]),
-                limits.get(name),
-                sources[name].standard_error * weights[name].matrix.size if name in limits else 0.0,
-                sources[name].name if name in limits else "",
-            )
-            for name in jobs
+        found = {}
+        for name, part in parts.items():
+            item, aim = done.quantized[name], jobs[name].weight
+            found[name] = Told(_loss(part.form, aim, item))
+        samples = {
+            name: Sample.of(part.weight, jobs[name].form)
+            for name, part in parts.items()
+            if part.weight is not None and not part.weight.is_vector and done.quantized[name].distortion > 0
         }
+        weights = {name: sample.weight for name, sample in samples.items()}
+        forms = {name: sample.form for name, sample in samples.items()}
+        sources = fit_sources(weights)
+        for name, volumes in rectangles(weights, sources, forms, fit_spectra(weights, sources, forms)):
+            distortion, times, source = done.quantized[name].distortion, samples[name].times, sources[name]
+            done.volumes, done.distortion = (
+                done.volumes + Volumes.of(volumes.volumes, times),
+                done.distortion + distortion,
+            )
+            found[name] = replace(
+                found[name],
+                limit=times * volumes.rate_at_distortion(distortion / times),
+                limit_error=source.standard_error * jobs[name].weight.matrix.size,
+                source_model=source.name,
+            )
+        return found
 
 
 def _loss(form: QuadraticForm | None, aim: Weight, quantized: Quantized) -> float | None:

@@ -104,7 +104,8 @@ class Coding:
         distortion = steps.measured()
         measure = steps.importance if steps.power == 1 else f"{steps.importance}^{steps.power:g}"
         facts = {"target": dict(self.target), "importance": steps.importance, "importance_power": steps.power}
-        written = self._finish(facts | {"distortion": distortion})
+        limits = {"limit": self.report.limit_bits() / max(1, work.floating_values), "limits": self.report.limits}
+        written = self._finish(facts | limits | {"limit_measure": measure, "distortion": distortion})
         return self.report.result(
             work, steps.factor, **facts, directory=out, written_bytes=written, water_level=self.level,
             distortion=distortion, limit_measure=measure, distortion_unit=steps.unit,
@@ -150,7 +151,7 @@ class Coding:
                 )
             level *= 2.0 ** (-2.0 * (left - 8 * NEARLY / 2 * self._limit) / weights)
         step.accept()
-        self.report.add(done, packed)
+        self.report.add(step.group.name, done, packed)
         self.level = level
         budget.done(step.group.name, level, done.matrix_bits, 8.0 * len(packed.data))
         if self.writer is not None:

@@ -24,7 +24,7 @@ from waterfill.blocks.work import Work
 from waterfill.bundle import BundleWriter, Checkpoint
 from waterfill.efforts import DEFAULT_RATE, STATES, Effort, check_effort
 from waterfill.errors import UsageError
-from waterfill.protocols import Progress
+from waterfill.protocols import Progress, Quantizer
 from waterfill.quantize import Feedback
 from waterfill.results import DirectoryResult
 from waterfill.resume import Memo, of_tensors, work_folder
@@ -37,6 +37,7 @@ def compress_directory(
     *,
     rate: float | None = None,
     size_bytes: int | None = None,
+    quantizers: Sequence[Quantizer] = (),
     effort: Effort = "default",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -55,6 +56,8 @@ def compress_directory(
             `text_batches`; None to work without data, and without transformers.
         rate: bits of all safetensors files per floating-point value of the model; 4 where no target is given.
         size_bytes: size of all safetensors files.
+        quantizers: quantizer of the matrices, whose rate goes with the water level; by default `Feedback()` with as
+            many states as the effort says.
         effort: as in `compress`.
         include: name patterns; when given, only tensors that match one are quantized.
         exclude: name patterns of tensors that are stored without loss.
@@ -86,7 +89,7 @@ def compress_directory(
     check_effort(effort)
     if not 0 <= seed < 2**63:
         raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
-    target, quantizer = _target(rate, size_bytes), Feedback(STATES[effort])
+    target, quantizer = _target(rate, size_bytes), _quantizer(quantizers or (Feedback(STATES[effort]),))
     batches = None if data is None else list(data)
     options = {"quantizer": quantizer, "include": include, "exclude": exclude, "seed": seed, "data": data is not None}
     with ranks() as team, _folder(work, team, options) as memo, _writer(out, source, force, team) as writer:
@@ -111,6 +114,15 @@ def _writer(out: str | Path, source: str | Path, force: bool, team: Ranks) -> It
             yield writer
     else:
         yield None
+
+
+def _quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:
+    if len(quantizers) != 1 or getattr(quantizers[0], "fixed", False):
+        raise UsageError(
+            f"Got {', '.join(map(repr, quantizers))} as quantizers; expected one whose rate goes with the level, "
+            "such as Feedback() or Trellis()."
+        )
+    return quantizers[0]
 
 
 def _target(rate: float | None, size_bytes: int | None) -> dict[str, float]:

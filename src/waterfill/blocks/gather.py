@@ -74,7 +74,10 @@ def gather(
     found = torch.autograd.grad(output, wanted, back.signal.to(output), allow_unused=True)
     for tensor in parameters.values():
         tensor.requires_grad_(False)
-    values = {f"squares:{n}": g.square() for n, g in zip(unknown, found[len(sites) :], strict=False) if g is not None}
+    values: dict[str, Tensor] = {}
+    for name, gradient in zip(unknown, found[len(sites) :], strict=False):
+        if gradient is not None:
+            values |= {f"squares:{name}": gradient.square(), f"unknown:{name}": torch.ones(1)}
     for name, uses in tape.uses.items():
         reached = [(use, g) for use in uses if (g := found[use.site]) is not None]
         if reached and name not in tape.missed:
@@ -165,7 +168,8 @@ def gathered(totals: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 def _gathered(name: str, shape: tuple[int, ...], totals: Mapping[str, Tensor], count: float) -> Gathered | None:
     squares, gram = totals.get(f"squares:{name}"), totals.get(f"gram:{name}")
     if gram is None or not float(gram.trace()) > 0:
-        return None if squares is None else _diagonal(squares / count, totals.get(f"tokens:{name}"), shape)
+        reason = UNKNOWN if f"unknown:{name}" in totals else ""
+        return None if squares is None else _diagonal(squares / count, totals.get(f"tokens:{name}"), shape, reason)
     plain, turned = totals.get(f"plain:{name}"), totals.get(f"turned:{name}")
     row_squares = plain if turned is None else turned
     assert row_squares is not None
@@ -178,10 +182,10 @@ def _gathered(name: str, shape: tuple[int, ...], totals: Mapping[str, Tensor], c
     return Gathered(form, Layout(shape, transposed=turned is not None), rows)
 
 
-def _diagonal(squares: Tensor, tokens: Tensor | None, shape: tuple[int, ...]) -> Gathered:
+def _diagonal(squares: Tensor, tokens: Tensor | None, shape: tuple[int, ...], reason: str) -> Gathered:
     layout = Layout(shape)
     exact = squares.numpy().reshape(shape)
     if tokens is not None:
         exact = expected(np.ascontiguousarray(exact.T), tokens.numpy()).T
     matrix = layout.to_matrix(exact).astype(np.float32)
-    return Gathered(DiagonalForm(matrix), layout)
+    return Gathered(DiagonalForm(matrix), layout, reason=reason)

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from waterfill.blocks.flow import as_keywords
-from waterfill.blocks.groups import groups_of
+from waterfill.blocks.groups import Group, groups_of
 from waterfill.blocks.parts import LARGEST_PART
 from waterfill.bundle import Checkpoint
 from waterfill.errors import WaterfillError
 
+DENSE = 7
+"""Matrices of a block without experts: query, key, value, output, gate, up and down."""
+
 PROGRAM_BYTES = 500 << 20
 """Of the program and its libraries."""
 
-CODING_BYTES = 60
+CODING_BYTES = 72
 """Of a weight that is being coded, in all arrays of a search together."""
 
 
@@ -78,6 +81,15 @@ def check_memory(checkpoint: Checkpoint, data: Sequence[Any] | None, most: int |
         )
 
 
+def _experts(checkpoint: Checkpoint, groups: Sequence[Group]) -> int:
+    """About how many matrices of a block read inputs of their own beside those of a dense one."""
+    blocks = [group for group in groups if group.block is not None]
+    counts = [sum(len(checkpoint.shapes[name]) > 1 for name in group.tensors) for group in blocks]
+    shapes = [checkpoint.shapes[name] for group in blocks[:1] for name in group.tensors]
+    stacked = [shape[0] for shape in shapes if len(shape) == 3]
+    return max(0, max(counts, default=0) - DENSE) + sum(stacked)
+
+
 def _estimate(checkpoint: Checkpoint, data: Sequence[Any] | None) -> Memory:
     groups = groups_of(checkpoint.shapes)
     sizes = {group.name: sum(math.prod(checkpoint.shapes[name]) for name in group.tensors) for group in groups}
@@ -98,7 +110,7 @@ def _estimate(checkpoint: Checkpoint, data: Sequence[Any] | None) -> Memory:
         PROGRAM_BYTES,
         blocks=4 * 3 * max(blocks, default=0),
         outside=4 * 3 * sum(outside) + 16 * max(outside, default=0),
-        products=8 * inputs**2 * (5 + cores),
+        products=8 * inputs**2 * (5 + cores + 2 * _experts(checkpoint, groups)),
         activations=4 * (len(blocks) + 4) * tokens * width,
         coding=coding + symbols,
     )

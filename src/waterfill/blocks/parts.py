@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from waterfill.models.state_dict import dtype_name, origin_of, weight_of
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Coded, Entry, Exact, Layout, Weight
 
-LARGEST_PART = 1 << 23
+LARGEST_PART = 1 << 22
 """Values of a matrix that is coded in one piece, about."""
 
 
@@ -36,8 +37,8 @@ class Part:
     form: QuadraticForm | None
 
 
-def parts_of(name: str, tensor: Tensor, layout: Layout, form: QuadraticForm | None, why: str = "") -> list[Part]:
-    """The parts of a tensor, or of a matrix of one.
+def parts_of(name: str, tensor: Tensor, layout: Layout, form: QuadraticForm | None, why: str = "") -> Iterator[Part]:
+    """The parts of a tensor, or of a matrix of one, made one by one.
 
     Args:
         name: its name.
@@ -53,7 +54,8 @@ def parts_of(name: str, tensor: Tensor, layout: Layout, form: QuadraticForm | No
     if tensor.ndim == 2 and not layout.transposed and tensor.numel() > LARGEST_PART:
         step = -(-len(tensor) // -(-tensor.numel() // LARGEST_PART))
         cuts = [(start, min(start + step, len(tensor))) for start in range(0, len(tensor), step)]
-    return [_part(name, tensor, layout, form, why, slice(*cut) if len(cuts) > 1 else None) for cut in cuts]
+    for cut in cuts:
+        yield _part(name, tensor, layout, form, why, slice(*cut) if len(cuts) > 1 else None)
 
 
 def _part(whole: str, tensor: Tensor, layout: Layout, form: QuadraticForm | None, why: str, rows: slice | None) -> Part:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from waterfill.blocks.groups import Group
@@ -109,8 +108,3 @@ class Pieces:
             if flat.ndim > 1 and size > most:
                 flat = flat[:: max(1, -(-size // most))]
             yield weight_of(name, flat, Layout(tuple(flat.shape))), size / flat.numel()
-
-
-def device_of_calculations() -> torch.device:
-    """Where blocks are computed."""
-    return torch.device("cpu")

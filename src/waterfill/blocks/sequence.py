@@ -15,6 +15,9 @@ from waterfill.blocks.study import Known
 from waterfill.blocks.sums import Sums
 from waterfill.records import Layout, Weight
 
+AT_ONCE = 1 << 25
+"""Weights that are coded at once, about."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tensors:
@@ -41,16 +44,21 @@ class Tensors:
             level: water level.
             piece: is filled with them, and has its own values of vectors; None for none.
         """
-        coded: list[Part] = []
+        waiting: list[Part] = []
         for key in keys:
             tensor, known = self.tensor(key), self.known.get(key)
             if piece is not None and key in piece.places and tensor.ndim < 2:
                 tensor = piece.rows(key).to(tensor.dtype).reshape(tensor.shape)
             layout = Layout(tuple(tensor.shape)) if known is None else known.layout
-            parts = parts_of(key, tensor, layout, None if known is None else known.diagonal, self._why(key))
-            self.coder.keep(done, [part for part in parts if part.weight is None], tensor)
-            coded += [part for part in parts if part.weight is not None]
-        self._code(done, coded, level, {}, piece)
+            for part in parts_of(key, tensor, layout, None if known is None else known.diagonal, self._why(key)):
+                if part.weight is None:
+                    self.coder.keep(done, part, tensor)
+                    continue
+                waiting.append(part)
+                if sum(each.weight.matrix.size for each in waiting if each.weight is not None) >= AT_ONCE:
+                    self._code(done, waiting, level, {}, piece)
+                    waiting = []
+        self._code(done, waiting, level, {}, piece)
         for key in keys:
             if known := self.known.get(key):
                 self.coder.note(done, key, known.reason)
@@ -93,7 +101,7 @@ class Tensors:
         for key in keys:
             known, found = self.known[key], inputs[pieces[0].places[key].parameter]
             assert known.rows is not None
-            each = parts_of(key, self.tensor(key), known.layout, found.form(known.rows))
+            each = list(parts_of(key, self.tensor(key), known.layout, found.form(known.rows)))
             aims |= {
                 part.entry.name: replace(part.weight, matrix=found.target(part.weight.matrix))
                 for part in each

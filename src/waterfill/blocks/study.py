@@ -26,6 +26,7 @@ from waterfill.blocks.groups import Group
 from waterfill.blocks.outlook import Volumes
 from waterfill.blocks.pieces import Piece, Pieces
 from waterfill.blocks.ranks import Ranks
+from waterfill.blocks.sample import Sample
 from waterfill.blocks.sums import Sums
 from waterfill.bundle import part_name
 from waterfill.importance import signals, weight_scale
@@ -40,7 +41,7 @@ from waterfill.records import Layout, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import pivots
 
-SAMPLED = 1 << 18
+SAMPLED = 1 << 16
 """Values of a matrix that are looked at to foresee its bits without data."""
 
 
@@ -112,12 +113,13 @@ class Study:
         mean = float(form.diagonal().mean())
         if mean > 0 and not isinstance(form, UnfactoredForm):
             self.least[weight.matrix.shape] = min(mean, self.least.get(weight.matrix.shape, mean))
-        source = fit_sources({weight.name: weight}).get(weight.name)
-        found = Volumes.none() if source is None else _volumes(weight, source, tempered)
-        return tempered, Volumes(times * found.counts)
+        some = Sample.of(weight, tempered)
+        source = fit_sources({weight.name: some.weight}).get(weight.name)
+        found = Volumes.none() if source is None else _volumes(some.weight, source, some.form)
+        return tempered, Volumes(times * some.times * found.counts)
 
 
-def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm) -> Volumes:
+def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -> Volumes:
     if not isinstance(form, KroneckerForm):
         return Volumes.of(volumes(weight, source, form))
     rows, columns = source.power_factors()

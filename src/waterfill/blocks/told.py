@@ -37,6 +37,9 @@ class Report:
         distortion: of all of them.
         stored_bits: of everything that has no limit.
         variance: of the limit.
+        overhead: bytes that belong to no tensor.
+        rows: of all tensors, by name.
+        limits: the least bits of any code for every group, by name.
     """
 
     volumes: Volumes = field(default_factory=Volumes.none)
@@ -45,9 +48,11 @@ class Report:
     variance: float = 0.0
     overhead: float = 0.0
     rows: dict[str, _Row] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
 
-    def add(self, done: Done, packed: Packed) -> None:
+    def add(self, group: str, done: Done, packed: Packed) -> None:
         """Take in a group."""
+        before = self.stored_bits
         self.volumes, self.distortion = self.volumes + done.volumes, self.distortion + done.distortion
         self.overhead += packed.overhead_bytes
         for name, told in done.told.items():
@@ -65,6 +70,12 @@ class Report:
             row.limit, row.source_model = (row.limit or 0.0) + told.limit, told.source_model
             row.variance += told.limit_error**2
             self.variance += told.limit_error**2
+        bits = done.volumes.rate_at_distortion(done.distortion) if done.distortion else 0.0
+        self.limits[group] = round(self.stored_bits - before + bits)
+
+    def limit_bits(self) -> float:
+        """The least bits of any code for all groups, at the sum of their distortions."""
+        return self.stored_bits + (self.volumes.rate_at_distortion(self.distortion) if self.distortion else 0.0)
 
     def result(self, work: Work, factor: float, **facts: Any) -> DirectoryResult:
         """The result.
@@ -74,7 +85,6 @@ class Report:
             factor: what costs are multiplied by to be distortions.
             facts: fields of the result that are known elsewhere.
         """
-        limit = self.volumes.rate_at_distortion(self.distortion) if self.distortion else 0.0
         losses = [row.loss for row in self.rows.values() if row.loss is not None]
         types, values = work.checkpoint.dtypes, max(1, work.floating_values)
         return DirectoryResult(
@@ -83,7 +93,7 @@ class Report:
             tensors=tuple(self._line(name, shape, work.tied, factor) for name, shape in work.checkpoint.shapes.items()),
             overhead_bytes=self.overhead,
             predicted_distortion=factor * sum(losses) if losses else None,
-            limit=(self.stored_bits + limit) / values,
+            limit=self.limit_bits() / values,
             limit_error=math.sqrt(self.variance) / values,
             **facts,
         )

@@ -55,14 +55,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 raise UnsupportedModelError(
                     f"Tensor {name!r} in {place.path} is named as if it were a part of another one; rename it first."
                 )
-        self._files: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         place = self._places[name]
-        if place.path not in self._files:
-            self._files[place.path] = safetensors.safe_open(place.path, framework="pt")
         try:
-            tensor: torch.Tensor = self._files[place.path].get_tensor(name)
+            with safetensors.safe_open(place.path, framework="pt") as file:  # not kept: its pages count as memory
+                tensor: torch.Tensor = file.get_tensor(name)
         except (safetensors.SafetensorError, OSError) as error:
             raise FormatError(f"{place.path} cannot be read at tensor {name!r} ({error}). Copy it again.") from error
         return tensor

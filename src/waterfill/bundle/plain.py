@@ -31,7 +31,6 @@ def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_b
         FormatError: a payload is damaged; nothing is left.
         WaterfillError: `out` cannot be written, or a tensor has a type that safetensors does not know.
     """
-    bundle.verify()
     shapes, dtypes = bundle.shapes, bundle.dtypes
     planned = [Planned(name, shapes[name], dtypes[name]) for group in bundle.groups for name in bundle.names(group)]
     config = {key: value for key, value in bundle.config.items() if key != "quantization_config"}

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from waterfill.importance.factored import SHRINKAGE
 from waterfill.models.uses import View
 from waterfill.models.watch import ProductWatch
 
@@ -29,6 +28,10 @@ BUDGET_BYTES = 1 << 29
 FARTHEST = 1.0
 """A target farther from the weights than this, relative to their norm, is not to be trusted."""
 
+SHRINKAGE = 1.5
+"""Share of the mean diagonal of A' that is added to it, times inputs over positions: more than an importance gets, for
+a target follows every accident of the inputs that it was fitted to."""
+
 RIDGE = 1e-4
 """Share of the mean diagonal that is always added, for inputs that are never there."""
 
@@ -42,7 +45,7 @@ class InSequence:
 
         W + W (C - A') A'^-1,    C = E[x x'^T],  A' = E[x' x'^T],
 
-    and then error feedback goes on from there. A' is damped as the importance is where there are few positions, and
+    and then error feedback goes on from there. A' is damped where there are few positions, and
     then less is corrected. Every tensor in `names` is filled again that one product uses once in a pass (a linear or
     convolutional layer, or a matrix product); all others stay as they are.
 

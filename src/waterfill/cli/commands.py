@@ -112,13 +112,13 @@ def compress(
         refused = {
             "--weights": weights, "--distortion": distortion, "--tolerance": tolerance, "--metric": metric,
             "--output": output, "--importance": importance, "--tune": tune or None,
-            "--quantizer": None if quantizer == "feedback" else quantizer,
             "--no-fold-norms": None if fold_norms else "",
         }  # fmt: skip
         sampling = Sampling(length, count, seed)
         _compress_directory(
             Path(model), out, data, refused, sampling, json_file,
-            rate=rate, size_bytes=None if size is None else as_size(size), effort=as_effort(effort),
+            rate=rate, size_bytes=None if size is None else as_size(size),
+            quantizers=as_quantizers(quantizer), effort=as_effort(effort),
             include=include or (), exclude=exclude or (), seed=seed, work=work, force=force,
             memory=None if memory is None else as_size(memory),
         )  # fmt: skip

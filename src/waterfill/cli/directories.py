@@ -77,12 +77,12 @@ def as_text_data(data: str, directory: Path, sampling: Sampling | None = None) -
 
 def reads_windows(directory: Path) -> bool:
     """Whether the model of a directory predicts the next token of a text, told by its class alone."""
-    from waterfill.models.embedder import is_embedder
     from waterfill.models.language import predicts_next
     from waterfill.models.pretrained import model_class
 
     kind = model_class(directory)
-    return not is_embedder(directory) and hasattr(kind, "can_generate") and predicts_next(kind)
+    # AutoModel, which reads those that are pooled, has none
+    return hasattr(kind, "can_generate") and predicts_next(kind)
 
 
 def read_model(directory: Path) -> nn.Module:

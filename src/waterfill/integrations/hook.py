@@ -11,8 +11,11 @@ import threading
 from collections.abc import Sequence
 from types import ModuleType
 
+from waterfill.models.conversion import RULES
+
 REGISTRY = "transformers.quantizers.auto"
 """The module of transformers in which quantizers are registered."""
+
 
 _LOCK = threading.RLock()
 
@@ -26,7 +29,7 @@ def install() -> None:
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
     if REGISTRY in sys.modules:
-        register()
+        _register(importlib.import_module(REGISTRY))  # which waits, where another thread is importing it
 
 
 def register() -> None:
@@ -35,17 +38,22 @@ def register() -> None:
     Raises:
         ImportError: transformers is not installed, or too old.
     """
-    _register(importlib.import_module(REGISTRY))
+    if not _register(importlib.import_module(REGISTRY)):
+        raise ImportError("transformers is too old; expected version 5")
 
 
-def _register(registry: ModuleType) -> None:
+def _register(registry: ModuleType) -> bool:
+    """Register unless it is done; False with a version of transformers that loads weights in another way."""
     with _LOCK:
+        if importlib.util.find_spec(RULES) is None:
+            return False
         if "waterfill" in registry.AUTO_QUANTIZER_MAPPING:
-            return
+            return True
         from waterfill.integrations.quantizer import config_class, quantizer_class
 
         registry.register_quantization_config("waterfill")(config_class())
         registry.register_quantizer("waterfill")(quantizer_class())
+        return True
 
 
 class _Finder(importlib.abc.MetaPathFinder):

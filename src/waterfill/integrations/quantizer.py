@@ -66,7 +66,8 @@ class Loading:
             self._staying = staying(units, self.bundle, model)
             loading_info.missing_keys.difference_update(self._staying.names)
             units = self._staying.others
-        for group in by_group(units, self.bundle).values():
+        bar = import_module(RULES).tqdm
+        for group in bar(by_group(units, self.bundle).values(), desc="Decoding groups"):
             yield from self._decoded(group, model, loading_info)
 
     def _decoded(self, units: list[Unit], model: Any, loading_info: Any) -> Iterator[tuple[str, Tensor]]:

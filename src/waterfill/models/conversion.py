@@ -19,7 +19,7 @@ from torch import Tensor
 from waterfill.errors import UnsupportedModelError
 
 RULES = "transformers.core_model_loading"
-"""The module of transformers that has the rules from checkpoints to models."""
+"""The module of transformers 5 that has the rules from checkpoints to models."""
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,13 @@ from waterfill.report.words import printable
 def bundle_summary(path: str, bundle: Bundle) -> dict[str, Any]:
     """What a compressed directory says about itself and each of its groups; nothing is decoded."""
     rows = [_group_row(bundle, group) for group in bundle.groups]
-    limits = [row["limit_bits"] for row in rows]
     return {
         "directory": path,
         "size_bytes": bundle.size_bytes,
         "floating_values": bundle.floating_values,
         "original_bytes": sum(row["original_bytes"] for row in rows),
         "rate": 8 * bundle.size_bytes / max(1, bundle.floating_values),
-        "limit": None if None in limits else sum(limits) / max(1, bundle.floating_values),
+        "limit": _number(bundle.facts.get("limit")),
         "producer": bundle.description.producer,
         "tied": bundle.tied,
         "facts": bundle.facts,
@@ -33,7 +32,8 @@ def bundle_summary(path: str, bundle: Bundle) -> dict[str, Any]:
 
 def _group_row(bundle: Bundle, group: str) -> dict[str, Any]:
     file = bundle.file(group)
-    values, limit = file.floating_values, file.container.limit
+    values, named = file.floating_values, bundle.facts.get("limits")
+    limit = _number(named.get(group)) if isinstance(named, dict) else None
     return {
         "name": group,
         "tensors": len([name for name in bundle.names(group) if name not in bundle.tied]),
@@ -41,8 +41,12 @@ def _group_row(bundle: Bundle, group: str) -> dict[str, Any]:
         "size_bytes": file.container.size,
         "original_bytes": file.original_bytes,
         "rate": 8 * file.container.size / max(1, values),
-        "limit_bits": None if limit is None else limit.bits,
+        "limit_bits": limit,
     }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def bundle_table(summary: Mapping[str, Any]) -> Group:
@@ -64,5 +68,5 @@ def bundle_table(summary: Mapping[str, Any]) -> Group:
         f"written by {printable(summary['producer'])}; all checksums are right"
     )
     if summary["limit"] is not None:
-        lines.append(f"limit {summary['limit']:.3f} bit/value at this distortion, summed over groups")
+        lines.append(f"limit {summary['limit']:.3f} bit/value at this distortion")
     return Group(table, *map(Text, lines))

@@ -32,8 +32,8 @@ from waterfill.theory.checks import Array
 
 Mask: TypeAlias = NDArray[np.bool_]
 
-MOST_WORK = 2.0**38
-"""Most rows to the power 3 of all matrices of a tensor whose eigenvalues are computed: 20 seconds on one core."""
+MOST_WORK = 2.0**37
+"""Most rows to the power 3 of all matrices of a tensor whose eigenvalues are computed: 10 seconds on one core."""
 
 
 def spectrum(forms: Array, powers: Array) -> Array:
