@@ -81,13 +81,15 @@ class Tensors:
         places = pieces[0].places
         crossed = [key for key in keys if self._is_crossed(key) and key in places]
         names = list(dict.fromkeys(places[key].parameter for key in crossed))
+        exact = {places[key].parameter for key in keys if key in places and self._why(key)}
         finished: list[str] = []
         for stage in agreed(self.coder.team.everyones(stages(sides[0], names))):
             inputs = inputs_of(stage, *sides, Sums(self.coder.team))
             mine = [key for key in crossed if places[key].parameter in inputs]
             self._stage(done, mine, inputs, pieces, level)
-            for key in mine:
-                _correct_bias(places[key].parameter, self.known[key].layout, inputs, pieces)
+            for name, key in {places[key].parameter: key for key in mine}.items():
+                if _bias_of(name) not in exact:
+                    _correct_bias(name, self.known[key].layout, inputs, pieces)
             finished += mine
         return finished
 
@@ -127,9 +129,13 @@ class Tensors:
         return self.kept.get(key) or self.kept.get(key.partition("[")[0], "")
 
 
+def _bias_of(name: str) -> str:
+    return f"{name.removesuffix('weight')}bias"
+
+
 def _correct_bias(name: str, layout: Layout, inputs: Mapping[str, Inputs], pieces: tuple[Piece, Piece]) -> None:
     """Move the bias of a compressed layer so that its outputs keep their means."""
-    bias, means = f"{name.removesuffix('weight')}bias", inputs[name].means
+    bias, means = _bias_of(name), inputs[name].means
     if means is None or not name.endswith("weight") or bias not in pieces[1].parameters:
         return
     before, now = (each.float() for each in means)
