@@ -94,13 +94,13 @@ class Coding:
         """
         study, work = steps.study, self.work
         scale = study.mean ** (1 - steps.power)
-        volumes = {group.name: study.volumes[group.name].scaled(scale) for group in work.groups}
-        budget = Budget(8 * self._payload_bytes(), dict(volumes), study.vectors)
+        volumes = {group.name: study.volumes[group.name].scaled(scale) for group in study.groups}
+        budget = Budget(8 * self._payload_bytes(len(volumes)), dict(volumes), study.vectors)
         self._pilot(study, budget, scale)
         coder = Coder(work.quantizer, study.mean, steps.power, work.team, work.memo)
         for number, step in enumerate(steps.order):
             self._group(step, coder, budget)
-            work.tell("code", number + 1, len(work.groups))
+            work.tell("code", number + 1, len(study.groups))
         distortion = steps.measured()
         measure = steps.importance if steps.power == 1 else f"{steps.importance}^{steps.power:g}"
         facts = {"target": dict(self.target), "importance": steps.importance, "importance_power": steps.power}
@@ -118,8 +118,8 @@ class Coding:
             return self.target["size_bytes"]
         return self.target["rate"] * self.work.floating_values / 8
 
-    def _payload_bytes(self) -> float:
-        return self._limit - HEADER_BYTES * (1 + len(self.work.groups))
+    def _payload_bytes(self, groups: int) -> float:
+        return self._limit - HEADER_BYTES * (1 + groups)
 
     def _pilot(self, study: Study, budget: Budget, scale: float) -> None:
         """See how many bits a group takes at the level of all."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from waterfill.blocks.groups import Group
 from waterfill.bundle import Checkpoint
 from waterfill.bundle.parts import part_of
-from waterfill.errors import UnsupportedModelError
+from waterfill.errors import UnsupportedModelError, WaterfillError
 from waterfill.models.skeleton import Place, Skeleton, apart
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.records import Layout, Weight
@@ -50,6 +50,9 @@ class Pieces:
         checkpoint: the weights.
         groups: its tensors.
         skeleton: the model; None without data.
+
+    Raises:
+        UnsupportedModelError: the model has another number of blocks.
     """
 
     def __init__(self, checkpoint: Checkpoint, groups: Sequence[Group], skeleton: Skeleton | None) -> None:
@@ -57,11 +60,31 @@ class Pieces:
         self._groups = groups
         self._skeleton = skeleton
         self._outside: Piece | None = None
+        stored = sum(group.block is not None for group in groups)
+        if skeleton is not None and stored != len(skeleton.blocks):
+            raise UnsupportedModelError(
+                f"{checkpoint.directory} has tensors of {stored} blocks; expected {len(skeleton.blocks)}, as the model "
+                "of config.json has. Check that config.json belongs to the weights, or compress without data."
+            )
 
     def part(self, key: str) -> Tensor:
         """A tensor of the checkpoint, or a matrix `name[index]` of it."""
         part = None if key in self.checkpoint else part_of(key)
         return self.checkpoint[key] if part is None else self.checkpoint[part.tensor][part.start]
+
+    def _finite(self, name: str) -> Tensor:
+        """A tensor of the checkpoint.
+
+        Raises:
+            WaterfillError: a value is NaN or infinite.
+        """
+        tensor = self.checkpoint[name]
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise WaterfillError(
+                f"Tensor {name!r} {list(tensor.shape)} has values that are NaN or infinite; expected finite ones, for "
+                "nothing can be measured with them. Repair the checkpoint, or exclude it and compress without data."
+            )
+        return tensor
 
     def block(self, number: int) -> Piece:
         """A transformer block with the weights of the checkpoint, in memory of its own."""
@@ -74,7 +97,7 @@ class Pieces:
             for key, place in self._skeleton.places(shapes).items()
             if place.parameter.startswith(f"{name}.")
         }
-        filled = self._skeleton.fill({tensor: self.checkpoint[tensor] for tensor in group.tensors})
+        filled = self._skeleton.fill({tensor: self._finite(tensor) for tensor in group.tensors})
         module = apart(copy.deepcopy(self._skeleton.blocks[name]))
         self._skeleton.empty(filled)
         missing = [each for each, parameter in module.named_parameters() if parameter.is_meta]
@@ -91,7 +114,7 @@ class Pieces:
         if self._outside is None:
             names = [tensor for group in self._groups if group.block is None for tensor in group.tensors]
             places = self._skeleton.places({name: self.checkpoint.shapes[name] for name in names})
-            self._skeleton.fill({name: self.checkpoint[name] for name in names})
+            self._skeleton.fill({name: self._finite(name) for name in names})
             parameters = {n: p for n, p in self._skeleton.model.named_parameters() if not p.is_meta}
             self._outside = Piece(self._skeleton.model, parameters, places)
         return self._outside

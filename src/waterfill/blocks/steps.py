@@ -101,14 +101,14 @@ class Way:
 
     def steps(self) -> Iterator[Step]:
         """Tables, blocks, the last layer."""
-        late = [group for group in self.work.groups if group.block is None and self._late(group)]
-        for group in self.work.groups:
+        late = [group for group in self.study.groups if group.block is None and self._late(group)]
+        for group in self.study.groups:
             if group.block is None and group not in late:
                 yield Step(group, self._table(group))
         self._use(self._compressed)
         with torch.no_grad():
             self._hidden = [self.flow.enter(batch).hidden for batch in self.passed.batches]
-        blocks = [group for group in self.work.groups if group.block is not None]
+        blocks = [group for group in self.study.groups if group.block is not None]
         for number, group in enumerate(blocks):
             yield self._block(number, group)
         for group in late:

@@ -10,7 +10,7 @@ what the compressed blocks before hand on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -75,6 +75,7 @@ class Study:
     """What is known of a model.
 
     Attributes:
+        groups: the groups of the model, in the order of the file.
         known: by name of the tensor, or of its matrix `name[index]`.
         volumes: of every group, for importances to the power and of the mean 1.
         vectors: number of values of vectors in every group.
@@ -87,6 +88,7 @@ class Study:
         unknown: group and name of the matrices that were not.
     """
 
+    groups: Sequence[Group]
     known: dict[str, Known] = field(default_factory=dict)
     volumes: dict[str, Volumes] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
@@ -133,7 +135,7 @@ def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -
 
 def look(groups: Sequence[Group], pieces: Pieces, quantizer: Quantizer, progress: Progress | None) -> Study:
     """Look at the weights alone, at some rows of each."""
-    study, middle = Study(), groups[len(groups) // 2].name
+    study, middle = Study(groups), groups[len(groups) // 2].name
     for done, group in enumerate(groups):
         found = [Volumes.none()]
         for weight, times in pieces.samples(group, SAMPLED):
@@ -212,7 +214,7 @@ class Survey:
 
     def run(self, passed: Passed) -> Study:
         """Send the signals back and see what they say."""
-        study = Study()
+        study = Study(self.groups)
         outside = self.pieces.outside()
         ends = Sums(self.team)
         signals_back = self._from_output(passed, outside, ends)
@@ -303,13 +305,15 @@ class Survey:
 
     def _outside(self, study: Study, piece: Piece, ends: Mapping[str, Tensor], starts: Mapping[str, Tensor]) -> None:
         """Note what was found out about the tensors outside of the blocks; tied ones are at both ends."""
-        found = gathered({**ends, **starts}, piece.shapes)
-        for group in (group for group in self.groups if group.block is None):
-            self._learn(study, group, piece, found, keep=True)
         at_start, at_end = ({name.partition(":")[2] for name in sums} for sums in (starts, ends))
         study.late = {
             key for key, place in piece.places.items() if place.parameter in at_end and place.parameter not in at_start
         }
+        shapes = self.pieces.checkpoint.shapes
+        study.groups = [part for group in self.groups for part in _split(group, study.late, shapes)]
+        found = gathered({**ends, **starts}, piece.shapes)
+        for group in (group for group in study.groups if group.block is None):
+            self._learn(study, group, piece, found, keep=True)
 
     def _estimate(self, study: Study) -> None:
         """Price matrices that nothing is known of like the least important of their shape, or of all."""
@@ -322,6 +326,14 @@ class Survey:
                 weight.layout, form, reason=f"{UNUSED}: priced like the least important of its kind"
             )
             study.volumes[group] += study.take_in(weight, form, self.power)[1]
+
+
+def _split(group: Group, late: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
+    """A group with matrices on both sides of the blocks as two, for blocks are coded in between."""
+    first, last = (tuple(name for name in group.tensors if (name in late) == end) for end in (False, True))
+    if group.block is not None or not first or all(len(shapes[name]) < 2 for name in last):
+        return [group]
+    return [Group(group.name, first), Group(f"{group.name} behind the blocks", last)]
 
 
 def keys_of(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
