@@ -1,6 +1,7 @@
 """Whole directories through the compressor: sizes, tensors, and the distortion that transformers measures."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -167,9 +168,9 @@ def test_sizes_in_bytes(directories, tmp_path):
 def lonely(tmp_path_factory):
     """A model whose hidden states have one large entry, which keeps everything away from the last expert."""
     network = model("mixtral")
-    network.model.embed_tokens.weight[:, 0] = 20.0
+    network.model.embed_tokens.weight[:, 0] = 0.5
     for layer in network.model.layers:
-        layer.mlp.gate.weight[3, 0] = -9.0
+        layer.mlp.gate.weight[:, 0] = torch.tensor([0.0, 0.0, 0.0, -9.0])
         layer.self_attn.o_proj.weight[0] = 0.0
     path = tmp_path_factory.mktemp("lonely") / "model"
     network.save_pretrained(path)
@@ -236,16 +237,16 @@ def test_shards_are_the_same_model(directories, compressed, tmp_path):
 
 @pytest.mark.parametrize("name", ["llama", "tied", "mixtral", "gpt2"])
 def test_large_tensors_are_cut(directories, compressed, tmp_path, monkeypatch, name):
+    out, whole = compressed(name)
     monkeypatch.setattr(parts, "LARGEST_PART", 700)
     result = waterfill.compress_directory(directories(name), tmp_path / "out", batches(), rate=4)
     assert fits(result, 4)
     same_tensors(directories(name), tmp_path / "out")
-    out, whole = compressed(name)
     with Bundle(tmp_path / "out") as cut, Bundle(out) as plain:
         assert len(cut.entries) > len(plain.entries) + 5
-        assert max(entry.numel for entry in cut.entries if len(entry.shape) > 1) <= (3072 if name == "gpt2" else 768)
+        assert max(math.prod(entry.shape) for entry in cut.entries) <= (4096 if name == "gpt2" else 768)
     assert [row.name for row in result.tensors] == [row.name for row in whole.tensors]
-    assert error(directories(name), tmp_path / "out") == pytest.approx(error(directories(name), out), rel=0.25)
+    assert error(directories(name), tmp_path / "out") == pytest.approx(error(directories(name), out), rel=0.5)
     assert result.distortion == pytest.approx(whole.distortion, rel=0.4)
     assert result.distortion == pytest.approx(measured(name, directories(name), tmp_path / "out", batches()), rel=1e-3)
 
@@ -292,7 +293,7 @@ def test_what_is_excluded_comes_back_bit_for_bit(directories, tmp_path, data):
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_only_what_is_included_is_quantized(directories, tmp_path, name):
     result = waterfill.compress_directory(
-        directories(name), tmp_path / "out", batches(), rate=24, include=["*layers.1.*"], exclude=["*q_proj*"]
+        directories(name), tmp_path / "out", batches(), rate=28, include=["*layers.1.*"], exclude=["*q_proj*"]
     )
     original = Checkpoint(directories(name))
     with Bundle(tmp_path / "out") as bundle:
@@ -367,7 +368,7 @@ def test_positions_beyond_the_model(directories, tmp_path):
         ({"rate": 33}, UsageError, "rate=33.0 is out of range"),
         ({"seed": -1}, UsageError, "Seed -1 is out of range"),
         ({"memory": 1000}, WaterfillError, r"takes about .* GiB of memory .*; expected at most 0.00 GiB"),
-        ({"exclude": ["*nothing*"]}, UsageError, "nothing"),
+        ({"exclude": ["*nothing*"]}, WaterfillError, r"'\*nothing\*' of exclude matches no tensor"),
     ],
 )
 def test_arguments_out_of_their_range(directories, tmp_path, options, kind, words):

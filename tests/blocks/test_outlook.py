@@ -111,3 +111,14 @@ def test_groups_teach_the_ratio_and_the_rest_gets_what_is_left():
 def test_with_nothing_left_the_level_is_the_highest():
     budget = Budget(10.0, {"a": Volumes.of(VALUES)}, {})
     assert Volumes.of(VALUES).forecast(budget.level()) <= 1.01
+
+
+def test_what_is_stored_without_loss_is_not_shared_out():
+    volumes = {"a": Volumes.of(VALUES), "b": Volumes.of(VALUES)}
+    budget = Budget(90_000.0, dict(volumes), {"a": 10}, {"a": 20_000.0, "b": 30_000.0})
+    level = budget.level()
+    taken = sum(each.forecast(level) for each in volumes.values())
+    assert taken + 50_000 + 2 * 2400 + 90 == pytest.approx(90_000 * (1 - 0.003), rel=1e-3)
+    budget.done("a", level, volumes["a"].forecast(level), volumes["a"].forecast(level) + 20_000 + 2490)
+    assert budget.fixed == pytest.approx(1.0)
+    assert budget.level() == pytest.approx(level, rel=0.01)

@@ -170,6 +170,16 @@ def test_zeros_in_the_first_batch_say_nothing_of_the_others():
     assert sums.totals()["gram:b"].tolist() == [3.0, 3.0]
 
 
+def test_rounding_in_the_first_batch_says_nothing_of_the_others():
+    sums = Sums(Ranks())
+    sums.add({"plain:a": torch.ones(2), "plain:b": torch.tensor([1e-15, 1e-14])})
+    sums.add({"plain:a": torch.ones(2), "plain:b": torch.full((2,), 3.0)})
+    assert sums.totals()["plain:b"].tolist() == pytest.approx([3.0, 3.0], rel=1e-12)
+    small = Sums(Ranks())
+    small.add({"plain:a": torch.ones(1), "plain:b": torch.full((1,), 1e-9)})
+    assert small.totals()["plain:b"].tolist() == pytest.approx([1e-9], rel=1e-6)
+
+
 def test_a_name_that_the_first_batch_lacks_is_counted_like_its_kind():
     sums = Sums(Ranks())
     sums.add({"gram:a": torch.full((2,), 1000.0), "gram:b": torch.ones(2), "count:": torch.ones(1)})

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 
 pytest.importorskip("transformers")
@@ -112,6 +113,23 @@ def test_empty_takes_the_values_away_and_fill_brings_them_back(case):
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
     skeleton.fill(checkpoint)
     assert torch.equal(output(name, skeleton.model, batches(1)[0]), expected)
+
+
+def test_either_of_two_tied_tensors_is_enough(directories, tmp_path):
+    """Checkpoints may have both, of which one is stored when they are compressed."""
+    shutil.copytree(directories("tied"), tmp_path / "both")
+    tensors = dict(Checkpoint(directories("tied")).items())
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    safetensors.torch.save_file(tensors, tmp_path / "both" / "model.safetensors", {"format": "pt"})
+    expected = loaded("tied", tmp_path / "both").state_dict()
+    for left_out in ("lm_head.weight", "model.embed_tokens.weight"):
+        some = {name: tensor for name, tensor in tensors.items() if name != left_out}
+        skeleton = Skeleton(tmp_path / "both", tensors)
+        places = skeleton.places({name: tuple(tensor.shape) for name, tensor in some.items() if ".layers." not in name})
+        assert {each.parameter for each in places.values()} == {"model.embed_tokens.weight", "model.norm.weight"}
+        assert len(places) == 2
+        skeleton.fill(some)
+        assert all(tensor.equal(expected[name]) for name, tensor in skeleton.model.state_dict().items())
 
 
 def test_only_whole_units_are_filled(directories):

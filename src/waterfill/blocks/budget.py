@@ -7,7 +7,7 @@ every bit that is foreseen is known from a pilot, and then from the groups that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from waterfill.blocks.outlook import Volumes
 
@@ -32,6 +32,7 @@ class Budget:
         bits: of all payloads.
         volumes: of the matrices of every group that is left, by name.
         vectors: number of values of vectors in every group that is left.
+        exact: bits of what is stored without loss in every group that is left.
         ratio: bits that matrices take for every bit that is foreseen.
         fixed: bits of a block beside its matrices; None until one is known.
     """
@@ -39,6 +40,7 @@ class Budget:
     bits: float
     volumes: dict[str, Volumes]
     vectors: Mapping[str, int]
+    exact: Mapping[str, float] = field(default_factory=dict)
     ratio: float = 1.0
     fixed: float | None = None
     _taken: float = 0.0
@@ -74,10 +76,10 @@ class Budget:
         if self._foreseen > 0:
             self.ratio = self._taken / self._foreseen
         if self.vectors.get(group, 0) and matrices:
-            self.fixed = (size - matrices) / max(1.0, self._expected_beside(group))
+            self.fixed = (size - matrices - self.exact.get(group, 0.0)) / max(1.0, self._expected_beside(group))
 
     def _beside(self, group: str) -> float:
-        return self._expected_beside(group) * (1.0 if self.fixed is None else self.fixed)
+        return self.exact.get(group, 0.0) + self._expected_beside(group) * (1.0 if self.fixed is None else self.fixed)
 
     def _expected_beside(self, group: str) -> float:
         return 8 * OVERHEAD + VECTOR_BITS * self.vectors.get(group, 0)

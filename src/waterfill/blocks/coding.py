@@ -95,7 +95,8 @@ class Coding:
         study, work = steps.study, self.work
         scale = study.mean ** (1 - steps.power)
         volumes = {group.name: study.volumes[group.name].scaled(scale) for group in study.groups}
-        budget = Budget(8 * self._payload_bytes(len(volumes)), dict(volumes), study.vectors)
+        exact = {group.name: work.exact_bits(group) for group in study.groups}
+        budget = Budget(8 * self._payload_bytes(len(volumes)), dict(volumes), study.vectors, exact)
         self._pilot(study, budget, scale)
         coder = Coder(work.quantizer, study.mean, steps.power, work.team, work.memo)
         for number, step in enumerate(steps.order):
@@ -140,11 +141,12 @@ class Coding:
             done = step.code(coder, level)
             packed = done.pack()
             left = budget.bits - 8 * len(packed.data)
-            weights = max(1.0, budget.volumes[step.group.name].number)
-            fits = left >= 0 and (left <= 8 * NEARLY * self._limit or not left_tries)
+            weights = budget.volumes[step.group.name].number
+            final = not left_tries or not weights
+            fits = left >= 0 and (left <= 8 * NEARLY * self._limit or final)
             if not last or fits:
                 break
-            if not left_tries and left < 0:
+            if final and left < 0:
                 raise TargetError(
                     f"Target of {self._limit:.0f} bytes is below the floor of about "
                     f"{self._limit - left / 8:.0f} bytes for this directory; ask for more."

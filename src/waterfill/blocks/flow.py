@@ -75,6 +75,9 @@ class Flow:
             hidden, calls = self._entered(inputs)
         mask = inputs.get("attention_mask")
         count = positions_of(hidden)
+        if not count:
+            shapes = {name: list(each.shape) for name, each in inputs.items()}
+            raise CalibrationError(f"The batch {shapes} is empty; expected at least one position. Leave it out.")
         there = torch.ones(count, dtype=torch.bool) if mask is None else mask.bool().flatten()
         return Entered(hidden, calls, there)
 

@@ -34,7 +34,7 @@ def without_data(work: Work) -> Steps:
     """By the weights alone: tables first, then the blocks."""
     pieces = Pieces(work.checkpoint, work.groups, None)
     order = [*(g for g in work.groups if g.block is None), *(g for g in work.groups if g.block is not None)]
-    study = look(order, pieces, work.quantizer, work.progress)
+    study = look(order, pieces, work.kept, work.quantizer, work.progress)
 
     def step(group: Group) -> Step:
         def code(coder: Coder, level: float) -> Done:
@@ -70,7 +70,7 @@ def with_data(work: Work, data: Iterable[Any]) -> Steps:
     flow, pieces = Flow(skeleton, head), Pieces(work.checkpoint, work.groups, skeleton)
     batches = work.team.mine(list(data))
     passed = pass_through(flow, pieces, batches, work.progress)
-    survey = Survey(flow, pieces, work.groups, POWER, work.quantizer, work.team, work.seed, work.progress)
+    survey = Survey(flow, pieces, work.groups, work.kept, POWER, work.quantizer, work.team, work.seed, work.progress)
     study = survey.run(passed)
     way = Way(work, flow, pieces, passed, study)
     logits = flow.output == "logits"

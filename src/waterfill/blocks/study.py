@@ -133,12 +133,16 @@ def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -
 # Without data
 
 
-def look(groups: Sequence[Group], pieces: Pieces, quantizer: Quantizer, progress: Progress | None) -> Study:
-    """Look at the weights alone, at some rows of each."""
+def look(
+    groups: Sequence[Group], pieces: Pieces, kept: Collection[str], quantizer: Quantizer, progress: Progress | None
+) -> Study:
+    """Look at the weights alone, at some rows of each that is not kept as it is."""
     study, middle = Study(groups), groups[len(groups) // 2].name
     for done, group in enumerate(groups):
         found = [Volumes.none()]
         for weight, times in pieces.samples(group, SAMPLED):
+            if weight.name in kept:
+                continue
             if weight.is_vector:
                 study.vectors[group.name] = study.vectors.get(group.name, 0) + weight.matrix.size
                 continue
@@ -196,6 +200,7 @@ class Survey:
         flow: how batches go through it.
         pieces: its parts with their weights.
         groups: its tensors.
+        kept: names of tensors that are stored without loss.
         power: to which importances are taken.
         quantizer: of the matrices.
         team: the processes.
@@ -206,6 +211,7 @@ class Survey:
     flow: Flow
     pieces: Pieces
     groups: Sequence[Group]
+    kept: Collection[str]
     power: float
     quantizer: Quantizer
     team: Ranks
@@ -284,7 +290,7 @@ class Survey:
             place = piece.places.get(key)
             each = None if place is None else _fitting(found.get(place.parameter), place)
             tensor = self.pieces.part(key)
-            if tensor.dtype not in CODED_DTYPES or not tensor.numel():
+            if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self.kept:
                 continue
             weight = weight_of(key, tensor, _layout(each, tensor))
             if weight.is_vector:

@@ -2,7 +2,8 @@
 
 Floating-point sums depend on their order; whole numbers do not. So every sum counts in units of a power of two, 2^-40
 of the largest value of the first batch (which is on the first process), and processes add up whole numbers. Where that
-is zero, and for what the first batch does not reach, the unit is the largest of the same kind.
+is zero, and for what the first batch does not reach, the unit is the largest of the same kind; never is it far below
+that, for some gradients are zero in a batch but for rounding (those of queries, where there is one position).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from waterfill.errors import CalibrationError
 
 DIGITS = 40
 """Binary digits of the largest value of the first batch; float32 has 24."""
+
+SPREAD = 16
+"""Octaves by which a unit may be below the largest of its kind."""
 
 MOST = 2.0**61
 """Largest sum of all processes together, in units."""
@@ -36,6 +40,7 @@ class Sums:
         self._sums: dict[str, Tensor] = {}
         self._largest: dict[str, float] = {}
         self._units: dict[str, int] | None = None
+        self._highest: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add what a batch gives.
@@ -46,6 +51,9 @@ class Sums:
         if self._units is None:
             found = {name: _exponent(value) for name, value in values.items()}
             self._units = self._ranks.of_first({name: unit for name, unit in found.items() if unit is not None})
+            for name, unit in self._units.items():
+                kind = name.partition(":")[0]
+                self._highest[kind] = max(unit, self._highest.get(kind, unit))
         for name, value in values.items():
             scaled = value.detach().cpu().double() * 2.0 ** (DIGITS - self._unit(name))
             largest = self._largest.get(name, 0.0) + (float(scaled.abs().max()) if scaled.numel() else 0.0)
@@ -65,12 +73,9 @@ class Sums:
 
     def _unit(self, name: str) -> int:
         """Exponent of the unit, before `DIGITS`."""
-        units = self._units or {}
-        if name in units:
-            return units[name]
         kind = name.partition(":")[0]
-        same = [unit for other, unit in units.items() if other.partition(":")[0] == kind]
-        return max(same or units.values(), default=0)
+        highest = self._highest.get(kind, max(self._highest.values(), default=0))
+        return max((self._units or {}).get(name, highest), highest - SPREAD)
 
 
 def _exponent(value: Tensor) -> int | None:

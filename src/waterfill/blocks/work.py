@@ -12,6 +12,7 @@ from waterfill.blocks.groups import Group, groups_of
 from waterfill.blocks.ranks import Ranks
 from waterfill.bundle import Checkpoint
 from waterfill.models.patterns import excluded
+from waterfill.models.state_dict import CODED_DTYPES
 from waterfill.protocols import Progress, Quantizer
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 
@@ -82,6 +83,12 @@ class Work:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors but those that are tied to others."""
         return {name: shape for name, shape in self.checkpoint.shapes.items() if name not in self.tied}
+
+    def exact_bits(self, group: Group) -> float:
+        """Bits of the tensors of a group that are stored without loss, about."""
+        types, shapes = self.checkpoint.dtypes, self.checkpoint.shapes
+        exact = [name for name in group.tensors if name in self.kept or types[name] not in CODED_DTYPES]
+        return float(sum(8 * types[name].itemsize * math.prod(shapes[name]) for name in exact))
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is."""

@@ -81,10 +81,11 @@ class Skeleton:
         Raises:
             UnsupportedModelError: they do not fit the model.
         """
-        filled = set()
+        filled, ties = set(), self.model.all_tied_weights_keys
         for unit in self._units:
             if tensors.keys() >= set(unit.names):
-                for name, value in convert(unit, tensors, self.model):
+                for target, value in convert(unit, tensors, self.model):
+                    name = ties.get(target, target)  # what tie_weights takes the values from
                     self._set(name, value)
                     filled.add(name)
         self.model.tie_weights()
