@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from waterfill.integrations.conversion import plan
+from waterfill.models.conversion import plan
 
 import waterfill
 from directories import LLAMA, compressed, saved
