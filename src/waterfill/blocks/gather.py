@@ -54,9 +54,9 @@ class Back:
         return len(self.signal)
 
     def has_all(self, rows: int) -> bool:
-        """Whether so many rows are as many positions of every sample; those that are routed to an expert are not."""
+        """Whether so many rows are of whole samples; positions of several that are routed to an expert are not."""
         positions = math.prod(self.signal.shape[:-1])
-        return rows % (positions if self.signal.ndim > 2 else self.samples) == 0
+        return self.samples == 1 or rows % (positions if self.signal.ndim > 2 else self.samples) == 0
 
 
 def gather(
