@@ -58,7 +58,7 @@ def test_there_and_back(run, place):
 
     code, out, err = run("inspect small --json i.json")
     assert (code, err) == (0, "")
-    assert "model.layers.2.mlp.down_proj.weight" in out
+    assert "model.layers.2" in out
     assert json.loads((place / "i.json").read_text())
 
     code, out, err = run("decompress small -o plain")
