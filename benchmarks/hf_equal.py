@@ -72,6 +72,10 @@ def equal(rows: Rows, ours: str, others: Sequence[str], loss: str) -> Rows:
 
 def _less(rate: float, found: float | str) -> str:
     if not isinstance(found, str):
-        return f"{rate - found:.2f}"
+        return _bits(rate - found)
     sign, end = found.split()
-    return f"{'>' if sign == '<' else '<'} {rate - float(end):.2f}"
+    return f"{'>' if sign == '<' else '<'} {_bits(rate - float(end))}"
+
+
+def _bits(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # no negative zero

@@ -93,7 +93,8 @@ def _files(task: Task, rows: Rows) -> Section:
             f"important of its shape, in memory it stores zeros, and the bytes of {GPTQ} and {NEAREST} are those "
             "without it."
         )
-    return Section(task.title, text, ordered)
+    shared = [key for key in ordered[0] if all(key in each for each in ordered)]  # older rows had times as well
+    return Section(task.title, text, [{key: each[key] for key in shared} for each in ordered])
 
 
 def row(method: str, setting: str, size: int, values: int, measured: dict[str, Any]) -> dict[str, Any]:

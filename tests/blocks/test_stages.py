@@ -12,10 +12,9 @@ from waterfill.blocks.flow import Flow
 from waterfill.blocks.groups import groups_of
 from waterfill.blocks.pieces import Pieces
 from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.stages import Side, agreed, inputs_of, stages
+from waterfill.blocks.stages import SHRINKAGE, Side, agreed, inputs_of, stages
 from waterfill.blocks.sums import Sums
 from waterfill.bundle import Checkpoint
-from waterfill.calibrate.sequence import SHRINKAGE
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton

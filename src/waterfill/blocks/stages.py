@@ -22,6 +22,10 @@ from waterfill.importance.factored import KroneckerForm
 from waterfill.models.uses import Dense, View
 from waterfill.models.watch import ProductWatch
 
+SHRINKAGE = 1.5
+"""Share of the mean diagonal that is added to the products of inputs where a target is sought, times inputs over
+positions: more than an importance gets, for a target follows every accident of the text that it was fitted to."""
+
 _Inputs = dict[str, Tensor]
 
 
@@ -129,7 +133,7 @@ class Inputs:
         if self.change is None:
             return matrix
         wide = matrix.astype(np.float64)
-        moves = shift(wide, self.seen[None], self.change[None], self.positions)
+        moves = shift(wide, self.seen[None], self.change[None], SHRINKAGE / self.positions)
         return matrix if moves is None else (wide + moves).astype(np.float32)
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from waterfill.importance.factored import SHRINKAGE
 from waterfill.models.uses import View
 from waterfill.models.watch import ProductWatch
 
@@ -28,10 +29,6 @@ BUDGET_BYTES = 1 << 29
 FARTHEST = 1.0
 """A target farther from the weights than this, relative to their norm, is not to be trusted."""
 
-SHRINKAGE = 1.5
-"""Share of the mean diagonal of A' that is added to it, times inputs over positions: more than an importance gets, for
-a target follows every accident of the inputs that it was fitted to."""
-
 RIDGE = 1e-4
 """Share of the mean diagonal that is always added, for inputs that are never there."""
 
@@ -45,7 +42,7 @@ class InSequence:
 
         W + W (C - A') A'^-1,    C = E[x x'^T],  A' = E[x' x'^T],
 
-    and then error feedback goes on from there. A' is damped where there are few positions, and
+    and then error feedback goes on from there. A' is damped as the importance is where there are few positions, and
     then less is corrected. Every tensor in `names` is filled again that one product uses once in a pass (a linear or
     convolutional layer, or a matrix product); all others stay as they are.
 
@@ -162,25 +159,25 @@ def moved(values: NDArray[np.float32], view: View, before: Tensor, now: Tensor) 
     seen = torch.bmm(now, now.transpose(1, 2)).double() / positions
     change = torch.bmm(before - now, now.transpose(1, 2)).double() / positions
     matrix = view.layout.to_matrix(values).astype(np.float64)
-    moves = shift(matrix, seen, change, positions)
+    moves = shift(matrix, seen, change, SHRINKAGE / positions)
     return values if moves is None else view.layout.from_matrix((matrix + moves).astype(np.float32))
 
 
-def shift(matrix: NDArray[np.float64], seen: Tensor, change: Tensor, positions: float) -> NDArray[np.float64] | None:
+def shift(matrix: NDArray[np.float64], seen: Tensor, change: Tensor, damping: float) -> NDArray[np.float64] | None:
     """How far the target of a matrix is from it, see `InSequence`.
 
     Args:
         matrix: W [out, in].
         seen: A', float64 [groups, in, in].
         change: C - A', of the same shape.
-        positions: over how many these are means.
+        damping: share of the mean diagonal of A' that is added to it, for each input.
 
     Returns:
         [out, in]; None where it is not to be trusted.
     """
     groups, inputs = seen.shape[:2]
     means = seen.diagonal(dim1=1, dim2=2).mean(1)
-    added = (SHRINKAGE * inputs / positions + RIDGE) * means
+    added = (damping * inputs + RIDGE) * means
     damped = seen + torch.diag_embed(torch.where(means > 0, added, 1.0)[:, None].expand(groups, inputs))
     solved = torch.linalg.solve(damped, change.transpose(1, 2)).transpose(1, 2).numpy()
     moves: NDArray[np.float64] = (matrix.reshape(groups, -1, inputs) @ solved).reshape(matrix.shape)
