@@ -9,13 +9,13 @@ import threading
 
 import pytest
 import torch
-from waterfill.integrations.conversion import plan
 
 import waterfill
 from directories import LLAMA, compressed, saved
 from waterfill.bundle import Bundle, part_name, write_plain
 from waterfill.errors import FormatError, UnsupportedModelError, UsageError, WaterfillError
 from waterfill.integrations.staying import staying
+from waterfill.models.conversion import plan
 from waterfill.resident import held, resident_bytes
 
 transformers = pytest.importorskip("transformers")

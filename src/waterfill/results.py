@@ -75,7 +75,8 @@ class Outcome(ABC):
         original_bytes: bytes of all tensors before, tied ones once.
         tensors: a row for every entry of the state dict.
         overhead_bytes: bytes that belong to no tensor (header, directory, checksums, stream ends).
-        water_level: distortion per weight at which every weight is filled.
+        water_level: distortion per weight at which every weight is filled; of a directory, in its last group with
+            matrices.
         distortion: mean distortion on the calibration data, measured: D(original || compressed) in nats for logits,
             squared error for values; None without data.
         target: what was asked, for example `{"rate": 3.0}`; empty for quantizers of a fixed rate without a target.

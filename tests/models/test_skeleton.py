@@ -90,7 +90,7 @@ def test_a_tensor_of_three_axes_has_a_place_for_every_matrix():
     skeleton = Skeleton.__new__(Skeleton)
     skeleton.model = torch.nn.Module()
     skeleton.model.get_parameter_or_buffer = skeleton.model.get_parameter
-    shapes = {"experts": (3, 4, 2), "bias": (4,)}
+    shapes = {"experts": (3, 4, 5), "bias": (4,)}
 
     def fill(tensors):
         for name, tensor in tensors.items():

@@ -61,6 +61,14 @@ class Budget:
         whole = sum(self.volumes.values(), Volumes.none())
         return whole.level_at_forecast(max(left, 1.0) / self.ratio)
 
+    def is_last(self, group: str) -> bool:
+        """Whether no other group with matrices is left."""
+        return all(not volumes.number for name, volumes in self.volumes.items() if name != group)
+
+    def beside_others(self, group: str) -> float:
+        """Bits of all other groups that are left, beside their matrices."""
+        return sum(self._beside(name) for name in self.volumes if name != group)
+
     def done(self, group: str, level: float, matrices: float, size: float) -> None:
         """Take in what a group took.
 

@@ -18,11 +18,14 @@ from waterfill.bundle import BundleWriter
 from waterfill.errors import TargetError
 from waterfill.results import DirectoryResult
 
-HEADER_BYTES = 80
-"""Of a safetensors file beside its tensors, and for each tensor in it."""
+HEADER_BYTES = 64
+"""Of a safetensors file beside its tensors, and for each tensor in it, without its size and place."""
 
 TRIES = 5
 """How often the last group is coded, until all fit."""
+
+FARTHEST = 6.0
+"""Octaves by which the level of the last group moves at most from one try to the next."""
 
 NEARLY = 0.005
 """What may be left of the size at the end."""
@@ -51,6 +54,7 @@ class Steps:
     """How a model is coded.
 
     Attributes:
+        work: the model.
         study: what is known before.
         order: the groups.
         power: to which importances are taken.
@@ -60,6 +64,7 @@ class Steps:
         measured: gives the distortion on the calibration data at the end; None without data.
     """
 
+    work: Work
     study: Study
     order: Iterable[Step]
     power: float
@@ -74,15 +79,15 @@ class Coding:
     """Codes all groups.
 
     Attributes:
-        work: the model.
         writer: of the directory; None in processes that do not write.
         target: what was asked.
+        work: the model.
         report: what is told so far.
     """
 
-    work: Work
     writer: BundleWriter | None
     target: Mapping[str, float]
+    work: Work
     report: Report = field(default_factory=Report)
     level: float = 0.0
 
@@ -120,7 +125,8 @@ class Coding:
         return self.target["rate"] * self.work.floating_values / 8
 
     def _payload_bytes(self, groups: int) -> float:
-        return self._limit - HEADER_BYTES * (1 + groups)
+        digits = len(str(round(self._limit)))
+        return self._limit - HEADER_BYTES * (1 + groups) - 3 * digits * groups
 
     def _pilot(self, study: Study, budget: Budget, scale: float) -> None:
         """See how many bits a group takes at the level of all."""
@@ -135,13 +141,13 @@ class Coding:
         budget.pilot(bits, share * volumes.forecast(level))
 
     def _group(self, step: Step, coder: Coder, budget: Budget) -> None:
-        """Code a group; the last one again and again, until everything fits."""
-        last, level = len(budget.volumes) == 1, budget.level()
+        """Code a group; the last one with matrices again and again, until everything fits."""
+        name, level = step.group.name, budget.level()
+        weights, last = budget.volumes[name].number, budget.is_last(name)
         for left_tries in reversed(range(TRIES)):
             done = step.code(coder, level)
             packed = done.pack()
-            left = budget.bits - 8 * len(packed.data)
-            weights = budget.volumes[step.group.name].number
+            left = budget.bits - 8 * len(packed.data) - budget.beside_others(name)
             final = not left_tries or not weights
             fits = left >= 0 and (left <= 8 * NEARLY * self._limit or final)
             if not last or fits:
@@ -151,10 +157,11 @@ class Coding:
                     f"Target of {self._limit:.0f} bytes is below the floor of about "
                     f"{self._limit - left / 8:.0f} bytes for this directory; ask for more."
                 )
-            level *= 2.0 ** (-2.0 * (left - 8 * NEARLY / 2 * self._limit) / weights)
+            octaves = -2.0 * (left - 8 * NEARLY / 2 * self._limit) / weights
+            level *= 2.0 ** min(max(octaves, -FARTHEST), FARTHEST)
         step.accept()
         self.report.add(step.group.name, done, packed)
-        self.level = level
+        self.level = level if weights else self.level
         budget.done(step.group.name, level, done.matrix_bits, 8.0 * len(packed.data))
         if self.writer is not None:
             self.writer.add(step.group.name, packed.data)

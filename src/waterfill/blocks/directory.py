@@ -23,7 +23,7 @@ from waterfill.blocks.steps import with_data, without_data
 from waterfill.blocks.work import Work
 from waterfill.bundle import BundleWriter, Checkpoint
 from waterfill.efforts import DEFAULT_RATE, STATES, Effort, check_effort
-from waterfill.errors import UsageError
+from waterfill.errors import TargetError, UsageError
 from waterfill.protocols import Progress, Quantizer
 from waterfill.quantize import Feedback
 from waterfill.results import DirectoryResult
@@ -97,9 +97,16 @@ def compress_directory(
         check_memory(checkpoint, batches, memory)
         device = torch.device("cpu")
         memo.claim(lambda options: of_tensors(checkpoint.items(), batches or (), (), options, device))
-        todo = Work.of(checkpoint, quantizer, team, seed, progress, (include, exclude), memo)
+        ties = batches is None or bool(
+            checkpoint.config.get("tie_word_embeddings", True)
+        )  # then the model has them too
+        todo = Work.of(checkpoint, quantizer, team, seed, progress, (include, exclude), memo, ties=ties)
+        if not todo.floating_values and "rate" in target:
+            raise TargetError(
+                "The directory has no floating-point values to which a rate applies; ask for size_bytes instead."
+            )
         steps = without_data(todo) if batches is None else with_data(todo, batches)
-        return Coding(todo, writer, target).run(steps, Path(out))
+        return Coding(writer, target, steps.work).run(steps, Path(out))
 
 
 def _folder(work: str | Path | None, team: Ranks, options: Mapping[str, Any]) -> AbstractContextManager[Memo]:

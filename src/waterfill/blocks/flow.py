@@ -10,7 +10,7 @@ hidden --leave--> output: logits, or the embeddings of sentences
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,6 +25,12 @@ from waterfill.protocols import Output
 
 Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 """What a block is called with beside the hidden states."""
+
+
+OTHERWISE = (
+    "expected blocks that are called one after the other, each once with the hidden states of the one before. Compress "
+    "the directory without data, or the model as a module with waterfill.compress."
+)
 
 
 class _Reached(Exception):
@@ -72,7 +78,12 @@ class Flow:
             hidden, calls = self._entered(inputs)
         except _OtherShape:
             self._tuples = not self._tuples
-            hidden, calls = self._entered(inputs)
+            try:
+                hidden, calls = self._entered(inputs)
+            except _OtherShape as error:
+                raise UnsupportedModelError(
+                    f"Blocks of the model change the shape of hidden states; {OTHERWISE}"
+                ) from error
         mask = inputs.get("attention_mask")
         count = positions_of(hidden)
         if not count:
@@ -89,10 +100,13 @@ class Flow:
 
     def leave(self, batch: Any, hidden: Tensor) -> Tensor:
         """Come from the last block to the output [samples, ...]."""
+        called: list[int] = []
         last = len(self.skeleton.blocks) - 1
 
         def act(index: int, given: Tensor, call: Call) -> Tensor:
             del call
+            _check_order(index, called)
+            called.append(index)
             return hidden if index == last else given
 
         return self._call(as_keywords(batch), act)
@@ -104,6 +118,7 @@ class Flow:
         def act(index: int, given: Tensor, call: Call) -> Tensor:
             if first and given.shape != first[0].shape:
                 raise _OtherShape
+            _check_order(index, calls)
             first.append(given)
             calls.append(call)
             if index == len(self.skeleton.blocks) - 1:
@@ -114,10 +129,7 @@ class Flow:
             self._call(inputs, act)
         except _Reached:
             return first[0], calls
-        raise UnsupportedModelError(
-            "The model does not call its last block; expected one after the other, each with the hidden states of the "
-            "one before. Compress it without data, or as a module with waterfill.compress."
-        )
+        raise UnsupportedModelError(f"The model does not call its last block; {OTHERWISE}")
 
     def _call(self, inputs: Mapping[str, Tensor], act: Any) -> Tensor:
         with _standing_in(list(self.skeleton.blocks.values()), act, self._tuples):
@@ -127,10 +139,25 @@ class Flow:
                 shapes = {name: list(each.shape) for name, each in inputs.items()}
                 raise CalibrationError(
                     f"The model cannot be called with the batch {shapes}: {str(error).splitlines()[0]} Expected "
-                    "input_ids [samples, positions] within its vocabulary and length, or a dict of its arguments."
+                    "input_ids [samples, positions] within its vocabulary and length, or a dict of its arguments. A "
+                    "model that takes no tokens, or whose blocks hand on more than hidden states, goes without data, "
+                    "or as a module with waterfill.compress."
                 ) from error
         found: Tensor = out if isinstance(out, Tensor) else out.logits
         return found
+
+
+def _check_order(index: int, called: Sequence[Any]) -> None:
+    """Check that blocks are called one after the other, each once.
+
+    Raises:
+        UnsupportedModelError: they are not, such as one that a model uses several times.
+    """
+    if index != len(called):
+        raise UnsupportedModelError(
+            f"The model calls its block {index} after {len(called)} others, or again as layers that share weights; "
+            f"{OTHERWISE}"
+        )
 
 
 class _OtherShape(Exception):

@@ -7,6 +7,7 @@ the piece; one more step gives the gradients at every product in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -47,6 +48,16 @@ class Back:
     signal: Tensor
     count: float
 
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.signal)
+
+    def has_all(self, rows: int) -> bool:
+        """Whether so many rows are of whole samples; positions of several that are routed to an expert are not."""
+        positions = math.prod(self.signal.shape[:-1])
+        return self.samples == 1 or rows % (positions if self.signal.ndim > 2 else self.samples) == 0
+
 
 def gather(
     sums: Sums, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], back: Back, at: Tensor | None = None
@@ -81,17 +92,18 @@ def gather(
     for name, uses in tape.uses.items():
         reached = [(use, g) for use in uses if (g := found[use.site]) is not None]
         if reached and name not in tape.missed:
-            values |= _statistics(name, [use for use, _ in reached], [g for _, g in reached], len(back.signal))
+            values |= _statistics(name, [use for use, _ in reached], [g for _, g in reached], back)
     values["count:"] = torch.tensor([back.count])
     sums.add(values)
     return None if at is None else found[-1]
 
 
-def _statistics(name: str, uses: list[Use], gradients: list[Tensor], samples: int) -> dict[str, Tensor]:
+def _statistics(name: str, uses: list[Use], gradients: list[Tensor], back: Back) -> dict[str, Tensor]:
     """What one tensor adds to the sums."""
     if all(isinstance(use.view, Dense) and use.view.sizes[2] <= LARGEST for use in uses):
-        return _sum([_products(name, use, g, samples) for use, g in zip(uses, gradients, strict=True)])
-    whole = samples if all(use.rows % samples == 0 for use in uses) else 1
+        parts = zip(uses, gradients, strict=True)
+        return _sum([_products(name, use, g, back.samples if back.has_all(use.rows) else use.rows) for use, g in parts])
+    whole = back.samples if all(map(back.has_all, (use.rows for use in uses))) else 1
     found = {f"squares:{name}": square_sum(uses, [[g] for g in gradients], whole, "major")}
     if all(isinstance(use.view, Tokens) for use in uses):
         counts = [torch.bincount(use.x, minlength=use.view.layout.shape[0]) for use in uses if use.x is not None]
@@ -109,7 +121,7 @@ def _products(name: str, use: Use, gradient: Tensor, samples: int) -> dict[str, 
     turned = "turned" if use.view.layout.transposed else "plain"
     return {
         f"gram:{name}": x.T @ x,
-        f"{turned}:{name}": _row_squares(g, x, samples if use.rows % samples == 0 else use.rows),
+        f"{turned}:{name}": _row_squares(g, x, samples),
         f"positions:{name}": alive.sum().double()[None],
     }
 

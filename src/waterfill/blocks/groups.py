@@ -31,19 +31,18 @@ class Group:
     block: int | None = None
 
 
-def groups_of(shapes: Mapping[str, tuple[int, ...]], blocks: str = "") -> list[Group]:
+def groups_of(shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
     """The groups of a checkpoint: blocks in their order, then large tensors, then the rest.
 
     Args:
         shapes: of all its tensors.
-        blocks: name of the list of blocks in the model; empty where it is not known: then the one with the most values.
     """
     families: dict[str, dict[int, list[str]]] = {}
     for name in shapes:
         numbered = _NUMBERED.match(name)
         if numbered is not None:
             families.setdefault(numbered[1], {}).setdefault(int(numbered[2]), []).append(name)
-    family = _family(families, shapes, blocks)
+    family = _family(families, shapes)
     members = families.get(family, {})
     found = [Group(f"{family}.{number}", tuple(members[number]), number) for number in sorted(members)]
     inside = {name for group in found for name in group.tensors}
@@ -53,11 +52,10 @@ def groups_of(shapes: Mapping[str, tuple[int, ...]], blocks: str = "") -> list[G
     return [*found, *(Group(name, (name,)) for name in large), *([Group(REST, rest)] if rest else [])]
 
 
-def _family(families: Mapping[str, Mapping[int, list[str]]], shapes: Mapping[str, tuple[int, ...]], blocks: str) -> str:
-    """The prefix of the blocks: by its name, else the one with the most values."""
-    named = [family for family in families if blocks and (blocks.endswith(family) or family.endswith(blocks))]
-    values = {
-        family: sum(math.prod(shapes[name]) for names in families[family].values() for name in names)
-        for family in families
-    }
-    return max(named or families, key=lambda family: values[family], default="")
+def _family(families: Mapping[str, Mapping[int, list[str]]], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The prefix of the blocks: the one with the most values."""
+
+    def values(family: str) -> int:
+        return sum(math.prod(shapes[name]) for names in families[family].values() for name in names)
+
+    return max(families, key=values, default="")

@@ -102,8 +102,8 @@ def _home(stages: list[list[str]], name: str) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    """The name without numbers: experts are of one kind."""
-    return re.sub(r"\.\d+", ".#", name)
+    """The name without the numbers of experts, which are of one kind; all other matrices are of their own."""
+    return re.sub(r"\.\d+$|(?<=experts)\.\d+", ".#", name)
 
 
 @dataclass(frozen=True, eq=False)

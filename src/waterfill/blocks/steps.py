@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ from waterfill.models.skeleton import Skeleton
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.records import Layout
 
+BUFFER = "a buffer of the model"
+
 POWER = 0.75
 """To which importances are taken."""
 
 
 def without_data(work: Work) -> Steps:
-    """By the weights alone: tables first, then the blocks."""
+    """By the weights alone: what has no matrices first, then tables, then the blocks."""
     pieces = Pieces(work.checkpoint, work.groups, None)
     order = [*(g for g in work.groups if g.block is None), *(g for g in work.groups if g.block is not None)]
     study = look(order, pieces, work.kept, work.quantizer, work.progress)
@@ -45,7 +48,8 @@ def without_data(work: Work) -> Steps:
 
         return Step(group, code)
 
-    return Steps(study, map(step, order), 1.0, weight_scale().name, "I e^2", 1.0, lambda: None)
+    order.sort(key=lambda group: study.volumes[group.name].number > 0)
+    return Steps(work, study, map(step, order), 1.0, weight_scale().name, "I e^2", 1.0, lambda: None)
 
 
 def by_scale(key: str, tensor: Tensor) -> Known:
@@ -67,6 +71,7 @@ def with_data(work: Work, data: Iterable[Any]) -> Steps:
     """
     skeleton = Skeleton(work.checkpoint.directory, work.checkpoint)
     head = None if skeleton.is_language_model else Embedder(skeleton.model, pooling_of(work.checkpoint.directory))
+    work = replace(work, kept=dict.fromkeys(skeleton.buffers, BUFFER) | dict(work.kept))
     flow, pieces = Flow(skeleton, head), Pieces(work.checkpoint, work.groups, skeleton)
     batches = work.team.mine(list(data))
     passed = pass_through(flow, pieces, batches, work.progress)
@@ -75,7 +80,7 @@ def with_data(work: Work, data: Iterable[Any]) -> Steps:
     way = Way(work, flow, pieces, passed, study)
     logits = flow.output == "logits"
     unit, factor = ("nats of KL", 0.5) if logits else ("squared output", 1.0)
-    return Steps(study, way.steps(), POWER, "kronecker", unit, factor, way.distortion)
+    return Steps(work, study, way.steps(), POWER, "kronecker", unit, factor, way.distortion)
 
 
 class Way:
@@ -102,9 +107,9 @@ class Way:
     def steps(self) -> Iterator[Step]:
         """Tables, blocks, the last layer."""
         late = [group for group in self.study.groups if group.block is None and self._late(group)]
-        for group in self.study.groups:
-            if group.block is None and group not in late:
-                yield Step(group, self._table(group))
+        early = [group for group in self.study.groups if group.block is None and group not in late]
+        for group in sorted(early, key=lambda group: self.study.volumes[group.name].number > 0):
+            yield Step(group, self._table(group))
         self._use(self._compressed)
         with torch.no_grad():
             self._hidden = [self.flow.enter(batch).hidden for batch in self.passed.batches]

@@ -34,7 +34,7 @@ from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import fingerprint
 from waterfill.limits import fit_sources, volumes
-from waterfill.models.skeleton import Place
+from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.records import Layout, Weight
@@ -343,11 +343,11 @@ def _split(group: Group, late: Collection[str], shapes: Mapping[str, tuple[int, 
 
 
 def keys_of(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Names of the tensors of a group; of those with three axes, names of their matrices."""
+    """Names of the tensors of a group; of stacks, names of their matrices."""
     found = []
     for name in group.tensors:
         shape = shapes[name]
-        found += [part_name(name, index) for index in range(shape[0])] if len(shape) == 3 else [name]
+        found += [part_name(name, index) for index in range(shape[0])] if is_stack(shape) else [name]
     return found
 
 

@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import zstandard
 
 from waterfill.blocks.groups import Group, groups_of
 from waterfill.blocks.ranks import Ranks
 from waterfill.bundle import Checkpoint
+from waterfill.files import exact_bytes
 from waterfill.models.patterns import excluded
 from waterfill.models.state_dict import CODED_DTYPES
 from waterfill.protocols import Progress, Quantizer
 from waterfill.resume.folder import NOTHING_KEPT, Memo
+
+LOOKED_AT = 1 << 18
+"""Bytes of a tensor that are compressed to see how well they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,8 @@ class Work:
         progress: Progress | None,
         patterns: tuple[Sequence[str], Sequence[str]],
         memo: Memo = NOTHING_KEPT,
+        *,
+        ties: bool = True,
     ) -> Work:
         """Look at a checkpoint.
 
@@ -64,9 +71,10 @@ class Work:
             progress: called as work goes on.
             patterns: `include` and `exclude`.
             memo: of what is quantized already.
+            ties: whether equal tensors are stored once.
         """
         groups = groups_of(checkpoint.shapes)
-        tied = _tied(checkpoint, groups)
+        tied = _tied(checkpoint, groups) if ties else {}
         left = {name: shape for name, shape in checkpoint.shapes.items() if name not in tied}
         kept = excluded({name: tied.get(name, name) for name in checkpoint}, *patterns)
         progress = progress if team.writes else None
@@ -85,10 +93,16 @@ class Work:
         return {name: shape for name, shape in self.checkpoint.shapes.items() if name not in self.tied}
 
     def exact_bits(self, group: Group) -> float:
-        """Bits of the tensors of a group that are stored without loss, about."""
-        types, shapes = self.checkpoint.dtypes, self.checkpoint.shapes
+        """Bits of the tensors of a group that are stored without loss, about: by how well their beginnings compress."""
+        types = self.checkpoint.dtypes
         exact = [name for name in group.tensors if name in self.kept or types[name] not in CODED_DTYPES]
-        return float(sum(8 * types[name].itemsize * math.prod(shapes[name]) for name in exact))
+        return sum(map(self._exact_bits, exact))
+
+    def _exact_bits(self, name: str) -> float:
+        flat = self.checkpoint[name].flatten()
+        some = exact_bytes(flat[: max(1, LOOKED_AT // flat.itemsize)])
+        packed = len(zstandard.ZstdCompressor(level=19).compress(some))
+        return 8.0 * packed * flat.numel() * flat.itemsize / max(1, len(some))
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is."""

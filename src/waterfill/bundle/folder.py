@@ -73,10 +73,12 @@ class NewFolder:
             if self._out.exists():
                 self._out.rename(before)
             self.path.rename(self._out)
-        except OSError as error:
+        except BaseException as error:  # a key press between the two renames, too
             if before.exists() and not self._out.exists():
                 before.rename(self._out)
-            raise WaterfillError(f"Writing {self._out} failed: {error.strerror}; nothing was written.") from error
+            if isinstance(error, OSError):
+                raise WaterfillError(f"Writing {self._out} failed: {error.strerror}; nothing was written.") from error
+            raise
         shutil.rmtree(before, ignore_errors=True)
 
 

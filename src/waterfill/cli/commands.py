@@ -181,6 +181,7 @@ def _compress_directory(
     **options: Any,
 ) -> None:
     from waterfill.blocks import compress_directory, estimate_memory
+    from waterfill.bundle.folder import check_folder
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
 
@@ -191,6 +192,7 @@ def _compress_directory(
             "a factory."
         )
     check_outputs(None, json_file, force=True, inputs=(directory / "config.json",))
+    check_folder(out, source=directory, force=bool(options["force"]))
     batches = None if data is None else list(as_text_data(data, directory, sampling))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if is_first():

@@ -100,8 +100,14 @@ class Embedder(nn.Module):
         """Embeddings [texts, width] of token ids [texts, tokens]; the mask is 1 for a token and 0 for padding."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         output = self.model(input_ids=input_ids, attention_mask=mask, **inputs)
-        hidden = getattr(output, "last_hidden_state", None)
-        return self.pooling.pool(hidden if isinstance(hidden, Tensor) else first_tensor(output), mask)
+        found = getattr(output, "last_hidden_state", None)
+        hidden = found if isinstance(found, Tensor) else first_tensor(output)
+        if hidden.ndim != 3 or hidden.shape[:2] != mask.shape:
+            raise UnsupportedModelError(
+                f"The model returns {list(hidden.shape)} for tokens {list(mask.shape)}; expected a vector for every "
+                "token, to be pooled. Wrap it in a module that returns what is to be kept, and use waterfill.compress."
+            )
+        return self.pooling.pool(hidden, mask)
 
 
 def is_embedder(directory: Path) -> bool:

@@ -9,7 +9,7 @@ tensors of a group --fill--> parameters, renamed, merged and split as transforme
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,10 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from waterfill.errors import UnsupportedModelError
 from waterfill.models.conversion import convert, plan
 from waterfill.models.pretrained import model_class
+
+LEAST_SIDE = 4
+"""Of the matrices in a stack; kernels of convolutions have fewer taps or channels."""
 
 LARGEST_PROBE = 1 << 24
 """Rows that float32 numbers tell apart."""
@@ -68,6 +72,12 @@ class Skeleton:
     def is_language_model(self) -> bool:
         """Whether the output has logits over the tokens at every position."""
         return self.model.get_output_embeddings() is not None
+
+    @property
+    def buffers(self) -> set[str]:
+        """Names of the tensors of the checkpoint that are buffers of the model."""
+        known = {name for name, _ in self.model.named_buffers()}
+        return {name for unit in self._units if known.issuperset(unit.targets) for name in unit.names}
 
     def fill(self, tensors: Mapping[str, Tensor]) -> set[str]:
         """Give parameters the values of tensors of the checkpoint, in single precision.
@@ -126,37 +136,49 @@ class Skeleton:
         starts: dict[int, tuple[str, int]] = {}
         probes, rows = {}, 0
         for name, shape in shapes.items():
-            each = shape[1] if len(shape) == 3 else shape[0] if shape else 1
-            count = shape[0] * each if len(shape) == 3 else each
+            stack = is_stack(shape)
+            each = shape[1] if stack else shape[0] if shape else 1
+            count = shape[0] * each if stack else each
             numbers = torch.arange(rows, rows + count, dtype=torch.float32)
-            lead = shape[:2] if len(shape) == 3 else shape[:1]
+            lead = shape[:2] if stack else shape[:1]
             probes[name] = numbers.reshape(*lead, *(1,) * (len(shape) - len(lead))).expand(shape).contiguous()
             for index in range(count // max(1, each)):
-                starts[rows + index * each] = f"{name}[{index}]" if len(shape) == 3 else name, each
+                starts[rows + index * each] = f"{name}[{index}]" if stack else name, each
             rows += count
         if rows >= LARGEST_PROBE:
             return {}
         filled = self.fill(probes)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         found: dict[str, Place] = {}
         for name in sorted(filled):
-            for part, values in _apart(name, self.model.get_parameter_or_buffer(name)):
-                found |= _runs(part, values, starts)
+            if name in parameters:
+                for part, values in _apart(name, parameters[name], self.model.get_submodule(name.rpartition(".")[0])):
+                    found |= _runs(part, values, starts)
         self.empty(filled)
         return found
+
+
+def is_stack(shape: Sequence[int]) -> bool:
+    """Whether a tensor is taken for a stack of matrices, such as one of all experts, and not for a kernel."""
+    return len(shape) == 3 and min(shape[1:]) >= LEAST_SIDE and shape[0] > 0
+
+
+def _is_apart(parameter: Tensor, owner: nn.Module) -> bool:
+    return is_stack(parameter.shape) and not isinstance(owner, _ConvNd)
 
 
 def apart(module: nn.Module) -> nn.Module:
     """A module whose parameters with three axes, as experts have them, are lists of matrices; the same memory."""
     for each in list(module.modules()):
         for name, parameter in list(each._parameters.items()):
-            if parameter is not None and parameter.ndim == 3:
+            if parameter is not None and _is_apart(parameter, each):
                 del each._parameters[name]
                 each.register_module(name, nn.ParameterList(list(parameter.detach().unbind(0))))
     return module
 
 
-def _apart(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    if tensor.ndim == 3:
+def _apart(name: str, tensor: Tensor, owner: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if _is_apart(tensor, owner):
         yield from ((f"{name}.{index}", each) for index, each in enumerate(tensor))
     else:
         yield name, tensor
@@ -200,8 +222,8 @@ def _empty(directory: Path) -> Any:
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The longest list of modules that is not inside another one, by name."""
+    """The list of modules with the most weights that is not inside another one, by name."""
     lists = {name: each for name, each in model.named_modules() if isinstance(each, nn.ModuleList)}
     outer = {name: each for name, each in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
-    name = max(outer, key=lambda name: len(outer[name]), default="")
+    name = max(outer, key=lambda name: sum(each.numel() for each in outer[name].parameters()), default="")
     return {f"{name}.{index}": block for index, block in enumerate(outer[name])} if outer else {}
