@@ -59,6 +59,13 @@ def same_tensors(directory, out):
             assert found.isfinite().all()
 
 
+def adds_up(result, out):
+    """Whether the bytes of all tensors and of what is beside them are those of the payloads."""
+    with Bundle(out) as bundle:
+        found = sum(row.size_bytes for row in result.tensors) + result.overhead_bytes
+        assert found == pytest.approx(bundle.size_bytes, abs=1)
+
+
 def only(place, *names):
     """Nothing else is in a folder: no half-written directory."""
     assert sorted(each.name for each in place.iterdir()) == sorted(names)
@@ -71,6 +78,7 @@ def test_the_size_and_all_tensors(family, compressed):
     assert result.size_bytes == (out / "model.safetensors").stat().st_size
     assert result.rate == 8 * result.size_bytes / result.floating_values
     same_tensors(directory, out)
+    adds_up(result, out)
     original = Checkpoint(directory)
     assert [row.name for row in result.tensors] == list(original)
     assert result.floating_values == sum(row.numel for row in result.tensors)
@@ -242,6 +250,7 @@ def test_large_tensors_are_cut(directories, compressed, tmp_path, monkeypatch, n
     result = waterfill.compress_directory(directories(name), tmp_path / "out", batches(), rate=4)
     assert fits(result, 4)
     same_tensors(directories(name), tmp_path / "out")
+    adds_up(result, tmp_path / "out")
     with Bundle(tmp_path / "out") as cut, Bundle(out) as plain:
         assert len(cut.entries) > len(plain.entries) + 5
         assert max(math.prod(entry.shape) for entry in cut.entries) <= (4096 if name == "gpt2" else 768)

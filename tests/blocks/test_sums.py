@@ -121,6 +121,14 @@ def test_they_are_as_exact_as_the_unit_of_the_first_batch():
         assert (total - expected).abs().max() <= len(batches) * largest * 2.0**-40, name
 
 
+def test_a_value_is_counted_to_the_nearest_unit():
+    values = torch.from_numpy(np.random.default_rng(0).random(100))
+    unit = 2.0 ** (np.frexp(float(values.max()))[1] - 40)
+    sums = Sums(Ranks())
+    sums.add({"gram:a": values})
+    assert (sums.totals()["gram:a"] - values).abs().max() <= unit / 2
+
+
 def test_whole_numbers_are_exact():
     sums = Sums(Ranks())
     for number in (3.0, 5.0, 2.0**20):

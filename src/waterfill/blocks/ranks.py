@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -92,15 +94,33 @@ def _together(exchange: Callable[[], Any]) -> None:
         ) from error
 
 
+_calls = itertools.count()
+
+
+@cache
+def _meeting_place() -> tuple[Any, int, int]:
+    """Where the processes find each other, the number of this one, and how many there are; one for the whole run."""
+    from torch.distributed.rendezvous import rendezvous  # here, for there is PyTorch without it
+
+    found: tuple[Any, int, int] = next(rendezvous("env://"))
+    return found
+
+
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The processes of this run; a group that `torchrun` announces is joined, and left at the end."""
+    """The processes of this run; a group that `torchrun` announces is joined, and left at the end.
+
+    A program may do so several times: each has names of its own in the store, or addresses of the group before were
+    found there.
+    """
     if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
         yield Ranks()
         return
     joined = not dist.is_initialized()
     if joined:
-        dist.init_process_group("gloo")
+        store, rank, count = _meeting_place()
+        names = dist.PrefixStore(f"waterfill-{next(_calls)}", store)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=names, rank=rank, world_size=count)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
