@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from waterfill import cli, compress, evaluate, sentence_batches, text_batches
+from waterfill import compress, evaluate, sentence_batches, text_batches
 from waterfill.cli.directories import Sampling, as_text_data, compared, read_model, reads_windows, size_of
 from waterfill.errors import CalibrationError, UsageError, WaterfillError
 from waterfill.models.embedder import Embedder
@@ -48,22 +48,6 @@ def place(tmp_path_factory):
     np.savez(place / "tokens.npz", np.random.default_rng(0).integers(0, 15, 3000))
     np.savez(place / "beyond.npz", np.arange(3000))
     return place
-
-
-@pytest.fixture
-def run(place, capsys, monkeypatch):
-    def call(command):
-        monkeypatch.chdir(place)
-        monkeypatch.setattr("sys.argv", ["waterfill", *command.split()])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        told = capsys.readouterr()
-        return code or 0, told.out, told.err
-
-    return call
 
 
 def test_evaluate_a_language_model_and_its_copy(run, place):

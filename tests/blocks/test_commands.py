@@ -7,7 +7,6 @@ import pytest
 import safetensors.torch
 
 from families import WORDS, batches, loaded, model, output
-from waterfill import cli
 from waterfill.bundle import Bundle
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -26,22 +25,6 @@ def place(tmp_path_factory):
     drawn = np.random.default_rng(0).integers(1, WORDS, (100, 10))
     (place / "text.txt").write_text("".join(" ".join(f"w{word}" for word in row) + "\n" for row in drawn))
     return place
-
-
-@pytest.fixture
-def run(place, capsys, monkeypatch):
-    def call(command):
-        monkeypatch.chdir(place)
-        monkeypatch.setattr("sys.argv", ["waterfill", *command.split()])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        told = capsys.readouterr()
-        return code or 0, told.out, told.err
-
-    return call
 
 
 def test_there_and_back(run, place):

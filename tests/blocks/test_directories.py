@@ -9,12 +9,18 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+import transformers as hf
 
 import waterfill
-from families import FAMILIES, batches, loaded, model, output, padded
+from families import BERT, FAMILIES, batches, loaded, model, output, padded
 from waterfill.blocks import parts
+from waterfill.blocks.coder import Coder
+from waterfill.blocks.ranks import Ranks
+from waterfill.blocks.steps import with_data
+from waterfill.blocks.work import Work
 from waterfill.bundle import Bundle, Checkpoint
 from waterfill.errors import CalibrationError, TargetError, UnsupportedModelError, UsageError, WaterfillError
+from waterfill.quantize import Feedback
 
 
 def kl(before, now, there=None):
@@ -401,3 +407,24 @@ def test_an_output_that_is_there_stays(directories, compressed):
     with pytest.raises(WaterfillError, match="force"):
         waterfill.compress_directory(directories("llama"), out, batches(), rate=3)
     assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_another_try_of_a_group_begins_with_what_there_was(tmp_path):
+    """The last group is coded again and again; its biases are not to be moved again for that."""
+    torch.manual_seed(0)
+    network = hf.BertForMaskedLM(hf.BertConfig(**BERT, tie_word_embeddings=False))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    network.save_pretrained(tmp_path / "lm")
+    quantizer = Feedback(8)
+    work = Work.of(Checkpoint(tmp_path / "lm"), quantizer, Ranks(), 0, None, ((), ()), ties=False)
+    steps = with_data(work, batches())
+    coder = Coder(quantizer, steps.study.mean, steps.power, work.team)
+    moved = 0
+    for step in steps.order:
+        first, second = (step.code(coder, 1e-5).pack().data for _ in range(2))
+        assert first == second, step.group.name
+        step.accept()
+        moved += step.group.name == "rest behind the blocks"
+    assert moved

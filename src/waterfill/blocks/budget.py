@@ -34,7 +34,7 @@ class Budget:
         vectors: number of values of vectors in every group that is left.
         exact: bits of what is stored without loss in every group that is left.
         ratio: bits that matrices take for every bit that is foreseen.
-        fixed: bits of a block beside its matrices; None until one is known.
+        fixed: bits that a group takes beside its matrices for every bit that is expected.
     """
 
     bits: float
@@ -42,7 +42,7 @@ class Budget:
     vectors: Mapping[str, int]
     exact: Mapping[str, float] = field(default_factory=dict)
     ratio: float = 1.0
-    fixed: float | None = None
+    fixed: float = 1.0
     _taken: float = 0.0
     _foreseen: float = 0.0
 
@@ -87,7 +87,7 @@ class Budget:
             self.fixed = (size - matrices - self.exact.get(group, 0.0)) / max(1.0, self._expected_beside(group))
 
     def _beside(self, group: str) -> float:
-        return self.exact.get(group, 0.0) + self._expected_beside(group) * (1.0 if self.fixed is None else self.fixed)
+        return self.exact.get(group, 0.0) + self._expected_beside(group) * self.fixed
 
     def _expected_beside(self, group: str) -> float:
         return 8 * OVERHEAD + VECTOR_BITS * self.vectors.get(group, 0)

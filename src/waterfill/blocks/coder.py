@@ -161,10 +161,8 @@ class Coder:
         sources = fit_sources(weights)
         for name, volumes in rectangles(weights, sources, forms, fit_spectra(weights, sources, forms)):
             distortion, times, source = done.quantized[name].distortion, samples[name].times, sources[name]
-            done.volumes, done.distortion = (
-                done.volumes + Volumes.of(volumes.volumes, times),
-                done.distortion + distortion,
-            )
+            done.volumes += Volumes.of(volumes.volumes, times)
+            done.distortion += distortion
             found[name] = replace(
                 found[name],
                 limit=times * volumes.rate_at_distortion(distortion / times),

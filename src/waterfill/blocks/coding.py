@@ -101,7 +101,7 @@ class Coding:
         scale = study.mean ** (1 - steps.power)
         volumes = {group.name: study.volumes[group.name].scaled(scale) for group in study.groups}
         exact = {group.name: work.exact_bits(group) for group in study.groups}
-        budget = Budget(8 * self._payload_bytes(len(volumes)), dict(volumes), study.vectors, exact)
+        budget = Budget(8 * self._payload_bytes(len(volumes)), volumes, study.vectors, exact)
         self._pilot(study, budget, scale)
         coder = Coder(work.quantizer, study.mean, steps.power, work.team, work.memo)
         for number, step in enumerate(steps.order):

@@ -97,9 +97,7 @@ def compress_directory(
         check_memory(checkpoint, batches, memory)
         device = torch.device("cpu")
         memo.claim(lambda options: of_tensors(checkpoint.items(), batches or (), (), options, device))
-        ties = batches is None or bool(
-            checkpoint.config.get("tie_word_embeddings", True)
-        )  # then the model has them too
+        ties = batches is None or bool(checkpoint.config.get("tie_word_embeddings", True))  # as the model has
         todo = Work.of(checkpoint, quantizer, team, seed, progress, (include, exclude), memo, ties=ties)
         if not todo.floating_values and "rate" in target:
             raise TargetError(

@@ -26,7 +26,6 @@ from waterfill.protocols import Output
 Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 """What a block is called with beside the hidden states."""
 
-
 OTHERWISE = (
     "expected blocks that are called one after the other, each once with the hidden states of the one before. Compress "
     "the directory without data, or the model as a module with waterfill.compress."
@@ -85,7 +84,7 @@ class Flow:
                     f"Blocks of the model change the shape of hidden states; {OTHERWISE}"
                 ) from error
         mask = inputs.get("attention_mask")
-        count = positions_of(hidden)
+        count = math.prod(hidden.shape[:-1])
         if not count:
             shapes = {name: list(each.shape) for name, each in inputs.items()}
             raise CalibrationError(f"The batch {shapes} is empty; expected at least one position. Leave it out.")
@@ -199,8 +198,3 @@ def as_keywords(batch: Any) -> dict[str, Tensor]:
         f"A batch is a {type(inputs).__name__}; expected tokens int64 [samples, positions], or a dict of tensors such "
         "as input_ids and attention_mask. Use waterfill.text_batches."
     )
-
-
-def positions_of(hidden: Tensor) -> int:
-    """Number of positions of all samples."""
-    return math.prod(hidden.shape[:-1])

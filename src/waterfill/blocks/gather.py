@@ -19,6 +19,7 @@ from waterfill.blocks.sums import Sums
 from waterfill.importance.factored import Doubles, KroneckerForm
 from waterfill.importance.factors import expected
 from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.kronecker import LARGEST
 from waterfill.importance.squares import square_sum
 from waterfill.models.capture import Tape, Variables
 from waterfill.models.uses import Dense, Tokens, Use
@@ -27,9 +28,6 @@ from waterfill.records import Layout
 
 ROWS = 1 << 25
 """Products of a sample's gradients that are in memory at once."""
-
-LARGEST = 16384
-"""Most inputs of a layer whose products are all kept."""
 
 UNKNOWN = "how the model uses it is not known: its importance is that of whole batches"
 TIED = "layers read it in different ways"

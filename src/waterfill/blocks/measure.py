@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from waterfill.blocks.ranks import Ranks
+from waterfill.evaluate import divergence
 from waterfill.protocols import Output
-
-ROWS = 1024
-"""Positions whose logits are in double precision at once."""
 
 
 def distance(before: Tensor, now: Tensor, there: Tensor, output: Output) -> tuple[float, float]:
@@ -25,12 +22,8 @@ def distance(before: Tensor, now: Tensor, there: Tensor, output: Output) -> tupl
     """
     if output == "values":
         return float((now.double() - before.double()).square().sum()), float(len(before))
-    total = 0.0
-    left, right = (each.reshape(-1, each.shape[-1])[there] for each in (before, now))
-    for p, q in zip(torch.split(left, ROWS), torch.split(right, ROWS), strict=True):
-        logs = p.double().log_softmax(-1)
-        total += float((logs.exp() * (logs - q.double().log_softmax(-1))).sum())
-    return total, float(len(left))
+    rows, logits = (each.reshape(-1, each.shape[-1])[there] for each in (before, now))
+    return float(divergence(rows, logits).sum()), float(len(rows))
 
 
 def mean_distance(found: Sequence[tuple[float, float]], team: Ranks) -> float:

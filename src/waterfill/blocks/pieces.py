@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class Pieces:
         self._groups = groups
         self._skeleton = skeleton
         self._outside: Piece | None = None
+        self._places: dict[int, dict[str, Place]] = {}
         stored = sum(group.block is not None for group in groups)
         if skeleton is not None and stored != len(skeleton.blocks):
             raise UnsupportedModelError(
@@ -91,12 +92,13 @@ class Pieces:
         assert self._skeleton is not None
         group = [group for group in self._groups if group.block is not None][number]
         name = list(self._skeleton.blocks)[number]
-        shapes = {tensor: self.checkpoint.shapes[tensor] for tensor in group.tensors}
-        places = {
-            key: Place(place.parameter.removeprefix(f"{name}."), place.start, place.count)
-            for key, place in self._skeleton.places(shapes).items()
-            if place.parameter.startswith(f"{name}.")
-        }
+        if number not in self._places:
+            shapes = {tensor: self.checkpoint.shapes[tensor] for tensor in group.tensors}
+            self._places[number] = {
+                key: Place(place.parameter.removeprefix(f"{name}."), place.start, place.count)
+                for key, place in self._skeleton.places(shapes).items()
+                if place.parameter.startswith(f"{name}.")
+            }
         filled = self._skeleton.fill({tensor: self._finite(tensor) for tensor in group.tensors})
         module = apart(copy.deepcopy(self._skeleton.blocks[name]))
         self._skeleton.empty(filled)
@@ -106,7 +108,7 @@ class Pieces:
                 f"Block {name} of the model has parameters that the checkpoint lacks, such as {missing[0]!r}; expected "
                 f"the tensors of {group.name}. Check that config.json belongs to the weights."
             )
-        return Piece(module, dict(module.named_parameters()), places)
+        return Piece(module, dict(module.named_parameters()), self._places[number])
 
     def outside(self) -> Piece:
         """What is outside of the blocks; filled once, and then as it was left."""
@@ -119,11 +121,17 @@ class Pieces:
             self._outside = Piece(self._skeleton.model, parameters, places)
         return self._outside
 
-    def samples(self, group: Group, most: int) -> Iterator[tuple[Weight, float]]:
-        """The coded tensors of a group, of large ones some rows, and how many times as large they are."""
+    def samples(self, group: Group, most: int, kept: Collection[str]) -> Iterator[tuple[Weight, float]]:
+        """The coded tensors of a group, of large ones some rows, and how many times as large they are.
+
+        Args:
+            group: which.
+            most: values of a tensor that are looked at, about.
+            kept: names of tensors that are stored without loss, and are not read.
+        """
         for name in group.tensors:
             shape = self.checkpoint.shapes[name]
-            if self.checkpoint.dtypes[name] not in CODED_DTYPES or not all(shape):
+            if name in kept or self.checkpoint.dtypes[name] not in CODED_DTYPES or not all(shape):
                 continue
             tensor = self.checkpoint[name]
             flat = tensor.reshape(-1, shape[-1]) if len(shape) == 3 else tensor

@@ -81,14 +81,14 @@ class Tensors:
         places = pieces[0].places
         crossed = [key for key in keys if self._is_crossed(key) and key in places]
         names = list(dict.fromkeys(places[key].parameter for key in crossed))
-        exact = {places[key].parameter for key in keys if key in places and self._why(key)}
+        coded = {places[key].parameter for key in keys if key in places and not self._why(key)}
         finished: list[str] = []
         for stage in agreed(self.coder.team.everyones(stages(sides[0], names))):
             inputs = inputs_of(stage, *sides, Sums(self.coder.team))
             mine = [key for key in crossed if places[key].parameter in inputs]
             self._stage(done, mine, inputs, pieces, level)
             for name, key in {places[key].parameter: key for key in mine}.items():
-                if _bias_of(name) not in exact:
+                if _bias_of(name) in coded:
                     _correct_bias(name, self.known[key].layout, inputs, pieces)
             finished += mine
         return finished
@@ -136,7 +136,7 @@ def _bias_of(name: str) -> str:
 def _correct_bias(name: str, layout: Layout, inputs: Mapping[str, Inputs], pieces: tuple[Piece, Piece]) -> None:
     """Move the bias of a compressed layer so that its outputs keep their means."""
     bias, means = _bias_of(name), inputs[name].means
-    if means is None or not name.endswith("weight") or bias not in pieces[1].parameters:
+    if means is None or not name.endswith("weight"):
         return
     before, now = (each.float() for each in means)
     original, compressed = (piece.parameters[name].data for piece in pieces)

@@ -37,7 +37,7 @@ def without_data(work: Work) -> Steps:
     """By the weights alone: what has no matrices first, then tables, then the blocks."""
     pieces = Pieces(work.checkpoint, work.groups, None)
     order = [*(g for g in work.groups if g.block is None), *(g for g in work.groups if g.block is not None)]
-    study = look(order, pieces, work.kept, work.quantizer, work.progress)
+    study = look(work, pieces, order)
 
     def step(group: Group) -> Step:
         def code(coder: Coder, level: float) -> Done:
@@ -74,9 +74,8 @@ def with_data(work: Work, data: Iterable[Any]) -> Steps:
     work = replace(work, kept=dict.fromkeys(skeleton.buffers, BUFFER) | dict(work.kept))
     flow, pieces = Flow(skeleton, head), Pieces(work.checkpoint, work.groups, skeleton)
     batches = work.team.mine(list(data))
-    passed = pass_through(flow, pieces, batches, work.progress)
-    survey = Survey(flow, pieces, work.groups, work.kept, POWER, work.quantizer, work.team, work.seed, work.progress)
-    study = survey.run(passed)
+    passed = pass_through(work, flow, pieces, batches)
+    study = Survey(work, flow, pieces, POWER).run(passed)
     way = Way(work, flow, pieces, passed, study)
     logits = flow.output == "logits"
     unit, factor = ("nats of KL", 0.5) if logits else ("squared output", 1.0)
@@ -109,7 +108,7 @@ class Way:
         late = [group for group in self.study.groups if group.block is None and self._late(group)]
         early = [group for group in self.study.groups if group.block is None and group not in late]
         for group in sorted(early, key=lambda group: self.study.volumes[group.name].number > 0):
-            yield Step(group, self._table(group))
+            yield self._step(group, (self._original, self._compressed))
         self._use(self._compressed)
         with torch.no_grad():
             self._hidden = [self.flow.enter(batch).hidden for batch in self.passed.batches]
@@ -117,7 +116,7 @@ class Way:
         for number, group in enumerate(blocks):
             yield self._block(number, group)
         for group in late:
-            yield Step(group, self._end(group))
+            yield self._end(group)
 
     def distortion(self) -> float:
         """Of the outputs on the calibration data."""
@@ -131,31 +130,37 @@ class Way:
             found.append(distance(before, now, self.passed.there[number], self.flow.output))
         return mean_distance(found, self.work.team)
 
-    def _tensors(self, coder: Coder) -> Tensors:
-        return Tensors(coder, self.pieces.part, self.study.known, self.work.kept)
-
-    def _keys(self, group: Group) -> list[str]:
-        return keys_of(group, self.work.checkpoint.shapes)
-
     def _late(self, group: Group) -> bool:
         """Whether a group has matrices that are first used behind the last block."""
-        return any(
-            key in self.study.late and len(self.work.checkpoint.shapes.get(key, ())) > 1 for key in self._keys(group)
-        )
+        shapes, late = self.work.checkpoint.shapes, self.study.late
+        return any(key in late and len(shapes.get(key, ())) > 1 for key in keys_of(group, shapes))
 
-    def _table(self, group: Group) -> Any:
+    def _step(self, group: Group, pieces: tuple[Piece, Piece], sides: tuple[Side, Side] | None = None) -> Step:
+        """A step that codes a group, and fills the compressed one of two pieces with it.
+
+        Args:
+            group: which.
+            pieces: the original and the compressed piece that have it.
+            sides: the same, as they run; None for a group that is coded without looking at activations.
+        """
+        keys = keys_of(group, self.work.checkpoint.shapes)
+        original, compressed = pieces
+
         def code(coder: Coder, level: float) -> Done:
-            done = Done()
-            self._tensors(coder).plainly(done, self._keys(group), level, self._compressed)
+            for key in compressed.places.keys() & set(keys):  # another try begins with what there was
+                compressed.rows(key).copy_(original.rows(key))
+            done, tensors = Done(), Tensors(coder, self.pieces.part, self.study.known, self.work.kept)
+            finished = [] if sides is None else tensors.in_sequence(done, keys, sides, pieces, level)
+            tensors.plainly(done, [key for key in keys if key not in finished], level, compressed)
             return done
 
-        return code
+        return Step(group, code)
 
     def _block(self, number: int, group: Group) -> Step:
         original = self.pieces.block(number)
         module = copy.deepcopy(original.module)
         compressed = Piece(module, dict(module.named_parameters()), original.places)
-        keys, there = self._keys(group), self.passed.there
+        there = self.passed.there
         calls = [each[number] for each in self.passed.calls]
 
         def through(block: nn.Module, hidden: Sequence[Tensor], batch: int) -> Tensor:
@@ -167,24 +172,15 @@ class Way:
             Side(compressed.parameters, lambda batch: through(module, self._hidden, batch), there),
         )
 
-        def code(coder: Coder, level: float) -> Done:
-            with torch.no_grad():
-                for name, parameter in compressed.parameters.items():
-                    parameter.data.copy_(original.parameters[name].data)
-            found, tensors = Done(), self._tensors(coder)
-            finished = tensors.in_sequence(found, keys, sides, (original, compressed), level)
-            tensors.plainly(found, [key for key in keys if key not in finished], level, compressed)
-            return found
-
         def accept() -> None:
             with torch.no_grad():
                 self._hidden = [through(module, self._hidden, batch) for batch in range(len(self._hidden))]
             self.passed.hidden[number] = []
 
-        return Step(group, code, accept)
+        return replace(self._step(group, (original, compressed), sides), accept=accept)
 
-    def _end(self, group: Group) -> Any:
-        keys, there = self._keys(group), self.passed.there
+    def _end(self, group: Group) -> Step:
+        there = self.passed.there
         batches, before = self.passed.batches, self.passed.hidden[-1]
 
         def leave(piece: Piece, hidden: Sequence[Tensor], batch: int) -> Tensor:
@@ -195,14 +191,7 @@ class Way:
             Side(self._outside.parameters, lambda batch: leave(self._original, before, batch), there),
             Side(self._outside.parameters, lambda batch: leave(self._compressed, self._hidden, batch), there),
         )
-
-        def code(coder: Coder, level: float) -> Done:
-            found, tensors = Done(), self._tensors(coder)
-            finished = tensors.in_sequence(found, keys, sides, (self._original, self._compressed), level)
-            tensors.plainly(found, [key for key in keys if key not in finished], level, self._compressed)
-            return found
-
-        return code
+        return self._step(group, (self._original, self._compressed), sides)
 
     def _use(self, piece: Piece) -> None:
         """Let the model outside of the blocks have the values of a piece."""

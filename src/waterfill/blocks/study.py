@@ -25,9 +25,9 @@ from waterfill.blocks.gather import UNUSED, Back, Gathered, gather, gathered
 from waterfill.blocks.groups import Group
 from waterfill.blocks.outlook import Volumes
 from waterfill.blocks.pieces import Piece, Pieces
-from waterfill.blocks.ranks import Ranks
 from waterfill.blocks.sample import Sample
 from waterfill.blocks.sums import Sums
+from waterfill.blocks.work import Work
 from waterfill.bundle import part_name
 from waterfill.importance import signals, weight_scale
 from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
@@ -36,7 +36,7 @@ from waterfill.importance.state import fingerprint
 from waterfill.limits import fit_sources, volumes
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
-from waterfill.protocols import Progress, QuadraticForm, Quantizer
+from waterfill.protocols import QuadraticForm
 from waterfill.records import Layout, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import pivots
@@ -133,25 +133,21 @@ def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -
 # Without data
 
 
-def look(
-    groups: Sequence[Group], pieces: Pieces, kept: Collection[str], quantizer: Quantizer, progress: Progress | None
-) -> Study:
-    """Look at the weights alone, at some rows of each that is not kept as it is."""
+def look(work: Work, pieces: Pieces, groups: Sequence[Group]) -> Study:
+    """Look at the weights of groups alone, at some rows of each that is not kept as it is."""
     study, middle = Study(groups), groups[len(groups) // 2].name
     for done, group in enumerate(groups):
         found = [Volumes.none()]
-        for weight, times in pieces.samples(group, SAMPLED):
-            if weight.name in kept:
-                continue
+        for weight, times in pieces.samples(group, SAMPLED, work.kept):
             if weight.is_vector:
                 study.vectors[group.name] = study.vectors.get(group.name, 0) + weight.matrix.size
                 continue
             form = weight_scale().forms({weight.name: weight})[weight.name]
             found.append(study.take_in(weight, form, 1.0, times)[1])
             if group.name == middle:
-                study.pilot[weight.name] = Job(weight, quantizer, form)
+                study.pilot[weight.name] = Job(weight, work.quantizer, form)
         study.volumes[group.name] = sum(found[1:], found[0])
-        _tell(progress, "look", done + 1, len(groups))
+        work.tell("look", done + 1, len(groups))
     study.pilot_group = middle
     return study
 
@@ -176,7 +172,7 @@ class Passed:
     there: list[Tensor]
 
 
-def pass_through(flow: Flow, pieces: Pieces, batches: Sequence[Any], progress: Progress | None) -> Passed:
+def pass_through(work: Work, flow: Flow, pieces: Pieces, batches: Sequence[Any]) -> Passed:
     """Let all batches through the original."""
     pieces.outside()
     with torch.no_grad():
@@ -188,7 +184,7 @@ def pass_through(flow: Flow, pieces: Pieces, batches: Sequence[Any], progress: P
             hidden.append(
                 [flow.through(block.module, h, call[number]) for h, call in zip(hidden[-1], calls, strict=True)]
             )
-            _tell(progress, "forward", number + 1, len(flow.skeleton.blocks))
+            work.tell("forward", number + 1, len(flow.skeleton.blocks))
     return Passed(batches, hidden, calls, [each.there for each in entered])
 
 
@@ -197,41 +193,31 @@ class Survey:
     """Looks at a model block by block, from the last one to the first.
 
     Attributes:
+        work: the model.
         flow: how batches go through it.
         pieces: its parts with their weights.
-        groups: its tensors.
-        kept: names of tensors that are stored without loss.
         power: to which importances are taken.
-        quantizer: of the matrices.
-        team: the processes.
-        seed: of what is drawn.
-        progress: called as work goes on.
     """
 
+    work: Work
     flow: Flow
     pieces: Pieces
-    groups: Sequence[Group]
-    kept: Collection[str]
     power: float
-    quantizer: Quantizer
-    team: Ranks
-    seed: int
-    progress: Progress | None
 
     def run(self, passed: Passed) -> Study:
         """Send the signals back and see what they say."""
-        study = Study(self.groups)
+        study, team = Study(self.work.groups), self.work.team
         outside = self.pieces.outside()
-        ends = Sums(self.team)
+        ends = Sums(team)
         signals_back = self._from_output(passed, outside, ends)
-        blocks = [group for group in self.groups if group.block is not None]
+        blocks = [group for group in self.work.groups if group.block is not None]
         for group in reversed(blocks):
             number = blocks.index(group)
-            piece, sums = self.pieces.block(number), Sums(self.team)
+            piece, sums = self.pieces.block(number), Sums(team)
             signals_back = self._through(passed, number, piece.module, sums, signals_back)
             self._learn(study, group, piece, gathered(sums.totals(), piece.shapes))
-            _tell(self.progress, "importance", len(blocks) - number, len(blocks))
-        starts = Sums(self.team)
+            self.work.tell("importance", len(blocks) - number, len(blocks))
+        starts = Sums(team)
         self._from_input(passed, outside, starts, signals_back)
         self._outside(study, outside, ends.totals(), starts.totals())
         self._estimate(study)
@@ -250,7 +236,7 @@ class Survey:
 
     def _back(self, batch: Any, output: Tensor, there: Tensor) -> Back:
         """One signal that stands for the importance at the output, see `importance.signals`."""
-        generator = torch.Generator().manual_seed(self.seed ^ fingerprint(as_keywords(batch)))
+        generator = torch.Generator().manual_seed(self.work.seed ^ fingerprint(as_keywords(batch)))
         if self.flow.output == "values":
             return Back(next(iter(signals.values_drawn(output, 1, generator))).float(), float(len(output)))
         rows = output.reshape(-1, output.shape[-1])
@@ -290,7 +276,7 @@ class Survey:
             place = piece.places.get(key)
             each = None if place is None else _fitting(found.get(place.parameter), place)
             tensor = self.pieces.part(key)
-            if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self.kept:
+            if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self.work.kept:
                 continue
             weight = weight_of(key, tensor, _layout(each, tensor))
             if weight.is_vector:
@@ -304,7 +290,7 @@ class Survey:
             study.known[key] = Known(weight.layout, kept, rows, each.reason)
             if not weight.is_vector:
                 tempered, seen = study.take_in(weight, form, self.power)
-                total, pilot[key] = total + seen, Job(weight, self.quantizer, tempered)
+                total, pilot[key] = total + seen, Job(weight, self.work.quantizer, tempered)
         study.volumes[group.name] = total
         if group.block is not None:
             study.pilot, study.pilot_group = pilot, group.name
@@ -316,7 +302,7 @@ class Survey:
             key for key, place in piece.places.items() if place.parameter in at_end and place.parameter not in at_start
         }
         shapes = self.pieces.checkpoint.shapes
-        study.groups = [part for group in self.groups for part in _split(group, study.late, shapes)]
+        study.groups = [part for group in self.work.groups for part in _split(group, study.late, shapes)]
         found = gathered({**ends, **starts}, piece.shapes)
         for group in (group for group in study.groups if group.block is None):
             self._learn(study, group, piece, found, keep=True)
@@ -376,8 +362,3 @@ def _rows(form: QuadraticForm, some: slice) -> QuadraticForm:
         return replace(form, rows=form.rows[some])
     values = form.diagonal()
     return DiagonalForm(values[some] if len(values) > 1 else values)
-
-
-def _tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(stage, done, total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import safetensors
 import torch
 
 from waterfill.bundle.parts import part_of
-from waterfill.bundle.shards import INDEX, TYPES, WHOLE, Place, places, read_json
+from waterfill.bundle.shards import INDEX, TYPES, WHOLE, Place, places
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
+from waterfill.models.configuration import read_object
 
 METHOD = "waterfill"
 """The `quant_method` of a compressed directory."""
@@ -74,12 +76,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, without reading it."""
         return {name: place.shape for name, place in self._places.items()}
 
-    @property
+    @cached_property
     def dtypes(self) -> dict[str, torch.dtype]:
         """Type of every tensor, without reading it."""
         return {name: TYPES[place.dtype] for name, place in self._places.items()}
@@ -112,7 +114,7 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"Model directory {directory} has no config.json{hint}; expected a Hugging Face model directory. Name the "
             "one that save_pretrained wrote or that was downloaded."
         )
-    return read_json(directory / "config.json")
+    return read_object(directory / "config.json")
 
 
 def quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -144,7 +146,7 @@ def _places(directory: Path) -> dict[str, Place]:
         return places(directory)
     convert = f'AutoModel.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")'
     if (directory / "pytorch_model.bin.index.json").is_file():
-        architectures = read_json(directory / "config.json").get("architectures") or ["AutoModel"]
+        architectures = read_object(directory / "config.json").get("architectures") or ["AutoModel"]
         raise FormatError(
             f"Model directory {directory} has pickles (pytorch_model-*.bin) instead of safetensors, which can run any "
             "code when they are loaded. Convert it once, in Python with transformers imported: "

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from waterfill.errors import FormatError, WaterfillError
+from waterfill.models.configuration import read_object
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -96,31 +97,13 @@ def _index(path: Path) -> dict[str, str]:
     Raises:
         FormatError: it is no index, or names a file in another folder.
     """
-    named = read_json(path).get("weight_map")
+    named = read_object(path).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(shard, str) for shard in named.values()):
         raise FormatError(f"{path} has no weight_map from tensors to shards. Download the model again.")
     for shard in set(named.values()):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise FormatError(f"{path} names {shard!r}; expected a .safetensors file in the same directory.")
     return named
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FormatError: there is none.
-        WaterfillError: the file cannot be read.
-    """
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is no JSON ({error}). Download or write it again.") from error
-    except OSError as error:
-        raise WaterfillError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-    if not isinstance(found, dict):
-        raise FormatError(f"{path} holds no JSON object. Download or write it again.")
-    return found
 
 
 def headers(paths: Iterable[Path]) -> dict[str, Place]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ from waterfill.cli.arguments import (
     as_tolerance,
     one_of,
 )
-from waterfill.cli.directories import Sampling, as_text_data
+from waterfill.cli.directories import Sampling, compress_directory, decompress_directory, inspect_directory
 from waterfill.cli.factories import as_data, as_metric, as_model
 from waterfill.cli.options import (
     Count,
@@ -44,7 +43,7 @@ from waterfill.cli.options import (
     WeightsOption,
     Work,
 )
-from waterfill.cli.output import check_outputs, is_first, show, write_json
+from waterfill.cli.output import check_outputs, show, write_json
 from waterfill.errors import CalibrationError, UsageError
 
 app = typer.Typer(
@@ -115,7 +114,7 @@ def compress(
             "--no-fold-norms": None if fold_norms else "",
         }  # fmt: skip
         sampling = Sampling(length, count, seed)
-        _compress_directory(
+        compress_directory(
             Path(model), out, data, refused, sampling, json_file,
             rate=rate, size_bytes=None if size is None else as_size(size),
             quantizers=as_quantizers(quantizer), effort=as_effort(effort),
@@ -171,40 +170,6 @@ def compress(
     write_json(json_file, result.to_json())
 
 
-def _compress_directory(
-    directory: Path,
-    out: Path,
-    data: str | None,
-    refused: dict[str, Any],
-    sampling: Sampling,
-    json_file: Path | None,
-    **options: Any,
-) -> None:
-    from waterfill.blocks import compress_directory, estimate_memory
-    from waterfill.bundle.folder import check_folder
-    from waterfill.progress import progress_bar
-    from waterfill.report.text import result_table
-
-    given = [name for name, value in refused.items() if value is not None]
-    if given:
-        raise UsageError(
-            f"{given[0]} is not for model directories, whose targets are --rate and --size; leave it out, or compress "
-            "a factory."
-        )
-    check_outputs(None, json_file, force=True, inputs=(directory / "config.json",))
-    check_folder(out, source=directory, force=bool(options["force"]))
-    batches = None if data is None else list(as_text_data(data, directory, sampling))
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if is_first():
-        mine = None if batches is None else batches[::processes]
-        show(f"{directory}: {estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
-    with progress_bar(is_first()) as progress:
-        result = compress_directory(directory, out, batches, progress=progress, **options)
-    if is_first():
-        show(result_table(result, str(out)))
-        write_json(json_file, result.to_json())
-
-
 @app.command()
 def decompress(file: FileArgument, out: Destination, force: Force = False) -> None:
     """Decode a file to ordinary safetensors, or a compressed model directory to an ordinary one."""
@@ -212,20 +177,12 @@ def decompress(file: FileArgument, out: Destination, force: Force = False) -> No
     from waterfill.models.state_dict import save_tensors
 
     if file.is_dir():
-        _decompress_directory(file, out, force=force)
+        decompress_directory(file, out, force=force)
         return
     check_outputs(out, None, force=force, inputs=(file,))
     tensors = run(file)
     save_tensors(out, tensors, force=force)
     show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
-
-
-def _decompress_directory(directory: Path, out: Path, *, force: bool) -> None:
-    from waterfill.bundle import Bundle, write_plain
-
-    with Bundle(directory) as bundle:
-        size = write_plain(bundle, out, force=force)
-        show(f"{out}: {len(bundle)} tensors, {size:,} bytes")
 
 
 @app.command()
@@ -236,23 +193,12 @@ def inspect(file: FileArgument, json_file: Json = None) -> None:
 
     check_outputs(None, json_file, force=True, inputs=(file,))
     if file.is_dir():
-        _inspect_directory(file, json_file)
+        inspect_directory(file, json_file)
         return
     with WaterfillFile(file) as opened:
         opened.verify()
         summary = file_summary(str(file), opened)
     show(file_table(summary))
-    write_json(json_file, json.dumps(summary, indent=1))
-
-
-def _inspect_directory(directory: Path, json_file: Path | None) -> None:
-    from waterfill.bundle import Bundle
-    from waterfill.report.directory import bundle_summary, bundle_table
-
-    with Bundle(directory) as bundle:
-        bundle.verify()
-        summary = bundle_summary(str(directory), bundle)
-    show(bundle_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
 
 

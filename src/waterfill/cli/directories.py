@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.factories import FACTORY, as_data, as_module
+from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import UsageError
 from waterfill.models.configuration import read_object
 
@@ -35,6 +38,75 @@ class Sampling:
     length: int | None = None
     count: int = 128
     seed: int = 0
+
+
+def compress_directory(
+    directory: Path,
+    out: Path,
+    data: str | None,
+    refused: dict[str, Any],
+    sampling: Sampling,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """Compress a model directory to another one, and tell the result in the first process.
+
+    Args:
+        directory: the original.
+        out: the directory to write.
+        data: of `--data`.
+        refused: values of options that are for files alone, by option; None where one was not given.
+        sampling: how much of a text is read.
+        json_file: of `--json`.
+        options: of `waterfill.compress_directory`.
+
+    Raises:
+        UsageError: an option for files was given.
+    """
+    from waterfill import blocks
+    from waterfill.bundle.folder import check_folder
+    from waterfill.progress import progress_bar
+    from waterfill.report.text import result_table
+
+    given = [name for name, value in refused.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{given[0]} is not for model directories, whose targets are --rate and --size; leave it out, or compress "
+            "a factory."
+        )
+    check_outputs(None, json_file, force=True, inputs=(directory / "config.json",))
+    check_folder(out, source=directory, force=bool(options["force"]))
+    batches = None if data is None else list(as_text_data(data, directory, sampling))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if is_first():
+        mine = None if batches is None else batches[::processes]
+        show(f"{directory}: {blocks.estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
+    with progress_bar(is_first()) as progress:
+        result = blocks.compress_directory(directory, out, batches, progress=progress, **options)
+    if is_first():
+        show(result_table(result, str(out)))
+        write_json(json_file, result.to_json())
+
+
+def decompress_directory(directory: Path, out: Path, *, force: bool) -> None:
+    """Make a compressed model directory an ordinary one."""
+    from waterfill.bundle import Bundle, write_plain
+
+    with Bundle(directory) as bundle:
+        size = write_plain(bundle, out, force=force)
+        show(f"{out}: {len(bundle)} tensors, {size:,} bytes")
+
+
+def inspect_directory(directory: Path, json_file: Path | None) -> None:
+    """Check a compressed model directory and show what is in it."""
+    from waterfill.bundle import Bundle
+    from waterfill.report.directory import bundle_summary, bundle_table
+
+    with Bundle(directory) as bundle:
+        bundle.verify()
+        summary = bundle_summary(str(directory), bundle)
+    show(bundle_table(summary))
+    write_json(json_file, json.dumps(summary, indent=1))
 
 
 def is_text(data: str) -> bool:

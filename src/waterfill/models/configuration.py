@@ -13,7 +13,7 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        WaterfillError: there is no such file.
+        WaterfillError: there is no such file, or it cannot be read.
         FormatError: it is no JSON.
     """
     if not path.is_file():
@@ -22,18 +22,22 @@ def read_json(path: Path) -> Any:
         )
     try:
         return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is no JSON ({error}); copy the file again.") from error
+    except OSError as error:
+        raise WaterfillError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        WaterfillError: there is no such file.
+        WaterfillError: there is no such file, or it cannot be read.
         FormatError: it is no JSON, or no object.
     """
     found = read_json(path)
     if not isinstance(found, dict):
-        raise FormatError(f"{path} holds a {type(found).__name__}; expected an object. Copy the file again.")
+        raise FormatError(
+            f"{path} holds no JSON object but a {type(found).__name__}; expected an object. Copy it again."
+        )
     return found
