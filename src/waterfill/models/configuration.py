@@ -38,6 +38,6 @@ def read_object(path: Path) -> dict[str, Any]:
     found = read_json(path)
     if not isinstance(found, dict):
         raise FormatError(
-            f"{path} holds no JSON object but a {type(found).__name__}; expected an object. Copy it again."
+            f"{path} is no JSON object but holds a {type(found).__name__}; expected an object. Copy the file again."
         )
     return found
