@@ -18,10 +18,10 @@ import torch
 import waterfill
 from waterfill import cli
 from waterfill.cli.arguments import as_quantizers, as_size, as_tolerance
+from waterfill.compression.in_memory import PRODUCER
 from waterfill.errors import UsageError
 from waterfill.progress import STAGES, progress_bar
 from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
-from waterfill.workshop import PRODUCER
 
 NETS = """
 import time

@@ -13,10 +13,9 @@ import waterfill
 ROOT = Path(waterfill.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    "errors", "atomic", "records", "protocols", "models", "theory", "importance", "codec", "reconstruct", "quantize",
-    "files", "text", "bundle", "resident", "integrations", "reading", "calibrate", "evaluate", "resume", "allocate",
-    "curves", "tune", "limits", "forecast", "efforts", "prepare", "workshop", "search", "results", "blocks", "compress",
-    "bound", "report", "zoo", "progress", "demo", "reproduce", "cli",
+    "errors", "atomic", "records", "protocols", "processes", "models", "theory", "importance", "codec", "reconstruct",
+    "quantize", "files", "text", "bundle", "resident", "integrations", "reading", "evaluate", "resume", "results",
+    "compression", "report", "zoo", "progress", "demo", "reproduce", "cli",
 )  # fmt: skip
 """The way through the package: a module imports only from itself and from what comes before it."""
 

@@ -23,11 +23,11 @@ from torch import nn
 
 import waterfill
 from waterfill import cli, records
-from waterfill.allocate import Job, quantize_job
+from waterfill.compression.calibration import prepare
+from waterfill.compression.encoder import Job, quantize_job
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.importance import factored, forms, gradient_hessian, kl, kronecker
 from waterfill.models.state_dict import save_tensors
-from waterfill.prepare import prepare
 from waterfill.quantize import Feedback, KMeans, Scalar, Trellis
 from waterfill.resume import Memo, work_folder
 from waterfill.resume.description import describe

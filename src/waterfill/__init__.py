@@ -6,9 +6,9 @@ import importlib
 from typing import Any
 
 from waterfill import errors
-from waterfill.blocks import compress_directory
-from waterfill.bound import bound
-from waterfill.compress import compress
+from waterfill.compression.api import compress
+from waterfill.compression.bound import bound
+from waterfill.compression.directory import compress_directory
 from waterfill.evaluate import evaluate
 from waterfill.integrations import hook as _hook
 from waterfill.reading import decompress, load, open

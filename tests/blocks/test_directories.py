@@ -13,13 +13,13 @@ import transformers as hf
 
 import waterfill
 from families import BERT, FAMILIES, batches, loaded, model, output, padded
-from waterfill.blocks import parts
-from waterfill.blocks.coder import Coder
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.steps import with_data
-from waterfill.blocks.work import Work
 from waterfill.bundle import Bundle, Checkpoint
+from waterfill.compression import tensor_slices as parts
+from waterfill.compression.checkpoint_source import Work
+from waterfill.compression.coder import Coder
+from waterfill.compression.steps import with_data
 from waterfill.errors import CalibrationError, TargetError, UnsupportedModelError, UsageError, WaterfillError
+from waterfill.processes import Ranks
 from waterfill.quantize import Feedback
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from families import batches, padded
-from waterfill.blocks.flow import Flow
-from waterfill.blocks.gather import TIED, Back, gather, gathered
-from waterfill.blocks.groups import groups_of
-from waterfill.blocks.pieces import Pieces
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.sums import Sums
 from waterfill.bundle import Checkpoint
+from waterfill.compression.block_forward import Flow
+from waterfill.compression.kfac_statistics import TIED, Back, gather, gathered
+from waterfill.compression.layer_groups import groups_of
+from waterfill.compression.loaded_parts import Pieces
+from waterfill.importance.exact_sum import Sums
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton
+from waterfill.processes import Ranks
 
 BLOCK = 1
 

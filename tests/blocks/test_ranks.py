@@ -50,7 +50,7 @@ def test_two_processes_make_the_same_files(directories, tmp_path):
 def test_a_process_that_is_gone_ends_the_other_with_a_clear_error(directories, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
-        RUN + "from waterfill.blocks.ranks import Ranks\n"
+        RUN + "from waterfill.processes import Ranks\n"
         "total = Ranks.total\n"
         "def gone(self, tensors, seen=[]):\n"
         "    seen.append(1)\n"

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from families import batches
-from waterfill.blocks.flow import Flow
-from waterfill.blocks.groups import groups_of
-from waterfill.blocks.pieces import Pieces
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.stages import SHRINKAGE, Side, agreed, inputs_of, stages
-from waterfill.blocks.sums import Sums
 from waterfill.bundle import Checkpoint
+from waterfill.compression.block_forward import Flow
+from waterfill.compression.layer_groups import groups_of
+from waterfill.compression.loaded_parts import Pieces
+from waterfill.compression.stages import SHRINKAGE, Side, agreed, inputs_of, stages
+from waterfill.importance.exact_sum import Sums
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton
+from waterfill.processes import Ranks
 
 EXPECTED = {
     "llama": [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.sums import Sums
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.importance.exact_sum import Sums
+from waterfill.processes import Ranks
 
 
 @dataclass

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from with_tables import WithTables
 
-from waterfill import allocate
 from waterfill.codec import container
+from waterfill.compression import encoder as allocate
 from waterfill.files import WaterfillFile, decompress, exact_bytes
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Scalar

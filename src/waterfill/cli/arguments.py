@@ -12,7 +12,7 @@ from waterfill.errors import CalibrationError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from waterfill.efforts import Effort
+    from waterfill.compression.presets import Effort
     from waterfill.protocols import Estimator, Output, Quantizer
 
 T = TypeVar("T", bound=str)

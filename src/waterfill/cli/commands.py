@@ -122,7 +122,7 @@ def compress(
             memory=None if memory is None else as_size(memory),
         )  # fmt: skip
         return
-    from waterfill.compress import compress as run
+    from waterfill.compression.api import compress as run
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
 
@@ -227,8 +227,8 @@ def bound(
 ) -> None:
     """Show how small any file of a model can be at every distortion, before it is compressed."""
     from waterfill.atomic import write_atomically
-    from waterfill.bound import USUAL
-    from waterfill.bound import bound as run
+    from waterfill.compression.bound import USUAL
+    from waterfill.compression.bound import bound as run
     from waterfill.progress import progress_bar
     from waterfill.report.picture import bound_picture, picture_format
     from waterfill.report.text import bound_table

@@ -63,8 +63,9 @@ def compress_directory(
     Raises:
         UsageError: an option for files was given.
     """
-    from waterfill import blocks
     from waterfill.bundle.folder import check_folder
+    from waterfill.compression import directory as blocks
+    from waterfill.compression import memory
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
 
@@ -80,7 +81,7 @@ def compress_directory(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if is_first():
         mine = None if batches is None else batches[::processes]
-        show(f"{directory}: {blocks.estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
+        show(f"{directory}: {memory.estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
     with progress_bar(is_first()) as progress:
         result = blocks.compress_directory(directory, out, batches, progress=progress, **options)
     if is_first():

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from waterfill.bound import BoundRow, ModelBound
+from waterfill.compression.bound import BoundRow, ModelBound
 from waterfill.evaluate import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes

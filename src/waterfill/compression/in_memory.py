@@ -13,19 +13,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from waterfill import allocate, curves
-from waterfill.allocate import Job
-from waterfill.calibrate import InSequence, correct
 from waterfill.codec import container
-from waterfill.curves import Curve
+from waterfill.compression import distortion_curves as curves
+from waterfill.compression import encoder as allocate
+from waterfill.compression.calibration import Live
+from waterfill.compression.distortion_curves import Curve
+from waterfill.compression.encoder import Job
+from waterfill.compression.forecast import Forecast
+from waterfill.compression.limits import fit_spectra, price, rectangles
+from waterfill.compression.statistics_correction import correct
+from waterfill.compression.target_correction import InSequence
+from waterfill.compression.tune import Tune
 from waterfill.evaluate import Evaluation, distances, evaluate
 from waterfill.files import WaterfillFile
-from waterfill.forecast import Forecast
 from waterfill.importance import DiagonalForm, KroneckerForm
-from waterfill.limits import fit_spectra, price, rectangles
 from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
-from waterfill.prepare import Live
 from waterfill.protocols import Progress, QuadraticForm
 from waterfill.quantize.feedback import has_cross_terms, is_sparse
 from waterfill.reconstruct import errors
@@ -33,7 +36,6 @@ from waterfill.records import Floats, Inventory, Limits, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
-from waterfill.tune import Tune
 
 PRODUCER = "waterfill 0.1.0"
 

@@ -14,10 +14,10 @@ import torch
 
 from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
+from waterfill.compression.calibration import Prepared, prepare
+from waterfill.compression.limits import fit_sources, fit_spectra, rectangles
 from waterfill.errors import TargetError, UsageError
 from waterfill.files import exact_bytes
-from waterfill.limits import fit_sources, fit_spectra, rectangles
-from waterfill.prepare import Prepared, prepare
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.waterfilling import Rectangles

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from waterfill.allocate import Job
+from waterfill.compression.encoder import Job
 from waterfill.errors import UsageError
 from waterfill.importance import KroneckerForm
 from waterfill.protocols import QuadraticForm

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from waterfill.calibrate.moments import Moments
+from waterfill.compression.activation_moments import Moments
 from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models.patterns import listed
 from waterfill.models.torch_module import norm_fields, scale_and_shift, storage_key

@@ -9,23 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill import allocate
-from waterfill.allocate import Job
-from waterfill.blocks.outlook import Volumes
-from waterfill.blocks.parts import Part
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.sample import Sample
 from waterfill.codec import container
+from waterfill.compression import encoder as allocate
+from waterfill.compression.encoder import Job
+from waterfill.compression.in_memory import PRODUCER
+from waterfill.compression.limits import fit_sources, fit_spectra, rectangles
+from waterfill.compression.rate_model import Volumes
+from waterfill.compression.sample import Sample
+from waterfill.compression.tensor_slices import Part
 from waterfill.files import exact_bytes
 from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import DiagonalForm
-from waterfill.limits import fit_sources, fit_spectra, rectangles
+from waterfill.processes import Ranks
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import Vector
 from waterfill.reconstruct import errors
 from waterfill.records import Entry, Exact, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
-from waterfill.workshop import PRODUCER
 
 
 @dataclass(frozen=True)

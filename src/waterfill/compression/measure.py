@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from waterfill.blocks.ranks import Ranks
 from waterfill.evaluate import divergence
+from waterfill.processes import Ranks
 from waterfill.protocols import Output
 
 

@@ -19,21 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from waterfill.allocate import Job
-from waterfill.blocks.flow import Call, Flow, as_keywords
-from waterfill.blocks.gather import UNUSED, Back, Gathered, gather, gathered
-from waterfill.blocks.groups import Group
-from waterfill.blocks.outlook import Volumes
-from waterfill.blocks.pieces import Piece, Pieces
-from waterfill.blocks.sample import Sample
-from waterfill.blocks.sums import Sums
-from waterfill.blocks.work import Work
 from waterfill.bundle import part_name
+from waterfill.compression.block_forward import Call, Flow, as_keywords
+from waterfill.compression.checkpoint_source import Work
+from waterfill.compression.encoder import Job
+from waterfill.compression.kfac_statistics import UNUSED, Back, Gathered, gather, gathered
+from waterfill.compression.layer_groups import Group
+from waterfill.compression.limits import fit_sources, volumes
+from waterfill.compression.loaded_parts import Piece, Pieces
+from waterfill.compression.rate_model import Volumes
+from waterfill.compression.sample import Sample
 from waterfill.importance import signals, weight_scale
+from waterfill.importance.exact_sum import Sums
 from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import fingerprint
-from waterfill.limits import fit_sources, volumes
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import QuadraticForm

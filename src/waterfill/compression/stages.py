@@ -2,7 +2,7 @@
 
 Matrices that read the same input are a stage, such as query, key and value; so are all experts. At each stage all
 batches go through the original and through the compressed piece up to there, and the products of both inputs say what
-an error costs now, and where the target is: see `waterfill.calibrate.InSequence`.
+an error costs now, and where the target is: see `target_correction.InSequence`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from waterfill.blocks.sums import Sums
-from waterfill.calibrate.sequence import shift
+from waterfill.compression.target_correction import shift
+from waterfill.importance.exact_sum import Sums
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.uses import Dense, View
 from waterfill.models.watch import ProductWatch

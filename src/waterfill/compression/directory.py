@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from waterfill.blocks.coding import Coding
-from waterfill.blocks.memory import check_memory
-from waterfill.blocks.ranks import Ranks, ranks
-from waterfill.blocks.steps import with_data, without_data
-from waterfill.blocks.work import Work
 from waterfill.bundle import BundleWriter, Checkpoint
-from waterfill.efforts import DEFAULT_RATE, STATES, Effort, check_effort
+from waterfill.compression.checkpoint_source import Work
+from waterfill.compression.coding import Coding
+from waterfill.compression.memory import check_memory
+from waterfill.compression.presets import DEFAULT_RATE, STATES, Effort, check_effort
+from waterfill.compression.steps import with_data, without_data
 from waterfill.errors import TargetError, UsageError
+from waterfill.processes import Ranks, ranks
 from waterfill.protocols import Progress, Quantizer
 from waterfill.quantize import Feedback
 from waterfill.results import DirectoryResult
@@ -72,8 +72,8 @@ def compress_directory(
         What is known about the directory, with a report of every tensor.
 
     Under `torchrun` all processes call this: each takes every n-th batch and codes some of the matrices, and the first
-    one writes. Statistics are added up exactly, see `waterfill.blocks.sums`, so that any number of processes makes the
-    same files as one, if each computes its batches with the same number of threads.
+    one writes. Statistics are added up exactly, see `waterfill.importance.exact_sum`, so that any number of processes
+    makes the same files as one, if each computes its batches with the same number of threads.
 
     Raises:
         UsageError: an argument is out of its range, or the work folder is of another compression.

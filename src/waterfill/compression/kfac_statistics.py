@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.blocks.sums import Sums
+from waterfill.importance.exact_sum import Sums
 from waterfill.importance.factored import Doubles, KroneckerForm
 from waterfill.importance.factors import expected
 from waterfill.importance.forms import DiagonalForm

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from waterfill.blocks.coder import Coder, Done, values
-from waterfill.blocks.parts import Part, parts_of
-from waterfill.blocks.pieces import Piece
-from waterfill.blocks.stages import Inputs, Side, agreed, inputs_of, stages
-from waterfill.blocks.study import Known
-from waterfill.blocks.sums import Sums
+from waterfill.compression.coder import Coder, Done, values
+from waterfill.compression.loaded_parts import Piece
+from waterfill.compression.sensitivity import Known
+from waterfill.compression.stages import Inputs, Side, agreed, inputs_of, stages
+from waterfill.compression.tensor_slices import Part, parts_of
+from waterfill.importance.exact_sum import Sums
 from waterfill.records import Layout, Weight
 
 AT_ONCE = 1 << 25

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.calibrate.moments import Moments, measure, merge
-from waterfill.calibrate.samples import joined, samples_that_fit
-from waterfill.calibrate.sequence import Before, InSequence, noting, refilling
-from waterfill.calibrate.sites import Act, Site, find_sites
+from waterfill.compression.activation_moments import Moments, measure, merge
+from waterfill.compression.correction_sites import Act, Site, find_sites
+from waterfill.compression.joined_samples import joined, samples_that_fit
+from waterfill.compression.target_correction import Before, InSequence, noting, refilling
 from waterfill.errors import CalibrationError
 from waterfill.models.batches import Inputs, as_batches, call, evaluation
 from waterfill.protocols import Progress

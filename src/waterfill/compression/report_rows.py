@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from waterfill.blocks.coder import Done
-from waterfill.blocks.outlook import Volumes
-from waterfill.blocks.work import Work
 from waterfill.bundle.parts import part_of
 from waterfill.codec.container import Packed
+from waterfill.compression.checkpoint_source import Work
+from waterfill.compression.coder import Done
+from waterfill.compression.rate_model import Volumes
 from waterfill.results import DirectoryResult, TensorReport, reconstruction
 
 

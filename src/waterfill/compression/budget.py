@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from waterfill.blocks.outlook import Volumes
+from waterfill.compression.rate_model import Volumes
 
 OVERHEAD = 300.0
 """Bytes of a payload beside its matrices and vectors, until one is known."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from waterfill.blocks.flow import as_keywords
-from waterfill.blocks.groups import Group, groups_of
-from waterfill.blocks.parts import LARGEST_PART
 from waterfill.bundle import Checkpoint
+from waterfill.compression.block_forward import as_keywords
+from waterfill.compression.layer_groups import Group, groups_of
+from waterfill.compression.tensor_slices import LARGEST_PART
 from waterfill.errors import WaterfillError
 
 DENSE = 7

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from waterfill.blocks.ranks import Ranks
 from waterfill.errors import CalibrationError
+from waterfill.processes import Ranks
 
 DIGITS = 40
 """Binary digits of the largest value of the first batch; float32 has 24."""

@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from waterfill import allocate
-from waterfill.allocate import Trial
+from waterfill.compression import encoder as allocate
+from waterfill.compression.calibration import Live, Prepared
+from waterfill.compression.encoder import Trial
+from waterfill.compression.in_memory import Attempt, Workshop
+from waterfill.compression.limits import fit_sources
+from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluate import evaluate
 from waterfill.files import exact_bytes
-from waterfill.limits import fit_sources
 from waterfill.models.batches import evaluation
-from waterfill.prepare import Live, Prepared
 from waterfill.protocols import Metric, Progress, Quantizer
-from waterfill.tune import Tune
-from waterfill.workshop import Attempt, Workshop
 
 WITHIN = 0.005
 """A file is within this fraction below its target."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import waterfill.importance as importances
-from waterfill.calibrate import Observed, observe
+from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.errors import CalibrationError
 from waterfill.evaluate import reference_outputs
 from waterfill.models import state_dict, torch_module

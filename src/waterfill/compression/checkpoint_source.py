@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 import zstandard
 
-from waterfill.blocks.groups import Group, groups_of
-from waterfill.blocks.ranks import Ranks
 from waterfill.bundle import Checkpoint
+from waterfill.compression.layer_groups import Group, groups_of
 from waterfill.files import exact_bytes
 from waterfill.models.patterns import excluded
 from waterfill.models.state_dict import CODED_DTYPES
+from waterfill.processes import Ranks
 from waterfill.protocols import Progress, Quantizer
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 

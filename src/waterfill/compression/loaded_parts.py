@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from waterfill.blocks.groups import Group
 from waterfill.bundle import Checkpoint
 from waterfill.bundle.parts import part_of
+from waterfill.compression.layer_groups import Group
 from waterfill.errors import UnsupportedModelError, WaterfillError
 from waterfill.models.skeleton import Place, Skeleton, apart
 from waterfill.models.state_dict import CODED_DTYPES, weight_of

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from waterfill import allocate
-from waterfill.blocks.budget import Budget
-from waterfill.blocks.coder import Coder, Done
-from waterfill.blocks.groups import Group
-from waterfill.blocks.study import Study
-from waterfill.blocks.told import Report
-from waterfill.blocks.work import Work
 from waterfill.bundle import BundleWriter
+from waterfill.compression import encoder as allocate
+from waterfill.compression.budget import Budget
+from waterfill.compression.checkpoint_source import Work
+from waterfill.compression.coder import Coder, Done
+from waterfill.compression.layer_groups import Group
+from waterfill.compression.report_rows import Report
+from waterfill.compression.sensitivity import Study
 from waterfill.errors import TargetError
 from waterfill.results import DirectoryResult
 

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from waterfill.codec.directory import original_bytes
-from waterfill.efforts import DEFAULT_RATE, MEASURED, POWERS, STATES, Effort, check_effort
+from waterfill.compression.calibration import Prepared, prepare
+from waterfill.compression.in_memory import Attempt
+from waterfill.compression.presets import DEFAULT_RATE, MEASURED, POWERS, STATES, Effort, check_effort
+from waterfill.compression.rate_control import Target, fixed_attempt, search, workshops
+from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.prepare import Prepared, prepare
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer
 from waterfill.quantize import Feedback
 from waterfill.reconstruct import errors
@@ -24,9 +27,6 @@ from waterfill.records import (
 )
 from waterfill.results import CompressionResult, TensorReport, reconstruction
 from waterfill.resume import work_folder
-from waterfill.search import Target, fixed_attempt, search, workshops
-from waterfill.tune import Tune
-from waterfill.workshop import Attempt
 
 
 def compress(

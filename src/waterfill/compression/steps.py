@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from waterfill.blocks.coder import Coder, Done
-from waterfill.blocks.coding import Step, Steps
-from waterfill.blocks.flow import Flow
-from waterfill.blocks.groups import Group
-from waterfill.blocks.measure import distance, mean_distance
-from waterfill.blocks.pieces import Piece, Pieces
-from waterfill.blocks.sequence import Tensors
-from waterfill.blocks.stages import Side
-from waterfill.blocks.study import Known, Passed, Study, Survey, keys_of, look, pass_through
-from waterfill.blocks.work import Work
+from waterfill.compression.block_forward import Flow
+from waterfill.compression.block_sequence import Tensors
+from waterfill.compression.checkpoint_source import Work
+from waterfill.compression.coder import Coder, Done
+from waterfill.compression.coding import Step, Steps
+from waterfill.compression.layer_groups import Group
+from waterfill.compression.loaded_parts import Piece, Pieces
+from waterfill.compression.measure import distance, mean_distance
+from waterfill.compression.sensitivity import Known, Passed, Study, Survey, keys_of, look, pass_through
+from waterfill.compression.stages import Side
 from waterfill.importance import DiagonalForm, weight_scale
 from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.skeleton import Skeleton
