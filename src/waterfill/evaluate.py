@@ -79,6 +79,11 @@ class Evaluation:
     relative_squared_error: float | None = None
     cosine: float | None = None
 
+    @property
+    def distortion(self) -> float | None:
+        """Mean distance from the reference: KL of logits, squared error of values; None without a reference."""
+        return self.squared_error if self.kl is None else self.kl
+
     def to_dict(self) -> dict[str, float | None]:
         """All fields by name."""
         return dataclasses.asdict(self)
@@ -124,25 +129,33 @@ def evaluate(
     kind = output_of(model, batches, output)
     if isinstance(reference, str | Path):
         reference = load_pretrained(Path(reference))
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    divergences = array("d")  # not tensors: small ones kept between large ones would hold memory apart
-    measure = _measure_logits if kind == "logits" else _measure_values
-    all_text = True
+    return summarize(evaluate_batches(model, batches, reference, kind, progress))
+
+
+def evaluate_batches(
+    model: nn.Module,
+    batches: Iterable[Any],
+    reference: nn.Module | Sequence[Tensor] | None,
+    output: Output,
+    progress: Progress | None = None,
+) -> Iterator[BatchStatistics]:
+    """Measure a model on data, batch by batch; see `evaluate`.
+
+    Args:
+        model: the network; its modes are left as they were.
+        batches: batches that can be iterated over.
+        reference: the network to compare with, or its outputs on the same batches.
+        output: what the model returns.
+        progress: called with ("evaluate", done, total) after every batch.
+
+    Raises:
+        CalibrationError: the data do not fit the model or the reference.
+    """
     with _quiet(model, reference):
-        for one in _passes(model, batches, reference, kind, progress):
-            sums["samples"] += one.samples
-            all_text &= one.is_text
-            for part in measure(one.result, one.target, one.reference):
-                divergences.extend(part["kl"].tolist() if "kl" in part else ())
-                for name, each in part.items():
-                    sums[name] += float(each.sum(dtype=torch.float64))
-                    counts[name] += each.numel()
+        for one in _passes(model, batches, reference, output, progress):
+            found = batch_statistics(one, output)
             del one  # its outputs are not kept while the models make the next
-    found = _summary(sums, counts, divergences)
-    if not all_text or found.cross_entropy is None:
-        return found
-    return dataclasses.replace(found, perplexity=_exponential(found.cross_entropy))
+            yield found
 
 
 def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
@@ -162,32 +175,77 @@ def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
         return [one.result.cpu() for one in _passes(model, as_batches(data))]
 
 
-def distances(model: nn.Module, data: Iterable[Any], reference: Sequence[Tensor], output: Output) -> Tensor:
-    """Distances of a model's outputs from those of a reference, one by one.
+@dataclass(frozen=True)
+class OutputBatch:
+    """What one batch gave.
+
+    Attributes:
+        samples: number of samples.
+        result: outputs of the model.
+        target: what they should be; None where that is not known.
+        reference: outputs of the model to compare with; None without one.
+        is_text: whether it is text, with an output for every token.
+    """
+
+    samples: int
+    result: Tensor
+    target: Tensor | None
+    reference: Tensor | None
+    is_text: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class BatchStatistics:
+    """Sums of what was measured in one batch.
+
+    Attributes:
+        samples: number of samples.
+        sums: by name of the measure.
+        counts: of how many values each is the sum.
+        distances: of every output from that of the reference: nats of KL divergence, or squared distance; float64.
+        is_text: whether it is text, with an output for every token.
+    """
+
+    samples: int
+    sums: Mapping[str, float]
+    counts: Mapping[str, int]
+    distances: NDArray[np.float64]
+    is_text: bool
+
+    def with_labels(self, other: BatchStatistics) -> BatchStatistics:
+        """The same with what another one says of labels."""
+        sums, counts = (
+            dict(mine) | {name: each for name, each in theirs.items() if name in _LABEL_MEASURES}
+            for mine, theirs in ((self.sums, other.sums), (self.counts, other.counts))
+        )
+        return dataclasses.replace(self, sums=sums, counts=counts)
+
+
+_LABEL_MEASURES = ("accuracy", "cross_entropy", "top5")
+_DISTANCES = ("kl", "squared_error")
+
+
+def batch_statistics(one: OutputBatch, output: Output) -> BatchStatistics:
+    """Measure the outputs of one batch.
 
     Args:
-        model: the network; its modes are left as they were.
-        data: batches.
-        reference: what `reference_outputs` returned for them.
+        one: the batch; text without padding.
         output: what the model returns.
 
-    Returns:
-        D(reference || model) of every prediction that counts, in nats, or the squared distance of every sample;
-        float64 [predictions or samples], on the CPU.
-
     Raises:
-        CalibrationError: the data do not fit the model or the reference.
+        CalibrationError: the targets do not fit.
     """
-    found = []
-    with _quiet(model):
-        for one in _passes(model, as_batches(data), reference, output):
-            assert one.reference is not None
-            if output == "values":
-                found.append(_squared_distances(one.result, one.reference))
-            else:
-                rows, _ = as_predictions(one.reference, one.target)
-                found.append(divergence(rows, as_predictions(one.result, one.target)[0]))
-    return torch.cat(found).cpu()
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    distances = array("d")  # not tensors: small ones kept between large ones would hold memory apart
+    measure = _measure_logits if output == "logits" else _measure_values
+    for part in measure(one.result, one.target, one.reference):
+        for name in part.keys() & set(_DISTANCES):
+            distances.extend(part[name].tolist())
+        for name, each in part.items():
+            sums[name] += float(each.sum(dtype=torch.float64))
+            counts[name] += each.numel()
+    return BatchStatistics(one.samples, sums, counts, np.array(distances), one.is_text)
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
@@ -230,24 +288,13 @@ def _quiet(*models: Any) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What one batch gave: outputs of the model and of the reference, and the target they should meet."""
-
-    samples: int
-    result: Tensor
-    target: Tensor | None
-    reference: Tensor | None
-    is_text: bool = False
-
-
 def _passes(
     model: nn.Module,
     batches: Iterable[Any],
     reference: nn.Module | Sequence[Tensor] | None = None,
     output: Output | None = None,
     progress: Progress | None = None,
-) -> Iterator[_Pass]:
+) -> Iterator[OutputBatch]:
     """Run the model and the reference on every batch; of text padding is left out, where it is said what is put out."""
     total = len(batches) if isinstance(batches, Sized) else 0
     done = 0
@@ -265,7 +312,7 @@ def _passes(
 
 def _pass(
     model: nn.Module, batch: Any, reference: nn.Module | Sequence[Tensor] | None, index: int, output: Output | None
-) -> _Pass:
+) -> OutputBatch:
     inputs, target = split(batch)
     check_vocabulary(inputs, vocabulary_of(model), index)
     result = call(model, inputs, index=index)
@@ -282,16 +329,16 @@ def _pass(
             f"Batch {index} gives {describe(result)} by the model, but {describe(other)} by the reference; "
             "expected the same shape. Compare models of the same kind on the same data."
         )
-    found = _Pass(len(result), result, target, None if other is None else other.to(result.device))
+    found = OutputBatch(len(result), result, target, None if other is None else other.to(result.device))
     return found if output is None else _as_text(found, model, inputs, output)
 
 
-def _as_text(found: _Pass, model: nn.Module, inputs: Any, output: Output) -> _Pass:
+def _as_text(found: OutputBatch, model: nn.Module, inputs: Any, output: Output) -> OutputBatch:
     """The same without padding and with the next tokens as target, where the batch is text."""
     outputs = [found.result] + ([] if found.reference is None else [found.reference])
     target, outputs = read_text(model, inputs, found.target, outputs, output)
     is_text = tokens_of(inputs) is not None and found.result.ndim == 3
-    return _Pass(found.samples, outputs[0], target, outputs[1] if outputs[1:] else None, is_text)
+    return OutputBatch(found.samples, outputs[0], target, outputs[1] if outputs[1:] else None, is_text)
 
 
 def _kept(references: Sequence[Tensor], index: int) -> Tensor:
@@ -380,14 +427,29 @@ def _percentile(values: NDArray[np.float64]) -> float:
     return float(np.quantile(values, 0.99, method="higher" if np.isinf(values).any() else "linear"))
 
 
-def _summary(sums: Mapping[str, float], counts: Mapping[str, int], divergences: array[float]) -> Evaluation:
+def summarize(batches: Iterable[BatchStatistics]) -> Evaluation:
+    """Means over all batches, which are added up in their order."""
+    samples, all_text = 0, True
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    divergences = array("d")
+    for one in batches:
+        samples += one.samples
+        all_text &= one.is_text
+        if "kl" in one.counts:
+            divergences.frombytes(one.distances.tobytes())
+        for name, total in one.sums.items():
+            sums[name] += total
+            counts[name] += one.counts[name]
     mean = {name: sums[name] / count for name, count in counts.items() if count > 0}
+    entropy = mean.get("cross_entropy")
     return Evaluation(
-        samples=int(sums["samples"]),
+        samples=samples,
         predictions=counts.get("predictions"),
         accuracy=mean.get("accuracy"),
         top5=mean.get("top5"),
-        cross_entropy=mean.get("cross_entropy"),
+        cross_entropy=entropy,
+        perplexity=None if entropy is None or not all_text else _exponential(entropy),
         kl=mean.get("kl"),
         kl_p99=_percentile(np.array(divergences)) if divergences else None,
         agreement=mean.get("agreement"),

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """The processes that `torchrun` has started, or this one alone.
 
     Attributes:
@@ -32,11 +32,11 @@ class Ranks:
     count: int = 1
 
     @property
-    def writes(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
 
-    def mine(self, items: Sequence[T]) -> list[T]:
+    def share(self, items: Sequence[T]) -> list[T]:
         """The items of this process: every `count`-th.
 
         Raises:
@@ -49,7 +49,7 @@ class Ranks:
             )
         return list(items[self.rank :: self.count])
 
-    def of_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process has given, on all of them."""
         if self.count == 1:
             return value
@@ -57,7 +57,7 @@ class Ranks:
         _together(lambda: dist.broadcast_object_list(box, src=0))
         return cast(T, box[0])
 
-    def everyones(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """What all processes have given, in the order of their numbers."""
         if self.count == 1:
             return [value]
@@ -65,18 +65,21 @@ class Ranks:
         _together(lambda: dist.all_gather_object(box, value))
         return box
 
-    def total(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over all processes of whole numbers, int64, by name; where a process lacks one, it counts as zero."""
+    def all_reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """ExactSum over all processes of whole numbers, int64, by name; where a process lacks one, it counts as zero."""
         if self.count == 1:
             return dict(tensors)
         shapes: dict[str, torch.Size] = {}
-        for each in self.everyones({name: tensor.shape for name, tensor in tensors.items()}):
+        for each in self.all_gather({name: tensor.shape for name, tensor in tensors.items()}):
             shapes |= each
         found = {}
         for name in sorted(shapes):
             found[name] = tensors[name].clone() if name in tensors else torch.zeros(shapes[name], dtype=torch.int64)
             _together(lambda name=name: dist.all_reduce(found[name]))  # type: ignore[misc]
         return found
+
+
+ALONE = Processes()
 
 
 def _together(exchange: Callable[[], Any]) -> None:
@@ -107,14 +110,14 @@ def _meeting_place() -> tuple[Any, int, int]:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
+def joined_processes() -> Iterator[Processes]:
     """The processes of this run; a group that `torchrun` announces is joined, and left at the end.
 
     A program may do so several times: each has names of its own in the store, or addresses of the group before were
     found there.
     """
     if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
-        yield Ranks()
+        yield Processes()
         return
     joined = not dist.is_initialized()
     if joined:
@@ -122,7 +125,7 @@ def ranks() -> Iterator[Ranks]:
         names = dist.PrefixStore(f"waterfill-{next(_calls)}", store)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=names, rank=rank, world_size=count)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         if joined:
             dist.destroy_process_group()

@@ -13,11 +13,11 @@ from waterfill.compression.block_forward import Flow
 from waterfill.compression.layer_groups import groups_of
 from waterfill.compression.loaded_parts import Pieces
 from waterfill.compression.stages import SHRINKAGE, Side, agreed, inputs_of, stages
-from waterfill.importance.exact_sum import Sums
+from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton
-from waterfill.processes import Ranks
+from waterfill.processes import Processes
 
 EXPECTED = {
     "llama": [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
@@ -112,7 +112,7 @@ def hidden(net, inputs, there):
 def compared(two, names=("second.weight", "beside.weight")):
     original, compressed, inputs, there = two
     sides = side(original, inputs, there), side(compressed, inputs, there)
-    return inputs_of(names, *sides, Sums(Ranks()))
+    return inputs_of(names, *sides, ExactSum(Processes()))
 
 
 def test_inputs_are_compared_at_the_positions_that_count(two):

@@ -1,9 +1,9 @@
 """Activations on their way through a model, one transformer block at a time.
 
 ```
-batch --enter--> hidden states before the first block, and what every block is called with beside them
-hidden --through--> after one block
-hidden --leave--> output: logits, or the embeddings of sentences
+batch --embed-----> hidden states before the first block, and what every block is called with beside them
+hidden --run_block--> after one block
+hidden --head-------> output: logits, or the embeddings of sentences
 ```
 """
 
@@ -37,21 +37,21 @@ class _Reached(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Entered:
+class EmbeddedBatch:
     """A batch at the first block.
 
     Attributes:
         hidden: hidden states [samples, positions, width].
         calls: what each block is called with beside them.
-        there: which positions count, bool [samples * positions].
+        mask: which positions count, bool [samples * positions].
     """
 
     hidden: Tensor
     calls: list[Call]
-    there: Tensor
+    mask: Tensor
 
 
-class Flow:
+class BlockForward:
     """How batches go through the blocks of a skeleton.
 
     Args:
@@ -66,7 +66,17 @@ class Flow:
         self._tuples = False
         skeleton.model.config.use_cache = False
 
-    def enter(self, batch: Any) -> Entered:
+    @property
+    def factor(self) -> float:
+        """By what forms of its outputs are multiplied to be distortions."""
+        return 0.5 if self.output == "logits" else 1.0
+
+    @property
+    def unit(self) -> str:
+        """Unit of that distortion."""
+        return "nats of KL" if self.output == "logits" else "squared output"
+
+    def embed(self, batch: Any) -> EmbeddedBatch:
         """Come to the first block.
 
         Raises:
@@ -88,16 +98,16 @@ class Flow:
         if not count:
             shapes = {name: list(each.shape) for name, each in inputs.items()}
             raise CalibrationError(f"The batch {shapes} is empty; expected at least one position. Leave it out.")
-        there = torch.ones(count, dtype=torch.bool) if mask is None else mask.bool().flatten()
-        return Entered(hidden, calls, there)
+        counted = torch.ones(count, dtype=torch.bool) if mask is None else mask.bool().flatten()
+        return EmbeddedBatch(hidden, calls, counted)
 
-    def through(self, block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+    def run_block(self, block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
         """Go through one block."""
         out = block(hidden, *call[0], **call[1])
         found: Tensor = out[0] if isinstance(out, tuple) else out
         return found
 
-    def leave(self, batch: Any, hidden: Tensor) -> Tensor:
+    def head(self, batch: Any, hidden: Tensor) -> Tensor:
         """Come from the last block to the output [samples, ...]."""
         called: list[int] = []
         last = len(self.skeleton.blocks) - 1

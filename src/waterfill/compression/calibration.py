@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import waterfill.importance as importances
+from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.errors import CalibrationError
-from waterfill.evaluate import reference_outputs
+from waterfill.evaluate import Evaluation, evaluate_batches, reference_outputs, summarize
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
-from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic
-from waterfill.records import Floats, Inventory
+from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
+from waterfill.records import Floats, Inventory, Weight
 from waterfill.resume.facts import fingerprint
-from waterfill.resume.folder import NOTHING_KEPT, Memo
 
 FEWEST_BATCHES = 4
 """From so many batches on, some are held out."""
@@ -29,8 +30,15 @@ HOLD_OUT = 8
 """One batch in so many is held out; with fewer batches the last one."""
 
 
+def held_out(count: int) -> frozenset[int]:
+    """Which of so many batches nothing is fitted to: every eighth, or the last of four to seven; none of fewer."""
+    if count < FEWEST_BATCHES:
+        return frozenset()
+    return frozenset(range(HOLD_OUT - 1, count, HOLD_OUT) or [count - 1])
+
+
 @dataclass(frozen=True, eq=False)
-class Part(Iterable[Any]):
+class BatchSubset(Iterable[Any]):
     """Some of the batches, to be read again and again.
 
     Attributes:
@@ -56,11 +64,11 @@ class Part(Iterable[Any]):
 
 
 @dataclass(frozen=True, eq=False)
-class Live:
+class CalibratedModel:
     """A module with calibration data: what correcting and measuring need.
 
-    Choices between ways to compress are made on batches that nothing is fitted to: every eighth, or the last of four to
-    seven; with fewer all batches serve both ends.
+    Choices between ways to compress are made on batches that nothing is fitted to, see `held_out`; where there are few
+    batches, all serve both ends.
 
     Attributes:
         model: the original, which is never changed.
@@ -86,28 +94,31 @@ class Live:
         names = [name for name, each in self.model.named_parameters(remove_duplicate=False) if each.ndim > 1]
         return observe(self.model, self.copy, self.fitting, keep=self.keep, names=names)
 
+    def measure(self, copy: torch.nn.Module) -> tuple[Evaluation, NDArray[np.float64]]:
+        """Measure a copy on all data, and the distances of its outputs on the data to choose by."""
+        found = list(evaluate_batches(copy, self.batches, self.references, self.output))
+        chosen = self.choosing.chosen
+        return summarize(found), np.concatenate([found[index].distances for index in sorted(chosen)])
+
     @property
     def held(self) -> frozenset[int]:
         """Which batches are held out; none where there are few."""
-        count = len(self.references)
-        return (
-            frozenset(range(HOLD_OUT - 1, count, HOLD_OUT) or [count - 1]) if count >= FEWEST_BATCHES else frozenset()
-        )
+        return held_out(len(self.references))
 
     @property
-    def fitting(self) -> Part:
+    def fitting(self) -> BatchSubset:
         """The batches to fit to, and the outputs of the original on them."""
-        return Part(self.batches, self.references, frozenset(range(len(self.references))) - self.held)
+        return BatchSubset(self.batches, self.references, frozenset(range(len(self.references))) - self.held)
 
     @property
-    def choosing(self) -> Part:
+    def choosing(self) -> BatchSubset:
         """The batches to choose by: those held out, or all of them."""
-        return Part(self.batches, self.references, self.held or frozenset(range(len(self.references))))
+        return BatchSubset(self.batches, self.references, self.held or frozenset(range(len(self.references))))
 
 
-def _live(
+def _calibrated(
     model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any], keep: Sequence[str]
-) -> Live:
+) -> CalibratedModel:
     """Prepare a module for measuring.
 
     Raises:
@@ -124,74 +135,45 @@ def _live(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    return Live(model, torch_module.clone(model), batches, references, output, options, keep)
+    return CalibratedModel(model, torch_module.clone(model), batches, references, output, options, keep)
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A model that is ready to be compressed or bounded.
+class PreparedModel:
+    """A model in memory that is ready to be compressed or bounded.
 
     Attributes:
         inventory: its tensors.
         estimator: what estimated the importances.
         forms: what errors cost, by name.
-        live: the module with its data; None without data.
-        memo: of results that are there already.
+        model: the module with its data; None without data.
     """
 
     inventory: Inventory
     estimator: Estimator
     forms: Mapping[str, QuadraticForm]
-    live: Live | None
-    memo: Memo = NOTHING_KEPT
-
-    @property
-    def factor(self) -> float:
-        """What `e^T I_w e` is multiplied by to be a distortion: 1/2 for second derivatives, such as KL's (Eq. 6)."""
-        return 0.5 if self._kind in ("kl", "hessian") else 1.0
-
-    @property
-    def unit(self) -> str:
-        """Of the distortion."""
-        named = {"kl": "nats of KL", "regression": "squared output", "identity": "squared weight", "hessian": "loss"}
-        return named.get(self._kind, "I e^2")
-
-    @property
-    def _kind(self) -> str:
-        """Name of the importance; of the one whose cross terms it has, for one with cross terms."""
-        kind = self.estimator.name.partition("(")[0]
-        if kind == "kronecker" and self.live is not None:
-            return "kl" if self.live.output == "logits" else "regression"
-        return kind
+    model: CalibratedModel | None
 
 
 def prepare(
     model: torch.nn.Module | str | Path,
     data: Iterable[Any] | None,
     output: Output | None,
-    importance: Estimator | None,
     options: Mapping[str, Any],
-    seed: int,
-    progress: Progress | None,
-    *,
-    crossed: bool = False,
-    memo: Memo = NOTHING_KEPT,
-) -> Prepared:
+    settings: Settings,
+) -> PreparedModel:
     """Take stock of a model, look at its data, estimate what errors cost.
 
     Args:
         model: a module, or the path of a safetensors file.
         data: calibration batches, or None.
         output: what the model returns; None to tell from the targets.
-        importance: an estimator; None for the default: `kl()`, `regression()`, or `weight_scale()` without data.
         options: `fold_norms`, `include` and `exclude`.
-        seed: of the default estimators.
-        progress: called as work goes on.
-        crossed: whether the default with data is `kronecker()`.
-        memo: of results that are there already.
+        settings: of the compression. Without an importance it is `weight_scale()` without data, with data `kronecker()`
+            for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of values.
 
     Raises:
-        UsageError: these are of another compression.
+        UsageError: results that are kept are of another compression.
         CalibrationError: the data do not fit the model, or an importance needs data and there are none.
         WaterfillError: the model cannot be read.
     """
@@ -199,13 +181,13 @@ def prepare(
         inventory = torch_module.inventory(model, **options)
     else:
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
-    live = None if data is None else _with_data(model, data, output, options, list(inventory.exact))
-    estimator = importance or _default_importance(live, seed, crossed)
-    facts = {"output": live and live.output, "importance": estimator, **options, "seed": seed}
-    batches, outputs = (live.batches, live.references) if live else ((), ())
-    memo.claim(lambda options: fingerprint(model, batches, outputs, {**options, **facts}))
-    forms = memo.forms(lambda: _forms(estimator, inventory, live, progress))
-    return Prepared(inventory, estimator, forms, live, memo)
+    known = None if data is None else _with_data(model, data, output, options, list(inventory.exact))
+    estimator = settings.importance or _default_importance(known, settings)
+    facts = {"output": known and known.output, "importance": estimator, **options, "seed": settings.seed}
+    batches, outputs = (known.batches, known.references) if known else ((), ())
+    settings.memo.claim(lambda others: fingerprint(model, batches, outputs, {**others, **facts}))
+    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress))
+    return PreparedModel(inventory, estimator, forms, known)
 
 
 def _with_data(
@@ -214,26 +196,26 @@ def _with_data(
     output: Output | None,
     options: Mapping[str, Any],
     keep: Sequence[str],
-) -> Live:
+) -> CalibratedModel:
     """The module with its batches, which can be read again and again."""
     if not isinstance(model, torch.nn.Module):
         raise CalibrationError(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
     batches = as_batches(data)
-    return _live(model, batches, output_kind(batches, output), options, keep)
+    return _calibrated(model, batches, output_kind(batches, output), options, keep)
 
 
-def _default_importance(live: Live | None, seed: int, crossed: bool) -> Estimator:
-    if live is None:
+def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:
+    if model is None:
         return importances.weight_scale()
-    if crossed:
-        return importances.kronecker(seed=seed)
-    return importances.kl(seed=seed) if live.output == "logits" else importances.regression(seed=seed)
+    if traits_of(settings.quantizer).uses_cross_terms:
+        return importances.kronecker(seed=settings.seed)
+    return importances.kl(seed=settings.seed) if model.output == "logits" else importances.regression(seed=settings.seed)
 
 
 def _forms(
-    estimator: Estimator, inventory: Inventory, live: Live | None, progress: Progress | None
+    estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, progress: Progress | None
 ) -> Mapping[str, QuadraticForm]:
     """What errors cost in every weight.
 
@@ -241,18 +223,31 @@ def _forms(
         CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
     """
     if isinstance(estimator, DataFree):
-        return estimator.forms(inventory.weights)
-    if live is None:
+        return data_free_forms(estimator, inventory.weights)
+    if model is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
-    fold_norms = live.options["fold_norms"]
-    forms = estimator.estimate(live.model, live.fitting, live.output, fold_norms=fold_norms, progress=progress)
+    fold_norms = model.options["fold_norms"]
+    found = estimator.estimate(model.model, model.fitting, model.output, fold_norms=fold_norms, progress=progress)
+    return checked_forms(estimator, found)
+
+
+def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
+    """What errors in some weights cost by an estimator that looks at them alone."""
+    return {name: importances.completed(form) for name, form in estimator.forms(weights).items()}
+
+
+def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> dict[str, QuadraticForm]:
+    """What an estimator has found, as more positions would show it.
+
+    Raises:
+        CalibrationError: a coefficient is not finite, or negative.
+    """
+    forms = {name: importances.completed(form) for name, form in found.items()}
     for name, form in forms.items():
         _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
         if isinstance(form, Quartic):
             _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
-    return {
-        name: form.shrunk() if isinstance(form, importances.KroneckerForm) else form for name, form in forms.items()
-    }
+    return {name: form.shrunk() for name, form in forms.items()}
 
 
 def _check(values: Floats, what: str) -> None:

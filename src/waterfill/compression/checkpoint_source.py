@@ -1,29 +1,26 @@
-"""What all steps of a compression share: the checkpoint, its groups, who works, how."""
+"""A model directory as a source of tensors: what is coded together, what is tied, what stays as it is."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import zstandard
 
 from waterfill.bundle import Checkpoint
-from waterfill.compression.layer_groups import Group, groups_of
+from waterfill.compression.checkpoint_groups import TensorGroup, groups_of
 from waterfill.files import exact_bytes
 from waterfill.models.patterns import excluded
-from waterfill.models.state_dict import CODED_DTYPES
-from waterfill.processes import Ranks
-from waterfill.protocols import Progress, Quantizer
-from waterfill.resume.folder import NOTHING_KEPT, Memo
+from waterfill.models.state_dict import CODED_DTYPES, dtype_name
+from waterfill.records import Coded, Entry, Layout, Tied, count_floating
 
 LOOKED_AT = 1 << 18
 """Bytes of a tensor that are compressed to see how well they are."""
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class CheckpointSource:
     """A model directory that is being compressed.
 
     Attributes:
@@ -31,68 +28,52 @@ class Work:
         groups: what is coded together.
         tied: names of tensors that are equal to others, by name.
         kept: why tensors are stored without loss, by name.
-        quantizer: of the matrices.
-        team: the processes.
-        seed: of what is drawn.
-        progress: called as work goes on.
-        memo: of what is quantized already.
     """
 
     checkpoint: Checkpoint
-    groups: Sequence[Group]
+    groups: Sequence[TensorGroup]
     tied: Mapping[str, str]
     kept: Mapping[str, str]
-    quantizer: Quantizer
-    team: Ranks
-    seed: int
-    progress: Progress | None
-    memo: Memo = NOTHING_KEPT
 
     @classmethod
     def of(
-        cls,
-        checkpoint: Checkpoint,
-        quantizer: Quantizer,
-        team: Ranks,
-        seed: int,
-        progress: Progress | None,
-        patterns: tuple[Sequence[str], Sequence[str]],
-        memo: Memo = NOTHING_KEPT,
-        *,
-        ties: bool = True,
-    ) -> Work:
+        cls, checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str], *, ties: bool
+    ) -> CheckpointSource:
         """Look at a checkpoint.
 
         Args:
             checkpoint: the weights.
-            quantizer: of the matrices.
-            team: the processes.
-            seed: of what is drawn.
-            progress: called as work goes on.
-            patterns: `include` and `exclude`.
-            memo: of what is quantized already.
+            include: name patterns; where there are any, only what matches is quantized.
+            exclude: name patterns of what is stored without loss.
             ties: whether equal tensors are stored once.
+
+        Raises:
+            WaterfillError: a pattern matches nothing.
         """
-        groups = groups_of(checkpoint.shapes)
-        tied = _tied(checkpoint, groups) if ties else {}
+        tied = _tied(checkpoint, groups_of(checkpoint.shapes)) if ties else {}
         left = {name: shape for name, shape in checkpoint.shapes.items() if name not in tied}
-        kept = excluded({name: tied.get(name, name) for name in checkpoint}, *patterns)
-        progress = progress if team.writes else None
-        return cls(checkpoint, groups_of(left), tied, kept, quantizer, team, seed, progress, memo)
+        kept = excluded({name: tied.get(name, name) for name in checkpoint}, include, exclude)
+        return cls(checkpoint, groups_of(left), tied, kept)
+
+    def keeping(self, names: Mapping[str, str]) -> CheckpointSource:
+        """The same with more tensors stored without loss: why, by name."""
+        return replace(self, kept=dict(names) | dict(self.kept))
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All tensors of the checkpoint, whole."""
+        types = self.checkpoint.dtypes
+        return tuple(
+            Entry(name, shape, dtype_name(types[name]), Tied(self.tied[name]) if name in self.tied else Coded(Layout(shape)))
+            for name, shape in self.checkpoint.shapes.items()
+        )
 
     @property
     def floating_values(self) -> int:
         """Number of floating-point values, tied ones once."""
-        types = self.checkpoint.dtypes
-        floating = {name for name, each in types.items() if each.is_floating_point or each.is_complex}
-        return sum(math.prod(shape) for name, shape in self.shapes.items() if name in floating)
+        return count_floating(self.entries)
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors but those that are tied to others."""
-        return {name: shape for name, shape in self.checkpoint.shapes.items() if name not in self.tied}
-
-    def exact_bits(self, group: Group) -> float:
+    def exact_bits(self, group: TensorGroup) -> float:
         """Bits of the tensors of a group that are stored without loss, about: by how well their beginnings compress."""
         types = self.checkpoint.dtypes
         exact = [name for name in group.tensors if name in self.kept or types[name] not in CODED_DTYPES]
@@ -104,13 +85,8 @@ class Work:
         packed = len(zstandard.ZstdCompressor(level=19).compress(some))
         return 8.0 * packed * flat.numel() * flat.itemsize / max(1, len(some))
 
-    def tell(self, stage: str, done: int, total: int) -> None:
-        """Say how far a stage is."""
-        if self.progress is not None:
-            self.progress(stage, done, total)
 
-
-def _tied(checkpoint: Checkpoint, groups: Sequence[Group]) -> dict[str, str]:
+def _tied(checkpoint: Checkpoint, groups: Sequence[TensorGroup]) -> dict[str, str]:
     """Tensors outside of the blocks that are equal to one before them."""
     outside = [name for group in groups if group.block is None for name in group.tensors]
     names = [name for name in outside if len(checkpoint.shapes[name]) > 1]

@@ -1,200 +1,177 @@
-"""One water level for the whole model, and the search for the level that meets a target."""
+"""Tensors become symbols at a water level: who quantizes what, with what its errors cost."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from waterfill.errors import TargetError, UsageError, WaterfillError
-from waterfill.importance.factored import KroneckerForm
-from waterfill.importance.forms import DiagonalForm
+from waterfill.errors import UsageError, WaterfillError
+from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
-from waterfill.records import Inventory, Quantized, Weight
+from waterfill.reconstruct import reconstruct
+from waterfill.records import Entry, Floats, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
-
-T = TypeVar("T")
-LOWEST_LOG2, HIGHEST_LOG2 = -48.0, 24.0
-"""Base-2 logarithms of the water levels between which a search looks, relative to the mean cost of a zeroed weight."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One tensor of a plan: what quantizes it and what its errors cost."""
+    """One tensor to quantize.
+
+    Attributes:
+        weight: what to aim at.
+        quantizer: what quantizes it.
+        form: what errors cost where it is quantized; None where that is not known.
+        importance: the same as it was estimated: to no power, and at the level of all.
+    """
 
     weight: Weight
     quantizer: Quantizer
     form: QuadraticForm | None
+    importance: QuadraticForm | None
 
 
-def plan(
-    inventory: Inventory, forms: Mapping[str, QuadraticForm], quantizers: Sequence[Quantizer], power: float = 1.0
-) -> dict[str, Job]:
-    """Choose a quantizer for every weight.
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Quantizes tensors at a level.
 
-    Args:
-        inventory: the model.
-        forms: what errors cost, by name. A vector without one is rounded to a few mantissa bits.
-        quantizers: the quantizer of the matrices, alone in its sequence.
-        power: the importances of the matrices are tempered to this power, see `temper`.
+    Attributes:
+        quantizer: of the matrices.
+        mean: of the scales of all importances of matrices; about it they are taken to a power, see `tempered`.
+        power: that power. An importance is exact for small errors only: at low rates the errors of unimportant weights
+            are large and add up to more than it says, so that powers below 1 measure better; 0 gives one step for all.
+        zero_cost: mean cost of a matrix weight that is set to zero; vectors of unknown importance go by it.
+        offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
+        processes: share the work.
+        memo: of what is quantized already.
+        progress: called as work goes on.
+    """
+
+    quantizer: Quantizer
+    mean: float = 1.0
+    power: float = 1.0
+    zero_cost: float = 1.0
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    processes: Processes = ALONE
+    memo: Memo = NOTHING_KEPT
+    progress: Progress | None = None
+    _made: WeakKeyDictionary[QuadraticForm, QuadraticForm] = field(default_factory=WeakKeyDictionary)
+
+    def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
+        """Say how a tensor is quantized.
+
+        Args:
+            weight: what to aim at.
+            importance: what its errors cost; None where that is not known.
+        """
+        quantizer = Vector(self.zero_cost) if weight.is_vector else self.quantizer
+        if importance is None:
+            return Job(weight, quantizer, None, None)
+        if importance not in self._made:  # once for every form: what depends on the result is kept by it
+            self._made[importance] = self._form(weight, importance)
+        return Job(weight, quantizer, self._made[importance], importance)
+
+    def _form(self, weight: Weight, importance: QuadraticForm) -> QuadraticForm:
+        """What errors cost where a tensor is quantized."""
+        form = importance if weight.is_vector else importance.tempered(self.mean, self.power)
+        offset = self.offsets.get(weight.name)
+        return form if offset is None else form.scaled(2.0**-offset)
+
+    def jobs(
+        self, weights: Mapping[str, Weight], importances: Mapping[str, QuadraticForm | None]
+    ) -> dict[str, Job]:
+        """The jobs of several tensors, by name."""
+        return {name: self.job(weight, importances.get(name)) for name, weight in weights.items()}
+
+    def quantize(self, jobs: Mapping[str, Job], level: float) -> dict[str, Quantized]:
+        """Quantize tensors at a water level; the result depends neither on the number of threads nor of processes.
+
+        Every process quantizes some of the tensors, about as many weights as the others.
+
+        Raises:
+            WaterfillError: the quantizer refuses one; the text names the tensor.
+        """
+        order = sorted(jobs, key=lambda name: -jobs[name].weight.matrix.size)
+        own = {name: jobs[name] for name in order[self.processes.rank :: self.processes.count]}
+        found: dict[str, Quantized] = {}
+        for some in self.processes.all_gather(self._quantize(own, level)):
+            found |= some
+        return {name: found[name] for name in jobs}
+
+    def _quantize(self, jobs: Mapping[str, Job], level: float) -> dict[str, Quantized]:
+        done: dict[str, Quantized] = {}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            each = pool.map(lambda job: self.quantize_one(job, level), jobs.values())
+            for name, item in zip(jobs, each, strict=True):
+                done[name] = item
+                if self.progress is not None:
+                    self.progress("quantize", len(done), len(jobs))
+        return done
+
+    def quantize_one(self, job: Job, level: float) -> Quantized:
+        """Quantize one tensor, or find it quantized; vectors are quantized sooner than found.
+
+        Raises:
+            WaterfillError: the quantizer refuses it; the text names the tensor.
+        """
+
+        def compute() -> Quantized:
+            return job.quantizer.quantize(job.weight, job.form, level)
+
+        try:
+            if job.weight.is_vector:
+                return compute()
+            return self.memo.once(("quantized", job.weight, job.quantizer, job.form, level), compute)
+        except WaterfillError as error:
+            raise type(error)(f"tensor {job.weight.name!r} {job.weight.layout.shape}: {error}") from error
+
+
+def only_quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:
+    """The quantizer of all matrices.
 
     Raises:
-        UsageError: there are several quantizers.
+        UsageError: there are several.
     """
     if len(quantizers) != 1:
         raise UsageError(f"Got {len(quantizers)} quantizers; expected one, which quantizes every matrix.")
-    matrices = {name: weight for name, weight in inventory.weights.items() if not weight.is_vector}
-    tempered = dict(forms) | temper({name: forms[name] for name in matrices if name in forms}, power)
-    scale = mean_power({name: Job(weight, quantizers[0], tempered.get(name)) for name, weight in matrices.items()})
-    return {
-        name: Job(weight, Vector(scale) if weight.is_vector else quantizers[0], tempered.get(name))
-        for name, weight in inventory.weights.items()
-    }
+    return quantizers[0]
 
 
-def temper(forms: Mapping[str, QuadraticForm], power: float) -> dict[str, QuadraticForm]:
-    """Take importances to a power: `I' = m (I / m)^power`, with m their mean over all the given tensors.
-
-    An importance is exact for small errors only. At low rates the errors of unimportant weights are large and add up
-    to more than it says, so a power below 1 measures better; 0 gives one step for the whole model.
-
-    Of a form with cross terms the scales are taken to the power, and its shape stays, see `KroneckerForm.tempered`. So
-    m is the mean over all weights of what is tempered: of scales there, of the diagonal in all other forms.
-    """
-    if power == 1.0 or not forms:
-        return dict(forms)
-    known = {
-        name: form if isinstance(form, KroneckerForm) else DiagonalForm(form.diagonal()) for name, form in forms.items()
-    }
-    count = sum(form.diagonal().size for form in known.values())
-    mean = sum(form.scale_total for form in known.values()) / count
-    if not mean > 0:
-        return dict(forms)
-    return {name: form.tempered(mean, power) for name, form in known.items()}
+def mean_scale(forms: Mapping[str, QuadraticForm]) -> float:
+    """Mean of the scales of all weights of some matrices, about which importances are taken to a power; 1 for none."""
+    count = sum(form.diagonal().size for form in forms.values())
+    mean = sum(form.scale_total for form in forms.values()) / max(1, count)
+    return mean if mean > 0 else 1.0
 
 
-def quantize(
-    jobs: Mapping[str, Job], water_level: float, progress: Progress | None = None, memo: Memo = NOTHING_KEPT
-) -> dict[str, Quantized]:
-    """Quantize every weight at one water level, in parallel; the result does not depend on the number of threads."""
-    done: dict[str, Quantized] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        each = pool.map(lambda job: quantize_job(job, water_level, memo), jobs.values())
-        for name, item in zip(jobs, each, strict=True):
-            done[name] = item
-            if progress is not None:
-                progress("quantize", len(done), len(jobs))
-    return done
+def zero_cost(weight: Weight, form: QuadraticForm | None) -> float:
+    """Cost `sum I_i w_i^2` of setting every weight of a tensor to zero, cross terms left out."""
+    squares = np.square(weight.matrix, dtype=np.float64)
+    return float(squares.sum() if form is None else (squares * form.diagonal()).sum())
 
 
-def quantize_job(job: Job, water_level: float, memo: Memo = NOTHING_KEPT) -> Quantized:
-    """Quantize one weight, or find it quantized; vectors are quantized sooner than found.
-
-    Raises:
-        WaterfillError: the quantizer refuses it; the text names the tensor.
-    """
-
-    def compute() -> Quantized:
-        return job.quantizer.quantize(job.weight, job.form, water_level)
-
-    try:
-        if job.weight.is_vector:
-            return compute()
-        return memo.once(("quantized", job.weight, job.quantizer, job.form, water_level), compute)
-    except WaterfillError as error:
-        raise type(error)(f"tensor {job.weight.name!r} {job.weight.layout.shape}: {error}") from error
-
-
-def mean_power(jobs: Mapping[str, Job]) -> float:
-    """Mean of `I_w w^2` over all matrices: the cost per weight of setting everything to zero, the scale of levels."""
-    total, count = 0.0, 0
-    for job in jobs.values():
-        if not job.weight.is_vector:
-            squares = np.square(job.weight.matrix, dtype=np.float64)
-            total += float(squares.sum() if job.form is None else (squares * job.form.diagonal()).sum())
-            count += squares.size
+def mean_zero_cost(jobs: Mapping[str, Job]) -> float:
+    """Mean of `zero_cost` over all weights of the matrices: the scale of water levels; 1 where it is zero."""
+    matrices = [job for job in jobs.values() if not job.weight.is_vector]
+    count = sum(job.weight.matrix.size for job in matrices)
+    total = sum(zero_cost(job.weight, job.form) for job in matrices)
     return total / count if total > 0 else 1.0
 
 
-# The search
+def decoded_matrix(weight: Weight, quantized: Quantized) -> Floats:
+    """Values [out, in] of a quantized tensor, in single precision; of `weight` only the layout counts."""
+    values = reconstruct(quantized.symbols.reshape(-1), quantized.rule, weight.layout)
+    return values.reshape(quantized.symbols.shape)
 
 
-@dataclass(frozen=True)
-class Trial(Generic[T]):
-    """One try: the base-2 logarithm of the water level, what was measured there, and what was made."""
-
-    level: float
-    value: float
-    made: T
-
-
-def lowest_within(
-    measure: Callable[[float], Trial[T]],
-    limit: float,
-    first: float,
-    *,
-    slope: float,
-    within: float,
-    precision: float,
-    span: tuple[float, float] = (LOWEST_LOG2, HIGHEST_LOG2),
-    tries: int = 24,
-) -> Trial[T]:
-    """The lowest level at which a quantity that falls with the level (such as a size) is at most `limit`.
-
-    Brackets the limit, then interpolates the logarithm of the quantity, halving now and then.
-
-    Args:
-        measure: try a level (a base-2 logarithm).
-        limit: largest value allowed, above zero.
-        first: where to start.
-        slope: guess of d log2(value) / d level, negative, for the steps before the limit is bracketed.
-        within: relative distance below the limit that is near enough.
-        precision: width of the bracket that is narrow enough.
-        span: lowest and highest level.
-        tries: how many levels to try at most.
-
-    Raises:
-        TargetError: even at the highest level the quantity is above the limit; its only argument is the value there.
-    """
-    above: Trial[T] | None = None  # above the limit: the level must rise
-    below: Trial[T] | None = None  # within the limit: it may fall
-    level = first
-    for count in range(tries):
-        trial = measure(float(np.clip(level, *span)))
-        if trial.value > limit:
-            above = trial if above is None or trial.level > above.level else above
-            if trial.level >= span[1]:
-                raise TargetError(trial.value)
-        else:
-            below = trial if below is None or trial.level < below.level else below
-            if trial.value >= limit * (1 - within) or trial.level <= span[0]:
-                return trial
-        if above and below and below.level - above.level <= precision:
-            break
-        level = _next_level(above, below, limit * (1 - within / 2), slope, count, 2 * precision)
-    if below is None:
-        below = measure(span[1])
-        if below.value > limit:
-            raise TargetError(below.value)
-    return below
-
-
-def _next_level(
-    above: Trial[T] | None, below: Trial[T] | None, aim: float, slope: float, count: int, least: float
-) -> float:
-    """Where to try next: beyond the only side known, by `least` at least, or between both."""
-    if above is None or below is None:
-        known = above or below
-        assert known is not None
-        reach = float(np.log2(np.clip(aim / max(known.value, 1e-9 * aim), 1 / 16, 16))) / slope
-        return known.level + 1.4**count * (max(reach, least) if above else min(reach, -least))
-    if count % 3 == 2 or below.value <= 0 or not np.isfinite(above.value):
-        return (above.level + below.level) / 2
-    high, low = np.log(above.value), np.log(below.value)
-    share = (high - np.log(aim)) / max(high - low, 1e-12)
-    return above.level + float(np.clip(share, 0.02, 0.98)) * (below.level - above.level)
+def decoded(entry: Entry, weight: Weight, quantized: Quantized) -> Tensor:
+    """Values of a coded entry in its own shape, rounded to its type as they will be decoded, float32."""
+    values = np.ascontiguousarray(weight.layout.from_matrix(decoded_matrix(weight, quantized)))
+    return torch.from_numpy(values.reshape(entry.shape)).to(getattr(torch, entry.dtype)).float()

@@ -1,82 +1,99 @@
-"""Whole files at a water level: quantized, corrected layer by layer on data, priced, encoded, measured."""
+"""A model in memory: walked again and again, at one water level after the other.
+
+```
+level --draft--> every tensor quantized for its own values; how large a file is
+draft --finish--> one pass: matrices for what they see now, statistics, vectors; priced, encoded, measured
+```
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression import distortion_curves as curves
-from waterfill.compression import encoder as allocate
-from waterfill.compression.calibration import Live
+from waterfill.compression.calibration import CalibratedModel, PreparedModel
 from waterfill.compression.distortion_curves import Curve
-from waterfill.compression.encoder import Job
-from waterfill.compression.forecast import Forecast
-from waterfill.compression.limits import fit_spectra, price, rectangles
-from waterfill.compression.statistics_correction import correct
-from waterfill.compression.target_correction import InSequence
+from waterfill.compression.encoder import Encoder, Job, decoded_matrix, mean_scale, mean_zero_cost
+from waterfill.compression.layerwise import CodedSegment, quantize_segment
+from waterfill.compression.limits import SourceModels
+from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.report_rows import ReportBuilder
+from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
+from waterfill.compression.settings import Settings
 from waterfill.compression.tune import Tune
-from waterfill.evaluate import Evaluation, distances, evaluate
-from waterfill.files import WaterfillFile
-from waterfill.importance import DiagonalForm, KroneckerForm
+from waterfill.evaluate import Evaluation
+from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
-from waterfill.protocols import Progress, QuadraticForm
-from waterfill.quantize.feedback import has_cross_terms, is_sparse
+from waterfill.protocols import QuadraticForm, traits_of
+from waterfill.quantize.feedback import is_sparse
+from waterfill.records import Floats, Inventory, Quantized, Weight
 from waterfill.reconstruct import errors
-from waterfill.records import Floats, Inventory, Limits, Quantized, Weight
-from waterfill.resume.folder import NOTHING_KEPT, Memo
-from waterfill.theory.scaled_source import ScaledSource
-from waterfill.theory.spectra import Products
-
-PRODUCER = "waterfill 0.1.0"
 
 FIXED_LEVEL_LOG2 = -24.0
 """Vectors beside matrices of a fixed rate are filled to the level that those reach, but to no lower one than this."""
 
-Point: TypeAlias = tuple[float, ...]
-
 VECTORS = ""
 """Name of the curve that all vectors have together: one that no tensor has."""
 
+Points = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+"""Bits, measured losses and predicted losses of a curve."""
+
 
 @dataclass(frozen=True, eq=False)
-class Attempt:
-    """A whole file at one water level.
+class Draft:
+    """A whole file at one water level, quantized without looking at data.
 
     Attributes:
         water_level: mean cost of an error per weight.
-        power: to which power the importances were taken.
         quantized: what the file says about every coded tensor.
         packed: the file.
-        targets: matrices whose errors count from other values than their own, because of the layers before them.
-        limits: lower bounds at the distortions of the quantizers; None for a draft.
-        measured: on the calibration data; None without.
-        distances: of every output from that of the original, on the data to choose by; None without data.
-        untuned: distortion before tuning; None where nothing was tuned.
-        corrections: measured distortions over predicted ones, by name; 1 for all others.
-        offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
     """
 
     water_level: float
-    power: float
     quantized: Mapping[str, Quantized]
     packed: container.Packed
-    targets: Mapping[str, Weight] = field(default_factory=dict)
-    limits: Limits | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.packed.data)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A finished file.
+
+    Attributes:
+        walk: that made it.
+        water_level: mean cost of an error per weight.
+        coded: its tensors.
+        packed: the file.
+        report: what is told of it.
+        measured: on the calibration data; None without.
+        distances: of every output from that of the original, on the data to choose by; None without data.
+        untuned: distortion before tuning; None where nothing was tuned.
+    """
+
+    walk: InMemoryWalk
+    water_level: float
+    coded: CodedSegment
+    packed: container.Packed
+    report: ReportBuilder
     measured: Evaluation | None = None
     distances: NDArray[np.float64] | None = None
     untuned: float | None = None
-    corrections: Mapping[str, float] = field(default_factory=dict)
-    offsets: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -86,9 +103,7 @@ class Attempt:
     @property
     def distortion(self) -> float | None:
         """Measured on the calibration data: KL of logits, squared error of values."""
-        if self.measured is None:
-            return None
-        return self.measured.squared_error if self.measured.kl is None else self.measured.kl
+        return None if self.measured is None else self.measured.distortion
 
     @property
     def held_out(self) -> float | None:
@@ -97,92 +112,114 @@ class Attempt:
 
 
 @dataclass(frozen=True, eq=False)
-class Workshop:
-    """Everything that attempts at different water levels share.
+class InMemoryWalk:
+    """Walks through a model in memory, with importances to one power.
 
     Attributes:
-        inventory: the model.
-        jobs: what quantizes each weight, and what its errors cost.
-        power: to which power the importances were taken.
-        measure: name of what the errors cost: the importance and its power.
-        sources: source models of the tensors that have one.
-        exact: bytes of the tensors that are stored without loss.
-        live: the module with its data, or None.
-        progress: called as work goes on.
-        forms: what errors cost as it was estimated, to no power.
-        factor: what these costs are multiplied by to be distortions of the model.
-        memo: of what is quantized already.
+        prepared: the model, its data, and what errors cost.
+        settings: of the compression.
+        sources: models of the tensors, which walks of several powers share.
+        power: to which the importances of the matrices are taken.
         tune: how vectors are tuned at the end; None for not.
         offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
-        corrections: measured distortions over those that `forms` predicts, by name; 1 for all others.
+        corrections: measured distortions over predicted ones, by name; 1 for all others.
     """
 
-    inventory: Inventory
-    jobs: Mapping[str, Job]
-    power: float
-    measure: str
-    sources: Mapping[str, ScaledSource]
-    exact: Mapping[str, bytes]
-    live: Live | None
-    progress: Progress | None
-    forms: Mapping[str, QuadraticForm]
-    factor: float
-    memo: Memo = NOTHING_KEPT
+    prepared: PreparedModel
+    settings: Settings
+    sources: SourceModels
+    power: float = 1.0
     tune: Tune | None = None
     offsets: Mapping[str, float] = field(default_factory=dict)
     corrections: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def model(self) -> CalibratedModel | None:
+        """The module with its data; None without data."""
+        return self.prepared.model
+
+    @property
+    def inventory(self) -> Inventory:
+        """The tensors."""
+        return self.prepared.inventory
+
+    @property
+    def measure(self) -> str:
+        """Name of what errors cost: the importance and its power."""
+        name = self.prepared.estimator.name
+        to_power = name if self.power == 1 else f"{name}^{self.power:g}"
+        return f"{to_power}, measured" if self.offsets else to_power
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What quantizes tensors."""
+        plain = Encoder(
+            self.settings.quantizer,
+            mean_scale(self._matrix_forms),
+            self.power,
+            processes=self.settings.processes,
+            memo=self.settings.memo,
+            progress=self.settings.progress,
+        )
+        cost = mean_zero_cost(plain.jobs(self.inventory.weights, self.prepared.forms))
+        return replace(plain, zero_cost=cost, offsets=self.offsets)
+
+    @property
+    def _matrix_forms(self) -> dict[str, QuadraticForm]:
+        weights = self.inventory.weights
+        return {name: form for name, form in self.prepared.forms.items() if name in weights and not weights[name].is_vector}
+
+    @cached_property
+    def jobs(self) -> dict[str, Job]:
+        """How every tensor is quantized for its own values."""
+        return self.encoder.jobs(self.inventory.weights, self.prepared.forms)
+
     @cached_property
     def mean_power(self) -> float:
         """Cost per weight of setting every matrix to zero; levels are relative to it."""
-        return allocate.mean_power(self.jobs)
-
-    @property
-    def _weights(self) -> dict[str, Weight]:
-        return {name: job.weight for name, job in self.jobs.items()}
-
-    @property
-    def _costs(self) -> dict[str, QuadraticForm | None]:
-        return {name: job.form for name, job in self.jobs.items()}
+        return mean_zero_cost(self.jobs)
 
     @cached_property
-    def spectra(self) -> dict[str, list[Products]]:
-        """Of the tensors with cross terms, for their limits."""
-        return fit_spectra(self._weights, self.sources, self._costs)
+    def forecast(self) -> VarianceHistogram:
+        """By which files take about so many bits at a level."""
+        self.sources.fit(self.inventory.weights.values())
+        known = [job for job in self.jobs.values() if job.form is not None or not job.weight.is_vector]
+        return sum((self.sources.forecast(job.weight, job.form) for job in known), VarianceHistogram.none())
 
-    @cached_property
-    def forecast(self) -> Forecast:
-        """About how many bits files take, at levels relative to `mean_power`."""
-        parts = (part for _, part in rectangles(self._weights, self.sources, self._costs, self.spectra))
+    @property
+    def level_span(self) -> tuple[float, float]:
+        """Lowest and highest base-2 logarithm of a water level."""
         middle = math.log2(self.mean_power)
-        return Forecast.of(parts, middle + allocate.LOWEST_LOG2, middle + allocate.HIGHEST_LOG2)
+        return middle + LOWEST_LOG2, middle + HIGHEST_LOG2
 
     @property
     def limit_bytes(self) -> float:
         """About how many bytes a file takes to name its limits."""
-        return 40 + 1.5 * sum(not self.jobs[name].weight.is_vector for name in self.sources)
+        return 40 + 1.5 * sum(not self.inventory.weights[name].is_vector for name in self.jobs)
 
-    # Files
+    @cached_property
+    def _exact(self) -> dict[str, bytes]:
+        return {name: exact_bytes(tensor) for name, tensor in self.inventory.exact.items()}
 
-    def draft(self, level: float) -> Attempt:
-        """Quantize and encode at `mean_power * 2^level`, without looking at data."""
-        water_level = self.mean_power * 2.0**level
-        quantized = allocate.quantize(self.jobs, water_level, self.progress, self.memo)
-        packed = self._pack(quantized)
-        return Attempt(water_level, self.power, quantized, packed, corrections=self.corrections, offsets=self.offsets)
+    # Drafts
 
-    def draft_fixed(self) -> Attempt:
+    def draft(self, water_level: float) -> Draft:
+        """Quantize and encode at a level, without looking at data."""
+        quantized = self.encoder.quantize(self.jobs, water_level)
+        return Draft(water_level, quantized, self._pack(quantized))
+
+    def draft_fixed(self) -> Draft:
         """The same where the level moves nothing but the vectors: they are filled to the level of the matrices."""
         matrices = {name: job for name, job in self.jobs.items() if not job.weight.is_vector}
         vectors = {name: job for name, job in self.jobs.items() if job.weight.is_vector}
-        done = allocate.quantize(matrices, self.mean_power, self.progress, self.memo)
+        done = self.encoder.quantize(matrices, self.mean_power)
         count = sum(job.weight.matrix.size for job in matrices.values())
         reached = sum(item.distortion for item in done.values()) / max(1, count)
         water_level = max(reached, self.mean_power * 2.0**FIXED_LEVEL_LOG2)
-        done |= allocate.quantize(vectors, water_level)
-        return Attempt(water_level, self.power, done, self._pack(done))
+        done |= self.encoder.quantize(vectors, water_level)
+        return Draft(water_level, done, self._pack(done))
 
-    def mix(self, coarse: Attempt, fine: Attempt, limit: float) -> Attempt:
+    def mix(self, coarse: Draft, fine: Draft, limit: float) -> Draft:
         """Take as many tensors of the finer draft as fit, those with the most bits first.
 
         Rate-distortion optimised rounding can jump from one level to the next, past the limit; tensors jump one by one.
@@ -195,101 +232,103 @@ class Workshop:
         mixed = replace(coarse, quantized=quantized, packed=self._pack(quantized))
         return mixed if mixed.size_bytes <= limit else coarse
 
-    def finish(self, draft: Attempt) -> Attempt:
+    def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
+        return container.pack(self.inventory.entries, quantized, self._exact, PRODUCER)
+
+    # Candidates
+
+    def finish(self, draft: Draft) -> Candidate:
         """Quantize in sequence and correct statistics on the way, then price, encode, and measure."""
-        if self.live is None:
-            return self._priced(draft)
-        found = self._measured(self._corrected(draft, self.live), self.live)
-        return found if self.tune is None else self._tuned(found, self.live, self.tune)
+        found = self.trial(draft)
+        return found if self.tune is None or self.model is None else self._tuned(found, self.model, self.tune)
 
-    def trial(self, draft: Attempt) -> Attempt:
-        """The same without tuning, measured only on the data to choose by."""
-        assert self.live is not None
-        corrected = self._corrected(draft, self.live)
-        return _held_out(corrected, self.live, self.filled(corrected))
+    def trial(self, draft: Draft) -> Candidate:
+        """The same without tuning."""
+        segment = self._segment()
+        coded = quantize_segment(segment, draft.water_level, self.encoder, self.sources, draft.quantized)
+        return self._measured(self._candidate(draft.water_level, coded))
 
-    def filled(self, attempt: Attempt) -> torch.nn.Module:
-        """The copy of the model with the values of an attempt, until it is filled with others."""
-        assert self.live is not None
-        torch_module.fill(self.live.copy, dict(WaterfillFile(attempt.packed.data).tensors()))
-        return self.live.copy
+    def _segment(self) -> Segment:
+        inventory, forms = self.inventory, self.prepared.forms
+        if self.model is None:
+            return StoredTensors("", lambda: slices_of_inventory(inventory, forms), entries_by_name(inventory))
+        return WholeModel(self.model, inventory, forms, self._visited(self.model), self.settings.progress)
 
-    def _priced(self, draft: Attempt) -> Attempt:
-        exact_bits = 8 * sum(draft.packed.tensor_bytes[name] for name in self.exact)
-        limits = price(self.jobs, draft.quantized, self.sources, self.spectra, exact_bits, self.measure)
-        return replace(draft, packed=self._pack(draft.quantized, limits), limits=limits)
-
-    def _measured(self, attempt: Attempt, live: Live) -> Attempt:
-        copy = self.filled(attempt)
-        found = evaluate(copy, live.batches, live.references, output=live.output)
-        return _held_out(replace(attempt, measured=found), live, copy)
-
-    def _corrected(self, draft: Attempt, live: Live) -> Attempt:
-        """A draft whose matrices make up for those before them, and whose vectors for what became of statistics."""
-        targets: dict[str, Weight] = {}
-        self.filled(draft)
-        quantized = dict(draft.quantized)
-
-        def refill(name: str, values: Floats) -> Floats:
-            weight = self.jobs[name].weight
-            targets[name] = replace(weight, matrix=weight.layout.to_matrix(values))
-            job = replace(self.jobs[name], weight=targets[name])
-            quantized[name] = allocate.quantize_job(job, draft.water_level, self.memo)
-            if self.progress is not None:
-                self.progress("sequence", len(targets), len(names))
-            return self._values(name, quantized[name])
-
-        names = [name for name, job in self.jobs.items() if _in_sequence(job)]
-        correct(live.observed, live.copy, self.progress, InSequence(names, refill) if names else None)
-        quantized |= self._vectors(live.copy, draft.water_level)
-        return self._priced(replace(draft, quantized=quantized, targets=targets))
-
-    def _vectors(self, copy: torch.nn.Module, water_level: float) -> dict[str, Quantized]:
-        """The vectors of a copy, quantized."""
-        assert self.live is not None
-        found = torch_module.inventory(copy, **self.live.options).weights
-        vectors = {
-            name: replace(job, weight=found[name])
+    def _visited(self, model: CalibratedModel) -> Collection[str]:
+        """Names of the matrices that are quantized in sequence: dense ones, with cross terms that the search uses."""
+        if not traits_of(self.settings.quantizer).uses_cross_terms:
+            return ()
+        dense = [
+            name
             for name, job in self.jobs.items()
-            if job.weight.is_vector and name in found
-        }
-        return allocate.quantize(vectors, water_level)
+            if job.form is not None and job.form.has_cross_terms and not is_sparse(job.weight.matrix)
+        ]
+        return [name for name in dense if name in model.observed.matrix_inputs]
 
-    def _tuned(self, attempt: Attempt, live: Live, tune: Tune) -> Attempt:
-        """An attempt with tuned vectors, or itself where it measures better."""
-        self.filled(attempt)
-        part, names = live.fitting, [name for name, job in self.jobs.items() if job.weight.is_vector]
-        values = self.memo.once(
-            ("tuned", attempt.packed.data, tune),
-            lambda: tune.fit(live.copy, part, part.references, live.output, names, self.progress),
+    def _candidate(self, water_level: float, coded: CodedSegment) -> Candidate:
+        """Price and encode a segment."""
+        report = ReportBuilder(self.corrections)
+        report.add(coded, coded.pack())
+        packed = coded.pack(report.limit_facts(self.measure, coded.entries))
+        whole = ReportBuilder(self.corrections)
+        whole.add(coded, packed)
+        return Candidate(self, water_level, coded, packed, whole)
+
+    def filled(self, candidate: Candidate) -> torch.nn.Module:
+        """The copy of the model with the values of a candidate, until it is filled with others."""
+        assert self.model is not None  # nothing is filled without data
+        torch_module.fill(self.model.copy, dict(WaterfillFile(candidate.packed.data).tensors()))
+        return self.model.copy
+
+    def _measured(self, candidate: Candidate) -> Candidate:
+        if self.model is None:
+            return candidate
+        measured, distances = self.model.measure(self.filled(candidate))
+        return replace(candidate, measured=measured, distances=distances)
+
+    def _tuned(self, found: Candidate, model: CalibratedModel, tune: Tune) -> Candidate:
+        """A candidate with tuned vectors, or itself where it measures better."""
+        copy, part = self.filled(found), model.fitting
+        names = [name for name, weight in self.inventory.weights.items() if weight.is_vector]
+        values = self.settings.memo.once(
+            ("tuned", found.packed.data, tune),
+            lambda: tune.fit(copy, part, part.references, model.output, names, self.settings.progress),
         )
-        state = live.copy.state_dict()
+        state = copy.state_dict()
         for name, value in values.items():
             state[name].copy_(torch.from_numpy(value))
-        quantized = dict(attempt.quantized) | self._vectors(live.copy, attempt.water_level)
-        tuned = self._measured(self._priced(replace(attempt, quantized=quantized)), live)
-        better = tuned if (tuned.held_out or 0) < (attempt.held_out or 0) else attempt
-        return replace(better, untuned=attempt.distortion)
+        read = torch_module.inventory(copy, **model.options).weights
+        vectors = {name: read[name] for name in names if name in read}
+        coded = self._with_vectors(found, vectors)
+        tuned = self._measured(self._candidate(found.water_level, coded))
+        better = tuned if (tuned.held_out or 0) < (found.held_out or 0) else found
+        return replace(better, untuned=found.distortion)
+
+    def _with_vectors(self, found: Candidate, vectors: Mapping[str, Weight]) -> CodedSegment:
+        """The tensors of a candidate, with other vectors."""
+        inventory = self.inventory
+
+        def read() -> list[TensorSlice]:
+            slices = slices_of_inventory(inventory, self.prepared.forms)
+            return [replace(each, weight=vectors[each.tensor]) for each in slices if each.tensor in vectors]
+
+        new = quantize_segment(StoredTensors("", read), found.water_level, self.encoder, self.sources)
+        return found.coded.replaced(new)
 
     # Curves
 
-    @property
-    def can_move(self) -> bool:
-        """Whether all costs are such that tensors can have levels of their own."""
-        return all(isinstance(form, DiagonalForm | KroneckerForm | None) for form in self._costs.values())
-
-    def measured(self, level: float, live: Live) -> Workshop:
+    def with_curves(self, water_level: float, model: CalibratedModel) -> InMemoryWalk:
         """The same with tensors at levels of their own, by curves that are measured about a level.
 
         Args:
-            level: base-2 logarithm of the water level.
-            live: the module with its data.
+            water_level: that level.
+            model: the module with its data.
         """
         groups = {name: [name] for name, job in self.jobs.items() if not job.weight.is_vector}
         groups[VECTORS] = [name for name, job in self.jobs.items() if job.weight.is_vector and job.form is not None]
         groups = {name: members for name, members in groups.items() if members}
-        key = ("curves", level, {name: (job.form, job.quantizer) for name, job in self.jobs.items()})
-        points = self.memo.once(key, lambda: self._points(groups, level, live))
+        key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in self.jobs.items()})
+        points = self.settings.memo.once(key, lambda: self._points(groups, water_level, model))
         found = {name: Curve(curves.OFFSETS, *points[name][:2]) for name in groups}
         offsets = curves.offsets(found)
         ratios = {name: curves.mean_ratio(points[name][1], points[name][2]) for name in groups}
@@ -297,91 +336,61 @@ class Workshop:
         corrections = {name: ratios[group] for name, group in of_members.items()}
         return self.moved({name: offsets[group] for name, group in of_members.items()}, corrections)
 
-    def moved(self, offsets: Mapping[str, float], corrections: Mapping[str, float]) -> Workshop:
+    def moved(self, offsets: Mapping[str, float], corrections: Mapping[str, float]) -> InMemoryWalk:
         """The same with tensors at levels of their own: what an error costs is multiplied by `2^-offset`.
 
         Args:
             offsets: base-2 logarithms, by name.
             corrections: see there.
         """
-        jobs = {
-            name: job if job.form is None else replace(job, form=_scaled(job.form, 2.0 ** -offsets.get(name, 0.0)))
-            for name, job in self.jobs.items()
-        }
-        measure = f"{self.measure}, measured"
-        return replace(self, jobs=jobs, measure=measure, offsets=offsets, corrections=corrections)
+        return replace(self, offsets=offsets, corrections=corrections)
 
     def mean_price(self, name: str) -> float:
-        """What an error of a tensor that fills its level costs by its own form; mean over all weights that cost."""
-        form = self.jobs[name].form
-        if form is None:
+        """What an error of a tensor that fills its level costs by its importance; mean over all weights that cost."""
+        job = self.jobs[name]
+        if job.form is None or job.importance is None:
             return 1.0
-        own, used = (each.diagonal().astype(np.float64) for each in (self.forms[name], form))
+        own, used = (each.diagonal().astype(np.float64) for each in (job.importance, job.form))
         return float((own[used > 0] / used[used > 0]).mean() or 1.0) if (used > 0).any() else 1.0
 
-    def _points(self, groups: Mapping[str, list[str]], level: float, live: Live) -> dict[str, tuple[Point, ...]]:
-        """Bits, losses and predicted losses of every group, at every offset."""
-        tried = []
-        for offset in curves.OFFSETS:
-            jobs = {name: self.jobs[name] for members in groups.values() for name in members}
-            tried.append(allocate.quantize(jobs, 2.0 ** (level + offset), self.progress, self.memo))
-        torch_module.fill(live.copy, dict(assemble(self.inventory.entries, self._original, self.inventory.exact)))
+    def _points(self, groups: Mapping[str, list[str]], water_level: float, model: CalibratedModel) -> dict[str, Points]:
+        """Points of every group, at every offset."""
+        jobs = {name: self.jobs[name] for members in groups.values() for name in members}
+        tried = [self.encoder.quantize(jobs, water_level * 2.0**offset) for offset in curves.OFFSETS]
+        originals = assemble(self.inventory.entries, self._original, self.inventory.exact)
+        torch_module.fill(model.copy, dict(originals))
 
         def trial(group: str, point: int) -> dict[str, Tensor]:
             quantized = {name: tried[point][name] for name in groups[group]}
             return {name: self._assembled(name, quantized) for name in quantized}
 
-        part = live.fitting
+        part = model.fitting
         some = curves.some(part, part.references)
-        losses = curves.measure(live.copy, some, live.output, list(groups), trial, self.progress)
+        losses = curves.measure(model.copy, some, model.output, list(groups), trial, self.settings.progress)
         return {
             group: (
                 tuple(sum(done[name].bits for name in members) for done in tried),
                 tuple(losses[group]),
-                tuple(sum(self.cost(name, done[name]) for name in members) for done in tried),
+                tuple(sum(_loss(self.jobs[name], done[name]) for name in members) for done in tried),
             )
             for group, members in groups.items()
         }
 
-    def cost(self, name: str, quantized: Quantized) -> float:
-        """The distortion that the form of a tensor predicts for its error."""
-        return self.factor * self.forms[name].cost(errors(self.jobs[name].weight, quantized.symbols, quantized.rule))
-
     def _original(self, name: str) -> Floats:
-        return self.jobs[name].weight.matrix
+        return self.inventory.weights[name].matrix
 
     def _assembled(self, name: str, quantized: Mapping[str, Quantized]) -> Tensor:
         """An entry of the state dict where some tensors are quantized."""
 
         def matrix(name: str) -> Floats:
-            weight = self.jobs[name].weight
-            if name not in quantized:
-                return weight.matrix
-            return weight.matrix - errors(weight, quantized[name].symbols, quantized[name].rule)
+            weight = self.inventory.weights[name]
+            return decoded_matrix(weight, quantized[name]) if name in quantized else weight.matrix
 
         return assemble_one(name, self.inventory.entries, matrix, self.inventory.exact)
 
-    def _values(self, name: str, quantized: Quantized) -> Floats:
-        """Values of a quantized tensor, of its own shape."""
-        return self._assembled(name, {name: quantized}).detach().float().numpy()
 
-    def _pack(self, quantized: Mapping[str, Quantized], limits: Limits | None = None) -> container.Packed:
-        return container.pack(self.inventory.entries, quantized, self.exact, PRODUCER, limits)
-
-
-def _held_out(attempt: Attempt, live: Live, copy: torch.nn.Module) -> Attempt:
-    """An attempt with the distances of its copy on the data to choose by."""
-    part = live.choosing
-    return replace(attempt, distances=distances(copy, part, part.references, live.output).numpy())
-
-
-def _in_sequence(job: Job) -> bool:
-    """Whether a tensor is filled again in sequence: a dense matrix, by a quantizer that uses cross terms."""
-    matrix = job.weight.matrix
-    crossed = getattr(job.quantizer, "crossed", False) and has_cross_terms(job.form)
-    return crossed and not job.weight.is_vector and not is_sparse(matrix)
-
-
-def _scaled(form: QuadraticForm, factor: float) -> QuadraticForm:
-    assert isinstance(form, DiagonalForm | KroneckerForm)
-    return form.scaled(factor)
+def _loss(job: Job, quantized: Quantized) -> float:
+    """The distortion of the model that the importance of a tensor predicts for its error."""
+    if job.importance is None:
+        return 0.0
+    return job.importance.factor * job.importance.cost(errors(job.weight, quantized.symbols, quantized.rule))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.importance.exact_sum import Sums
+from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import Doubles, KroneckerForm
 from waterfill.importance.factors import expected
 from waterfill.importance.forms import DiagonalForm
@@ -35,7 +35,7 @@ UNUSED = "nothing of the calibration data reaches it"
 
 
 @dataclass(frozen=True, eq=False)
-class Back:
+class OutputGradient:
     """What comes back to the output of a piece in one batch.
 
     Attributes:
@@ -57,8 +57,8 @@ class Back:
         return self.samples == 1 or rows % (positions if self.signal.ndim > 2 else self.samples) == 0
 
 
-def gather(
-    sums: Sums, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], back: Back, at: Tensor | None = None
+def add_batch(
+    sums: ExactSum, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], back: OutputGradient, at: Tensor | None = None
 ) -> Tensor | None:
     """Take in one batch.
 
@@ -96,7 +96,7 @@ def gather(
     return None if at is None else found[-1]
 
 
-def _statistics(name: str, uses: list[Use], gradients: list[Tensor], back: Back) -> dict[str, Tensor]:
+def _statistics(name: str, uses: list[Use], gradients: list[Tensor], back: OutputGradient) -> dict[str, Tensor]:
     """What one tensor adds to the sums."""
     if all(isinstance(use.view, Dense) and use.view.sizes[2] <= LARGEST for use in uses):
         parts = zip(uses, gradients, strict=True)
@@ -147,7 +147,7 @@ def _sum(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class Gathered:
+class ParameterStatistics:
     """What the sums of a piece say about one of its tensors.
 
     Attributes:
@@ -163,39 +163,57 @@ class Gathered:
     reason: str = ""
 
 
-def gathered(totals: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Gathered]:
-    """The forms of all tensors of a piece that some batch reached.
+def parameter_statistics(
+    totals: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], factor: float, unit: str
+) -> dict[str, ParameterStatistics]:
+    """The forms of all tensors of a part that some batch reached.
 
     Args:
-        totals: from `gather`.
+        totals: from `add_batch`.
         shapes: of the tensors.
+        factor: of the forms, see `QuadraticForm`.
+        unit: likewise.
     """
     count = float(totals["count:"])
-    found = {name: _gathered(name, shape, totals, count) for name, shape in shapes.items()}
+    of = _Reader(totals, count, factor, unit)
+    found = {name: of.statistics(name, shape) for name, shape in shapes.items()}
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _gathered(name: str, shape: tuple[int, ...], totals: Mapping[str, Tensor], count: float) -> Gathered | None:
-    squares, gram = totals.get(f"squares:{name}"), totals.get(f"gram:{name}")
-    if gram is None or not float(gram.trace()) > 0:
-        reason = UNKNOWN if f"unknown:{name}" in totals else ""
-        return None if squares is None else _diagonal(squares / count, totals.get(f"tokens:{name}"), shape, reason)
-    plain, turned = totals.get(f"plain:{name}"), totals.get(f"turned:{name}")
-    row_squares = plain if turned is None else turned
-    assert row_squares is not None
-    columns, rows = gram.numpy() / float(gram.trace()), row_squares.numpy() / count
-    if squares is not None and turned is None:  # a table of tokens that is the last layer, too: errors are looked up
-        exact = rows[:, None] * np.diagonal(columns) + squares.numpy() / count
-        return Gathered(DiagonalForm(exact.astype(np.float32)), Layout(shape), reason=TIED)
-    positions = float(totals[f"positions:{name}"])
-    form = KroneckerForm(rows, ((columns + columns.T) / 2)[None], "", positions).shrunk()
-    return Gathered(form, Layout(shape, transposed=turned is not None), rows)
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Reads forms out of sums."""
 
+    totals: Mapping[str, Tensor]
+    count: float
+    factor: float
+    unit: str
 
-def _diagonal(squares: Tensor, tokens: Tensor | None, shape: tuple[int, ...], reason: str) -> Gathered:
-    layout = Layout(shape)
-    exact = squares.numpy().reshape(shape)
-    if tokens is not None:
-        exact = expected(np.ascontiguousarray(exact.T), tokens.numpy()).T
-    matrix = layout.to_matrix(exact).astype(np.float32)
-    return Gathered(DiagonalForm(matrix), layout, reason=reason)
+    def statistics(self, name: str, shape: tuple[int, ...]) -> ParameterStatistics | None:
+        """What the sums say of one tensor; None for nothing."""
+        squares, gram = self.totals.get(f"squares:{name}"), self.totals.get(f"gram:{name}")
+        if gram is None or not float(gram.trace()) > 0:
+            return None if squares is None else self._diagonal(name, squares, shape)
+        plain, turned = self.totals.get(f"plain:{name}"), self.totals.get(f"turned:{name}")
+        row_squares = plain if turned is None else turned
+        assert row_squares is not None  # every product adds one of the two
+        columns, rows = gram.numpy() / float(gram.trace()), row_squares.numpy() / self.count
+        if squares is not None and turned is None:  # a table of tokens that is the last layer, too: errors are looked up
+            exact = rows[:, None] * np.diagonal(columns) + squares.numpy() / self.count
+            return ParameterStatistics(self._form(exact), Layout(shape), reason=TIED)
+        positions = float(self.totals[f"positions:{name}"])
+        symmetric = ((columns + columns.T) / 2)[None]
+        form = KroneckerForm(rows, symmetric, "", positions, factor=self.factor, unit=self.unit).shrunk()
+        return ParameterStatistics(form, Layout(shape, transposed=turned is not None), rows)
+
+    def _diagonal(self, name: str, squares: Tensor, shape: tuple[int, ...]) -> ParameterStatistics:
+        layout = Layout(shape)
+        exact = (squares / self.count).numpy().reshape(shape)
+        tokens = self.totals.get(f"tokens:{name}")
+        if tokens is not None:
+            exact = expected(np.ascontiguousarray(exact.T), tokens.numpy()).T
+        reason = UNKNOWN if f"unknown:{name}" in self.totals else ""
+        return ParameterStatistics(self._form(layout.to_matrix(exact)), layout, reason=reason)
+
+    def _form(self, values: Doubles) -> DiagonalForm:
+        return DiagonalForm(values.astype(np.float32), factor=self.factor, unit=self.unit)

@@ -1,147 +1,175 @@
-"""The limit beside the file: what any code needs for the distortion that was reached, under a source model."""
+"""The least that any code takes for the distortion that was reached, under source models of the tensors."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
+from dataclasses import dataclass
 
 from waterfill.compression.encoder import Job
+from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.errors import UsageError
-from waterfill.importance import KroneckerForm
 from waterfill.protocols import QuadraticForm
-from waterfill.records import Limits, Quantized, TensorLimit, Weight
-from waterfill.theory.checks import Array
+from waterfill.records import Layout, Weight
 from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
-from waterfill.theory.spectra import Products, kronecker_products
-from waterfill.theory.waterfilling import Rectangles
 
 FEWEST = 8
 """Fewest values to which a source is fitted."""
 
-POINTS = 40
-"""Points of a curve."""
+SAMPLED = 1 << 20
+"""Weights of a large matrix that are looked at, at least: a source fitted to a million is known well enough."""
 
 
-def fit_sources(weights: Mapping[str, Weight]) -> dict[str, ScaledSource]:
-    """Fit a source model to every tensor that has one, in parallel.
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some rows of a matrix in the place of all.
 
-    A tensor of fewer than eight values, or without spread, has none.
+    Attributes:
+        weight: every `step`-th row; of a smaller matrix all.
+        step: how many rows each stands for.
+        times: the same as a fraction, of the rows that there are.
     """
 
-    def one(weight: Weight) -> ScaledSource | None:
-        try:
-            return fit_scaled_source(weight.matrix.reshape(weight.layout.axes))
-        except UsageError:
-            return None
+    weight: Weight
+    step: int
+    times: float
 
-    large = {name: weight for name, weight in weights.items() if weight.matrix.size >= FEWEST}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(large, pool.map(one, large.values()), strict=True))
-    return {name: source for name, source in found.items() if source is not None}
+    @classmethod
+    def of(cls, weight: Weight) -> Sample:
+        """Take every k-th row of a large matrix, all of a smaller one."""
+        step = max(1, weight.matrix.size // SAMPLED)
+        if step == 1:
+            return cls(weight, 1, 1.0)
+        rows = weight.matrix[::step]
+        return cls(Weight(weight.name, rows, Layout(rows.shape)), step, len(weight.matrix) / len(rows))
+
+    def form(self, form: QuadraticForm) -> QuadraticForm:
+        """The form of these rows."""
+        return form if self.step == 1 else form.rows_of(slice(None, None, self.step))
 
 
-def fit_spectra(
-    weights: Mapping[str, Weight], sources: Mapping[str, ScaledSource], forms: Mapping[str, QuadraticForm | None]
-) -> dict[str, list[Products]]:
-    """The spectra of every tensor that has a source and a form with cross terms, in parallel.
+@dataclass(frozen=True, eq=False)
+class TensorModel:
+    """What a tensor is taken for.
 
-    They depend on nothing that is tried, and take longer than the rest of a limit.
+    Attributes:
+        source: the fitted source of its weights.
+        components: variances of independent components of its error, under its source and its form.
     """
 
-    def one(name: str, form: KroneckerForm) -> list[Products]:
-        source, matrix = sources[name], weights[name].matrix
-        return kronecker_products(form.rows, form.columns, *source.power_factors(), source.live(matrix))
+    source: ScaledSource
+    components: VarianceHistogram
 
-    crossed = {name: form for name in sources if isinstance(form := forms.get(name), KroneckerForm)}
+
+class SourceModels:
+    """Source models of tensors, each fitted once, and their components under a form, found once for every form."""
+
+    def __init__(self) -> None:
+        self._fitted: dict[str, tuple[Sample, ScaledSource | None]] = {}
+        self._found: dict[str, tuple[QuadraticForm | None, TensorModel]] = {}
+
+    def fit(self, weights: Iterable[Weight]) -> None:
+        """Fit sources to tensors, in parallel."""
+        _in_parallel([weight for weight in weights if weight.name not in self._fitted], self._fit)
+
+    def source(self, weight: Weight) -> ScaledSource | None:
+        """The source of a tensor; None for fewer than eight values, or without spread."""
+        if weight.name not in self._fitted:
+            self._fit(weight)
+        return self._fitted[weight.name][1]
+
+    def _fit(self, weight: Weight) -> None:
+        sample, source = Sample.of(weight), None
+        if weight.matrix.size >= FEWEST:
+            try:
+                source = fit_scaled_source(sample.weight.matrix.reshape(sample.weight.layout.axes))
+            except UsageError:
+                source = None
+        self._fitted[weight.name] = sample, source
+
+    def forecast(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:
+        """Components of a tensor by the pivots of its form: as many bits at high rate, and soon found."""
+        source = self.source(weight)
+        if source is None:
+            return VarianceHistogram.none()
+        sample = self._fitted[weight.name][0]
+        if form is None:
+            return VarianceHistogram.of(source.entropy_powers(sample.weight.matrix), sample.times)
+        factors = sample.form(form).conditional_variances(source, sample.weight.matrix)
+        return VarianceHistogram.of_products(*factors, sample.times)
+
+    def models(self, originals: Mapping[str, Weight], forms: Mapping[str, QuadraticForm | None]) -> dict[str, TensorModel]:
+        """Sources and components of all tensors that have a source and whose sensitivity is known, in parallel.
+
+        Vectors without a form have none.
+
+        Args:
+            originals: the tensors, by name.
+            forms: what errors cost.
+        """
+        self.fit(originals.values())
+        wanted = [
+            weight
+            for name, weight in originals.items()
+            if self.source(weight) is not None and not (weight.is_vector and forms.get(name) is None)
+        ]
+        _in_parallel(wanted, lambda weight: self._find(weight, forms.get(weight.name)))
+        return {weight.name: self._found[weight.name][1] for weight in wanted}
+
+    def _find(self, weight: Weight, form: QuadraticForm | None) -> None:
+        known = self._found.get(weight.name)
+        if known is not None and known[0] is form:
+            return
+        sample, source = self._fitted[weight.name]
+        if source is None:
+            return
+        matrix = sample.weight.matrix
+        if form is None:
+            variances = source.entropy_powers(matrix)
+        else:
+            variances = sample.form(form).component_variances(source, matrix)
+        self._found[weight.name] = form, TensorModel(source, VarianceHistogram.of(variances, sample.times))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of what is kept of tensors that are done with."""
+        for name in names:
+            self._found.pop(name, None)
+            self._fitted.pop(name, None)
+
+
+def _in_parallel(weights: list[Weight], work: Callable[[Weight], None]) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(crossed, pool.map(one, crossed, crossed.values()), strict=True))
+        for _ in pool.map(work, weights):
+            pass
 
 
-def rectangles(
-    weights: Mapping[str, Weight],
-    sources: Mapping[str, ScaledSource],
-    forms: Mapping[str, QuadraticForm | None],
-    spectra: Mapping[str, Sequence[Products]],
-) -> Iterator[tuple[str, Rectangles]]:
-    """The volumes of every tensor that has a source and whose sensitivity is known: all but vectors without a form.
+@dataclass(frozen=True)
+class EntryLimit:
+    """The least bits of any code for a tensor at the distortion that was reached.
+
+    Attributes:
+        bits: of all its values together.
+        standard_error: of these, from the fitted entropy.
+        source_model: what the weights are taken to be drawn from.
+    """
+
+    bits: float
+    standard_error: float
+    source_model: str
+
+
+def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit:
+    """The limit of a tensor.
 
     Args:
-        weights: by name.
-        sources: of those that have one.
-        forms: what errors cost.
-        spectra: from `fit_spectra`, of every form with cross terms.
-    """
-    for name, source in sources.items():
-        weight, form = weights[name], forms.get(name)
-        if isinstance(form, KroneckerForm):
-            yield name, Rectangles(np.concatenate([part.volumes() for part in spectra[name]]))
-        elif form is not None or not weight.is_vector:
-            yield name, Rectangles(volumes(weight, source, form))
-
-
-def volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -> Array:
-    """Volumes `I_i N_i` of the rectangles of a diagonal form, N the entropy power of a weight, [out * in]."""
-    powers = source.source(weight.matrix.reshape(weight.layout.axes)).entropy_power.reshape(weight.matrix.shape)
-    return (powers if form is None else powers * form.diagonal()).reshape(-1)
-
-
-def price(
-    jobs: Mapping[str, Job],
-    quantized: Mapping[str, Quantized],
-    sources: Mapping[str, ScaledSource],
-    spectra: Mapping[str, Sequence[Products]],
-    exact_bits: float,
-    measure: str,
-) -> Limits:
-    """Shannon lower bounds at the distortions that were reached: of every tensor at its own, of all at their sum.
-
-    A code that is free to share the sum between the tensors needs at most as many bits, so the limit of the file is at
-    most the sum of those of its tensors. A tensor without error has no limit, for no density has one there; like all
-    that have none it counts with the bits that it takes.
-
-    Args:
-        jobs: weights and what their errors cost.
-        quantized: what became of them, with their distortions by those costs.
-        sources: a source model for every tensor that has one.
-        spectra: from `fit_spectra`, of every form with cross terms.
-        exact_bits: of tensors that are stored without loss.
-        measure: name of the costs.
+        model: its source and components.
+        distortion: that was reached, by the form of the components, above 0.
+        numel: number of its values.
 
     Source:
         Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); with cross terms reverse
         water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
-    tensors: dict[str, TensorLimit] = {}
-    parts, total, variance = [], 0.0, 0.0
-    weights = {name: job.weight for name, job in jobs.items()}
-    forms = {name: job.form for name, job in jobs.items()}
-    for name, part in rectangles(weights, sources, forms, spectra):
-        source, count, distortion = sources[name], weights[name].matrix.size, quantized[name].distortion
-        if not distortion > 0:
-            continue
-        tensors[name] = TensorLimit(part.rate_at_distortion(distortion) / count, source.name, source.standard_error)
-        parts.append(part)
-        total += distortion
-        variance += (count * source.standard_error) ** 2
-    stored = exact_bits + sum(item.bits for name, item in quantized.items() if name not in tensors)
-    whole = Rectangles.joined(parts)
-    bits = whole.rate_at_distortion(total)
-    points = tuple((stored + each, reached) for each, reached in curve(whole, bits))
-    return Limits(tensors, stored + bits, math.sqrt(variance), measure, total, points)
-
-
-def curve(whole: Rectangles, bits: float) -> list[tuple[float, float]]:
-    """(bits, least distortion) from no bits to twice those of a file and one for every rectangle.
-
-    The points are closer together near no bits, where the curve bends most.
-    """
-    if not whole.volumes.size:
-        return []
-    return [
-        (float(each), whole.distortion(whole.level_at_rate(float(each))))
-        for each in (2 * bits + whole.volumes.size) * np.linspace(0.0, 1.0, POINTS) ** 2
-    ]
+    bits = model.components.rate_at_distortion(distortion)
+    return EntryLimit(bits, numel * model.source.standard_error, model.source.name)

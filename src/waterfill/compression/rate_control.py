@@ -1,407 +1,273 @@
-"""The search for the file that meets a target: which way to share the bits, and at which water level."""
+"""Which water level meets a target: schedules of levels, and searches for the level.
+
+Two ways lead to a target. A model in memory is walked again and again (`lowest_within` over drafts, then over finished
+candidates). A directory is walked once, segment by segment, each at the level at which what is left is foreseen to fill
+what is left of the size (`SpendBudget`); targets of quality take two or three walks.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
-from waterfill.compression import encoder as allocate
-from waterfill.compression.calibration import Live, Prepared
-from waterfill.compression.encoder import Trial
-from waterfill.compression.in_memory import Attempt, Workshop
-from waterfill.compression.limits import fit_sources
-from waterfill.compression.tune import Tune
-from waterfill.errors import CalibrationError, TargetError
-from waterfill.evaluate import evaluate
-from waterfill.files import exact_bytes
-from waterfill.models.batches import evaluation
-from waterfill.protocols import Metric, Progress, Quantizer
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.errors import TargetError
 
-WITHIN = 0.005
-"""A file is within this fraction below its target."""
+T = TypeVar("T")
+LOWEST_LOG2, HIGHEST_LOG2 = -48.0, 24.0
+"""Base-2 logarithms of the water levels between which a search looks, relative to the mean cost of a zeroed weight."""
 
-SIZE_PRECISION = 3e-3
-"""Width in octaves of forecasts at which a search for a size ends."""
+OVERHEAD = 300.0
+"""Bytes of a payload beside its matrices and vectors, until one is known."""
 
-ABOUT = 0.02
-"""The same where ways to share the bits are compared; scores make up for sizes."""
+VECTOR_BITS = 9.0
+"""Bits of a value of a vector, until some are known."""
 
-SURELY = 1.0
-"""How many standard errors nearer to the original a way to share the bits has to be to be taken for a simpler one."""
+PILOT_WEIGHT = 0.2
+"""What the pilot counts beside segments that are done: as so many of its own size."""
 
-TRIES = 8
-"""How many files are made at most until one is as large as it may be; for the last one there is room."""
+CLOSELY = 0.003
+"""How far below the size is aimed at."""
 
-NEARLY = 0.05
-"""A file is within this fraction below its target of quality, where the measure is that fine."""
+NEARLY = 0.005
+"""What may be left of the size at the end."""
 
-PRECISION = 0.04
-"""Width in octaves of water levels at which a search for a target of quality ends."""
+TRIES = 5
+"""How often the last segment is coded, until all fit."""
 
-COARSELY = 0.3
-"""A first file is within this fraction of a target of quality; ways to share the bits are compared there."""
+FARTHEST = 6.0
+"""Octaves by which the level of the last segment moves at most from one try to the next."""
+
+
+class LevelSchedule(Protocol):
+    """Says at which water level every segment is quantized."""
+
+    def level(self, segment: str) -> float:
+        """The level for the next segment."""
+        ...
+
+    def accepts(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
+        """Take in what a segment took at a level; false where it has to be quantized again, at another level.
+
+        Args:
+            segment: its name.
+            level: at which it was quantized.
+            matrix_bits: bits of its matrices.
+            size_bytes: of its payload.
+
+        Raises:
+            TargetError: it cannot be small enough.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a file has to meet.
+class ConstantLevel:
+    """One level for all segments.
 
     Attributes:
-        name: `rate`, `size_bytes`, `distortion` or `tolerance`.
-        value: bits per value, bytes, mean distortion, or loss of the metric.
-        metric: of which a loss is tolerated; None for top-1 accuracy on the calibration data.
+        water_level: that level.
     """
 
-    name: str
-    value: float
-    metric: Metric | None = None
+    water_level: float
 
-    def size(self, floating_values: int) -> float | None:
-        """In bytes; None for a target of quality.
+    def level(self, segment: str) -> float:
+        """The level."""
+        del segment
+        return self.water_level
+
+    def accepts(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
+        """Whatever it took."""
+        del segment, level, matrix_bits, size_bytes
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentForecast:
+    """What a segment is foreseen to take.
+
+    Attributes:
+        components: of its matrices.
+        vectors: number of values of its vectors.
+        exact_bits: of what is stored without loss.
+    """
+
+    components: VarianceHistogram
+    vectors: int = 0
+    exact_bits: float = 0.0
+
+    @property
+    def beside(self) -> float:
+        """Bits beside the matrices and what is stored without loss, until some are known."""
+        return 8 * OVERHEAD + VECTOR_BITS * self.vectors
+
+
+@dataclass(eq=False)
+class SpendBudget:
+    """Spends a size on segments that are quantized one after the other, each once.
+
+    The level is the one at which the segments that are left are foreseen to take what is left. How many bits codes take
+    for every bit that is foreseen is known from a pilot, and then from the segments that are done. The last segment with
+    matrices is quantized again and again, until everything fits.
+
+    Attributes:
+        limit_bytes: of the whole output.
+        bits: what is left for payloads.
+        forecasts: of the segments that are left, by name.
+        ratio: bits that matrices take for every bit that is foreseen.
+        fixed: bits that a segment takes beside its matrices for every bit that is expected.
+    """
+
+    limit_bytes: float
+    bits: float
+    forecasts: dict[str, SegmentForecast]
+    ratio: float = 1.0
+    fixed: float = 1.0
+    _taken: float = 0.0
+    _foreseen: float = 0.0
+    _tries: int = 0
+    _next: float | None = field(default=None)
+
+    def pilot(self, taken: float, foreseen: float) -> None:
+        """Take in what a pilot took, in bits."""
+        self._taken, self._foreseen = PILOT_WEIGHT * taken, PILOT_WEIGHT * foreseen
+        self.ratio = taken / foreseen if foreseen > 0 else 1.0
+
+    def level(self, segment: str) -> float:
+        """The level for the next segment; the highest one where nothing is left."""
+        del segment
+        if self._next is not None:
+            return self._next
+        left = self.bits * (1 - CLOSELY) - sum(map(self._beside, self.forecasts.values()))
+        whole = sum((each.components for each in self.forecasts.values()), VarianceHistogram.none())
+        return whole.level_at_forecast(max(left, 1.0) / self.ratio)
+
+    def accepts(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
+        """Take in what a segment took; false for the last one while more or less fits."""
+        if self._is_last(segment) and not self._fits(segment, level, size_bytes):
+            return False
+        self._done(segment, level, matrix_bits, 8.0 * size_bytes)
+        return True
+
+    def _fits(self, segment: str, level: float, size_bytes: int) -> bool:
+        """Whether all is spent; otherwise the next level is set.
 
         Raises:
-            TargetError: a rate is asked for, and there are no values.
+            TargetError: it does not fit, whatever the level.
         """
-        if self.name == "size_bytes":
-            return self.value
-        if self.name != "rate":
-            return None
-        if not floating_values:
+        others = sum(self._beside(each) for name, each in self.forecasts.items() if name != segment)
+        left = self.bits - 8 * size_bytes - others
+        weights = self.forecasts[segment].components.number
+        self._tries += 1
+        final = self._tries == TRIES or not weights
+        if left >= 0 and (left <= 8 * NEARLY * self.limit_bytes or final):
+            return True
+        if final:
             raise TargetError(
-                "The model has no floating-point values to which a rate applies; ask for size_bytes instead."
+                f"Target of {self.limit_bytes:.0f} bytes is below the floor of about "
+                f"{self.limit_bytes - left / 8:.0f} bytes for this directory; ask for more."
             )
-        return self.value * floating_values / 8
+        octaves = -2.0 * (left - 8 * NEARLY / 2 * self.limit_bytes) / weights
+        self._next = level * 2.0 ** min(max(octaves, -FARTHEST), FARTHEST)
+        return False
+
+    def _is_last(self, segment: str) -> bool:
+        """Whether no other segment with matrices is left."""
+        return all(not each.components.number for name, each in self.forecasts.items() if name != segment)
+
+    def _done(self, segment: str, level: float, matrix_bits: float, bits: float) -> None:
+        forecast = self.forecasts.pop(segment)
+        self._next, self._tries = None, 0
+        self.bits -= bits
+        self._taken += matrix_bits
+        self._foreseen += forecast.components.forecast(level)
+        if self._foreseen > 0:
+            self.ratio = self._taken / self._foreseen
+        if forecast.vectors and matrix_bits:
+            self.fixed = (bits - matrix_bits - forecast.exact_bits) / max(1.0, forecast.beside)
+
+    def _beside(self, forecast: SegmentForecast) -> float:
+        """Bits of a segment beside its matrices."""
+        return forecast.exact_bits + forecast.beside * self.fixed
 
 
-def workshops(
-    ready: Prepared,
-    quantizers: Sequence[Quantizer],
-    powers: Sequence[float],
-    progress: Progress | None,
-    tune: Tune | None = None,
-) -> list[Workshop]:
-    """One workshop for every power to which the importances of the matrices may be taken."""
-    inventory, importance = ready.inventory, ready.estimator.name
-    exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
-    sources = fit_sources(inventory.weights)
-
-    def workshop(power: float) -> Workshop:
-        measure = importance if power == 1 else f"{importance}^{power:g}"
-        jobs = allocate.plan(inventory, ready.forms, quantizers, power)
-        costs = ready.forms, ready.factor
-        return Workshop(inventory, jobs, power, measure, sources, exact, ready.live, progress, *costs, ready.memo, tune)
-
-    return [workshop(power) for power in powers]
+# Searches
 
 
-def search(candidates: Sequence[Workshop], target: Target, *, curves: bool = False) -> Attempt:
-    """The attempt that meets a target; of several ways to share the bits, the one that measures best on data.
+@dataclass(frozen=True)
+class Trial(Generic[T]):
+    """One try: the base-2 logarithm of the water level, what was measured there, and what was made."""
 
-    The ways are the predicted ones and, with `curves`, measured ones. They are compared at one size, on data that
-    nothing was fitted to, and the first one is taken unless another one is better by more than chance. One of them may
-    be one step for the whole model (power 0).
-
-    Args:
-        candidates: workshops of the same model; the first one is where curves are measured, and is used without data.
-        target: what to meet.
-        curves: whether to measure curves.
-
-    Raises:
-        TargetError: there is no such attempt.
-        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets.
-    """
-    first = candidates[0]
-    size = target.size(first.inventory.floating_values)
-    if size is not None:
-        return _best_way(candidates, size, curves=curves).largest(size)
-    losses = _losses(first, target)
-    untuned = replace(first, tune=None)
-    start = _within(untuned, target, losses, _guess(first, target), COARSELY)
-    best = _best_way(candidates, start.size_bytes, curves=curves).work
-    return _within(best, target, losses, start.water_level, NEARLY)
+    level: float
+    value: float
+    made: T
 
 
-# Ways to share the bits
+def lowest_within(
+    measure: Callable[[float], Trial[T]],
+    limit: float,
+    first: float,
+    *,
+    slope: float,
+    within: float,
+    precision: float,
+    span: tuple[float, float] = (LOWEST_LOG2, HIGHEST_LOG2),
+    tries: int = 24,
+) -> Trial[T]:
+    """The lowest level at which a quantity that falls with the level (such as a size) is at most `limit`.
 
-
-def _best_way(candidates: Sequence[Workshop], size: float, *, curves: bool) -> _Files:
-    """The files of the workshop whose file of about this size measures best; those of the only one there is."""
-    first = _Files(candidates[0])
-    if first.work.live is None or (len(candidates) == 1 and not curves):
-        return first
-    ways = [first, *(_Files(work) for work in candidates[1:])]
-    if curves:
-        with suppress(TargetError):
-            level = math.log2(first.nearest(size - first.work.limit_bytes, ABOUT).water_level)
-            ways += [_Files(work) for work in _measured(candidates, level, first.work.live)]
-    best: tuple[_Files, Attempt] | None = None
-    for files in ways:
-        with suppress(TargetError):  # not even its coarsest file is that small
-            attempt = files.trial(size)
-            if best is None or _is_better(attempt, best[1]):
-                best = files, attempt
-    return first if best is None else best[0]
-
-
-def _measured(candidates: Sequence[Workshop], level: float, live: Live) -> list[Workshop]:
-    """The candidates of other powers than 0 with levels by curves, which are measured with the first."""
-    first = candidates[0]
-    if not first.can_move:
-        return []
-    known = first.measured(level, live)
-    found = []
-    for work in candidates:
-        if work.power and work.can_move:
-            offsets = {
-                name: offset + math.log2(first.mean_price(name) / work.mean_price(name))
-                for name, offset in known.offsets.items()
-            }
-            found.append(work.moved(offsets, known.corrections))
-    return found
-
-
-def _is_better(one: Attempt, other: Attempt) -> bool:
-    """Whether an attempt is nearer to the original than another on data to choose by, by more than chance.
-
-    Their distances are compared as they would be at one size (6 dB a bit), output by output: some outputs are far off
-    for any attempt, and a mean over a few of them says little.
-    """
-    left, right = _at_one_size(one), _at_one_size(other)
-    if not (np.isfinite(left).all() and np.isfinite(right).all()):
-        return bool(np.isfinite(left).all())
-    gain = right - left
-    return bool(gain.mean() > SURELY * gain.std() / math.sqrt(max(1, gain.size - 1)))
-
-
-def _at_one_size(attempt: Attempt) -> NDArray[np.float64]:
-    assert attempt.distances is not None
-    numel = sum(item.symbols.size for item in attempt.quantized.values())
-    return np.asarray(attempt.distances * 2.0 ** (2 * 8 * attempt.size_bytes / max(1, numel)))
-
-
-# Sizes
-
-
-class _Files:
-    """Files of one workshop by their size.
-
-    What is searched is not the water level itself but the forecast of the bits there, to which sizes are nearly
-    proportional.
-    """
-
-    def __init__(self, work: Workshop) -> None:
-        self.work = work
-        self._drafts: dict[float, Attempt] = {}
-        self._growth: float | None = None
-
-    def trial(self, size: float) -> Attempt:
-        """A corrected file of about this size, measured on data to choose by.
-
-        Raises:
-            TargetError: not even the coarsest draft is that small.
-        """
-        draft = self.nearest(size - self.work.limit_bytes, ABOUT)
-        done = self.work.trial(draft)
-        self._growth = done.size_bytes - draft.size_bytes
-        return done
-
-    def largest(self, limit: float) -> Attempt:
-        """The largest file of at most `limit` bytes.
-
-        Finishing changes the size, and limits are named, so drafts aim at another size than the limit: by as much as
-        they grew the last time.
-
-        Raises:
-            TargetError: even the coarsest file is larger.
-        """
-        work = self.work
-        aim = limit - (work.limit_bytes if self._growth is None else self._growth)
-        fitting: list[Attempt] = []
-        known: set[bytes] = set()
-        try:
-            for _ in range(TRIES):
-                draft = self.nearest(aim)
-                if fitting and draft.packed.data in known:  # nothing lies between
-                    break
-                known.add(draft.packed.data)
-                attempt = work.finish(draft)
-                left = limit - attempt.size_bytes
-                fitting += [attempt] if left >= 0 else []
-                if 0 <= left <= WITHIN * limit:
-                    break
-                sure = left < 0 or len(known) == 1  # how much a draft grows is not the same for the next one
-                aim += left - 1 if sure else left / 2
-        except TargetError as error:
-            floor = fitting[-1] if fitting else work.finish(self._drafts[max(self._drafts)])
-            if floor.size_bytes > limit:
-                raise _below_floor(limit, floor.size_bytes, work.inventory.floating_values) from error
-            fitting.append(floor)
-        return max(fitting or [work.finish(self.nearest(aim - limit / 8))], key=lambda attempt: attempt.size_bytes)
-
-    def nearest(self, aim: float, within: float = WITHIN / 2) -> Attempt:
-        """The largest draft of at most `aim` bytes, or one that is larger than `aim` less a fraction `within`.
-
-        Raises:
-            TargetError: even the coarsest one is larger.
-        """
-        aim, forecast = max(1.0, aim), self.work.forecast
-        span = -float(forecast.logs[0]), -float(forecast.logs[-1])
-        best = allocate.lowest_within(
-            self._try, aim, self._start(aim), slope=-1.0, within=within, precision=SIZE_PRECISION, span=span
-        )
-        draft = best.made
-        finer = [made for place, made in self._drafts.items() if place < best.level and made.size_bytes > aim]
-        for other in sorted(finer, key=lambda other: other.size_bytes):
-            if draft.size_bytes < aim * (1 - within):
-                draft = self.work.mix(draft, other, aim)
-        return draft
-
-    def _start(self, aim: float) -> float:
-        """Where to look first: a size goes with the forecast, from the nearest one that is known."""
-        if not self._drafts:
-            return -math.log2(8 * aim)
-        place, draft = min(self._drafts.items(), key=lambda each: abs(math.log(each[1].size_bytes / aim)))
-        return place + math.log2(draft.size_bytes / (aim * (1 - WITHIN / 4)))
-
-    def _try(self, place: float) -> Trial[Attempt]:
-        if place not in self._drafts:
-            level = self.work.forecast.level(-place) - math.log2(self.work.mean_power)
-            self._drafts[place] = self.work.draft(level)
-        return Trial(place, float(self._drafts[place].size_bytes), self._drafts[place])
-
-
-def _below_floor(limit: float, floor: float, values: int) -> TargetError:
-    values = max(1, values)
-    return TargetError(
-        f"Target of {limit:.0f} bytes ({8 * limit / values:.3g} bit/value) is below the floor of {floor:.0f} bytes "
-        f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more, "
-        f"from size_bytes={math.ceil(floor)}."
-    )
-
-
-# Qualities
-
-
-Losses = Callable[[Attempt], float]
-"""What an attempt loses of the quality that is asked for."""
-
-
-def _losses(work: Workshop, target: Target) -> Losses:
-    """How to tell what an attempt loses.
-
-    Raises:
-        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets, or the metric gives NaN, or
-            something infinite for the original.
-    """
-    live = work.live
-    assert live is not None
-    if target.name == "distortion":
-        return lambda attempt: _or_infinite(attempt.distortion)
-    if target.metric is None:
-        accuracy = evaluate(live.model, live.batches, output=live.output).accuracy
-        if accuracy is None:
-            raise CalibrationError(
-                "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
-            )
-        original = accuracy
-        return lambda attempt: original - _measured_accuracy(attempt)
-    metric = target.metric
-    before = _metric(metric, live, live.model)
-    if math.isinf(before):
-        raise CalibrationError(f"The metric gives {before} for the original; expected a finite number. Correct it.")
-    return lambda attempt: before - _metric(metric, live, work.filled(attempt))
-
-
-def _or_infinite(loss: float | None) -> float:
-    return math.inf if loss is None or not math.isfinite(loss) else loss
-
-
-def _measured_accuracy(attempt: Attempt) -> float:
-    return 0.0 if attempt.measured is None else attempt.measured.accuracy or 0.0
-
-
-def _metric(metric: Metric, live: Live, model: nn.Module) -> float:
-    """Measure a model by a metric.
-
-    Raises:
-        CalibrationError: it gives no number.
-    """
-    with evaluation(model), torch.no_grad():
-        found = float(metric(model, live.batches))
-    if math.isnan(found):
-        raise CalibrationError("The metric gives NaN; expected a number, larger for a better model. Correct it.")
-    return found
-
-
-def _guess(work: Workshop, target: Target) -> float:
-    """A water level to begin at: errors that fill it add up to the distortion, or to ten times the tolerance."""
-    count = sum(job.weight.matrix.size for job in work.jobs.values())
-    aim = target.value * (10 if target.name == "tolerance" else 1)
-    return aim / (work.factor * max(1, count))
-
-
-def _within(work: Workshop, target: Target, losses: Losses, start: float, within: float) -> Attempt:
-    """The smallest file that loses at most what the target allows, nearly.
+    Brackets the limit, then interpolates the logarithm of the quantity, halving now and then.
 
     Args:
-        work: the workshop.
-        target: of quality.
-        losses: what an attempt loses.
-        start: water level to begin at.
-        within: relative distance below the target that is near enough.
+        measure: try a level (a base-2 logarithm).
+        limit: largest value allowed, above zero.
+        first: where to start.
+        slope: guess of d log2(value) / d level, negative, for the steps before the limit is bracketed.
+        within: relative distance below the limit that is near enough.
+        precision: width of the bracket that is narrow enough.
+        span: lowest and highest level.
+        tries: how many levels to try at most.
 
     Raises:
-        TargetError: even the finest steps lose more.
+        TargetError: even at the highest level the quantity is above the limit; its only argument is the value there.
     """
+    above: Trial[T] | None = None  # above the limit: the level must rise
+    below: Trial[T] | None = None  # within the limit: it may fall
+    level = first
+    for count in range(tries):
+        trial = measure(float(np.clip(level, *span)))
+        if trial.value > limit:
+            above = trial if above is None or trial.level > above.level else above
+            if trial.level >= span[1]:
+                raise TargetError(trial.value)
+        else:
+            below = trial if below is None or trial.level < below.level else below
+            if trial.value >= limit * (1 - within) or trial.level <= span[0]:
+                return trial
+        if above and below and below.level - above.level <= precision:
+            break
+        level = _next_level(above, below, limit * (1 - within / 2), slope, count, 2 * precision)
+    if below is None:
+        below = measure(span[1])
+        if below.value > limit:
+            raise TargetError(below.value)
+    return below
 
-    def measure(fineness: float) -> Trial[Attempt]:
-        attempt = work.finish(work.draft(-fineness))
-        return Trial(fineness, losses(attempt), attempt)
 
-    first = float(np.clip(math.log2(work.mean_power / start), -allocate.HIGHEST_LOG2, -allocate.LOWEST_LOG2))
-    span = (-allocate.HIGHEST_LOG2, -allocate.LOWEST_LOG2)
-    try:
-        return allocate.lowest_within(
-            measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16
-        ).made
-    except TargetError as error:
-        raise TargetError(
-            f"Target {target.name}={target.value:.3g} is below the floor {float(error.args[0]):.3g} that the finest "
-            "steps reach; ask for more."
-        ) from error
-
-
-# Quantizers of a fixed rate
-
-
-def fixed_attempt(work: Workshop, target: Target | None) -> Attempt:
-    """The one file of quantizers that do not depend on the water level.
-
-    Args:
-        work: the workshop.
-        target: as for `search`; None for none.
-
-    Raises:
-        TargetError: it does not meet the target; the text says what it takes.
-        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets.
-    """
-    losses = None if target is None or target.name in ("rate", "size_bytes") else _losses(work, target)
-    attempt = work.finish(work.draft_fixed())
-    if target is None:
-        return attempt
-    size = {"rate": 8 * attempt.size_bytes / max(1, work.inventory.floating_values), "size_bytes": attempt.size_bytes}
-    reached = size[target.name] if losses is None else losses(attempt)
-    if not reached <= target.value:
-        raise TargetError(
-            f"Target {target.name}={target.value:.6g} is not met: the one file that quantizers of a fixed rate make "
-            f"takes {attempt.size_bytes} bytes and has {target.name}={reached:.6g}. Ask for more, for no target, or "
-            "change the quantizer's own options."
-        )
-    return attempt
+def _next_level(
+    above: Trial[T] | None, below: Trial[T] | None, aim: float, slope: float, count: int, least: float
+) -> float:
+    """Where to try next: beyond the only side known, by `least` at least, or between both."""
+    if above is None or below is None:
+        known = above or below
+        assert known is not None  # something was tried
+        reach = float(np.log2(np.clip(aim / max(known.value, 1e-9 * aim), 1 / 16, 16))) / slope
+        return known.level + 1.4**count * (max(reach, least) if above else min(reach, -least))
+    if count % 3 == 2 or below.value <= 0 or not np.isfinite(above.value):
+        return (above.level + below.level) / 2
+    high, low = np.log(above.value), np.log(below.value)
+    share = (high - np.log(aim)) / max(high - low, 1e-12)
+    return above.level + float(np.clip(share, 0.02, 0.98)) * (below.level - above.level)

@@ -1,23 +1,25 @@
-"""The report of a directory, added up group by group."""
+"""The report of a compressed model, added up segment by segment."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from waterfill.bundle.parts import part_of
 from waterfill.codec.container import Packed
-from waterfill.compression.checkpoint_source import Work
-from waterfill.compression.coder import Done
-from waterfill.compression.rate_model import Volumes
-from waterfill.results import DirectoryResult, TensorReport, reconstruction
+from waterfill.codec.directory import original_bytes
+from waterfill.compression.layerwise import CodedSegment, EntryReport
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.records import Entry, Limits, Quantized, TensorLimit, count_floating
+from waterfill.results import TensorReport, reconstruction
+
+NO_ENTRY = EntryReport("")
 
 
 @dataclass(eq=False)
 class _Row:
-    """What is known of a tensor, added up over its parts."""
+    """What is known of a tensor, added up over its slices."""
 
     size: float = 0.0
     loss: float | None = None
@@ -27,86 +29,151 @@ class _Row:
     reconstruction: str = ""
     reason: str = ""
 
+    def add(self, entry: Entry, report: EntryReport, quantized: Quantized | None) -> None:
+        """Take in a slice."""
+        self.reconstruction, why = reconstruction(entry, quantized)
+        self.reason = report.reason or why or self.reason
+        if report.loss is not None:
+            self.loss = (self.loss or 0.0) + report.loss
+        if report.limit is not None:
+            self.limit = (self.limit or 0.0) + report.limit.bits
+            self.variance += report.limit.standard_error**2
+            self.source_model = report.limit.source_model
+
 
 @dataclass(eq=False)
-class Report:
-    """What is told of all groups so far.
+class ReportBuilder:
+    """What is told of all segments so far.
 
     Attributes:
-        volumes: of all matrices.
-        distortion: of all of them.
+        corrections: measured distortions over predicted ones, by name of a tensor; 1 for all others.
+        rows: of all tensors, by name.
+        components: of all tensors that have a limit.
+        distortion: of these together.
         stored_bits: of everything that has no limit.
         variance: of the limit.
         overhead: bytes that belong to no tensor.
-        rows: of all tensors, by name.
-        limits: the least bits of any code for every group, by name.
+        limits: the least bits of any code for every segment, by name.
+        unit: of the distortion that losses predict.
     """
 
-    volumes: Volumes = field(default_factory=Volumes.none)
+    corrections: Mapping[str, float] = field(default_factory=dict)
+    rows: dict[str, _Row] = field(default_factory=dict)
+    components: VarianceHistogram = field(default_factory=VarianceHistogram.none)
     distortion: float = 0.0
     stored_bits: float = 0.0
     variance: float = 0.0
     overhead: float = 0.0
-    rows: dict[str, _Row] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
+    unit: str = ""
 
-    def add(self, group: str, done: Done, packed: Packed) -> None:
-        """Take in a group."""
+    def add(self, coded: CodedSegment, packed: Packed) -> None:
+        """Take in a segment."""
         before = self.stored_bits
-        self.volumes, self.distortion = self.volumes + done.volumes, self.distortion + done.distortion
+        self.components, self.distortion = self.components + coded.components, self.distortion + coded.distortion
         self.overhead += packed.overhead_bytes
-        for name, told in done.told.items():
-            part = part_of(name)
-            row = self.rows.setdefault(name if part is None else part.tensor, _Row())
-            quantized, size = done.quantized.get(name), packed.tensor_bytes.get(name, 0.0)
+        self.unit = coded.unit or self.unit
+        for name, entry in coded.entries.items():
+            report = coded.reports.get(name, NO_ENTRY)
+            quantized, size = coded.quantized.get(name), packed.tensor_bytes.get(name, 0.0)
+            row = self.rows.setdefault(report.tensor or name, _Row())
+            row.add(entry, report, quantized)
             row.size += size
-            row.reconstruction, why = reconstruction(done.entries[name], quantized)
-            row.reason = told.reason or why or row.reason
-            if told.loss is not None:
-                row.loss = (row.loss or 0.0) + told.loss
-            if told.limit is None:
+            if report.limit is None:
                 self.stored_bits += quantized.bits if quantized is not None else 8 * size
-                continue
-            row.limit, row.source_model = (row.limit or 0.0) + told.limit, told.source_model
-            row.variance += told.limit_error**2
-            self.variance += told.limit_error**2
-        bits = done.volumes.rate_at_distortion(done.distortion) if done.distortion else 0.0
-        self.limits[group] = round(self.stored_bits - before + bits)
+            else:
+                self.variance += report.limit.standard_error**2
+        of_segment = coded.components.rate_at_distortion(coded.distortion)
+        self.limits[coded.name] = round(self.stored_bits - before + of_segment)
 
+    @property
     def limit_bits(self) -> float:
-        """The least bits of any code for all groups, at the sum of their distortions."""
-        return self.stored_bits + (self.volumes.rate_at_distortion(self.distortion) if self.distortion else 0.0)
+        """The least bits of any code for all segments, at the sum of their distortions.
 
-    def result(self, work: Work, factor: float, **facts: Any) -> DirectoryResult:
-        """The result.
+        A code that is free to share the sum between the tensors needs at most as many bits as the limits of the tensors
+        together. A tensor without error has no limit, for no density has one there; like all that have none it counts
+        with the bits that it takes.
+        """
+        return self.stored_bits + self.components.rate_at_distortion(self.distortion)
+
+    @property
+    def predicted_distortion(self) -> float | None:
+        """Sum of the losses of the tensors, each times its correction; None where none is known."""
+        losses = {name: row.loss for name, row in self.rows.items() if row.loss is not None}
+        if not losses:
+            return None
+        return sum(self.corrections.get(name, 1.0) * loss for name, loss in losses.items())
+
+    def limit_facts(self, measure: str, entries: Mapping[str, Entry]) -> Limits:
+        """What a file says about its limit.
 
         Args:
-            work: the model.
-            factor: what costs are multiplied by to be distortions.
-            facts: fields of the result that are known elsewhere.
+            measure: name of the distortion.
+            entries: of the file, by name.
         """
-        losses = [row.loss for row in self.rows.values() if row.loss is not None]
-        types, values = work.checkpoint.dtypes, max(1, work.floating_values)
-        return DirectoryResult(
-            floating_values=work.floating_values,
-            original_bytes=sum(math.prod(shape) * types[name].itemsize for name, shape in work.shapes.items()),
-            tensors=tuple(self._line(name, shape, work.tied, factor) for name, shape in work.checkpoint.shapes.items()),
-            overhead_bytes=self.overhead,
-            predicted_distortion=factor * sum(losses) if losses else None,
-            limit=self.limit_bits() / values,
-            limit_error=math.sqrt(self.variance) / values,
-            **facts,
+        found = {}
+        for name, row in self.rows.items():
+            if row.limit is not None:
+                values = max(1, math.prod(entries[name].shape))
+                error = math.sqrt(row.variance) / values
+                found[name] = TensorLimit(row.limit / values, row.source_model, error)
+        return Limits(found, self.limit_bits, math.sqrt(self.variance), measure)
+
+    def outcome(self, entries: Iterable[Entry]) -> dict[str, Any]:
+        """Fields of a result.
+
+        Args:
+            entries: all tensors of the model, whole.
+        """
+        every = tuple(entries)
+        floating = count_floating(every)
+        values = max(1, floating)
+        bits = self.limit_bits - self.stored_bits
+        return {
+            "floating_values": floating,
+            "original_bytes": original_bytes(every),
+            "tensors": tuple(self._line(entry) for entry in every),
+            "overhead_bytes": self.overhead,
+            "predicted_distortion": self.predicted_distortion,
+            "limit": self.limit_bits / values,
+            "limit_error": math.sqrt(self.variance) / values,
+            "limit_distortion": self.distortion if self.components.number else None,
+            "limit_curve": tuple(
+                ((self.stored_bits + each) / values, least) for each, least in self.components.curve(bits)
+            ),
+            "distortion_unit": self.unit,
+        }
+
+    def _line(self, entry: Entry) -> TensorReport:
+        numel = math.prod(entry.shape)
+        row = self.rows.get(entry.name)
+        if row is None:  # tied ones are in no segment of a directory
+            kind, reason = reconstruction(entry, None)
+            return TensorReport(entry.name, entry.shape, numel, 0.0, 0.0, None, kind, reason)
+        values = max(1, numel)
+        rate = 8 * row.size / values
+        limit = None if row.limit is None else row.limit / values
+        error = None if limit is None else math.sqrt(row.variance) / values
+        below = "" if limit is None or error is None else _why_below(rate - limit, error)
+        return TensorReport(
+            entry.name,
+            entry.shape,
+            numel,
+            row.size,
+            rate,
+            row.loss,
+            row.reconstruction,
+            "; ".join(filter(None, (row.reason, below))),
+            limit,
+            error,
+            row.source_model,
         )
 
-    def _line(self, name: str, shape: tuple[int, ...], tied: Mapping[str, str], factor: float) -> TensorReport:
-        numel = math.prod(shape)
-        if name in tied:
-            return TensorReport(name, shape, numel, 0.0, 0.0, None, "tied", f"the same tensor as {tied[name]}")
-        row, values = self.rows[name], max(1, numel)
-        report = TensorReport(name, shape, numel, row.size, 8 * row.size / values, None, row.reconstruction, row.reason)
-        if row.loss is not None:
-            report = replace(report, distortion=factor * row.loss)
-        if row.limit is None:
-            return report
-        error = math.sqrt(row.variance) / values
-        return replace(report, limit=row.limit / values, limit_error=error, source_model=row.source_model)
+
+def _why_below(gap: float, standard_error: float) -> str:
+    """Why a tensor takes fewer bits than its limit; empty when it does not."""
+    if gap >= 0:
+        return ""
+    if -gap <= 2 * standard_error:
+        return "below the limit within two standard errors of the fitted entropy"
+    return "below the limit: it has structure that the source model lacks"

@@ -1,8 +1,8 @@
-"""What is known of a model before its first tensor is coded: what errors cost everywhere, and how many bits that takes.
+"""What is known of a model directory before its first tensor is coded: what errors cost, and how many bits that takes.
 
 ```
 batches --forward, block by block--> hidden states before every block
-        <-backward, block by block-- signals of the importance: rows of every factor, forms of vectors and tables
+        <-backward, block by block-- gradients at the output: rows of every factor, forms of vectors and tables
 ```
 Of a block only a vector for every matrix is kept; factors over columns are measured again where they are needed, on
 what the compressed blocks before hand on.
@@ -11,7 +11,7 @@ what the compressed blocks before hand on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,46 +19,54 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from waterfill.bundle import part_name
-from waterfill.compression.block_forward import Call, Flow, as_keywords
-from waterfill.compression.checkpoint_source import Work
-from waterfill.compression.encoder import Job
-from waterfill.compression.kfac_statistics import UNUSED, Back, Gathered, gather, gathered
-from waterfill.compression.layer_groups import Group
-from waterfill.compression.limits import fit_sources, volumes
-from waterfill.compression.loaded_parts import Piece, Pieces
-from waterfill.compression.rate_model import Volumes
-from waterfill.compression.sample import Sample
-from waterfill.importance import signals, weight_scale
-from waterfill.importance.exact_sum import Sums
-from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
-from waterfill.importance.forms import DiagonalForm
+from waterfill.bundle import Checkpoint, part_name
+from waterfill.compression.block_forward import BlockForward, Call, as_keywords
+from waterfill.compression.calibration import data_free_forms
+from waterfill.compression.checkpoint_groups import TensorGroup
+from waterfill.compression.checkpoint_source import CheckpointSource
+from waterfill.compression.encoder import zero_cost
+from waterfill.compression.kfac_statistics import (
+    UNUSED,
+    OutputGradient,
+    ParameterStatistics,
+    add_batch,
+    parameter_statistics,
+)
+from waterfill.compression.limits import SourceModels
+from waterfill.compression.loaded_parts import LoadedPart, PartLoader, sampled_weights, tensor_or_matrix
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.settings import Settings
+from waterfill.importance import UnfactoredForm, signals
+from waterfill.importance.exact_sum import ExactSum
+from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.state import fingerprint
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
-from waterfill.protocols import QuadraticForm
+from waterfill.protocols import DataFree, QuadraticForm
 from waterfill.records import Layout, Weight
-from waterfill.theory.scaled_source import ScaledSource
-from waterfill.theory.spectra import pivots
 
 SAMPLED = 1 << 16
 """Values of a matrix that are looked at to foresee its bits without data."""
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """What is known of a tensor, or of a matrix of it.
+class TensorSensitivity:
+    """What errors in a tensor, or in a matrix of it, cost.
 
     Attributes:
         layout: how it is read as a matrix.
         form: what errors cost; None for a vector without one, and where only the rows are known.
         rows: factor over the rows for a factor over columns of the trace 1, [out]; None without cross terms.
-        reason: why the form is coarser than it could be.
+        factor: of the form that the rows are for, see `QuadraticForm`.
+        unit: likewise.
+        reason: why the form is coarser than it could be; usually empty.
     """
 
     layout: Layout
     form: QuadraticForm | None = None
     rows: Doubles | None = None
+    factor: float = 1.0
+    unit: str = ""
     reason: str = ""
 
     @property
@@ -67,268 +75,342 @@ class Known:
         if self.form is not None or self.rows is None:
             return self.form
         inputs = self.layout.numel // max(1, len(self.rows))
-        return DiagonalForm(np.repeat(self.rows[:, None] / inputs, inputs, 1).astype(np.float32))
+        values = np.repeat(self.rows[:, None] / inputs, inputs, 1).astype(np.float32)
+        return DiagonalForm(values, factor=self.factor, unit=self.unit)
 
 
 @dataclass(eq=False)
-class Study:
+class ModelStatistics:
     """What is known of a model.
 
+    Forms are taken to the power about 1 while the mean of all is not known; `scale` turns what was counted so into what
+    counts about the mean.
+
     Attributes:
-        groups: the groups of the model, in the order of the file.
+        groups: of the model, in the order of the file.
+        power: to which importances are taken.
+        sources: models of the tensors.
         known: by name of the tensor, or of its matrix `name[index]`.
-        volumes: of every group, for importances to the power and of the mean 1.
+        components: of the matrices of every group, about 1.
         vectors: number of values of vectors in every group.
-        pilot: matrices to find out on how many bits codes take; of one group.
+        pilot: matrices of one group, to find out on how many bits codes take.
         pilot_group: name of that group.
-        total: sum of the scales of all importances, see `KroneckerForm.scale_total`.
-        count: number of weights of which it is the sum.
         late: names of tensors outside of the blocks that are first used behind the last block.
-        least: the lowest mean importance of any matrix that was reached, by shape [out, in].
-        unknown: group and name of the matrices that were not.
     """
 
-    groups: Sequence[Group]
-    known: dict[str, Known] = field(default_factory=dict)
-    volumes: dict[str, Volumes] = field(default_factory=dict)
+    groups: Sequence[TensorGroup]
+    power: float
+    sources: SourceModels = field(default_factory=SourceModels)
+    known: dict[str, TensorSensitivity] = field(default_factory=dict)
+    components: dict[str, VarianceHistogram] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
-    pilot: dict[str, Job] = field(default_factory=dict)
+    pilot: dict[str, tuple[Weight, QuadraticForm]] = field(default_factory=dict)
     pilot_group: str = ""
-    total: float = 0.0
-    count: int = 0
     late: set[str] = field(default_factory=set)
-    least: dict[tuple[int, ...], float] = field(default_factory=dict)
-    unknown: list[tuple[str, str]] = field(default_factory=list)
+    _scale_total: float = 0.0
+    _zero_total: float = 0.0
+    _count: int = 0
 
     @property
     def mean(self) -> float:
-        """Mean of the scales of all importances; about this importances are taken to a power."""
-        return self.total / self.count if self.total > 0 else 1.0
+        """Mean of the scales of all importances; about this they are taken to the power."""
+        return self._scale_total / self._count if self._scale_total > 0 else 1.0
 
-    def take_in(
-        self, weight: Weight, form: QuadraticForm, power: float, times: float = 1.0
-    ) -> tuple[QuadraticForm, Volumes]:
-        """Count a matrix, or one that stands for several; returns its form to the power about 1, and its volumes."""
-        assert isinstance(form, KroneckerForm | DiagonalForm)
-        tempered = form.tempered(1.0, power) if power != 1 else form
-        self.total, self.count = self.total + times * form.scale_total, self.count + round(times * weight.matrix.size)
-        mean = float(form.diagonal().mean())
-        if mean > 0 and not isinstance(form, UnfactoredForm):
-            self.least[weight.matrix.shape] = min(mean, self.least.get(weight.matrix.shape, mean))
-        some = Sample.of(weight, tempered)
-        source = fit_sources({weight.name: some.weight}).get(weight.name)
-        found = Volumes.none() if source is None else _volumes(some.weight, source, some.form)
-        return tempered, Volumes(times * some.times * found.counts)
+    @property
+    def scale(self) -> float:
+        """What costs about 1 are multiplied by to be costs about the mean."""
+        return float(self.mean ** (1 - self.power))
 
+    @property
+    def zero_cost(self) -> float:
+        """Mean cost of a matrix weight that is set to zero."""
+        return self.scale * self._zero_total / self._count if self._zero_total > 0 else 1.0
 
-def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -> Volumes:
-    if not isinstance(form, KroneckerForm):
-        return Volumes.of(volumes(weight, source, form))
-    rows, columns = source.power_factors()
-    inputs = form.columns.shape[1]
-    left = pivots(form.columns, np.broadcast_to(columns, (1, inputs)))[0]
-    return Volumes.products(form.rows * np.broadcast_to(rows, len(form.rows)), left)
+    def add_vector(self, group: str, weight: Weight) -> None:
+        """Count a vector."""
+        self.vectors[group] = self.vectors.get(group, 0) + weight.matrix.size
+
+    def add_matrix(self, group: str, weight: Weight, form: QuadraticForm, times: float = 1.0) -> None:
+        """Count a matrix, or some rows of one, each of which stands for several."""
+        tempered = form.tempered(1.0, self.power)
+        self._scale_total += times * form.scale_total
+        self._count += round(times * weight.matrix.size)
+        self._zero_total += times * zero_cost(weight, tempered)
+        found = self.sources.forecast(weight, tempered)
+        there = self.components.get(group, VarianceHistogram.none())
+        self.components[group] = there + VarianceHistogram(found.first, times * found.counts)
 
 
 # Without data
 
 
-def look(work: Work, pieces: Pieces, groups: Sequence[Group]) -> Study:
+def survey_weights(
+    source: CheckpointSource, estimator: DataFree, groups: Sequence[TensorGroup], settings: Settings
+) -> ModelStatistics:
     """Look at the weights of groups alone, at some rows of each that is not kept as it is."""
-    study, middle = Study(groups), groups[len(groups) // 2].name
+    statistics, middle = ModelStatistics(groups, 1.0), groups[len(groups) // 2].name
     for done, group in enumerate(groups):
-        found = [Volumes.none()]
-        for weight, times in pieces.samples(group, SAMPLED, work.kept):
+        statistics.components[group.name] = VarianceHistogram.none()
+        for weight, times in sampled_weights(source.checkpoint, group, source.kept, SAMPLED):
             if weight.is_vector:
-                study.vectors[group.name] = study.vectors.get(group.name, 0) + weight.matrix.size
+                statistics.add_vector(group.name, weight)
                 continue
-            form = weight_scale().forms({weight.name: weight})[weight.name]
-            found.append(study.take_in(weight, form, 1.0, times)[1])
+            form = data_free_forms(estimator, {weight.name: weight})[weight.name]
+            statistics.add_matrix(group.name, weight, form, times)
             if group.name == middle:
-                study.pilot[weight.name] = Job(weight, work.quantizer, form)
-        study.volumes[group.name] = sum(found[1:], found[0])
-        work.tell("look", done + 1, len(groups))
-    study.pilot_group = middle
-    return study
+                statistics.pilot[weight.name] = weight, form
+        statistics.sources.forget(group.tensors)  # they were fitted to some rows alone
+        settings.tell("look", done + 1, len(groups))
+    statistics.pilot_group = middle
+    return statistics
+
+
+def weight_sensitivity(estimator: DataFree, key: str, tensor: Tensor) -> TensorSensitivity:
+    """What an estimator that needs no data says of a tensor."""
+    layout = Layout(tuple(tensor.shape))
+    if tensor.ndim < 2 or tensor.dtype not in CODED_DTYPES or not tensor.numel():
+        return TensorSensitivity(layout)
+    return TensorSensitivity(layout, data_free_forms(estimator, {key: weight_of(key, tensor, layout)}).get(key))
 
 
 # With data
 
 
 @dataclass(frozen=True, eq=False)
-class Passed:
+class OriginalPass:
     """The batches of this process on their way through the original.
 
     Attributes:
-        batches: the batches.
+        batches: those to fit to, then those that are held out.
+        fitted: how many there are to fit to.
         hidden: before every block and behind the last one, for every batch.
         calls: what every block is called with beside them, for every batch.
-        there: which positions count, for every batch.
+        masks: which positions count, for every batch.
     """
 
     batches: Sequence[Any]
+    fitted: int
     hidden: list[list[Tensor]]
     calls: list[list[Call]]
-    there: list[Tensor]
+    masks: list[Tensor]
+
+    @property
+    def fitting_masks(self) -> dict[int, Tensor]:
+        """Masks of the batches to fit to, by number."""
+        return dict(enumerate(self.masks[: self.fitted]))
 
 
-def pass_through(work: Work, flow: Flow, pieces: Pieces, batches: Sequence[Any]) -> Passed:
-    """Let all batches through the original."""
-    pieces.outside()
+def run_original(
+    forward: BlockForward, loader: PartLoader, batches: Sequence[Any], fitted: int, settings: Settings
+) -> OriginalPass:
+    """Let all batches through the original.
+
+    Args:
+        forward: how batches go through the blocks.
+        loader: has the blocks.
+        batches: those to fit to first.
+        fitted: how many these are.
+        settings: of the compression.
+    """
+    _ = loader.outside
+    count = len(loader.skeleton.blocks)
     with torch.no_grad():
-        entered = [flow.enter(batch) for batch in batches]
-        hidden = [[each.hidden for each in entered]]
-        calls = [each.calls for each in entered]
-        for number in range(len(flow.skeleton.blocks)):
-            block = pieces.block(number)
+        embedded = [forward.embed(batch) for batch in batches]
+        hidden = [[each.hidden for each in embedded]]
+        calls = [each.calls for each in embedded]
+        for number in range(count):
+            block = loader.block(number).module
             hidden.append(
-                [flow.through(block.module, h, call[number]) for h, call in zip(hidden[-1], calls, strict=True)]
+                [forward.run_block(block, h, call[number]) for h, call in zip(hidden[-1], calls, strict=True)]
             )
-            work.tell("forward", number + 1, len(flow.skeleton.blocks))
-    return Passed(batches, hidden, calls, [each.there for each in entered])
+            settings.tell("forward", number + 1, count)
+    return OriginalPass(batches, fitted, hidden, calls, [each.mask for each in embedded])
 
 
 @dataclass(frozen=True, eq=False)
-class Survey:
-    """Looks at a model block by block, from the last one to the first.
+class BackwardPass:
+    """Sends gradients back through a model block by block, from the last one to the first.
 
     Attributes:
-        work: the model.
-        flow: how batches go through it.
-        pieces: its parts with their weights.
+        source: the tensors.
+        forward: how batches go through the blocks.
+        loader: has the blocks.
+        settings: of the compression.
         power: to which importances are taken.
     """
 
-    work: Work
-    flow: Flow
-    pieces: Pieces
+    source: CheckpointSource
+    forward: BlockForward
+    loader: PartLoader
+    settings: Settings
     power: float
 
-    def run(self, passed: Passed) -> Study:
-        """Send the signals back and see what they say."""
-        study, team = Study(self.work.groups), self.work.team
-        outside = self.pieces.outside()
-        ends = Sums(team)
-        signals_back = self._from_output(passed, outside, ends)
-        blocks = [group for group in self.work.groups if group.block is not None]
-        for group in reversed(blocks):
-            number = blocks.index(group)
-            piece, sums = self.pieces.block(number), Sums(team)
-            signals_back = self._through(passed, number, piece.module, sums, signals_back)
-            self._learn(study, group, piece, gathered(sums.totals(), piece.shapes))
-            self.work.tell("importance", len(blocks) - number, len(blocks))
-        starts = Sums(team)
-        self._from_input(passed, outside, starts, signals_back)
-        self._outside(study, outside, ends.totals(), starts.totals())
-        self._estimate(study)
-        return study
+    def run(self, passed: OriginalPass) -> ModelStatistics:
+        """Estimate what errors cost everywhere."""
+        statistics, processes = _Survey(self.source, self.power), self.settings.processes
+        outside = self.loader.outside
+        ends = ExactSum(processes)
+        gradients = self._from_output(passed, outside, ends)
+        blocks = [group for group in self.source.groups if group.block is not None]
+        for number, group in reversed(list(enumerate(blocks))):
+            part, sums = self.loader.block(number), ExactSum(processes)
+            gradients = self._through_block(passed, number, part.module, sums, gradients)
+            statistics.learn(group, part, self._statistics(sums.totals(), part))
+            self.settings.tell("importance", len(blocks) - number, len(blocks))
+        starts = ExactSum(processes)
+        self._to_input(passed, outside, starts, gradients)
+        first, last = starts.totals(), ends.totals()
+        statistics.learn_outside(outside, self._statistics({**last, **first}, outside), _names(first), _names(last))
+        statistics.estimate_unknown()
+        return statistics.found
 
-    def _from_output(self, passed: Passed, piece: Piece, sums: Sums) -> list[Back]:
+    def _statistics(self, totals: Mapping[str, Tensor], part: LoadedPart) -> dict[str, ParameterStatistics]:
+        return parameter_statistics(totals, part.shapes, self.forward.factor, self.forward.unit)
+
+    def _from_output(self, passed: OriginalPass, part: LoadedPart, sums: ExactSum) -> list[OutputGradient]:
         found = []
-        for batch, hidden, there in zip(passed.batches, passed.hidden[-1], passed.there, strict=True):
-            at = hidden.detach().requires_grad_()
+        for number in range(passed.fitted):
+            batch, mask = passed.batches[number], passed.masks[number]
+            at = passed.hidden[-1][number].detach().requires_grad_()
             with torch.no_grad():
-                back = self._back(batch, self.flow.leave(batch, at), there)
-            gradient = gather(sums, piece.parameters, partial(self.flow.leave, batch, at), back, at)
-            assert gradient is not None
-            found.append(Back(gradient, back.count))
+                drawn = self._drawn(batch, self.forward.head(batch, at), mask)
+            gradient = add_batch(sums, part.parameters, partial(self.forward.head, batch, at), drawn, at)
+            assert gradient is not None  # there is an input
+            found.append(OutputGradient(gradient, drawn.count))
         return found
 
-    def _back(self, batch: Any, output: Tensor, there: Tensor) -> Back:
-        """One signal that stands for the importance at the output, see `importance.signals`."""
-        generator = torch.Generator().manual_seed(self.work.seed ^ fingerprint(as_keywords(batch)))
-        if self.flow.output == "values":
-            return Back(next(iter(signals.values_drawn(output, 1, generator))).float(), float(len(output)))
+    def _drawn(self, batch: Any, output: Tensor, mask: Tensor) -> OutputGradient:
+        """One random vector that stands for the importance at the output, see `importance.signals`."""
+        generator = torch.Generator().manual_seed(self.settings.seed ^ fingerprint(as_keywords(batch)))
+        if self.forward.output == "values":
+            signal = next(iter(signals.values_drawn(output, 1, generator))).float()
+            return OutputGradient(signal, float(len(output)))
         rows = output.reshape(-1, output.shape[-1])
-        signal = next(iter(signals.softmax_drawn(rows, 1.0, 1, generator))).float() * there[:, None]
-        return Back(signal.reshape(output.shape), float(there.sum()))
+        signal = next(iter(signals.softmax_drawn(rows, 1.0, 1, generator))).float() * mask[:, None]
+        return OutputGradient(signal.reshape(output.shape), float(mask.sum()))
 
-    def _through(self, passed: Passed, number: int, block: nn.Module, sums: Sums, back: list[Back]) -> list[Back]:
+    def _through_block(
+        self, passed: OriginalPass, number: int, block: nn.Module, sums: ExactSum, gradients: list[OutputGradient]
+    ) -> list[OutputGradient]:
         parameters, found = dict(block.named_parameters()), []
-        for hidden, calls, each in zip(passed.hidden[number], passed.calls, back, strict=True):
-            at = hidden.detach().requires_grad_()
-            gradient = gather(sums, parameters, partial(self.flow.through, block, at, calls[number]), each, at)
-            assert gradient is not None
-            found.append(Back(gradient, each.count))
+        for batch, each in enumerate(gradients):
+            at = passed.hidden[number][batch].detach().requires_grad_()
+            run = partial(self.forward.run_block, block, at, passed.calls[batch][number])
+            gradient = add_batch(sums, parameters, run, each, at)
+            assert gradient is not None  # there is an input
+            found.append(OutputGradient(gradient, each.count))
         return found
 
-    def _from_input(self, passed: Passed, piece: Piece, sums: Sums, back: list[Back]) -> None:
-        for batch, each in zip(passed.batches, back, strict=True):
-            gather(sums, piece.parameters, partial(self._entered, batch), each)
+    def _to_input(
+        self, passed: OriginalPass, part: LoadedPart, sums: ExactSum, gradients: list[OutputGradient]
+    ) -> None:
+        for batch, each in zip(passed.batches, gradients, strict=False):
+            add_batch(sums, part.parameters, partial(self._embedded, batch), each)
 
-    def _entered(self, batch: Any) -> Tensor:
-        return self.flow.enter(batch).hidden
+    def _embedded(self, batch: Any) -> Tensor:
+        return self.forward.embed(batch).hidden
 
-    def _learn(
-        self, study: Study, group: Group, piece: Piece, found: Mapping[str, Gathered], *, keep: bool = False
+
+class _Survey:
+    """Statistics of a model as they are found out, group by group."""
+
+    def __init__(self, source: CheckpointSource, power: float) -> None:
+        self.found = ModelStatistics(source.groups, power)
+        self._source = source
+        self._checkpoint: Checkpoint = source.checkpoint
+        self._least: dict[tuple[int, ...], float] = {}
+        self._unknown: list[tuple[str, str]] = []
+
+    def learn(
+        self, group: TensorGroup, part: LoadedPart, found: Mapping[str, ParameterStatistics], *, keep: bool = False
     ) -> None:
         """Note what was found out about the tensors of a group.
 
         Args:
-            study: where.
             group: whose tensors.
-            piece: the part of the model that has them.
+            part: the part of the model that has them.
             found: forms of its parameters.
             keep: whether forms with cross terms are kept, not only their rows.
         """
-        total, pilot = Volumes.none(), {}
-        for key in keys_of(group, self.pieces.checkpoint.shapes):
-            place = piece.places.get(key)
+        self.found.components[group.name] = VarianceHistogram.none()
+        pilot: dict[str, tuple[Weight, QuadraticForm]] = {}
+        for key in keys_of(group, self._checkpoint.shapes):
+            place, tensor = part.places.get(key), tensor_or_matrix(self._checkpoint, key)
             each = None if place is None else _fitting(found.get(place.parameter), place)
-            tensor = self.pieces.part(key)
-            if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self.work.kept:
+            if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self._source.kept:
                 continue
             weight = weight_of(key, tensor, _layout(each, tensor))
             if weight.is_vector:
-                study.vectors[group.name] = study.vectors.get(group.name, 0) + weight.matrix.size
+                self.found.add_vector(group.name, weight)
             if each is None or place is None:
-                study.unknown += [] if weight.is_vector else [(group.name, key)]
+                self._unknown += [] if weight.is_vector else [(group.name, key)]
                 continue
-            some = _range(place, each)
-            form, rows = _rows(each.form, some), None if each.rows is None else each.rows[some]
-            kept = form if weight.is_vector or rows is None or keep else None
-            study.known[key] = Known(weight.layout, kept, rows, each.reason)
+            form = self._know(weight, _range(place, each), each, keep=keep)
             if not weight.is_vector:
-                tempered, seen = study.take_in(weight, form, self.power)
-                total, pilot[key] = total + seen, Job(weight, self.work.quantizer, tempered)
-        study.volumes[group.name] = total
+                self.found.add_matrix(group.name, weight, form)
+                pilot[key] = weight, form
         if group.block is not None:
-            study.pilot, study.pilot_group = pilot, group.name
+            self.found.pilot, self.found.pilot_group = pilot, group.name
 
-    def _outside(self, study: Study, piece: Piece, ends: Mapping[str, Tensor], starts: Mapping[str, Tensor]) -> None:
+    def _know(self, weight: Weight, rows: slice, each: ParameterStatistics, *, keep: bool) -> QuadraticForm:
+        """Note what errors in one tensor cost."""
+        form = each.form if rows == slice(None) else each.form.rows_of(rows)
+        factors = None if each.rows is None else each.rows[rows]
+        kept = form if weight.is_vector or factors is None or keep else None
+        self.found.known[weight.name] = TensorSensitivity(
+            weight.layout, kept, factors, form.factor, form.unit, each.reason
+        )
+        mean = 0.0 if weight.is_vector else float(form.diagonal().mean())
+        if mean > 0:
+            shape = weight.matrix.shape
+            self._least[shape] = min(mean, self._least.get(shape, mean))
+        return form
+
+    def learn_outside(
+        self,
+        part: LoadedPart,
+        found: Mapping[str, ParameterStatistics],
+        at_start: Collection[str],
+        at_end: Collection[str],
+    ) -> None:
         """Note what was found out about the tensors outside of the blocks; tied ones are at both ends."""
-        at_start, at_end = ({name.partition(":")[2] for name in sums} for sums in (starts, ends))
-        study.late = {
-            key for key, place in piece.places.items() if place.parameter in at_end and place.parameter not in at_start
+        self.found.late = {
+            key
+            for key, place in part.places.items()
+            if place.parameter in at_end and place.parameter not in at_start
         }
-        shapes = self.pieces.checkpoint.shapes
-        study.groups = [part for group in self.work.groups for part in _split(group, study.late, shapes)]
-        found = gathered({**ends, **starts}, piece.shapes)
-        for group in (group for group in study.groups if group.block is None):
-            self._learn(study, group, piece, found, keep=True)
+        shapes = self._checkpoint.shapes
+        self.found.groups = [each for group in self._source.groups for each in _split(group, self.found.late, shapes)]
+        for group in (group for group in self.found.groups if group.block is None):
+            self.learn(group, part, found, keep=True)
 
-    def _estimate(self, study: Study) -> None:
+    def estimate_unknown(self) -> None:
         """Price matrices that nothing is known of like the least important of their shape, or of all."""
-        least = min(study.least.values(), default=1.0)
-        for group, key in study.unknown:
-            weight = weight_of(key, self.pieces.part(key), Layout(tuple(self.pieces.part(key).shape)))
-            value = study.least.get(weight.matrix.shape, least)
-            form = UnfactoredForm(np.full(weight.matrix.shape, value, np.float32), UNUSED)
-            study.known[key] = Known(
-                weight.layout, form, reason=f"{UNUSED}: priced like the least important of its kind"
-            )
-            study.volumes[group] += study.take_in(weight, form, self.power)[1]
+        least = min(self._least.values(), default=1.0)
+        some = next(iter(self.found.known.values()), TensorSensitivity(Layout(())))
+        for group, key in self._unknown:
+            tensor = tensor_or_matrix(self._checkpoint, key)
+            weight = weight_of(key, tensor, Layout(tuple(tensor.shape)))
+            value = np.full(weight.matrix.shape, self._least.get(weight.matrix.shape, least), np.float32)
+            form = UnfactoredForm(value, UNUSED, factor=some.factor, unit=some.unit)
+            reason = f"{UNUSED}: priced like the least important of its kind"
+            self.found.known[key] = TensorSensitivity(weight.layout, form, None, form.factor, form.unit, reason)
+            self.found.add_matrix(group, weight, form)
 
 
-def _split(group: Group, late: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
+def _names(sums: Mapping[str, Tensor]) -> set[str]:
+    return {name.partition(":")[2] for name in sums}
+
+
+def _split(group: TensorGroup, late: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[TensorGroup]:
     """A group with matrices on both sides of the blocks as two, for blocks are coded in between."""
     first, last = (tuple(name for name in group.tensors if (name in late) == end) for end in (False, True))
     if group.block is not None or not first or all(len(shapes[name]) < 2 for name in last):
         return [group]
-    return [Group(group.name, first), Group(f"{group.name} behind the blocks", last)]
+    return [TensorGroup(group.name, first), TensorGroup(f"{group.name} behind the blocks", last)]
 
 
-def keys_of(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def keys_of(group: TensorGroup, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Names of the tensors of a group; of stacks, names of their matrices."""
     found = []
     for name in group.tensors:
@@ -337,28 +419,18 @@ def keys_of(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     return found
 
 
-def _fitting(each: Gathered | None, place: Place) -> Gathered | None:
+def _fitting(each: ParameterStatistics | None, place: Place) -> ParameterStatistics | None:
     """What is known of a parameter, where it says something of some of its rows."""
     whole = each is None or place.count == each.layout.shape[0]
     return each if whole or (each is not None and not each.layout.transposed) else None
 
 
-def _layout(each: Gathered | None, tensor: Tensor) -> Layout:
+def _layout(each: ParameterStatistics | None, tensor: Tensor) -> Layout:
     turned = each is not None and each.layout.transposed
     return Layout(tuple(tensor.shape), transposed=turned and tensor.ndim == 2)
 
 
-def _range(place: Place, each: Gathered) -> slice:
+def _range(place: Place, each: ParameterStatistics) -> slice:
     """Which rows of the matrix of a parameter a tensor is; all of a vector."""
     whole = len(each.layout.shape) < 2 or place.count == each.layout.shape[0]
     return slice(None) if whole else slice(place.start, place.start + place.count)
-
-
-def _rows(form: QuadraticForm, some: slice) -> QuadraticForm:
-    """The form of some rows of a matrix."""
-    if some == slice(None):
-        return form
-    if isinstance(form, KroneckerForm):
-        return replace(form, rows=form.rows[some])
-    values = form.diagonal()
-    return DiagonalForm(values[some] if len(values) > 1 else values)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from waterfill.compression.activation_moments import Moments, measure, merge
 from waterfill.compression.correction_sites import Act, Site, find_sites
 from waterfill.compression.joined_samples import joined, samples_that_fit
-from waterfill.compression.target_correction import Before, InSequence, noting, refilling
+from waterfill.compression.target_correction import Requantization, record_inputs, requantize
 from waterfill.errors import CalibrationError
 from waterfill.models.batches import Inputs, as_batches, call, evaluation
 from waterfill.protocols import Progress
@@ -28,7 +28,7 @@ def correct_statistics(
     *,
     keep: Collection[str] = (),
     progress: Progress | None = None,
-    sequence: InSequence | None = None,
+    sequence: Requantization | None = None,
 ) -> None:
     """Correct the batch norms and biases of a compressed model in place, so that its activations keep their statistics.
 
@@ -45,7 +45,7 @@ def correct_statistics(
     corrected: norms without running statistics, functional norms, biases inside LSTMs and other modules that do not
     call their parts, parametrized modules, and tensors that several modules use.
 
-    With `sequence` matrices are filled again in the same pass, each before the statistics behind it are corrected.
+    With `sequence` matrices are quantized again in the same pass, each before the statistics behind it are corrected.
 
     All samples flow as one batch, as many as fit into `BUDGET_BYTES`; where batches cannot be joined, the first one.
 
@@ -56,7 +56,7 @@ def correct_statistics(
         data: batches, with or without targets.
         keep: names in the state dict of tensors of `compressed` that stay as they are.
         progress: called with ("statistics", done, total) for every corrected layer.
-        sequence: the matrices to fill again, and how; None for none.
+        sequence: the matrices to quantize again, and how; None for none.
 
     Raises:
         CalibrationError: the batches do not fit the model, or `compressed` is no copy of `original`.
@@ -77,13 +77,13 @@ class Observed:
         inputs: the samples, as one batch.
         sites: what can be corrected in the copy.
         wanted: moments of every call of a site, by name of the module.
-        before: matrices and their inputs.
+        matrix_inputs: samples of the inputs of matrices [groups, in, positions], by name.
     """
 
     inputs: Inputs
     sites: Sequence[Site]
     wanted: Mapping[str, Sequence[Moments]]
-    before: Before
+    matrix_inputs: Mapping[str, Tensor]
 
 
 def observe(
@@ -101,7 +101,7 @@ def observe(
         compressed: the copy; its values do not matter.
         data: batches, with or without targets.
         keep: names of tensors of the copy that stay as they are.
-        names: of the matrices that may be filled again.
+        names: of the matrices that may be quantized again.
 
     Raises:
         CalibrationError: the batches do not fit the model, or `compressed` is no copy of `original`.
@@ -109,7 +109,7 @@ def observe(
     """
     sites = find_sites(original, compressed, keep)
     if not sites and not names:
-        return Observed((), (), {}, Before({}, {}))
+        return Observed((), (), {}, {})
     with evaluation(original), torch.no_grad():
         parts = samples_that_fit(original, as_batches(data))
         try:
@@ -122,7 +122,7 @@ def observe(
 
 
 def correct(
-    observed: Observed, compressed: nn.Module, progress: Progress | None = None, sequence: InSequence | None = None
+    observed: Observed, compressed: nn.Module, progress: Progress | None = None, sequence: Requantization | None = None
 ) -> None:
     """Correct a copy by what was observed of its original, as `correct_statistics`.
 
@@ -130,7 +130,7 @@ def correct(
         observed: by `observe` with the same copy.
         compressed: the copy.
         progress: called with ("statistics", done, total) for every corrected layer.
-        sequence: the matrices to fill again, of those that were observed.
+        sequence: the matrices to quantize again, of those that were observed.
     """
     if not observed.sites and sequence is None:
         return
@@ -139,7 +139,7 @@ def correct(
     repeated = [site for site in observed.sites if len(wanted.get(site.name, ())) > 1]
     count = _Counter(progress, len(once) * (1 + bool(repeated)) + len(repeated))
     with evaluation(compressed), torch.no_grad():
-        with nullcontext() if sequence is None else refilling(compressed, sequence, observed.before):
+        with nullcontext() if sequence is None else requantize(compressed, sequence, observed.matrix_inputs):
             found = _correcting_pass(compressed, observed, [*once, *repeated], count)
         for site in repeated:
             if site.name in found:
@@ -151,16 +151,16 @@ def correct(
 
 def _pass(
     original: nn.Module, sites: Sequence[Site], inputs: Inputs, names: Collection[str]
-) -> tuple[dict[str, list[Moments]], Before]:
+) -> tuple[dict[str, list[Moments]], dict[str, Tensor]]:
     found: dict[str, list[Moments]] = defaultdict(list)
     layers = dict(original.named_modules())
 
     def note(site: Site, values: Tensor) -> None:
         found[site.name].append(measure(values, site.axis))
 
-    with _watching([(site, layers[site.name]) for site in sites], note), noting(original, names) as before:
+    with _watching([(site, layers[site.name]) for site in sites], note), record_inputs(original, names) as seen:
         call(original, inputs)
-    return found, before
+    return found, seen
 
 
 def _correcting_pass(

@@ -1,11 +1,22 @@
-"""Targets of matrices in a compressed model: what undoes the errors of the layers before them."""
+"""Targets of matrices in a compressed model: what undoes the errors of the layers before them.
+
+Where the layers before are compressed already, a matrix W sees the inputs x' in the place of x. Its output is nearest
+to that of the original with the target
+
+    W + W (C - A') A'^-1,    C = E[x x'^T],  A' = E[x' x'^T],
+
+and then error feedback goes on from there. A' is damped where there are few positions, and then less is corrected.
+
+Source: least squares of the original's outputs on the inputs of the compressed layer; for pruning, He, Zhang and Sun
+2017, "Channel pruning for accelerating very deep neural networks", equation 1.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -16,9 +27,8 @@ from torch import Tensor, nn
 from waterfill.importance.factored import SHRINKAGE
 from waterfill.models.uses import View
 from waterfill.models.watch import ProductWatch
-
-Refill: TypeAlias = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
-"""Takes the name of a tensor and the values that it should have; gives those that it gets. Both of its own shape."""
+from waterfill.protocols import QuadraticForm
+from waterfill.records import Floats, Layout, Weight
 
 MOST_POSITIONS = 1 << 14
 """Positions at which the inputs of a matrix are compared, about."""
@@ -34,84 +44,103 @@ RIDGE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class InSequence:
-    """Matrices to fill again one after the other, each with a target of its own.
-
-    Where the layers before are compressed already, a matrix W sees the inputs x' in the place of x. Its output is
-    nearest to that of the original with the target
-
-        W + W (C - A') A'^-1,    C = E[x x'^T],  A' = E[x' x'^T],
-
-    and then error feedback goes on from there. A' is damped as the importance is where there are few positions, and
-    then less is corrected. Every tensor in `names` is filled again that one product uses once in a pass (a linear or
-    convolutional layer, or a matrix product); all others stay as they are.
-
-    Source: least squares of the original's outputs on the inputs of the compressed layer; for pruning, He, Zhang and
-    Sun 2017, "Channel pruning for accelerating very deep neural networks", equation 1.
+class LayerInputs:
+    """What is known of the inputs of a matrix in the compressed model, beside those in the original.
 
     Attributes:
-        names: of tensors of both models, in their state dicts.
-        refill: what gives a tensor its values.
+        layout: how the layer reads the tensor as a matrix.
+        seen: mean of `x' x'^T`, float64 [groups, in, in].
+        change: mean of `(x - x') x'^T`, of the same shape; None where positions of both do not correspond.
+        damping: share of the mean diagonal of `seen` that is added to it, for each input.
+        form: what errors cost for these inputs; None where it is the form that was estimated on the original.
     """
 
-    names: Collection[str]
-    refill: Refill
+    layout: Layout
+    seen: Tensor
+    change: Tensor | None
+    damping: float
+    form: QuadraticForm | None = None
+
+    def target(self, weight: Weight) -> Weight:
+        """What a weight is to be for these inputs; itself where that is not to be trusted.
+
+        Args:
+            weight: what it is in the original, or some of its rows.
+        """
+        if self.change is None:
+            return weight
+        same = (self.layout.transposed, self.layout.groups) == (weight.layout.transposed, weight.layout.groups)
+        layout = weight.layout if same else self.layout
+        matrix = weight.matrix if same else layout.to_matrix(weight.layout.from_matrix(weight.matrix))
+        moves = shift(matrix.astype(np.float64), self.seen, self.change, self.damping)
+        if moves is None:
+            return weight
+        moved: Floats = (matrix + moves).astype(np.float32)
+        return replace(weight, matrix=moved if same else weight.layout.to_matrix(layout.from_matrix(moved)))
+
+
+Visit: TypeAlias = Callable[[Sequence[str], Mapping[str, LayerInputs]], Mapping[str, Tensor]]
+"""Takes the names of matrices in the order in which the model uses them, and what they see; gives their values."""
 
 
 @dataclass(frozen=True, eq=False)
-class Before:
-    """Matrices of the original with a sample of their inputs.
+class Requantization:
+    """Matrices to quantize again one after the other, each with a target of its own.
+
+    Every tensor in `names` is visited that one product uses once in a pass (a linear or convolutional layer, or a
+    matrix product); all others stay as they are.
 
     Attributes:
-        values: float32, of their own shapes, by name.
-        inputs: [groups, in, positions], by name.
+        names: of tensors of both models, in their state dicts.
+        visit: what gives a tensor its values.
     """
 
-    values: Mapping[str, NDArray[np.float32]]
-    inputs: Mapping[str, Tensor]
+    names: Collection[str]
+    visit: Visit
 
 
 @contextmanager
-def noting(original: nn.Module, names: Collection[str]) -> Iterator[Before]:
-    """Note the inputs of all matrices in the pass of the original that is made inside; complete when it is left.
+def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Record samples of the inputs of all matrices in the pass of the original that is made inside.
 
     Args:
         original: the network.
         names: of the matrices; those that are not used once by one product are left out.
+
+    Yields:
+        Inputs [groups, in, positions] by name; complete when it is left.
     """
     tensors = {name: each for name, each in _named(original, names).items() if each.numel()}
     inputs: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
     positions = BUDGET_BYTES // (4 * max(1, sum(each[0].numel() for each in tensors.values())))
 
-    def note(name: str, view: View, x: Tensor) -> bool:
+    def record(name: str, view: View, x: Tensor) -> bool:
         calls[name] += 1
         if calls[name] == 1:
             inputs[name] = sampled(view, x, max(1, min(MOST_POSITIONS, positions)))
         return False
 
-    values = {name: each.detach().cpu().float().numpy() for name, each in tensors.items()}
-    with ProductWatch(tensors, note) as watch:
-        yield Before(values, inputs)
+    with ProductWatch(tensors, record) as watch:
+        yield inputs
     for name in [*watch.missed, *(name for name, count in calls.items() if count > 1)]:
         inputs.pop(name, None)
 
 
 @contextmanager
-def refilling(compressed: nn.Module, sequence: InSequence, before: Before) -> Iterator[None]:
-    """Fill the matrices when the pass of the compressed model that is made inside comes to them.
+def requantize(compressed: nn.Module, sequence: Requantization, before: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give matrices new values when the pass of the compressed model that is made inside comes to them.
 
     Args:
         compressed: the network to fill.
         sequence: which matrices, and how.
-        before: the original.
+        before: their inputs in the original, by `record_inputs`.
     """
-    tensors = _named(compressed, before.inputs.keys() & set(sequence.names))
+    tensors = _named(compressed, before.keys() & set(sequence.names))
 
     def fill(name: str, view: View, x: Tensor) -> bool:
-        inputs = before.inputs[name]
-        target = moved(before.values[name], view, inputs, sampled(view, x, inputs.shape[-1]))
-        tensors[name].copy_(torch.from_numpy(sequence.refill(name, target)))
+        inputs = compared(view, before[name], x)
+        tensors[name].copy_(sequence.visit([name], {name: inputs})[name].reshape(tensors[name].shape))
         return True
 
     with ProductWatch(tensors, fill):
@@ -143,28 +172,23 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
     return torch.cat(found, -1)
 
 
-def moved(values: NDArray[np.float32], view: View, before: Tensor, now: Tensor) -> NDArray[np.float32]:
-    """The target of a tensor, see `InSequence`.
+def compared(view: View, before: Tensor, x: Tensor) -> LayerInputs:
+    """Compare the inputs of a layer with those that it had.
 
     Args:
-        values: what it is in the original, of its own shape.
-        view: how the layer reads it.
-        before: its inputs in the original [groups, in, positions].
-        now: its inputs in the compressed model.
-
-    Returns:
-        Of the shape of the values; the values themselves where the target is not to be trusted.
+        view: how the layer reads its input.
+        before: its inputs in the original [groups, in, positions], by `sampled`.
+        x: its input in the compressed model, of the same samples.
     """
+    now = sampled(view, x, before.shape[-1])
     positions = now.shape[-1]
     seen = torch.bmm(now, now.transpose(1, 2)).double() / positions
     change = torch.bmm(before - now, now.transpose(1, 2)).double() / positions
-    matrix = view.layout.to_matrix(values).astype(np.float64)
-    moves = shift(matrix, seen, change, SHRINKAGE / positions)
-    return values if moves is None else view.layout.from_matrix((matrix + moves).astype(np.float32))
+    return LayerInputs(view.layout, seen, change, SHRINKAGE / positions)
 
 
 def shift(matrix: NDArray[np.float64], seen: Tensor, change: Tensor, damping: float) -> NDArray[np.float64] | None:
-    """How far the target of a matrix is from it, see `InSequence`.
+    """How far the target of a matrix is from it.
 
     Args:
         matrix: W [out, in].

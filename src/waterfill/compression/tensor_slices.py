@@ -3,74 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from waterfill.bundle import part_name
-from waterfill.importance.factored import KroneckerForm
-from waterfill.importance.forms import DiagonalForm
 from waterfill.models.state_dict import dtype_name, origin_of, weight_of
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Coded, Entry, Exact, Layout, Weight
 
-LARGEST_PART = 1 << 22
+LARGEST_SLICE = 1 << 22
 """Values of a matrix that is coded in one piece, about."""
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TensorSlice:
     """One entry of a file: a tensor, or some of its rows.
 
     Attributes:
         entry: what it is.
         tensor: name of the tensor, or of a matrix of it, of which it is a part.
-        weight: its values in normal form; None where it is stored without loss.
-        rows: which rows of the tensor it is.
+        weight: its values in normal form; None where it is not coded.
         form: what errors cost; None where that is not known.
+        exact: its values where it is stored without loss; None otherwise.
+        rows: which rows of the tensor it is.
+        reason: why the form is coarser than it could be; usually empty.
     """
 
     entry: Entry
     tensor: str
-    weight: Weight | None
-    rows: slice
-    form: QuadraticForm | None
+    weight: Weight | None = None
+    form: QuadraticForm | None = None
+    exact: Tensor | None = None
+    rows: slice = slice(None)
+    reason: str = ""
 
 
-def parts_of(name: str, tensor: Tensor, layout: Layout, form: QuadraticForm | None, why: str = "") -> Iterator[Part]:
-    """The parts of a tensor, or of a matrix of one, made one by one.
+@dataclass(frozen=True, eq=False)
+class WholeTensor:
+    """A tensor of a checkpoint, or a matrix of one, with what is known of it.
 
-    Args:
+    Attributes:
         name: its name.
-        tensor: its values.
-        layout: how it is read.
-        form: what errors cost.
-        why: reason for storing it without loss; empty for none.
-
-    Raises:
-        WaterfillError: a value is NaN or infinite.
+        values: its values.
+        layout: how it is read as a matrix.
+        form: what errors cost; None where that is not known.
+        kept: why it is stored without loss; empty where it is coded.
+        reason: why the form is coarser than it could be; usually empty.
     """
-    cuts = [(0, len(tensor) if tensor.ndim else 1)]
-    if tensor.ndim == 2 and not layout.transposed and tensor.numel() > LARGEST_PART:
-        step = -(-len(tensor) // -(-tensor.numel() // LARGEST_PART))
-        cuts = [(start, min(start + step, len(tensor))) for start in range(0, len(tensor), step)]
-    for cut in cuts:
-        yield _part(name, tensor, layout, form, why, slice(*cut) if len(cuts) > 1 else None)
 
+    name: str
+    values: Tensor
+    layout: Layout
+    form: QuadraticForm | None = None
+    kept: str = ""
+    reason: str = ""
 
-def _part(whole: str, tensor: Tensor, layout: Layout, form: QuadraticForm | None, why: str, rows: slice | None) -> Part:
-    name = whole
-    if rows is not None:
-        name, tensor, form = part_name(whole, rows.start, rows.stop), tensor[rows], _some(form, rows)
-        layout = Layout(tuple(tensor.shape))
-    origin = origin_of(name, tensor, layout)
-    origin = Exact(why) if why and isinstance(origin, Coded) else origin
-    entry = Entry(name, tuple(tensor.shape), dtype_name(tensor.dtype), origin)
-    weight = weight_of(name, tensor, layout) if isinstance(origin, Coded) else None
-    return Part(entry, whole, weight, rows or slice(None), form)
+    def slices(self) -> Iterator[TensorSlice]:
+        """Cut it into entries, made one by one.
 
+        Raises:
+            WaterfillError: a value is NaN or infinite.
+        """
+        rows = len(self.values) if self.values.ndim else 1
+        cuttable = self.values.ndim == 2 and not self.layout.transposed
+        if not cuttable or self.values.numel() <= LARGEST_SLICE:
+            yield self._slice(self.name, self.values, self.layout, slice(None))
+            return
+        step = -(-rows // -(-self.values.numel() // LARGEST_SLICE))
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            some = self.values[start:stop]
+            yield self._slice(part_name(self.name, start, stop), some, Layout(tuple(some.shape)), slice(start, stop))
 
-def _some(form: QuadraticForm | None, rows: slice) -> QuadraticForm | None:
-    if isinstance(form, KroneckerForm):
-        return replace(form, rows=form.rows[rows])
-    return form if form is None else DiagonalForm(form.diagonal()[rows])
+    def _slice(self, name: str, values: Tensor, layout: Layout, rows: slice) -> TensorSlice:
+        origin = origin_of(name, values, layout)
+        if self.kept and isinstance(origin, Coded):
+            origin = Exact(self.kept)
+        entry = Entry(name, tuple(values.shape), dtype_name(values.dtype), origin)
+        if isinstance(origin, Exact):
+            return TensorSlice(entry, self.name, exact=values, rows=rows)
+        form = self.form if self.form is None or rows == slice(None) else self.form.rows_of(rows)
+        weight = weight_of(name, values, layout)
+        return TensorSlice(entry, self.name, weight, form, rows=rows, reason=self.reason)

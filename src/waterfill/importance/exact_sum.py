@@ -1,4 +1,4 @@
-"""Sums over batches that are the same bits whoever adds which batch, in whatever order.
+"""ExactSum over batches that are the same bits whoever adds which batch, in whatever order.
 
 Floating-point sums depend on their order; whole numbers do not. So every sum counts in units of a power of two, 2^-40
 of the largest value of the first batch (which is on the first process), and processes add up whole numbers. Where that
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from waterfill.errors import CalibrationError
-from waterfill.processes import Ranks
+from waterfill.processes import Processes
 
 DIGITS = 40
 """Binary digits of the largest value of the first batch; float32 has 24."""
@@ -27,15 +27,15 @@ MOST = 2.0**61
 """Largest sum of all processes together, in units."""
 
 
-class Sums:
-    """Sums by name; names are `kind:tensor`.
+class ExactSum:
+    """ExactSum by name; names are `kind:tensor`.
 
     Args:
         ranks: the processes that add up, each its own batches, in step: nobody may ask for totals before all have
             added a batch.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Processes) -> None:
         self._ranks = ranks
         self._sums: dict[str, Tensor] = {}
         self._largest: dict[str, float] = {}
@@ -50,7 +50,7 @@ class Sums:
         """
         if self._units is None:
             found = {name: _exponent(value) for name, value in values.items()}
-            self._units = self._ranks.of_first({name: unit for name, unit in found.items() if unit is not None})
+            self._units = self._ranks.broadcast({name: unit for name, unit in found.items() if unit is not None})
             for name, unit in self._units.items():
                 kind = name.partition(":")[0]
                 self._highest[kind] = max(unit, self._highest.get(kind, unit))
@@ -68,7 +68,7 @@ class Sums:
 
     def totals(self) -> dict[str, Tensor]:
         """The sums over all batches of all processes, float64, by name."""
-        whole = self._ranks.total(self._sums)
+        whole = self._ranks.all_reduce(self._sums)
         return {name: counted.double() * 2.0 ** (self._unit(name) - DIGITS) for name, counted in whole.items()}
 
     def _unit(self, name: str) -> int:

@@ -17,7 +17,7 @@ _NUMBERED = re.compile(r"(.*?)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorGroup:
     """Tensors that are coded, stored and decoded together.
 
     Attributes:
@@ -31,7 +31,7 @@ class Group:
     block: int | None = None
 
 
-def groups_of(shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
+def groups_of(shapes: Mapping[str, tuple[int, ...]]) -> list[TensorGroup]:
     """The groups of a checkpoint: blocks in their order, then large tensors, then the rest.
 
     Args:
@@ -44,12 +44,12 @@ def groups_of(shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
             families.setdefault(numbered[1], {}).setdefault(int(numbered[2]), []).append(name)
     family = _family(families, shapes)
     members = families.get(family, {})
-    found = [Group(f"{family}.{number}", tuple(members[number]), number) for number in sorted(members)]
+    found = [TensorGroup(f"{family}.{number}", tuple(members[number]), number) for number in sorted(members)]
     inside = {name for group in found for name in group.tensors}
     outside = [name for name in shapes if name not in inside]
     large = [name for name in outside if math.prod(shapes[name]) >= LARGE]
     rest = tuple(name for name in outside if name not in large)
-    return [*found, *(Group(name, (name,)) for name in large), *([Group(REST, rest)] if rest else [])]
+    return [*found, *(TensorGroup(name, (name,)) for name in large), *([TensorGroup(REST, rest)] if rest else [])]
 
 
 def _family(families: Mapping[str, Mapping[int, list[str]]], shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -1,8 +1,8 @@
-"""Matrices of a piece one after the other, each for what those before it hand on now.
+"""Matrices of a transformer block in the order in which it uses them, and what they see.
 
 Matrices that read the same input are a stage, such as query, key and value; so are all experts. At each stage all
-batches go through the original and through the compressed piece up to there, and the products of both inputs say what
-an error costs now, and where the target is: see `target_correction.InSequence`.
+batches go through the original and through the compressed block up to there, and the products of both inputs say what
+an error costs now, and where the target is, see `target_correction`.
 """
 
 from __future__ import annotations
@@ -16,61 +16,60 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from waterfill.compression.target_correction import shift
-from waterfill.importance.exact_sum import Sums
+from waterfill.compression.target_correction import LayerInputs
+from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.uses import Dense, View
 from waterfill.models.watch import ProductWatch
+from waterfill.records import Layout
 
 SHRINKAGE = 1.5
 """Share of the mean diagonal that is added to the products of inputs where a target is sought, times inputs over
 positions: more than an importance gets, for a target follows every accident of the text that it was fitted to."""
 
-_Inputs = dict[str, Tensor]
 
-
-class _Seen(Exception):
+class _StageReached(Exception):
     """All matrices of the stage have been used."""
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """The original or the compressed piece.
+class BlockRun:
+    """The original or the compressed block, to be run on calibration data.
 
     Attributes:
         parameters: by name.
         run: lets the batch of a number through.
-        there: which positions count, bool [positions], for every batch.
+        masks: which positions count, bool [positions], for every batch that is fitted to.
     """
 
     parameters: Mapping[str, Tensor]
     run: Callable[[int], object]
-    there: Sequence[Tensor]
+    masks: Mapping[int, Tensor]
 
-    def inputs(self, names: Sequence[str], batch: int) -> _Inputs:
-        """The inputs [positions, in] of matrices in a batch; of those that it reaches."""
-        found: _Inputs = {}
+    def inputs(self, names: Sequence[str], batch: int) -> dict[str, Tensor]:
+        """Inputs [positions, in] of matrices in a batch; of those that it reaches."""
+        found: dict[str, Tensor] = {}
 
-        def note(name: str, view: View, x: Tensor) -> bool:
+        def record(name: str, view: View, x: Tensor) -> bool:
             if isinstance(view, Dense) and name not in found:
                 found[name] = x
             if len(found) == len(names):
-                raise _Seen
+                raise _StageReached
             return False
 
         try:
-            with torch.no_grad(), ProductWatch({name: self.parameters[name] for name in names}, note):
+            with torch.no_grad(), ProductWatch({name: self.parameters[name] for name in names}, record):
                 self.run(batch)
-        except _Seen:
+        except _StageReached:
             pass
         return found
 
 
-def stages(side: Side, names: Sequence[str]) -> list[list[str]]:
-    """Matrices that read the same inputs together, in the order of their first use."""
+def stages(side: BlockRun, names: Sequence[str]) -> list[list[str]]:
+    """Group matrices that read the same inputs, in the order of their first use."""
     order: dict[str, int] = {}
     kinds: dict[str, int] = {}
-    for batch in range(len(side.there)):
+    for batch in side.masks:
         left = [name for name in names if name not in order]
         if not left:
             break
@@ -107,8 +106,8 @@ def _kind(name: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """What is known of the inputs of a matrix in the compressed piece.
+class InputMoments:
+    """Moments of the inputs of a matrix in the compressed block, beside those in the original.
 
     Attributes:
         seen: mean of `x' x'^T`, float64 [in, in].
@@ -122,32 +121,43 @@ class Inputs:
     means: tuple[Tensor, Tensor] | None
     positions: float
 
-    def form(self, rows: NDArray[np.float64]) -> KroneckerForm:
-        """The importance for these inputs, of a factor over rows that goes with a trace of 1."""
+    def form(self, rows: NDArray[np.float64], factor: float, unit: str) -> KroneckerForm:
+        """The importance for these inputs.
+
+        Args:
+            rows: factor over rows that goes with a trace of 1.
+            factor: see `QuadraticForm`.
+            unit: likewise.
+        """
         columns = self.seen.numpy()
         columns = columns / max(float(np.trace(columns)), 1e-300)
-        return KroneckerForm(rows, ((columns + columns.T) / 2)[None], "", self.positions).shrunk()
+        symmetric = ((columns + columns.T) / 2)[None]
+        return KroneckerForm(rows, symmetric, "", self.positions, factor=factor, unit=unit).shrunk()
 
-    def target(self, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Where a matrix [out, in] is best for these inputs."""
-        if self.change is None:
-            return matrix
-        wide = matrix.astype(np.float64)
-        moves = shift(wide, self.seen[None], self.change[None], SHRINKAGE / self.positions)
-        return matrix if moves is None else (wide + moves).astype(np.float32)
+    def layer_inputs(self, layout: Layout, form: KroneckerForm) -> LayerInputs:
+        """What a target is sought by.
+
+        Args:
+            layout: how the layer reads the tensor.
+            form: what errors cost for these inputs.
+        """
+        change = None if self.change is None else self.change[None]
+        return LayerInputs(layout, self.seen[None], change, SHRINKAGE / self.positions, form)
 
 
-def inputs_of(names: Sequence[str], original: Side, compressed: Side, sums: Sums) -> dict[str, Inputs]:
+def input_moments(
+    names: Sequence[str], original: BlockRun, compressed: BlockRun, sums: ExactSum
+) -> dict[str, InputMoments]:
     """Compare the inputs of the matrices of a stage; those that no batch reaches are left out.
 
     Args:
         names: of the matrices.
-        original: the piece as it was, on what its own blocks before hand on.
-        compressed: the piece as far as it is compressed.
+        original: the block as it was, on what its own blocks before hand on.
+        compressed: the block as far as it is compressed.
         sums: to add up with.
     """
     alias: dict[str, str] = {}
-    for batch, mask in enumerate(compressed.there):
+    for batch, mask in compressed.masks.items():
         before, now = original.inputs(names, batch), compressed.inputs(names, batch)
         values: dict[str, Tensor] = {"batches:": torch.ones(1)}
         first: dict[int, str] = {}
@@ -157,7 +167,7 @@ def inputs_of(names: Sequence[str], original: Side, compressed: Side, sums: Sums
                 values |= _compared(key, before.get(name), x, mask)
         sums.add(values)
     totals = sums.totals()
-    found = {name: _means(alias.get(name, name), totals) for name in names}
+    found = {name: _moments(alias.get(name, name), totals) for name in names}
     return {name: each for name, each in found.items() if each is not None}
 
 
@@ -174,7 +184,7 @@ def _compared(name: str, before: Tensor | None, now: Tensor, mask: Tensor) -> di
     return found
 
 
-def _means(name: str, totals: Mapping[str, Tensor]) -> Inputs | None:
+def _moments(name: str, totals: Mapping[str, Tensor]) -> InputMoments | None:
     gram = totals.get(f"gram:{name}")
     if gram is None or not float(gram.trace()) > 0:
         return None
@@ -182,4 +192,4 @@ def _means(name: str, totals: Mapping[str, Tensor]) -> Inputs | None:
     aligned = totals.get(f"aligned:{name}")  # in all batches, or the others would count as unchanged
     change = None if aligned is None or float(aligned) < positions else totals[f"change:{name}"]
     means = None if change is None else (totals[f"before:{name}"] / positions, totals[f"now:{name}"] / positions)
-    return Inputs(gram / positions, None if change is None else change / positions, means, positions)
+    return InputMoments(gram / positions, None if change is None else change / positions, means, positions)
