@@ -13,6 +13,7 @@ import waterfill
 ROOT = Path(waterfill.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
+    "_version",
     "errors", "atomic", "records", "protocols", "processes", "models", "theory", "importance", "codec", "reconstruct",
     "quantize", "files", "text", "bundle", "resident", "integrations", "reading", "evaluate", "resume", "results",
     "compression", "report", "zoo", "progress", "demo", "reproduce", "cli",

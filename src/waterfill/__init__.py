@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from waterfill import errors
+from waterfill._version import __version__ as __version__
 from waterfill.compression.api import compress
 from waterfill.compression.bound import bound
 from waterfill.compression.directory import compress_directory
@@ -13,8 +14,6 @@ from waterfill.evaluate import evaluate
 from waterfill.integrations import hook as _hook
 from waterfill.reading import decompress, load, open
 from waterfill.text import sentence_batches, text_batches
-
-__version__ = "0.1.0"
 
 __all__ = [
     "bound",

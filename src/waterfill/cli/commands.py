@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from waterfill._version import PRODUCER
 from waterfill.cli.arguments import (
     as_effort,
     as_importance,
@@ -58,9 +59,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        import waterfill
-
-        show(f"waterfill {waterfill.__version__}")
+        show(PRODUCER)
         raise typer.Exit
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression import encoder as allocate
 from waterfill.compression.encoder import Job
-from waterfill.compression.in_memory import PRODUCER
 from waterfill.compression.limits import fit_sources, fit_spectra, rectangles
 from waterfill.compression.rate_model import Volumes
 from waterfill.compression.sample import Sample

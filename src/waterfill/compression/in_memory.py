@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression import distortion_curves as curves
 from waterfill.compression import encoder as allocate
@@ -36,8 +37,6 @@ from waterfill.records import Floats, Inventory, Limits, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
-
-PRODUCER = "waterfill 0.1.0"
 
 FIXED_LEVEL_LOG2 = -24.0
 """Vectors beside matrices of a fixed rate are filled to the level that those reach, but to no lower one than this."""

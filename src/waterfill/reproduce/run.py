@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from waterfill._version import PRODUCER
 from waterfill.atomic import write_atomically
-from waterfill.compression.in_memory import PRODUCER
 from waterfill.errors import UsageError
 from waterfill.evaluate import reference_outputs
 from waterfill.models.state_dict import load_tensors, save_tensors
