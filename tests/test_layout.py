@@ -68,8 +68,33 @@ def test_every_public_name_exists_and_is_explained():
         waterfill.no_such_name  # noqa: B018
 
 
-def test_the_import_stays_light():
-    heavy = ["numba", "scipy", "rich", "typer", "sklearn", "matplotlib", "PIL"]
-    script = f"import sys, waterfill; print([name for name in {heavy} if name in sys.modules])"
+HEAVY = ("torch", "numpy", "scipy", "numba", "transformers", "matplotlib", "rich", "typer", "sklearn", "PIL")
+
+
+def fresh(script):
+    """What a script prints in a fresh process, in which warnings are errors."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
+
+
+def test_the_import_stays_light():
+    assert fresh(f"import sys, waterfill; print([name for name in {HEAVY} if name in sys.modules])") == "[]"
+
+
+def test_no_module_hides_the_function_of_its_name():
+    script = "import inspect, waterfill.evaluate; print(inspect.isfunction(waterfill.evaluate))"
+    assert fresh(script) == "True"
+
+
+def test_the_table_of_functions_names_the_module_that_a_type_checker_sees():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    seen = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        for alias in node.names
+    }
+    modules = {name for name, module in seen.items() if module == "waterfill"}
+    assert modules | {"errors"} == set(waterfill.__all__) - set(waterfill._FUNCTIONS)
+    assert {name: module for name, module in seen.items() if name not in modules} == waterfill._FUNCTIONS
