@@ -68,7 +68,9 @@ def test_every_public_name_exists_and_is_explained():
         waterfill.no_such_name  # noqa: B018
 
 
-HEAVY = ("torch", "numpy", "scipy", "numba", "transformers", "matplotlib", "rich", "typer", "sklearn", "PIL")
+LIBRARIES = ("torch", "numpy", "scipy", "numba", "transformers", "matplotlib", "sklearn", "PIL")
+HEAVY = (*LIBRARIES, "rich", "typer")
+COMMANDS = ("bound", "compress", "decompress", "demo", "evaluate", "inspect", "report", "reproduce")
 
 
 def fresh(script):
@@ -79,6 +81,16 @@ def fresh(script):
 
 def test_the_import_stays_light():
     assert fresh(f"import sys, waterfill; print([name for name in {HEAVY} if name in sys.modules])") == "[]"
+
+
+@pytest.mark.parametrize("words", ["--version", "--help", *(f"{name} --help" for name in COMMANDS)])
+def test_version_and_help_stay_light(words):
+    script = "import sys\nfrom waterfill.cli import app\n"
+    script += f"app({words.split()}, standalone_mode=False)\n"
+    script += f"print([name for name in {LIBRARIES} if name in sys.modules])"
+    told = fresh(script).splitlines()
+    assert "Usage: " in "".join(told) or told[0] == f"waterfill {waterfill.__version__}"
+    assert told[-1] == "[]"
 
 
 def test_no_module_hides_the_function_of_its_name():
