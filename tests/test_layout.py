@@ -21,12 +21,20 @@ ORDER = (
 """The way through the package: a module imports only from itself and from what comes before it."""
 
 
+def module_name(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
 def station(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports(path):
-    """Stations that a file imports with their lines: at the top, inside functions and for type checking alike."""
+    """Names of this package that a file imports, with their lines: at the top, in functions and for type checking."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -35,7 +43,32 @@ def imports(path):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from ((name.split(".")[1], node.lineno) for name in names if name.startswith("waterfill."))
+        yield from ((name, node.lineno) for name in names if name.split(".")[0] == "waterfill")
+
+
+def parents(module):
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def needs(module):
+    """Modules whose code an import in this one may run.
+
+    These are what it names, and the packages around that; not those around the module itself, which were begun before.
+    Public names of the root package are found by a table, which is tested to be what it imports for type checkers.
+    """
+    named = {name if name in MODULES else parents(name)[-1] for name, _ in imports(MODULES[module])}
+    around = {parent for name in named for parent in parents(name)}
+    return named | (around - {module, *parents(module)})
+
+
+def reachable(graph, start):
+    found, ahead = set(), [start]
+    while ahead:
+        new = graph[ahead.pop()] - found
+        found |= new
+        ahead += new
+    return found
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -44,8 +77,22 @@ def test_a_module_imports_only_from_modules_above_it(path):
         return
     here = station(path)
     assert here in ORDER, f"{here} has no place in the order of this test"
-    for other, line in imports(path):
+    for name, line in imports(path):
+        assert name.split(".")[1:], f"{path}:{line}: {here} imports the root package, which is for users"
+        other = name.split(".")[1]
+        assert other in ORDER, f"{path}:{line}: {name} is a name of the root package, which is for users"
         assert other == here or ORDER.index(other) < ORDER.index(here), f"{path}:{line}: {here} imports {other}"
+
+
+def test_no_module_needs_itself():
+    graph = {module: needs(module) for module in MODULES}
+    ahead = {module: reachable(graph, module) for module in MODULES}
+    circles = {
+        frozenset(other for other in ahead[module] if module in ahead[other])
+        for module in MODULES
+        if module in ahead[module]
+    }
+    assert [sorted(circle) for circle in circles] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
