@@ -42,7 +42,7 @@ def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, tor
         FormatError: the file cannot be read, is damaged, or is no waterfill file.
     """
     with WaterfillFile(path, threads=threads) as file:
-        file.verify()
+        file.fetch()
         return dict(file.tensors())
 
 
@@ -125,12 +125,20 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         return original_bytes(self.entries)
 
     def verify(self) -> None:
-        """Check the checksum of every chunk.
+        """Check the checksum of every chunk that has not been read yet.
 
         Raises:
             FormatError: the file is damaged.
         """
         self.container.verify()
+
+    def fetch(self) -> None:
+        """Check the whole file before it is decoded, and keep in memory what is read for it until it is decoded.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        self.container.fetch()
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Decode one tensor.

@@ -195,8 +195,8 @@ def inspect(file: FileArgument, json_file: Json = None) -> None:
         inspect_directory(file, json_file)
         return
     with WaterfillFile(file) as opened:
-        opened.verify()
         summary = file_summary(str(file), opened)
+        opened.verify()  # what is not decoded for it
     show(file_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
 
