@@ -69,7 +69,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     """An open `.wf` file as a mapping from names to tensors.
 
     Header and directory are checked when it is opened; a chunk is read, checked and decoded when a tensor in it is
-    asked for. `items()` decodes the whole file in order with bounded memory and in parallel.
+    asked for. `tensors()` decodes the whole file in order with bounded memory and in parallel.
 
     Example:
         >>> with waterfill.open("model.wf") as file:  # doctest: +SKIP
