@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from waterfill import errors
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from waterfill.compression.api import compress
     from waterfill.compression.bound import bound
     from waterfill.compression.directory import compress_directory
-    from waterfill.evaluate import evaluate
+    from waterfill.evaluation import evaluate
     from waterfill.reading import decompress, load, open
     from waterfill.text import sentence_batches, text_batches
 
@@ -45,22 +43,16 @@ _FUNCTIONS = {
     "compress": "waterfill.compression.api",
     "compress_directory": "waterfill.compression.directory",
     "decompress": "waterfill.reading",
-    "evaluate": "waterfill.evaluate",
+    "evaluate": "waterfill.evaluation",
     "load": "waterfill.reading",
     "open": "waterfill.reading",
     "sentence_batches": "waterfill.text",
     "text_batches": "waterfill.text",
 }
-"""The module of every public function; all other public names are modules."""
+"""The module of every public function; all other public names are modules.
 
-
-class _Root(ModuleType):
-    """This package, in which a module never hides the function of the same name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Set an attribute, as the import of a module does for its parent."""
-        if not (name in _FUNCTIONS and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
+No module of this package has the name of a function: its import would put it in the place of the function.
+"""
 
 
 if not TYPE_CHECKING:  # a type checker sees the names above, and reports all others
@@ -81,5 +73,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-sys.modules[__name__].__class__ = _Root
 _hook.install()

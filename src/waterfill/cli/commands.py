@@ -280,7 +280,7 @@ def evaluate(
 ) -> None:
     """Measure a model, or a compressed file or directory against it."""
     from waterfill.cli.directories import compared, measured_batches, measured_model, size_of
-    from waterfill.evaluate import evaluate as run
+    from waterfill.evaluation import evaluate as run
     from waterfill.progress import progress_bar
     from waterfill.report.text import evaluation_table
 

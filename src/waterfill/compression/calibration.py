@@ -14,7 +14,7 @@ import torch
 import waterfill.importance as importances
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.errors import CalibrationError
-from waterfill.evaluate import reference_outputs
+from waterfill.evaluation import reference_outputs
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic

@@ -25,7 +25,7 @@ from waterfill.compression.limits import fit_spectra, price, rectangles
 from waterfill.compression.statistics_correction import correct
 from waterfill.compression.target_correction import InSequence
 from waterfill.compression.tune import Tune
-from waterfill.evaluate import Evaluation, distances, evaluate
+from waterfill.evaluation import Evaluation, distances, evaluate
 from waterfill.files import WaterfillFile
 from waterfill.importance import DiagonalForm, KroneckerForm
 from waterfill.models import torch_module

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from waterfill.evaluate import divergence
+from waterfill.evaluation import divergence
 from waterfill.processes import Ranks
 from waterfill.protocols import Output
 

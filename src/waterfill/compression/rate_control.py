@@ -19,7 +19,7 @@ from waterfill.compression.in_memory import Attempt, Workshop
 from waterfill.compression.limits import fit_sources
 from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError, TargetError
-from waterfill.evaluate import evaluate
+from waterfill.evaluation import evaluate
 from waterfill.files import exact_bytes
 from waterfill.models.batches import evaluation
 from waterfill.protocols import Metric, Progress, Quantizer

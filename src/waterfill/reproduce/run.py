@@ -17,7 +17,7 @@ from torch import nn
 from waterfill._version import PRODUCER
 from waterfill.atomic import write_atomically
 from waterfill.errors import UsageError
-from waterfill.evaluate import reference_outputs
+from waterfill.evaluation import reference_outputs
 from waterfill.models.state_dict import load_tensors, save_tensors
 from waterfill.models.torch_module import fill
 from waterfill.protocols import Progress, Quantizer
