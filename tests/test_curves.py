@@ -11,7 +11,7 @@ from torch import nn
 
 from waterfill.compression import distortion_curves as curves
 from waterfill.compression.distortion_curves import FARTHEST, OFFSETS, Curve, mean_ratio, measure, offsets, some
-from waterfill.evaluate import evaluate, reference_outputs
+from waterfill.evaluation import evaluate, reference_outputs
 
 # Hulls ----------------------------------------------------------------------------------------------------------------
 

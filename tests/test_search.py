@@ -19,7 +19,7 @@ from waterfill.compression.calibration import Live, prepare
 from waterfill.compression.rate_control import _is_better, workshops
 from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError, TargetError, UsageError
-from waterfill.evaluate import evaluate
+from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile
 from waterfill.importance import kronecker
 from waterfill.models import torch_module

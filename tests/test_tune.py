@@ -10,7 +10,7 @@ from torch import nn
 
 from waterfill.compression.tune import Tune
 from waterfill.errors import UsageError
-from waterfill.evaluate import evaluate, reference_outputs
+from waterfill.evaluation import evaluate, reference_outputs
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from waterfill.cli.factories import FACTORY, as_data, as_module
 from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import UsageError
-from waterfill.models.configuration import read_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -134,6 +133,7 @@ def as_text_data(data: str, directory: Path, sampling: Sampling | None = None) -
     """
     if not is_text(data):
         return as_data(data)
+    from waterfill.models.configuration import read_object
     from waterfill.models.language import check_vocabulary
     from waterfill.text import sentence_batches, text_batches
 
@@ -229,6 +229,8 @@ def _length(asked: int | None, longest: int | None, directory: Path) -> int:
 
 def _longest(directory: Path, config: Mapping[str, Any]) -> int | None:
     """Most tokens that a model says it takes."""
+    from waterfill.models.configuration import read_object
+
     sentences = directory / "sentence_bert_config.json"
     asked = _smallest(read_object(sentences), ("max_seq_length",)) if sentences.is_file() else None
     limits = [limit for limit in (asked, _smallest(config, _LENGTH_KEYS)) if limit is not None]

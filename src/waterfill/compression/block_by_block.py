@@ -43,7 +43,7 @@ from waterfill.compression.sensitivity import (
     weight_sensitivity,
 )
 from waterfill.compression.settings import Settings
-from waterfill.evaluate import BatchStatistics, Evaluation, OutputBatch, batch_statistics, summarize
+from waterfill.evaluation import BatchStatistics, Evaluation, OutputBatch, batch_statistics, summarize
 from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.language import next_tokens, predicts_next
 from waterfill.models.skeleton import Skeleton

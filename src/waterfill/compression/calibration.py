@@ -16,7 +16,7 @@ import waterfill.importance as importances
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.errors import CalibrationError
-from waterfill.evaluate import Evaluation, evaluate_batches, reference_outputs, summarize
+from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from waterfill.evaluate import divergence
+from waterfill.evaluation import divergence
 from waterfill.models.batches import as_predictions, evaluation, num_samples, split
 from waterfill.models.replay import Replay
 from waterfill.protocols import Output, Progress

@@ -32,7 +32,7 @@ from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
 from waterfill.compression.settings import Settings
 from waterfill.compression.tune import Tune
-from waterfill.evaluate import Evaluation
+from waterfill.evaluation import Evaluation
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one

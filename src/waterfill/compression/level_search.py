@@ -18,7 +18,7 @@ from waterfill.compression.in_memory import Candidate, Draft, InMemoryWalk
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
-from waterfill.evaluate import evaluate
+from waterfill.evaluation import evaluate
 from waterfill.models.batches import evaluation
 from waterfill.protocols import Metric
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from waterfill._version import PRODUCER
 from waterfill.atomic import write_atomically
-from waterfill.compression.in_memory import PRODUCER
 from waterfill.errors import UsageError
-from waterfill.evaluate import reference_outputs
+from waterfill.evaluation import reference_outputs
 from waterfill.models.state_dict import load_tensors, save_tensors
 from waterfill.models.torch_module import fill
 from waterfill.protocols import Progress, Quantizer

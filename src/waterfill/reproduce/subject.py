@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression import encoder as allocate
 from waterfill.compression.calibration import Prepared
-from waterfill.compression.in_memory import PRODUCER
 from waterfill.compression.rate_control import Target, search, workshops
-from waterfill.evaluate import evaluate
+from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.importance import identity
 from waterfill.models import torch_module
