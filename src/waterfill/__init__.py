@@ -11,9 +11,8 @@ from waterfill.integrations import hook as _hook
 
 if TYPE_CHECKING:
     from waterfill import bundle, importance, quantize, reproduce, resident, theory, zoo
-    from waterfill.compression.api import compress
+    from waterfill.compression.api import compress, compress_directory
     from waterfill.compression.bound import bound
-    from waterfill.compression.directory import compress_directory
     from waterfill.evaluation import evaluate
     from waterfill.reading import decompress, load, open
     from waterfill.text import sentence_batches, text_batches
@@ -41,7 +40,7 @@ __all__ = [
 _FUNCTIONS = {
     "bound": "waterfill.compression.bound",
     "compress": "waterfill.compression.api",
-    "compress_directory": "waterfill.compression.directory",
+    "compress_directory": "waterfill.compression.api",
     "decompress": "waterfill.reading",
     "evaluate": "waterfill.evaluation",
     "load": "waterfill.reading",

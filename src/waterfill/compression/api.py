@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from waterfill.compression.encoder import only_quantizer
 from waterfill.compression.in_memory import Candidate, InMemoryWalk
 from waterfill.compression.level_search import fixed_candidate, search
 from waterfill.compression.limits import SourceModels
-from waterfill.compression.memory import check_directory_memory, check_model_memory
+from waterfill.compression.memory import directory_memory
 from waterfill.compression.presets import MEASURED, POWERS, STATES, Effort, check_effort
 from waterfill.compression.settings import Settings
 from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
@@ -112,8 +113,7 @@ def compress(
     quantizer = only_quantizer(quantizers or (_default_quantizer(effort),))
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
     with joined_processes() as processes, _results(work, processes, {"effort": effort, "quantizer": quantizer}) as memo:
-        settings = _settings(quantizer, importance, seed, progress, memo, processes)
-        check_model_memory(model, memory, with_data=data is not None)
+        settings = replace(_settings(quantizer, importance, seed, progress, memo, processes), memory=memory)
         prepared = prepare(model, data, output, options, settings)
         return _compressed(prepared, settings, target, effort, tuning)
 
@@ -203,18 +203,18 @@ def compress_directory(
     ):
         settings = _settings(quantizer, importance, seed, progress, memo, processes)
         checkpoint = Checkpoint(source)
-        check_directory_memory(checkpoint, batches, memory)
+        directory_memory(checkpoint, batches).check(str(checkpoint.directory), memory)
         memo.claim(
             lambda options: of_tensors(checkpoint.items(), batches or (), (), options, torch.device("cpu"))
         )
+        tensors = _source(checkpoint, include, exclude, batches)
         if target.is_size:
-            target.size(_source(checkpoint, include, exclude, batches).floating_values)
-        walk = directory_walk(_source(checkpoint, include, exclude, batches), settings, batches)
+            target.size(tensors.floating_values)  # refuses a rate of no values before any work
+        walk = directory_walk(tensors, settings, batches)
         run = DirectorySearch(walk, target, staging, batches, keep=tuning is not None)
         found, untuned = run.run(), None
         if tuning is not None:
-            untuned = found.walked.measured and found.walked.measured.compressed.distortion
-            found = tuned_directory(run, found, tuning)
+            found, untuned = tuned_directory(run, found, tuning)
         staging.take(found)
         return _directory_result(run, found, Path(out), untuned)
 

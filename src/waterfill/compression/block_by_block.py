@@ -39,11 +39,14 @@ from waterfill.compression.sensitivity import (
     OriginalPass,
     keys_of,
     run_original,
+    survey_forms,
     survey_weights,
     weight_sensitivity,
 )
 from waterfill.compression.settings import Settings
+from waterfill.compression.whole_model_forms import form_finder
 from waterfill.evaluation import BatchStatistics, Evaluation, OutputBatch, batch_statistics, summarize
+from waterfill.importance import kronecker
 from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.language import next_tokens, predicts_next
 from waterfill.models.skeleton import Skeleton
@@ -128,15 +131,7 @@ def walk_directory(
     Raises:
         TargetError: the size that is to be spent is too small.
     """
-    statistics, settings = walk.statistics, walk.settings
-    encoder = Encoder(
-        settings.quantizer,
-        statistics.mean,
-        statistics.power,
-        statistics.zero_cost,
-        processes=settings.processes,
-        memo=settings.memo,
-    )
+    statistics, settings, encoder = walk.statistics, walk.settings, encoder_of(walk)
     report, kept, water_level = ReportBuilder(), [], 0.0
     for number, segment in enumerate(walk.segments()):
         while True:
@@ -156,6 +151,19 @@ def walk_directory(
     return Walked(report, water_level, walk.measure(), kept)
 
 
+def encoder_of(walk: DirectoryWalk) -> Encoder:
+    """What quantizes the tensors of a directory."""
+    statistics, settings = walk.statistics, walk.settings
+    return Encoder(
+        settings.quantizer,
+        statistics.mean,
+        statistics.power,
+        statistics.zero_cost,
+        processes=settings.processes,
+        memo=settings.memo,
+    )
+
+
 def spend(walk: DirectoryWalk, limit_bytes: float) -> SpendBudget:
     """A schedule that spends a size on the segments of a walk, with a pilot of one of them.
 
@@ -163,7 +171,7 @@ def spend(walk: DirectoryWalk, limit_bytes: float) -> SpendBudget:
         walk: the way through the directory.
         limit_bytes: of all safetensors files.
     """
-    statistics, settings = walk.statistics, walk.settings
+    statistics = walk.statistics
     forecasts = {
         group.name: SegmentForecast(
             statistics.components.get(group.name, VarianceHistogram.none()).scaled(statistics.scale),
@@ -178,9 +186,7 @@ def spend(walk: DirectoryWalk, limit_bytes: float) -> SpendBudget:
     components = forecasts[statistics.pilot_group].components if statistics.pilot else VarianceHistogram.none()
     if components.number:
         level = budget.level(statistics.pilot_group)
-        encoder = Encoder(
-            settings.quantizer, statistics.mean, statistics.power, processes=settings.processes, memo=settings.memo
-        )
+        encoder = encoder_of(walk)
         jobs = {name: encoder.job(weight, form) for name, (weight, form) in statistics.pilot.items()}
         bits = sum(item.bits for item in encoder.quantize(jobs, level).values())
         share = sum(job.weight.matrix.size for job in jobs.values()) / components.number
@@ -234,26 +240,41 @@ class BlockWalk:
         settings: of the compression.
         data: the batches of all processes.
         power: to which importances are taken.
+        exactly: see `ModelStatistics`.
 
     Raises:
         UnsupportedModelError: transformers does not know the architecture, or it has no blocks one after the other.
         CalibrationError: the data do not fit the model.
     """
 
-    def __init__(self, source: CheckpointSource, settings: Settings, data: Sequence[Any], power: float = POWER) -> None:
+    def __init__(
+        self,
+        source: CheckpointSource,
+        settings: Settings,
+        data: Sequence[Any],
+        power: float = POWER,
+        *,
+        exactly: bool = False,
+    ) -> None:
         directory = source.checkpoint.directory
         skeleton = Skeleton(directory, source.checkpoint)
         head = None if skeleton.is_language_model else Embedder(skeleton.model, pooling_of(directory))
         self.source = source.keeping(dict.fromkeys(skeleton.buffers, BUFFER))
         self.settings = settings
-        self.importance = "kronecker"
         self.forward = BlockForward(skeleton, head)
         self._loader = PartLoader(source.checkpoint, source.groups, skeleton)
         self._numbers, batches, fitted = _shared(data, settings)
         self._held = held_out(len(data))
         self._passed = run_original(self.forward, self._loader, batches, fitted, settings)
-        survey = BackwardPass(self.source, self.forward, self._loader, settings, power)
-        self.statistics = survey.run(self._passed)
+        estimator = settings.importance or kronecker(seed=settings.seed)
+        self.importance = estimator.name
+        if isinstance(estimator, kronecker) and not estimator.full:
+            survey = BackwardPass(self.source, self.forward, self._loader, estimator, settings, exactly=exactly)
+            self.statistics = survey.run(self._passed, power)
+        else:
+            fitting = [batch for number, batch in enumerate(data) if number not in self._held]
+            form_of = form_finder(estimator, self.source, fitting, settings)
+            self.statistics = survey_forms(self.source, power, form_of, exactly=exactly)
         outside = self._loader.outside
         self._original = LoadedPart(
             outside.module, {name: each.data for name, each in outside.parameters.items()}, outside.places
@@ -261,6 +282,11 @@ class BlockWalk:
         self._compressed = self._copy()
         self._hidden: list[Tensor] = []
         self._fresh = True
+
+    @property
+    def predicts_next(self) -> bool:
+        """Whether the outputs are logits of the next token."""
+        return self.forward.output == "logits" and predicts_next(self.forward.skeleton.model)
 
     def _copy(self) -> LoadedPart:
         parameters = {name: each.clone() for name, each in self._original.parameters.items()}
@@ -372,7 +398,7 @@ class BlockWalk:
             return batch_statistics(OutputBatch(samples, now, None, before), output)
         rows, others = (each.reshape(-1, each.shape[-1])[self._passed.masks[batch]] for each in (now, before))
         found = batch_statistics(OutputBatch(samples, rows, None, others), output)
-        if not predicts_next(self.forward.skeleton.model):
+        if not self.predicts_next:
             return found
         target = next_tokens(as_keywords(self._passed.batches[batch]))
         return found.with_labels(batch_statistics(OutputBatch(samples, now, target, None), output))

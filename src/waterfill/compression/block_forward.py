@@ -62,7 +62,7 @@ class BlockForward:
     def __init__(self, skeleton: Skeleton, head: nn.Module | None) -> None:
         self.skeleton = skeleton
         self.output: Output = "logits" if head is None else "values"
-        self._model = skeleton.model if head is None else head
+        self.model = skeleton.model if head is None else head
         self._tuples = False
         skeleton.model.config.use_cache = False
 
@@ -143,7 +143,7 @@ class BlockForward:
     def _call(self, inputs: Mapping[str, Tensor], act: Any) -> Tensor:
         with _standing_in(list(self.skeleton.blocks.values()), act, self._tuples):
             try:
-                out = self._model(**inputs)
+                out = self.model(**inputs)
             except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
                 shapes = {name: list(each.shape) for name, each in inputs.items()}
                 raise CalibrationError(

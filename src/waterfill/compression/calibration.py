@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 import waterfill.importance as importances
+from waterfill.compression.joined_samples import activation_bytes
+from waterfill.compression.memory import model_memory
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.errors import CalibrationError
@@ -183,6 +185,9 @@ def prepare(
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
     known = None if data is None else _with_data(model, data, output, options, list(inventory.exact))
     estimator = settings.importance or _default_importance(known, settings)
+    if settings.memory is not None:
+        flow = None if known is None else activation_bytes(known.model, known.fitting)
+        model_memory(inventory, flow).check("this model", settings.memory)
     facts = {"output": known and known.output, "importance": estimator, **options, "seed": settings.seed}
     batches, outputs = (known.batches, known.references) if known else ((), ())
     settings.memo.claim(lambda others: fingerprint(model, batches, outputs, {**others, **facts}))

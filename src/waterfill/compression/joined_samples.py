@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.models.batches import Inputs, call, map_tensors, num_samples, split, take, tensors_in
+from waterfill.models.batches import Inputs, call, evaluation, map_tensors, num_samples, split, take, tensors_in
 
 BUDGET_BYTES = 1 << 30
 """Memory for the activations of all samples together."""
@@ -36,6 +36,12 @@ def samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Inputs
         parts.append(inputs if samples <= room else take(inputs, 0, room))
         room -= samples
     return parts
+
+
+def activation_bytes(original: nn.Module, batches: Iterable[Any]) -> int:
+    """Bytes of what flows through a model at once where its statistics are corrected, and of the outputs of all batches."""
+    with evaluation(original), torch.no_grad():
+        return sum(_activation_bytes(original, each) for each in samples_that_fit(original, batches))
 
 
 def _activation_bytes(model: nn.Module, inputs: Inputs) -> int:

@@ -56,6 +56,7 @@ class CodedSegment:
 
     Attributes:
         name: of the segment.
+        water_level: at which it was quantized.
         entries: of its file, by name.
         quantized: of the coded ones.
         exact: bytes of those that are stored without loss.
@@ -64,6 +65,7 @@ class CodedSegment:
     """
 
     name: str
+    water_level: float
     entries: dict[str, Entry] = field(default_factory=dict)
     quantized: dict[str, Quantized] = field(default_factory=dict)
     exact: dict[str, bytes] = field(default_factory=dict)
@@ -123,7 +125,7 @@ def quantize_segment(
         sources: models of the tensors, for their limits.
         known: matrices of the first kind that are quantized already, by name.
     """
-    coder = _Coder(segment, level, encoder, sources, CodedSegment(segment.name, dict(segment.entries)))
+    coder = _Coder(segment, level, encoder, sources, CodedSegment(segment.name, level, dict(segment.entries)))
     segment.start()
     coder.code(segment.independent(), known)
     segment.run(coder.visit)

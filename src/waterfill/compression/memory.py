@@ -1,4 +1,4 @@
-"""How much memory compressing a directory takes, before it begins."""
+"""How much memory a compression takes, before it begins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_forward import as_keywords
-from waterfill.compression.layer_groups import Group, groups_of
-from waterfill.compression.tensor_slices import LARGEST_PART
+from waterfill.compression.checkpoint_groups import TensorGroup, groups_of
+from waterfill.compression.tensor_slices import LARGEST_SLICE
 from waterfill.errors import WaterfillError
+from waterfill.records import Inventory
 
 DENSE = 7
 """Matrices of a block without experts: query, key, value, output, gate, up and down."""
@@ -23,6 +24,15 @@ PROGRAM_BYTES = 500 << 20
 CODING_BYTES = 72
 """Of a weight that is being coded, in all arrays of a search together."""
 
+COPIES = 5
+"""Of a model in memory in single precision: original, copy, normal form, and symbols of a draft and of a file."""
+
+PRODUCTS_KEPT = 3
+"""Products of the inputs of a matrix that are kept at once: as they were estimated, damped, and to a power."""
+
+LARGEST_PRODUCT = 16384
+"""Inputs of a matrix up to which products are kept."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -30,16 +40,14 @@ class Memory:
 
     Attributes:
         program: of the program and its libraries.
-        blocks: of a block and its compressed twin.
-        outside: of what is outside of the blocks.
+        weights: of the weights that are in memory at once, and their compressed twins.
         products: of products of inputs, and what is made of them.
-        activations: of hidden states before every block, of all batches of a process.
+        activations: of hidden states, of all batches of a process.
         coding: of the search in the largest tensors.
     """
 
     program: int
-    blocks: int
-    outside: int
+    weights: int
     products: int
     activations: int
     coding: int
@@ -47,12 +55,28 @@ class Memory:
     @property
     def total(self) -> int:
         """All together."""
-        return self.program + self.blocks + self.outside + self.products + self.activations + self.coding
+        return self.program + self.weights + self.products + self.activations + self.coding
 
     def __str__(self) -> str:
-        parts = ("blocks", "outside", "products", "activations", "coding")
+        parts = ("weights", "products", "activations", "coding")
         each = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts if getattr(self, name))
         return f"about {self.total / 2**30:.2f} GiB of memory ({each})"
+
+    def check(self, what: str, most: int | None) -> None:
+        """Check that the estimate is not above what may be used.
+
+        Args:
+            what: is compressed.
+            most: bytes that may be used; None for any.
+
+        Raises:
+            WaterfillError: it is; the text says what takes how much.
+        """
+        if most is not None and self.total > most:
+            raise WaterfillError(
+                f"Compressing {what} takes {self}; expected at most {most / 2**30:.2f} GiB (memory). Give more, fewer "
+                "or shorter batches, or more processes."
+            )
 
 
 def estimate_memory(directory: str | os.PathLike[str], data: Sequence[Any] | None = None) -> Memory:
@@ -62,26 +86,29 @@ def estimate_memory(directory: str | os.PathLike[str], data: Sequence[Any] | Non
         directory: the original.
         data: the calibration batches of that process; None without.
     """
-    return _estimate(Checkpoint(str(directory)), data)
+    return directory_memory(Checkpoint(str(directory)), data)
 
 
-def check_memory(checkpoint: Checkpoint, data: Sequence[Any] | None, most: int | None) -> None:
-    """Check that the estimate is not above what may be used.
+def model_memory(inventory: Inventory, activations: int | None) -> Memory:
+    """Estimate the peak of memory of `compress`.
 
-    Raises:
-        WaterfillError: it is; the text says what takes how much.
+    Args:
+        inventory: the tensors of the model.
+        activations: bytes of what flows through the model at once; None without data.
     """
-    if most is None:
-        return
-    found = _estimate(checkpoint, data)
-    if found.total > most:
-        raise WaterfillError(
-            f"Compressing {checkpoint.directory} takes {found}; expected at most {most / 2**30:.2f} GiB (memory). Give "
-            "more, fewer or shorter batches, or more processes."
-        )
+    sizes = [weight.matrix.size for weight in inventory.weights.values()]
+    cores = os.cpu_count() or 1
+    coding = CODING_BYTES * min(cores * max(sizes, default=0), sum(sizes))
+    weights = 4 * COPIES * sum(sizes)
+    if activations is None:
+        return Memory(PROGRAM_BYTES, weights, 0, 0, coding)
+    matrices = [weight.matrix.shape[1] for weight in inventory.weights.values() if not weight.is_vector]
+    inputs = [size for size in matrices if size <= LARGEST_PRODUCT]
+    products = 8 * (PRODUCTS_KEPT * sum(size**2 for size in inputs) + cores * 5 * max(inputs, default=0) ** 2)
+    return Memory(PROGRAM_BYTES, weights, products, activations, coding)
 
 
-def _experts(checkpoint: Checkpoint, groups: Sequence[Group]) -> int:
+def _experts(checkpoint: Checkpoint, groups: Sequence[TensorGroup]) -> int:
     """About how many matrices of a block read inputs of their own beside those of a dense one."""
     blocks = [group for group in groups if group.block is not None]
     counts = [sum(len(checkpoint.shapes[name]) > 1 for name in group.tensors) for group in blocks]
@@ -90,17 +117,18 @@ def _experts(checkpoint: Checkpoint, groups: Sequence[Group]) -> int:
     return max(0, max(counts, default=0) - DENSE) + sum(stacked)
 
 
-def _estimate(checkpoint: Checkpoint, data: Sequence[Any] | None) -> Memory:
+def directory_memory(checkpoint: Checkpoint, data: Sequence[Any] | None) -> Memory:
+    """Estimate the same of a checkpoint."""
     groups = groups_of(checkpoint.shapes)
     sizes = {group.name: sum(math.prod(checkpoint.shapes[name]) for name in group.tensors) for group in groups}
     blocks = [sizes[group.name] for group in groups if group.block is not None]
     outside = [sizes[group.name] for group in groups if group.block is None]
     cores = os.cpu_count() or 1
     largest = max((math.prod(shape) for shape in checkpoint.shapes.values()), default=0)
-    coding = CODING_BYTES * min(cores * min(LARGEST_PART, largest), max([*blocks, *outside], default=0))
+    coding = CODING_BYTES * min(cores * min(LARGEST_SLICE, largest), max([*blocks, *outside], default=0))
     symbols = 8 * max([*blocks, *outside], default=0)
     if data is None:
-        return Memory(PROGRAM_BYTES, 0, 0, 0, 0, coding + symbols)
+        return Memory(PROGRAM_BYTES, 0, 0, 0, coding + symbols)
     inputs = max(
         (shape[1] for shape in checkpoint.shapes.values() if len(shape) == 2 and shape[1] < 1 << 15), default=0
     )
@@ -108,8 +136,7 @@ def _estimate(checkpoint: Checkpoint, data: Sequence[Any] | None) -> Memory:
     tokens = sum(next(iter(as_keywords(batch).values())).numel() for batch in data)
     return Memory(
         PROGRAM_BYTES,
-        blocks=4 * 3 * max(blocks, default=0),
-        outside=4 * 3 * sum(outside) + 16 * max(outside, default=0),
+        weights=4 * 3 * (max(blocks, default=0) + sum(outside)) + 16 * max(outside, default=0),
         products=8 * inputs**2 * (5 + cores + 2 * _experts(checkpoint, groups)),
         activations=4 * (len(blocks) + 4) * tokens * width,
         coding=coding + symbols,

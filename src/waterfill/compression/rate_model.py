@@ -77,6 +77,10 @@ class VarianceHistogram:
             counts[each.first - first : each.first - first + each.counts.size] += each.counts
         return VarianceHistogram(first, counts)
 
+    def repeated(self, times: float) -> VarianceHistogram:
+        """Count every component so many times."""
+        return VarianceHistogram(self.first, times * self.counts)
+
     def scaled(self, factor: float) -> VarianceHistogram:
         """Multiply every variance by a factor, to the nearest bin."""
         return VarianceHistogram(self.first + round(OCTAVE * float(np.log2(factor))), self.counts)

@@ -10,8 +10,8 @@ what the compressed blocks before hand on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,11 +32,11 @@ from waterfill.compression.kfac_statistics import (
     add_batch,
     parameter_statistics,
 )
-from waterfill.compression.limits import SourceModels
+from waterfill.compression.limits import SourceModels, TensorModel
 from waterfill.compression.loaded_parts import LoadedPart, PartLoader, sampled_weights, tensor_or_matrix
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.settings import Settings
-from waterfill.importance import UnfactoredForm, signals
+from waterfill.importance import UnfactoredForm, kronecker, signals
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.state import fingerprint
@@ -96,10 +96,14 @@ class ModelStatistics:
         pilot: matrices of one group, to find out on how many bits codes take.
         pilot_group: name of that group.
         late: names of tensors outside of the blocks that are first used behind the last block.
+        exactly: whether components are those of the limit, by eigenvalues, and kept tensor by tensor.
+        models: of all tensors that have one, where they are kept.
     """
 
     groups: Sequence[TensorGroup]
     power: float
+    exactly: bool = False
+    models: dict[str, TensorModel] = field(default_factory=dict)
     sources: SourceModels = field(default_factory=SourceModels)
     known: dict[str, TensorSensitivity] = field(default_factory=dict)
     components: dict[str, VarianceHistogram] = field(default_factory=dict)
@@ -126,9 +130,11 @@ class ModelStatistics:
         """Mean cost of a matrix weight that is set to zero."""
         return self.scale * self._zero_total / self._count if self._zero_total > 0 else 1.0
 
-    def add_vector(self, group: str, weight: Weight) -> None:
+    def add_vector(self, group: str, weight: Weight, form: QuadraticForm | None = None) -> None:
         """Count a vector."""
         self.vectors[group] = self.vectors.get(group, 0) + weight.matrix.size
+        if self.exactly:
+            self.models |= self.sources.models({weight.name: weight}, {weight.name: form})
 
     def add_matrix(self, group: str, weight: Weight, form: QuadraticForm, times: float = 1.0) -> None:
         """Count a matrix, or some rows of one, each of which stands for several."""
@@ -136,19 +142,32 @@ class ModelStatistics:
         self._scale_total += times * form.scale_total
         self._count += round(times * weight.matrix.size)
         self._zero_total += times * zero_cost(weight, tempered)
-        found = self.sources.forecast(weight, tempered)
-        there = self.components.get(group, VarianceHistogram.none())
-        self.components[group] = there + VarianceHistogram(found.first, times * found.counts)
+        found = self._components(weight, tempered, times)
+        self.components[group] = self.components.get(group, VarianceHistogram.none()) + found
+
+    def _components(self, weight: Weight, form: QuadraticForm, times: float) -> VarianceHistogram:
+        if not self.exactly:
+            return self.sources.forecast(weight, form).repeated(times)
+        model = self.sources.models({weight.name: weight}, {weight.name: form}).get(weight.name)
+        if model is None:
+            return VarianceHistogram.none()
+        self.models[weight.name] = replace(model, components=model.components.repeated(times))
+        return self.models[weight.name].components
 
 
 # Without data
 
 
 def survey_weights(
-    source: CheckpointSource, estimator: DataFree, groups: Sequence[TensorGroup], settings: Settings
+    source: CheckpointSource,
+    estimator: DataFree,
+    groups: Sequence[TensorGroup],
+    settings: Settings,
+    *,
+    exactly: bool = False,
 ) -> ModelStatistics:
     """Look at the weights of groups alone, at some rows of each that is not kept as it is."""
-    statistics, middle = ModelStatistics(groups, 1.0), groups[len(groups) // 2].name
+    statistics, middle = ModelStatistics(groups, 1.0, exactly), groups[len(groups) // 2].name
     for done, group in enumerate(groups):
         statistics.components[group.name] = VarianceHistogram.none()
         for weight, times in sampled_weights(source.checkpoint, group, source.kept, SAMPLED):
@@ -171,6 +190,24 @@ def weight_sensitivity(estimator: DataFree, key: str, tensor: Tensor) -> TensorS
     if tensor.ndim < 2 or tensor.dtype not in CODED_DTYPES or not tensor.numel():
         return TensorSensitivity(layout)
     return TensorSensitivity(layout, data_free_forms(estimator, {key: weight_of(key, tensor, layout)}).get(key))
+
+
+def survey_forms(
+    source: CheckpointSource, power: float, form_of: Callable[[Weight], QuadraticForm | None], *, exactly: bool = False
+) -> ModelStatistics:
+    """Look at all tensors, of which an estimator says what errors cost without cross terms.
+
+    Args:
+        source: the tensors.
+        power: to which importances are taken.
+        form_of: gives the form of a tensor, or of a matrix of one; None where it is not known.
+        exactly: see `ModelStatistics`.
+    """
+    survey = _Survey(source, power, exactly=exactly)
+    for group in source.groups:
+        survey.learn_forms(group, form_of)
+    survey.estimate_unknown()
+    return survey.found
 
 
 # With data
@@ -235,19 +272,26 @@ class BackwardPass:
         source: the tensors.
         forward: how batches go through the blocks.
         loader: has the blocks.
+        estimator: what is estimated.
         settings: of the compression.
-        power: to which importances are taken.
+        exactly: see `ModelStatistics`.
     """
 
     source: CheckpointSource
     forward: BlockForward
     loader: PartLoader
+    estimator: kronecker
     settings: Settings
-    power: float
+    exactly: bool = False
 
-    def run(self, passed: OriginalPass) -> ModelStatistics:
-        """Estimate what errors cost everywhere."""
-        statistics, processes = _Survey(self.source, self.power), self.settings.processes
+    def run(self, passed: OriginalPass, power: float) -> ModelStatistics:
+        """Estimate what errors cost everywhere.
+
+        Args:
+            passed: the batches in the original.
+            power: to which importances are taken.
+        """
+        statistics, processes = _Survey(self.source, power, exactly=self.exactly), self.settings.processes
         outside = self.loader.outside
         ends = ExactSum(processes)
         gradients = self._from_output(passed, outside, ends)
@@ -281,12 +325,12 @@ class BackwardPass:
 
     def _drawn(self, batch: Any, output: Tensor, mask: Tensor) -> OutputGradient:
         """One random vector that stands for the importance at the output, see `importance.signals`."""
-        generator = torch.Generator().manual_seed(self.settings.seed ^ fingerprint(as_keywords(batch)))
+        generator = torch.Generator().manual_seed(self.estimator.seed ^ fingerprint(as_keywords(batch)))
         if self.forward.output == "values":
             signal = next(iter(signals.values_drawn(output, 1, generator))).float()
             return OutputGradient(signal, float(len(output)))
         rows = output.reshape(-1, output.shape[-1])
-        signal = next(iter(signals.softmax_drawn(rows, 1.0, 1, generator))).float() * mask[:, None]
+        signal = next(iter(signals.softmax_drawn(rows, self.estimator.temperature, 1, generator))).float() * mask[:, None]
         return OutputGradient(signal.reshape(output.shape), float(mask.sum()))
 
     def _through_block(
@@ -314,8 +358,8 @@ class BackwardPass:
 class _Survey:
     """Statistics of a model as they are found out, group by group."""
 
-    def __init__(self, source: CheckpointSource, power: float) -> None:
-        self.found = ModelStatistics(source.groups, power)
+    def __init__(self, source: CheckpointSource, power: float, *, exactly: bool) -> None:
+        self.found = ModelStatistics(source.groups, power, exactly)
         self._source = source
         self._checkpoint: Checkpoint = source.checkpoint
         self._least: dict[tuple[int, ...], float] = {}
@@ -340,17 +384,42 @@ class _Survey:
             if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self._source.kept:
                 continue
             weight = weight_of(key, tensor, _layout(each, tensor))
-            if weight.is_vector:
-                self.found.add_vector(group.name, weight)
-            if each is None or place is None:
-                self._unknown += [] if weight.is_vector else [(group.name, key)]
-                continue
-            form = self._know(weight, _range(place, each), each, keep=keep)
-            if not weight.is_vector:
-                self.found.add_matrix(group.name, weight, form)
-                pilot[key] = weight, form
+            form = None if each is None or place is None else self._know(weight, _range(place, each), each, keep=keep)
+            self._count(group.name, weight, form, pilot)
         if group.block is not None:
             self.found.pilot, self.found.pilot_group = pilot, group.name
+
+    def learn_forms(self, group: TensorGroup, form_of: Callable[[Weight], QuadraticForm | None]) -> None:
+        """Note what an estimator says about the tensors of a group."""
+        self.found.components[group.name] = VarianceHistogram.none()
+        pilot: dict[str, tuple[Weight, QuadraticForm]] = {}
+        for key in keys_of(group, self._checkpoint.shapes):
+            tensor = tensor_or_matrix(self._checkpoint, key)
+            if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self._source.kept:
+                continue
+            weight = weight_of(key, tensor, Layout(tuple(tensor.shape)))
+            form = form_of(weight)
+            if form is not None:
+                self.found.known[key] = TensorSensitivity(weight.layout, form, None, form.factor, form.unit)
+                self._note_least(weight, form)
+            self._count(group.name, weight, form, pilot)
+        if group.block is not None:
+            self.found.pilot, self.found.pilot_group = pilot, group.name
+
+    def _count(
+        self,
+        group: str,
+        weight: Weight,
+        form: QuadraticForm | None,
+        pilot: dict[str, tuple[Weight, QuadraticForm]],
+    ) -> None:
+        if weight.is_vector:
+            self.found.add_vector(group, weight, form)
+        elif form is None:
+            self._unknown.append((group, weight.name))
+        else:
+            self.found.add_matrix(group, weight, form)
+            pilot[weight.name] = weight, form
 
     def _know(self, weight: Weight, rows: slice, each: ParameterStatistics, *, keep: bool) -> QuadraticForm:
         """Note what errors in one tensor cost."""
@@ -360,11 +429,14 @@ class _Survey:
         self.found.known[weight.name] = TensorSensitivity(
             weight.layout, kept, factors, form.factor, form.unit, each.reason
         )
+        self._note_least(weight, form)
+        return form
+
+    def _note_least(self, weight: Weight, form: QuadraticForm) -> None:
         mean = 0.0 if weight.is_vector else float(form.diagonal().mean())
         if mean > 0:
             shape = weight.matrix.shape
             self._least[shape] = min(mean, self._least.get(shape, mean))
-        return form
 
     def learn_outside(
         self,

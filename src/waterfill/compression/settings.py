@@ -20,6 +20,7 @@ class Settings:
         progress: called as work goes on; None in all processes but the first.
         memo: of results that are there already.
         processes: share the work.
+        memory: bytes that may be used, about; None for any number.
     """
 
     quantizer: Quantizer
@@ -28,6 +29,7 @@ class Settings:
     progress: Progress | None = None
     memo: Memo = NOTHING_KEPT
     processes: Processes = ALONE
+    memory: int | None = None
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is."""
