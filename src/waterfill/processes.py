@@ -66,7 +66,7 @@ class Processes:
         return box
 
     def all_reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """ExactSum over all processes of whole numbers, int64, by name; where a process lacks one, it counts as zero."""
+        """Sums over all processes of whole numbers, int64, by name; where a process lacks one, it counts as zero."""
         if self.count == 1:
             return dict(tensors)
         shapes: dict[str, torch.Size] = {}

@@ -10,14 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 import transformers as hf
+from waterfill.compression.coder import Coder
+from waterfill.compression.steps import with_data
 
 import waterfill
 from families import BERT, FAMILIES, batches, loaded, model, output, padded
 from waterfill.bundle import Bundle, Checkpoint
 from waterfill.compression import tensor_slices as parts
 from waterfill.compression.checkpoint_source import Work
-from waterfill.compression.coder import Coder
-from waterfill.compression.steps import with_data
 from waterfill.errors import CalibrationError, TargetError, UnsupportedModelError, UsageError, WaterfillError
 from waterfill.processes import Processes
 from waterfill.quantize import Feedback

@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from waterfill.compression.layer_groups import groups_of
 
 from families import batches, padded
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_forward import Flow
 from waterfill.compression.kfac_statistics import TIED, Back, gather, gathered
-from waterfill.compression.layer_groups import groups_of
 from waterfill.compression.loaded_parts import Pieces
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from waterfill.compression.layer_groups import groups_of
+from waterfill.compression.stages import SHRINKAGE, Side, agreed, inputs_of, stages
 
 from families import batches
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_forward import Flow
-from waterfill.compression.layer_groups import groups_of
 from waterfill.compression.loaded_parts import Pieces
-from waterfill.compression.stages import SHRINKAGE, Side, agreed, inputs_of, stages
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from waterfill.records import AxisScales, Floats, Layout, Symbols
 
-ExactSum = NDArray[np.int32]
+Sums = NDArray[np.int32]
 
 
 def elements(matrix: NDArray[Any], start: int, stop: int, down: bool = False) -> NDArray[Any]:
@@ -43,7 +43,7 @@ def place(part: NDArray[Any], matrix: NDArray[Any], start: int, down: bool = Fal
         lines[line + whole, :tail] = part[part.size - tail :]
 
 
-def line_sums(layout: Layout, scales: AxisScales, down: bool = False) -> tuple[ExactSum, ExactSum]:
+def line_sums(layout: Layout, scales: AxisScales, down: bool = False) -> tuple[Sums, Sums]:
     """What `rows[i] + channels[c] + taps[t]` is the sum of: a part for every line, and one for every place in a line.
 
     Missing scales count as zero.
@@ -73,8 +73,8 @@ class Places:
     first: int
     start: int
     size: int
-    lines: ExactSum
-    within: ExactSum
+    lines: Sums
+    within: Sums
     totals: NDArray[np.int64]
 
     def look_up(self, table: NDArray[Any]) -> NDArray[Any]:
@@ -113,8 +113,8 @@ def places(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool
     return Places(first, start - first * within.size, stop - start, some, within - low, np.arange(low, high + 1))
 
 
-def axis_sum(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> ExactSum:
+def axis_sum(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Sums:
     """`rows[i] + channels[c] + taps[t]` of the elements start..stop of the stream, int32."""
     found = places(layout, scales, start, stop, down)
-    sums: ExactSum = found.look_up(found.totals.astype(np.int32))
+    sums: Sums = found.look_up(found.totals.astype(np.int32))
     return sums

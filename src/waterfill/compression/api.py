@@ -12,7 +12,7 @@ import torch
 
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, StoredWalk
-from waterfill.compression.calibration import PreparedModel, prepare
+from waterfill.compression.calibration import PreparedModel, data_free, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch, Staging
 from waterfill.compression.encoder import only_quantizer
@@ -26,7 +26,6 @@ from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
 from waterfill.compression.tune import Tune
 from waterfill.compression.tune_directory import tuned_directory
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.importance import weight_scale
 from waterfill.processes import Processes, joined_processes
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of
 from waterfill.quantize import Feedback
@@ -204,9 +203,7 @@ def compress_directory(
         settings = _settings(quantizer, importance, seed, progress, memo, processes)
         checkpoint = Checkpoint(source)
         directory_memory(checkpoint, batches).check(str(checkpoint.directory), memory)
-        memo.claim(
-            lambda options: of_tensors(checkpoint.items(), batches or (), (), options, torch.device("cpu"))
-        )
+        memo.claim(lambda options: of_tensors(checkpoint.items(), batches or (), (), options, torch.device("cpu")))
         tensors = _source(checkpoint, include, exclude, batches)
         if target.is_size:
             target.size(tensors.floating_values)  # refuses a rate of no values before any work
@@ -227,10 +224,7 @@ def directory_walk(source: CheckpointSource, settings: Settings, data: Sequence[
     """
     if data is not None:
         return BlockWalk(source, settings, data)
-    estimator = settings.importance or weight_scale()
-    if not isinstance(estimator, DataFree):
-        raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
-    return StoredWalk(source, settings, estimator)
+    return StoredWalk(source, settings, data_free(settings.importance))
 
 
 def _source(

@@ -36,7 +36,6 @@ from waterfill.compression.segments import ModelPart, Segment, StoredTensors, Te
 from waterfill.compression.sensitivity import (
     BackwardPass,
     ModelStatistics,
-    OriginalPass,
     keys_of,
     run_original,
     survey_forms,

@@ -12,15 +12,22 @@ from typing import Any
 
 import torch
 
+from waterfill.bundle import Checkpoint
 from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
-from waterfill.compression.calibration import Prepared, prepare
-from waterfill.compression.limits import fit_sources, fit_spectra, rectangles
+from waterfill.compression.block_by_block import BlockWalk
+from waterfill.compression.calibration import PreparedModel, data_free, prepare
+from waterfill.compression.checkpoint_source import CheckpointSource
+from waterfill.compression.limits import FEWEST, SourceModels, TensorModel
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.sensitivity import survey_forms
+from waterfill.compression.settings import Settings
+from waterfill.compression.whole_model_forms import form_finder
 from waterfill.errors import TargetError, UsageError
 from waterfill.files import exact_bytes
+from waterfill.importance import COST_UNIT
 from waterfill.protocols import Estimator, Output, Progress
-from waterfill.theory.scaled_source import ScaledSource
-from waterfill.theory.waterfilling import Rectangles
+from waterfill.quantize import Feedback
 
 GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Rates at which a curve is told, and the one at which tensors are shown."""
@@ -69,8 +76,8 @@ class ModelBound:
         left_out: tensors of unknown sensitivity or without spread; they cost nothing here.
         factor: what `e^T I_w e` is multiplied by to be a distortion.
         shapes: of every coded tensor.
-        sources: source models of those that have one.
-        parts: volumes `I_i N_i` of those that are not left out; with cross terms eigenvalues of `N^{1/2} I N^{1/2}`.
+        models: source and components of those that are not left out: variances `I_i N_i`, with cross terms eigenvalues
+            of `N^{1/2} I N^{1/2}`.
     """
 
     floating_values: int
@@ -81,12 +88,11 @@ class ModelBound:
     left_out: tuple[str, ...]
     factor: float
     shapes: Mapping[str, tuple[int, ...]]
-    sources: Mapping[str, ScaledSource]
-    parts: Mapping[str, Rectangles]
+    models: Mapping[str, TensorModel]
 
     @cached_property
-    def _whole(self) -> Rectangles:
-        return Rectangles.joined(self.parts.values())
+    def _whole(self) -> VarianceHistogram:
+        return sum((model.components for model in self.models.values()), VarianceHistogram.none())
 
     @property
     def largest_distortion(self) -> float:
@@ -133,7 +139,7 @@ class ModelBound:
 
         They are the grid itself, unless most of the weights are zero or much is stored without loss.
         """
-        live = self._whole.volumes.size / self.floating_values
+        live = self._whole.number / self.floating_values
         plain = self.lowest_rate < GRID[0] and (live > 0.5 or not live)
         return list(grid) if plain else [self.lowest_rate + rate * live for rate in grid]
 
@@ -152,12 +158,14 @@ class ModelBound:
         return [self._row(name, shape, level) for name, shape in self.shapes.items()]
 
     def _row(self, name: str, shape: tuple[int, ...], level: float) -> BoundRow:
-        numel, part = math.prod(shape), self.parts.get(name)
-        if part is None:
-            reason = "sensitivity unknown" if name in self.sources else "no spread, or fewer than 8 values"
+        numel, model = math.prod(shape), self.models.get(name)
+        if model is None:
+            reason = (
+                "sensitivity unknown" if numel >= FEWEST and len(shape) < 2 else "no spread, or fewer than 8 values"
+            )
             return BoundRow(name, shape, numel, None, None, reason=reason)
-        source, loss = self.sources[name], self.factor * part.distortion(level)
-        return BoundRow(name, shape, numel, part.rate(level) / numel, loss, source.name, source.standard_error)
+        rate, loss = model.components.rate(level) / numel, self.factor * model.components.distortion(level)
+        return BoundRow(name, shape, numel, rate, loss, model.source.name, model.source.standard_error)
 
     def to_json(self, rate: float) -> str:
         """The curve, and the tensors at a rate, as JSON text."""
@@ -193,8 +201,8 @@ def bound(
     """Bound the size of a compressed model at every distortion, before it is compressed.
 
     Args:
-        model: a module, or a path to a safetensors file (then without data).
-        data: calibration batches as in `compress`; None to work without data.
+        model: a module, a path to a safetensors file (then without data), or a Hugging Face model directory.
+        data: calibration batches as in `compress`, for a directory as in `compress_directory`; None to work without data.
         output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
         importance: an estimator; by default that of `compress`.
         include: name patterns; when given, only tensors that match one are coded.
@@ -219,27 +227,59 @@ def bound(
         >>> limit = waterfill.bound(model, data)  # doctest: +SKIP
         >>> limit.rate(0.01)  # bits per value that 0.01 nats need at least  # doctest: +SKIP
     """
+    settings = Settings(Feedback(), importance, seed, progress)
+    if not isinstance(model, torch.nn.Module) and Path(model).is_dir():
+        source = CheckpointSource.of(Checkpoint(model), include, exclude, ties=True)
+        return _directory_bound(source, settings, None if data is None else list(data))
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
-    return _bound(prepare(model, data, output, importance, options, seed, progress, crossed=True))
+    return _model_bound(prepare(model, data, output, options, settings))
 
 
-def _bound(ready: Prepared) -> ModelBound:
-    weights = ready.inventory.weights
-    if not ready.inventory.floating_values:
-        raise TargetError("The model has no floating-point values; expected at least one, to which a rate applies.")
-    sources = fit_sources(weights)
-    spectra = fit_spectra(weights, sources, ready.forms)
-    parts = dict(rectangles(weights, sources, ready.forms, spectra))
-    exact = {name: exact_bytes(tensor) for name, tensor in ready.inventory.exact.items()}
+def _model_bound(ready: PreparedModel) -> ModelBound:
+    inventory = ready.inventory
+    _check_values(inventory.floating_values)
+    models = SourceModels().models(inventory.weights, ready.forms)
+    exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
+    form = next(iter(ready.forms.values()), None)
     return ModelBound(
-        floating_values=ready.inventory.floating_values,
-        original_bytes=original_bytes(ready.inventory.entries),
+        floating_values=inventory.floating_values,
+        original_bytes=original_bytes(inventory.entries),
         importance=ready.estimator.name,
-        unit=ready.unit,
-        exact_bits=8.0 * container.exact_size(ready.inventory.entries, exact),
-        left_out=tuple(name for name in weights if name not in parts),
-        factor=ready.factor,
-        shapes={name: weight.layout.shape for name, weight in weights.items()},
-        sources=sources,
-        parts=parts,
+        unit=COST_UNIT if form is None else form.unit,
+        exact_bits=8.0 * container.exact_size(inventory.entries, exact),
+        left_out=tuple(name for name in inventory.weights if name not in models),
+        factor=1.0 if form is None else form.factor,
+        shapes={name: weight.layout.shape for name, weight in inventory.weights.items()},
+        models=models,
     )
+
+
+def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> ModelBound:
+    _check_values(source.floating_values)
+    if data is None:
+        estimator = data_free(settings.importance)
+        importance = estimator.name
+        known = survey_forms(source, 1.0, form_finder(estimator, source, (), settings), exactly=True)
+        form = next(iter(known.pilot.values()), (None, None))[1]
+        factor, unit = (1.0, COST_UNIT) if form is None else (form.factor, form.unit)
+    else:
+        walk = BlockWalk(source, settings, data, power=1.0, exactly=True)
+        importance, known = walk.importance, walk.statistics
+        factor, unit = walk.forward.factor, walk.forward.unit
+    shapes = source.coded_shapes
+    return ModelBound(
+        floating_values=source.floating_values,
+        original_bytes=original_bytes(source.entries),
+        importance=importance,
+        unit=unit,
+        exact_bits=sum(map(source.exact_bits, source.groups)),
+        left_out=tuple(name for name in shapes if name not in known.models),
+        factor=factor,
+        shapes=shapes,
+        models=known.models,
+    )
+
+
+def _check_values(count: int) -> None:
+    if not count:
+        raise TargetError("The model has no floating-point values; expected at least one, to which a rate applies.")

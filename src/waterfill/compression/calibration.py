@@ -216,7 +216,9 @@ def _default_importance(model: CalibratedModel | None, settings: Settings) -> Es
         return importances.weight_scale()
     if traits_of(settings.quantizer).uses_cross_terms:
         return importances.kronecker(seed=settings.seed)
-    return importances.kl(seed=settings.seed) if model.output == "logits" else importances.regression(seed=settings.seed)
+    return (
+        importances.kl(seed=settings.seed) if model.output == "logits" else importances.regression(seed=settings.seed)
+    )
 
 
 def _forms(
@@ -234,6 +236,18 @@ def _forms(
     fold_norms = model.options["fold_norms"]
     found = estimator.estimate(model.model, model.fitting, model.output, fold_norms=fold_norms, progress=progress)
     return checked_forms(estimator, found)
+
+
+def data_free(estimator: Estimator | None) -> DataFree:
+    """An estimator that needs no data; the default where none is given.
+
+    Raises:
+        CalibrationError: it needs data.
+    """
+    found = estimator or importances.weight_scale()
+    if not isinstance(found, DataFree):
+        raise CalibrationError(f"Importance {found.name} is estimated on data, but there are none; pass data.")
+    return found
 
 
 def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:

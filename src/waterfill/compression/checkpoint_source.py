@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 import zstandard
 
-from waterfill.bundle import Checkpoint
+from waterfill.bundle import Checkpoint, part_name
 from waterfill.compression.checkpoint_groups import TensorGroup, groups_of
 from waterfill.files import exact_bytes
 from waterfill.models.patterns import excluded
+from waterfill.models.skeleton import is_stack
 from waterfill.models.state_dict import CODED_DTYPES, dtype_name
 from waterfill.records import Coded, Entry, Layout, Tied, count_floating
 
@@ -64,7 +65,12 @@ class CheckpointSource:
         """All tensors of the checkpoint, whole."""
         types = self.checkpoint.dtypes
         return tuple(
-            Entry(name, shape, dtype_name(types[name]), Tied(self.tied[name]) if name in self.tied else Coded(Layout(shape)))
+            Entry(
+                name,
+                shape,
+                dtype_name(types[name]),
+                Tied(self.tied[name]) if name in self.tied else Coded(Layout(shape)),
+            )
             for name, shape in self.checkpoint.shapes.items()
         )
 
@@ -72,6 +78,20 @@ class CheckpointSource:
     def floating_values(self) -> int:
         """Number of floating-point values, tied ones once."""
         return count_floating(self.entries)
+
+    @property
+    def coded_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that are quantized, by name; of stacks of matrices those of the matrices."""
+        types, found = self.checkpoint.dtypes, {}
+        for name in (name for group in self.groups for name in group.tensors):
+            shape = self.checkpoint.shapes[name]
+            if name in self.kept or types[name] not in CODED_DTYPES or not all(shape):
+                continue
+            if is_stack(shape):
+                found |= {part_name(name, index): shape[1:] for index in range(shape[0])}
+            else:
+                found[name] = shape
+        return found
 
     def exact_bits(self, group: TensorGroup) -> float:
         """Bits of the tensors of a group that are stored without loss, about: by how well their beginnings compress."""

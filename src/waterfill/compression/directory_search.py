@@ -75,7 +75,9 @@ class Staging:
             self._folder.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._folder is not None:
             self._folder.__exit__(kind, error, trace)
 
@@ -189,8 +191,8 @@ class DirectorySearch:
                     "A tolerance is measured as top-1 accuracy of the next token, which this model does not predict; "
                     "expected a language model, or a metric. Give a metric, or a distortion."
                 )
-            return lambda candidate: (_measured(candidate).original.accuracy or 0.0) - (
-                _measured(candidate).compressed.accuracy or 0.0
+            return lambda candidate: (
+                (_measured(candidate).original.accuracy or 0.0) - (_measured(candidate).compressed.accuracy or 0.0)
             )
         metric, processes = self.target.metric, self.walk.settings.processes
         directory, data = self.walk.source.checkpoint.directory, self.data or ()
@@ -228,7 +230,7 @@ def few_walks(
         trial = measure(level)
         trials.append(trial)
         fitting = [each for each in trials if each.value <= target.value]
-        if fitting and (count + 1 >= WALKS or trial.value >= target.value * (1 - NEARLY) and trial in fitting):
+        if fitting and (count + 1 >= WALKS or (trial.value >= target.value * (1 - NEARLY) and trial in fitting)):
             return max(fitting, key=lambda each: each.level).made
         surely = count + 2 >= WALKS and not fitting
         level = _next_level(trials, target.value * (1 - (2 * NEARLY if surely else NEARLY / 2)))

@@ -84,9 +84,7 @@ class Encoder:
         offset = self.offsets.get(weight.name)
         return form if offset is None else form.scaled(2.0**-offset)
 
-    def jobs(
-        self, weights: Mapping[str, Weight], importances: Mapping[str, QuadraticForm | None]
-    ) -> dict[str, Job]:
+    def jobs(self, weights: Mapping[str, Weight], importances: Mapping[str, QuadraticForm | None]) -> dict[str, Job]:
         """The jobs of several tensors, by name."""
         return {name: self.job(weight, importances.get(name)) for name, weight in weights.items()}
 

@@ -31,6 +31,7 @@ from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
 from waterfill.compression.settings import Settings
+from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
 from waterfill.evaluation import Evaluation
 from waterfill.files import WaterfillFile, exact_bytes
@@ -38,8 +39,8 @@ from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.protocols import QuadraticForm, traits_of
 from waterfill.quantize.feedback import is_sparse
-from waterfill.records import Floats, Inventory, Quantized, Weight
 from waterfill.reconstruct import errors
+from waterfill.records import Floats, Inventory, Quantized, Weight
 
 FIXED_LEVEL_LOG2 = -24.0
 """Vectors beside matrices of a fixed rate are filled to the level that those reach, but to no lower one than this."""
@@ -167,7 +168,9 @@ class InMemoryWalk:
     @property
     def _matrix_forms(self) -> dict[str, QuadraticForm]:
         weights = self.inventory.weights
-        return {name: form for name, form in self.prepared.forms.items() if name in weights and not weights[name].is_vector}
+        return {
+            name: form for name, form in self.prepared.forms.items() if name in weights and not weights[name].is_vector
+        }
 
     @cached_property
     def jobs(self) -> dict[str, Job]:

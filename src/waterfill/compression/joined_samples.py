@@ -39,7 +39,7 @@ def samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Inputs
 
 
 def activation_bytes(original: nn.Module, batches: Iterable[Any]) -> int:
-    """Bytes of what flows through a model at once where its statistics are corrected, and of the outputs of all batches."""
+    """Bytes of what flows through a model at once where its statistics are corrected."""
     with evaluation(original), torch.no_grad():
         return sum(_activation_bytes(original, each) for each in samples_that_fit(original, batches))
 

@@ -58,7 +58,11 @@ class OutputGradient:
 
 
 def add_batch(
-    sums: ExactSum, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], back: OutputGradient, at: Tensor | None = None
+    sums: ExactSum,
+    parameters: Mapping[str, Tensor],
+    run: Callable[[], Tensor],
+    back: OutputGradient,
+    at: Tensor | None = None,
 ) -> Tensor | None:
     """Take in one batch.
 
@@ -198,7 +202,9 @@ class _Reader:
         row_squares = plain if turned is None else turned
         assert row_squares is not None  # every product adds one of the two
         columns, rows = gram.numpy() / float(gram.trace()), row_squares.numpy() / self.count
-        if squares is not None and turned is None:  # a table of tokens that is the last layer, too: errors are looked up
+        if (
+            squares is not None and turned is None
+        ):  # a table of tokens that is the last layer, too: errors are looked up
             exact = rows[:, None] * np.diagonal(columns) + squares.numpy() / self.count
             return ParameterStatistics(self._form(exact), Layout(shape), reason=TIED)
         positions = float(self.totals[f"positions:{name}"])

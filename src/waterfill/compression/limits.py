@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from waterfill.compression.encoder import Job
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
@@ -99,7 +98,9 @@ class SourceModels:
         factors = sample.form(form).conditional_variances(source, sample.weight.matrix)
         return VarianceHistogram.of_products(*factors, sample.times)
 
-    def models(self, originals: Mapping[str, Weight], forms: Mapping[str, QuadraticForm | None]) -> dict[str, TensorModel]:
+    def models(
+        self, originals: Mapping[str, Weight], forms: Mapping[str, QuadraticForm | None]
+    ) -> dict[str, TensorModel]:
         """Sources and components of all tensors that have a source and whose sensitivity is known, in parallel.
 
         Vectors without a form have none.

@@ -110,8 +110,8 @@ class SpendBudget:
     """Spends a size on segments that are quantized one after the other, each once.
 
     The level is the one at which the segments that are left are foreseen to take what is left. How many bits codes take
-    for every bit that is foreseen is known from a pilot, and then from the segments that are done. The last segment with
-    matrices is quantized again and again, until everything fits.
+    for every bit that is foreseen is known from a pilot, and then from the segments that are done. The last segment
+    with matrices is quantized again and again, until everything fits.
 
     Attributes:
         limit_bytes: of the whole output.

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-
 from torch import Tensor
 
 from waterfill.compression.calibration import CalibratedModel
@@ -26,7 +25,7 @@ from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble
 from waterfill.processes import Processes
 from waterfill.protocols import Progress, QuadraticForm
-from waterfill.records import Entry, Inventory, Layout, Weight
+from waterfill.records import Entry, Inventory, Layout
 
 
 class Segment(Protocol):

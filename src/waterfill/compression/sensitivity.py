@@ -330,7 +330,9 @@ class BackwardPass:
             signal = next(iter(signals.values_drawn(output, 1, generator))).float()
             return OutputGradient(signal, float(len(output)))
         rows = output.reshape(-1, output.shape[-1])
-        signal = next(iter(signals.softmax_drawn(rows, self.estimator.temperature, 1, generator))).float() * mask[:, None]
+        signal = (
+            next(iter(signals.softmax_drawn(rows, self.estimator.temperature, 1, generator))).float() * mask[:, None]
+        )
         return OutputGradient(signal.reshape(output.shape), float(mask.sum()))
 
     def _through_block(
@@ -447,9 +449,7 @@ class _Survey:
     ) -> None:
         """Note what was found out about the tensors outside of the blocks; tied ones are at both ends."""
         self.found.late = {
-            key
-            for key, place in part.places.items()
-            if place.parameter in at_end and place.parameter not in at_start
+            key for key, place in part.places.items() if place.parameter in at_end and place.parameter not in at_start
         }
         shapes = self._checkpoint.shapes
         self.found.groups = [each for group in self._source.groups for each in _split(group, self.found.late, shapes)]

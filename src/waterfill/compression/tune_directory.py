@@ -60,7 +60,8 @@ def tuned_directory(run: DirectorySearch, found: DirectoryCandidate, tune: Tune)
     tuned: _Tuned = processes.broadcast(_tune(run, found, tune) if processes.is_first else None)
     chosen = sorted(held_out(count) or range(count))
     before, after = (
-        float(np.concatenate([each[index].distances for index in chosen]).mean()) for each in (tuned.before, tuned.after)
+        float(np.concatenate([each[index].distances for index in chosen]).mean())
+        for each in (tuned.before, tuned.after)
     )
     untuned = summarize(tuned.before).distortion or 0.0
     if not after < before:

@@ -20,9 +20,7 @@ FormFinder = Callable[[Weight], QuadraticForm | None]
 """Gives the form of a tensor of a checkpoint, or of a matrix of one; None where it is not known."""
 
 
-def form_finder(
-    estimator: Estimator, source: CheckpointSource, data: Sequence[Any], settings: Settings
-) -> FormFinder:
+def form_finder(estimator: Estimator, source: CheckpointSource, data: Sequence[Any], settings: Settings) -> FormFinder:
     """Estimate what errors cost, with the whole model in memory where data are looked at.
 
     Args:

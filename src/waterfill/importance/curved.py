@@ -49,7 +49,7 @@ class Curved(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CurvatureState(Seen):
-    """ExactSum over samples of products of derivatives of the loss, [KINDS, *shape] for every tensor.
+    """Sums over samples of products of derivatives of the loss, [KINDS, *shape] for every tensor.
 
     Attributes:
         source: the importance.
@@ -141,7 +141,7 @@ class CurvatureState(Seen):
 
 @dataclass(frozen=True, eq=False)
 class HessianState(CurvatureState):
-    """ExactSum of second derivatives, and of the variances of what was drawn for them."""
+    """Sums of second derivatives, and of the variances of what was drawn for them."""
 
     KINDS = 2
 
@@ -164,7 +164,7 @@ class HessianState(CurvatureState):
 
 @dataclass(frozen=True, eq=False)
 class QuarticState(CurvatureState):
-    """ExactSum of squared first and of squared second derivatives, and of the variances of what was drawn for these.
+    """Sums of squared first and of squared second derivatives, and of the variances of what was drawn for these.
 
     The square of a mean of draws is too large in expectation, by the variance of that mean. Its estimate is taken off,
     which leaves the mean product of two different draws.

@@ -1,4 +1,4 @@
-"""ExactSum over batches that are the same bits whoever adds which batch, in whatever order.
+"""Sums over batches that are the same bits whoever adds which batch, in whatever order.
 
 Floating-point sums depend on their order; whole numbers do not. So every sum counts in units of a power of two, 2^-40
 of the largest value of the first batch (which is on the first process), and processes add up whole numbers. Where that
@@ -28,15 +28,15 @@ MOST = 2.0**61
 
 
 class ExactSum:
-    """ExactSum by name; names are `kind:tensor`.
+    """Sums by name; names are `kind:tensor`.
 
     Args:
-        ranks: the processes that add up, each its own batches, in step: nobody may ask for totals before all have
+        processes: those that add up, each its own batches, in step: nobody may ask for totals before all have
             added a batch.
     """
 
-    def __init__(self, ranks: Processes) -> None:
-        self._ranks = ranks
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
         self._sums: dict[str, Tensor] = {}
         self._largest: dict[str, float] = {}
         self._units: dict[str, int] | None = None
@@ -50,14 +50,14 @@ class ExactSum:
         """
         if self._units is None:
             found = {name: _exponent(value) for name, value in values.items()}
-            self._units = self._ranks.broadcast({name: unit for name, unit in found.items() if unit is not None})
+            self._units = self._processes.broadcast({name: unit for name, unit in found.items() if unit is not None})
             for name, unit in self._units.items():
                 kind = name.partition(":")[0]
                 self._highest[kind] = max(unit, self._highest.get(kind, unit))
         for name, value in values.items():
             scaled = value.detach().cpu().double() * 2.0 ** (DIGITS - self._unit(name))
             largest = self._largest.get(name, 0.0) + (float(scaled.abs().max()) if scaled.numel() else 0.0)
-            if not largest < MOST / self._ranks.count:
+            if not largest < MOST / self._processes.count:
                 raise CalibrationError(
                     f"The statistics of {name.partition(':')[2]!r} are not finite, or a million times larger in one "
                     "batch than in the first. Check the batches and the weights."
@@ -68,7 +68,7 @@ class ExactSum:
 
     def totals(self) -> dict[str, Tensor]:
         """The sums over all batches of all processes, float64, by name."""
-        whole = self._ranks.all_reduce(self._sums)
+        whole = self._processes.all_reduce(self._sums)
         return {name: counted.double() * 2.0 ** (self._unit(name) - DIGITS) for name, counted in whole.items()}
 
     def _unit(self, name: str) -> int:

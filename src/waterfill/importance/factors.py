@@ -1,4 +1,4 @@
-"""ExactSum of what goes into a layer and of the gradients that come back to its output: the factors of its importance.
+"""Sums of what goes into a layer and of the gradients that come back to its output: the factors of its importance.
 
 The gradient of a layer's matrix under one signal is a sum over the positions p that use it: rows of the batch, pixels,
 steps of a sequence, and all calls of the layer. With the input x_p (a patch for convolutions) and the gradient g_p at
@@ -38,7 +38,7 @@ UNKNOWN = "how the model uses it is not known"
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """ExactSum over the positions that use one tensor.
+    """Sums over the positions that use one tensor.
 
     Attributes:
         inputs: of `x x^T`, float64 [groups, in, in], or [groups, in] of its diagonal.
@@ -217,7 +217,7 @@ def _why_not(layout: Layout, uses: Sequence[Use], largest: int) -> str:
 
 
 def _at_output(use: Use, signals: Sequence[Tensor], full: bool) -> tuple[Tensor | None, Tensor]:
-    """ExactSum of `g g^T` over signals and positions, and of `|g|^2` over signals and outputs.
+    """Sums of `g g^T` over signals and positions, and of `|g|^2` over signals and outputs.
 
     Args:
         use: the use.

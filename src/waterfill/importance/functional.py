@@ -110,7 +110,7 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def vmap_squares(
     model: nn.Module, learned: Variables, names: Collection[str], inputs: Inputs, signals: Tensor
 ) -> dict[str, Tensor]:
-    """ExactSum over samples and signals of squared gradients, by `vmap_gradients`, few enough at a time.
+    """Sums over samples and signals of squared gradients, by `vmap_gradients`, few enough at a time.
 
     Args:
         model: the network.

@@ -121,7 +121,7 @@ class kronecker:
 
 @dataclass(frozen=True, eq=False)
 class FactorMoments(Moments):
-    """ExactSum of squared gradients, and the factors of all matrices that have some.
+    """Sums of squared gradients, and the factors of all matrices that have some.
 
     Attributes:
         factors: by name.

@@ -1,4 +1,4 @@
-"""ExactSum of squared gradients: what an estimator has seen so far."""
+"""Sums of squared gradients: what an estimator has seen so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from waterfill.records import Layout
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """ExactSum over samples; they can be merged in any order.
+    """Sums over samples; they can be merged in any order.
 
     Attributes:
         sums: squared gradients, by name, float64 of the shape of the tensor, on the CPU; or several sums of each

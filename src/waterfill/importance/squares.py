@@ -1,4 +1,4 @@
-"""ExactSum over samples of squared per-sample gradients, one learned tensor at a time.
+"""Sums over samples of squared per-sample gradients, one learned tensor at a time.
 
 A per-sample gradient sums over the rows, places and uses that belong to the sample, and is squared after that:
 

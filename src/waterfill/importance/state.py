@@ -90,7 +90,7 @@ class Seen(ABC):
 
     @abstractmethod
     def measure(self, inputs: Inputs, target: Tensor | None, generator: torch.Generator, index: int | None) -> Moments:
-        """ExactSum over a few samples, whose plan is made."""
+        """Sums over a few samples, whose plan is made."""
 
     @property
     def together(self) -> int:
@@ -146,7 +146,7 @@ class Seen(ABC):
 
 @dataclass(frozen=True, eq=False)
 class State(Seen):
-    """ExactSum of squared gradients of what an importance sends back.
+    """Sums of squared gradients of what an importance sends back.
 
     Attributes:
         source: what is sent back.
@@ -235,7 +235,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
 
 def nothing(learned: Variables, *kinds: int) -> Moments:
-    """ExactSum of nothing, [*kinds, *shape of the tensor]."""
+    """Sums of nothing, [*kinds, *shape of the tensor]."""
     return Moments(
         {name: torch.zeros((*kinds, *tensor.shape), dtype=torch.float64) for name, tensor in learned.tensors.items()}
     )
@@ -249,7 +249,7 @@ def measure(
     index: int | None,
     watch: Watch = lambda *_: None,
 ) -> Moments:
-    """ExactSum over a few samples; `watch` sees what they are made of, some signals at a time."""
+    """Sums over a few samples; `watch` sees what they are made of, some signals at a time."""
     samples = num_samples(inputs)
     tape = Tape(state.learned)
     with tape:
@@ -298,7 +298,7 @@ def _stacks(signals: Iterator[Tensor], together: int) -> Iterator[Tensor]:
 def _captured_squares(
     tape: Tape, methods: dict[str, Method], samples: int, output: Tensor, signals: Tensor, watch: Watch
 ) -> Iterator[tuple[str, Tensor]]:
-    """ExactSum over samples and signals of squared gradients, of tensors whose uses are known."""
+    """Sums over samples and signals of squared gradients, of tensors whose uses are known."""
     at_sites = [gradients(output, tape.sites, signal) for signal in signals]
     for name, method in methods.items():
         uses = [use for use in tape.uses.get(name, ()) if at_sites[0][use.site] is not None]

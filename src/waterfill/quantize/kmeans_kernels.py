@@ -1,7 +1,7 @@
 """Hot loops of one-dimensional k-means; plain arrays in and out, compiled on first use and cached.
 
 Points are sorted. `moments[p]` are the sums over everything merged into point p, about its place `places[p]`: of
-`I, I x, I x^2`, and with a quartic cost `H, H x, ... H x^4` behind them; 3 or 8 numbers. ExactSum over a range of points
+`I, I x, I x^2`, and with a quartic cost `H, H x, ... H x^4` behind them; 3 or 8 numbers. Sums over a range of points
 come from a *disjoint sparse table*: at level L, blocks of `2^(L+1)` points have a middle, and every point stores the
 sums from itself to the middle, about the place of the middle. A range with the ends i < j takes the level of the
 highest bit in which i and j differ, where one end lies left and one right of a middle inside the range. Nothing is
