@@ -214,10 +214,9 @@ class BatchStatistics:
 
     def with_labels(self, other: BatchStatistics) -> BatchStatistics:
         """The same with what another one says of labels."""
-        sums, counts = (
-            dict(mine) | {name: each for name, each in theirs.items() if name in _LABEL_MEASURES}
-            for mine, theirs in ((self.sums, other.sums), (self.counts, other.counts))
-        )
+        names = [name for name in _LABEL_MEASURES if name in other.sums]
+        sums = dict(self.sums) | {name: other.sums[name] for name in names}
+        counts = dict(self.counts) | {name: other.counts[name] for name in names}
         return dataclasses.replace(self, sums=sums, counts=counts)
 
 

@@ -57,7 +57,7 @@ def tuned_directory(run: DirectorySearch, found: DirectoryCandidate, tune: Tune)
         before.
     """
     processes, count = run.walk.settings.processes, len(run.data or ())
-    tuned: _Tuned = processes.broadcast(_tune(run, found, tune) if processes.is_first else None)
+    tuned = processes.broadcast_made(lambda: _tune(run, found, tune))
     chosen = sorted(held_out(count) or range(count))
     before, after = (
         float(np.concatenate([each[index].distances for index in chosen]).mean())
