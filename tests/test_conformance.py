@@ -1,7 +1,15 @@
+import numpy as np
 import pytest
 
 import conformance
 from waterfill.importance import (
+    DiagonalForm,
+    DrawnForm,
+    DrawnQuarticForm,
+    KroneckerForm,
+    QuarticForm,
+    UnfactoredForm,
+    completed,
     gradient,
     gradient_hessian,
     hessian,
@@ -41,6 +49,48 @@ FIXED = {
     "prune nothing": conformance.Subject(Prune(1.0), MATRICES),
     "prune half": conformance.Subject(Prune(0.5), MATRICES),
 }
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0.5, 4, shape)
+
+
+def squares(groups, size, seed=0):
+    """Symmetric matrices without directions that cost nothing."""
+    roots = np.random.default_rng(seed).standard_normal((groups, size, 2 * size))
+    return roots @ roots.swapaxes(1, 2) / size
+
+
+def on_the_diagonal(blocks):
+    groups, size, _ = blocks.shape
+    whole = np.zeros((groups, size, groups, size))
+    whole[np.arange(groups), :, np.arange(groups)] = blocks
+    return whole.reshape(groups * size, groups * size)
+
+
+class Bare:
+    """Somebody else's form, with the methods of release 0.1."""
+
+    def diagonal(self):
+        return VALUES
+
+    def cost(self, error):
+        return float((VALUES.astype(np.float64) * error**2).sum())
+
+
+VALUES, MORE = numbers(8, 5).astype(np.float32), numbers(8, 5, seed=1).astype(np.float32)
+FORMS = {
+    "diagonal": DiagonalForm(VALUES),
+    "drawn": DrawnForm(VALUES, MORE, 7),
+    "unfactored": UnfactoredForm(VALUES, "why"),
+    "quartic": QuarticForm(VALUES, MORE),
+    "drawn quartic": DrawnQuarticForm(VALUES, MORE, MORE, 7),
+    "product": KroneckerForm(numbers(8), squares(1, 5), "", 9.0),
+    "product of groups": KroneckerForm(numbers(8), squares(2, 5)),
+    "product with diagonal columns": KroneckerForm(numbers(8), numbers(2, 5)),
+    "product with cross terms of rows": KroneckerForm(on_the_diagonal(squares(2, 4, 1)), squares(2, 5), "", 9.0),
+    "somebody else's": completed(Bare()),
+}
 ESTIMATORS = (
     identity(),
     weight_scale(),
@@ -54,6 +104,12 @@ ESTIMATORS = (
     kronecker(full=True),
     kronecker(draws=2),
 )
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("check", conformance.FORM_CHECKS, ids=lambda check: check.__name__)
+def test_a_form_conforms(check, form):
+    check(form)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)

@@ -13,7 +13,7 @@ import waterfill
 ROOT = Path(waterfill.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    "errors", "atomic", "records", "protocols", "models", "theory", "importance", "codec", "reconstruct", "quantize",
+    "errors", "atomic", "records", "theory", "protocols", "models", "importance", "codec", "reconstruct", "quantize",
     "files", "text", "bundle", "resident", "integrations", "reading", "calibrate", "evaluate", "resume", "allocate",
     "curves", "tune", "limits", "forecast", "efforts", "prepare", "workshop", "search", "results", "blocks", "compress",
     "bound", "report", "zoo", "progress", "demo", "reproduce", "cli",

@@ -11,8 +11,6 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from waterfill.errors import TargetError, UsageError, WaterfillError
-from waterfill.importance.factored import KroneckerForm
-from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
 from waterfill.records import Inventory, Quantized, Weight
@@ -68,14 +66,11 @@ def temper(forms: Mapping[str, QuadraticForm], power: float) -> dict[str, Quadra
     """
     if power == 1.0 or not forms:
         return dict(forms)
-    known = {
-        name: form if isinstance(form, KroneckerForm) else DiagonalForm(form.diagonal()) for name, form in forms.items()
-    }
-    count = sum(form.diagonal().size for form in known.values())
-    mean = sum(form.scale_total for form in known.values()) / count
+    count = sum(form.diagonal().size for form in forms.values())
+    mean = sum(form.scale_total for form in forms.values()) / count
     if not mean > 0:
         return dict(forms)
-    return {name: form.tempered(mean, power) for name, form in known.items()}
+    return {name: form.tempered(mean, power) for name, form in forms.items()}
 
 
 def quantize(

@@ -11,12 +11,11 @@ import numpy as np
 
 from waterfill.allocate import Job
 from waterfill.errors import UsageError
-from waterfill.importance import KroneckerForm
+from waterfill.importance import has_cross_terms
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Limits, Quantized, TensorLimit, Weight
-from waterfill.theory.checks import Array
 from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
-from waterfill.theory.spectra import Products, kronecker_products
+from waterfill.theory.spectra import Products
 from waterfill.theory.waterfilling import Rectangles
 
 FEWEST = 8
@@ -52,11 +51,10 @@ def fit_spectra(
     They depend on nothing that is tried, and take longer than the rest of a limit.
     """
 
-    def one(name: str, form: KroneckerForm) -> list[Products]:
-        source, matrix = sources[name], weights[name].matrix
-        return kronecker_products(form.rows, form.columns, *source.power_factors(), source.live(matrix))
+    def one(name: str, form: QuadraticForm) -> list[Products]:
+        return form.products(sources[name], weights[name].matrix)
 
-    crossed = {name: form for name in sources if isinstance(form := forms.get(name), KroneckerForm)}
+    crossed = {name: form for name in sources if has_cross_terms(form := forms.get(name))}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(crossed, pool.map(one, crossed, crossed.values()), strict=True))
 
@@ -77,16 +75,12 @@ def rectangles(
     """
     for name, source in sources.items():
         weight, form = weights[name], forms.get(name)
-        if isinstance(form, KroneckerForm):
+        if name in spectra:
             yield name, Rectangles(np.concatenate([part.volumes() for part in spectra[name]]))
-        elif form is not None or not weight.is_vector:
-            yield name, Rectangles(volumes(weight, source, form))
-
-
-def volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -> Array:
-    """Volumes `I_i N_i` of the rectangles of a diagonal form, N the entropy power of a weight, [out * in]."""
-    powers = source.source(weight.matrix.reshape(weight.layout.axes)).entropy_power.reshape(weight.matrix.shape)
-    return (powers if form is None else powers * form.diagonal()).reshape(-1)
+        elif form is not None:
+            yield name, Rectangles(form.component_variances(source, weight.matrix))
+        elif not weight.is_vector:
+            yield name, Rectangles(source.entropy_powers(weight.matrix).reshape(-1))
 
 
 def price(

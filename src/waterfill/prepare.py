@@ -13,7 +13,7 @@ import torch
 
 import waterfill.importance as importances
 from waterfill.calibrate import Observed, observe
-from waterfill.errors import CalibrationError
+from waterfill.errors import CalibrationError, UsageError
 from waterfill.evaluate import reference_outputs
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
@@ -147,22 +147,13 @@ class Prepared:
 
     @property
     def factor(self) -> float:
-        """What `e^T I_w e` is multiplied by to be a distortion: 1/2 for second derivatives, such as KL's (Eq. 6)."""
-        return 0.5 if self._kind in ("kl", "hessian") else 1.0
+        """By what `e^T I_w e` is multiplied to be a distortion: that of the forms, which have one in common."""
+        return next((form.factor for form in self.forms.values()), 1.0)
 
     @property
     def unit(self) -> str:
         """Of the distortion."""
-        named = {"kl": "nats of KL", "regression": "squared output", "identity": "squared weight", "hessian": "loss"}
-        return named.get(self._kind, "I e^2")
-
-    @property
-    def _kind(self) -> str:
-        """Name of the importance; of the one whose cross terms it has, for one with cross terms."""
-        kind = self.estimator.name.partition("(")[0]
-        if kind == "kronecker" and self.live is not None:
-            return "kl" if self.live.output == "logits" else "regression"
-        return kind
+        return next((form.unit for form in self.forms.values()), importances.COST_UNIT)
 
 
 def prepare(
@@ -239,20 +230,37 @@ def _forms(
 
     Raises:
         CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
+        UsageError: its forms are not in one unit.
     """
     if isinstance(estimator, DataFree):
-        return estimator.forms(inventory.weights)
+        return _completed(estimator, estimator.forms(inventory.weights))
     if live is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = live.options["fold_norms"]
-    forms = estimator.estimate(live.model, live.fitting, live.output, fold_norms=fold_norms, progress=progress)
+    found = estimator.estimate(live.model, live.fitting, live.output, fold_norms=fold_norms, progress=progress)
+    forms = _completed(estimator, found)
     for name, form in forms.items():
         _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
         if isinstance(form, Quartic):
             _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
-    return {
-        name: form.shrunk() if isinstance(form, importances.KroneckerForm) else form for name, form in forms.items()
-    }
+    return {name: form.shrunk() for name, form in forms.items()}
+
+
+def _completed(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> dict[str, QuadraticForm]:
+    """The forms with all methods.
+
+    Raises:
+        UsageError: they are not in one unit.
+    """
+    forms = {name: importances.completed(form) for name, form in found.items()}
+    units = sorted({(form.factor, form.unit) for form in forms.values()})
+    if len(units) > 1:
+        (first, one), (second, other), *_ = units
+        raise UsageError(
+            f"Forms of importance {estimator.name} are in {one!r} (factor {first:g}) and {other!r} (factor "
+            f"{second:g}); expected one unit, for one water level compares them. Give all forms the same."
+        )
+    return forms
 
 
 def _check(values: Floats, what: str) -> None:

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from waterfill.records import Quantized, Weight
+from waterfill.theory.scaled_source import ScaledSource
+from waterfill.theory.spectra import Products
 
 Output: TypeAlias = Literal["logits", "values"]
 
@@ -27,7 +29,68 @@ class QuadraticForm(Protocol):
 
     With a KL importance (Eq. 6) half of it is the KL divergence in nats to second order; with a regression
     importance (Eq. 5) it is the squared error of the outputs.
+
+    A form of which only `diagonal` and `cost` are there is completed where an estimator hands it over.
     """
+
+    @property
+    def factor(self) -> float:
+        """By what `e^T I_w e` is multiplied to be a distortion of the model: 1/2 for second derivatives, such as KL."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Unit of that distortion, for tables."""
+        ...
+
+    @property
+    def has_cross_terms(self) -> bool:
+        """Whether an error in one column of a matrix can be made up for in another."""
+        ...
+
+    @property
+    def scale_total(self) -> float:
+        """Sum over all weights of what `tempered` takes to a power."""
+        ...
+
+    def rows_of(self, rows: slice) -> QuadraticForm:
+        """The form of some rows of the matrix."""
+        ...
+
+    def scaled(self, factor: float) -> QuadraticForm:
+        """The form with every price multiplied by a factor above 0."""
+        ...
+
+    def tempered(self, mean: float, power: float) -> QuadraticForm:
+        """The form with the scale s of every weight taken to a power about a mean: `mean (s / mean)^power`."""
+        ...
+
+    def shrunk(self) -> QuadraticForm:
+        """The form as more samples would show it; itself where nothing is to be expected of more."""
+        ...
+
+    def products(self, source: ScaledSource, matrix: NDArray[np.float32]) -> list[Products]:
+        """`component_variances` as products of one number of a row and one of a column, which take less memory."""
+        ...
+
+    def component_variances(self, source: ScaledSource, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Variances of independent components whose reverse water-filling is the limit at every distortion.
+
+        Args:
+            source: fitted to the matrix.
+            matrix: the weights [out, in]; those that are known have no component, or one without variance.
+        """
+        ...
+
+    def conditional_variances(
+        self, source: ScaledSource, matrix: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Variances of components, each given those before it: they are cheaper, and a limit at high rates.
+
+        Returns:
+            Factors [k] and [m], whose products are the variances.
+        """
+        ...
 
     def diagonal(self) -> NDArray[np.float32]:
         """The diagonal of `I_w` in normal form [out, in]."""

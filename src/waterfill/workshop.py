@@ -21,13 +21,13 @@ from waterfill.curves import Curve
 from waterfill.evaluate import Evaluation, distances, evaluate
 from waterfill.files import WaterfillFile
 from waterfill.forecast import Forecast
-from waterfill.importance import DiagonalForm, KroneckerForm
+from waterfill.importance import has_cross_terms
 from waterfill.limits import fit_spectra, price, rectangles
 from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.prepare import Live
-from waterfill.protocols import Progress, QuadraticForm
-from waterfill.quantize.feedback import has_cross_terms, is_sparse
+from waterfill.protocols import Progress, QuadraticForm, Quartic
+from waterfill.quantize.feedback import is_sparse
 from waterfill.reconstruct import errors
 from waterfill.records import Floats, Inventory, Limits, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
@@ -274,7 +274,7 @@ class Workshop:
     @property
     def can_move(self) -> bool:
         """Whether all costs are such that tensors can have levels of their own."""
-        return all(isinstance(form, DiagonalForm | KroneckerForm | None) for form in self._costs.values())
+        return not any(isinstance(form, Quartic) for form in self._costs.values())
 
     def measured(self, level: float, live: Live) -> Workshop:
         """The same with tensors at levels of their own, by curves that are measured about a level.
@@ -303,7 +303,7 @@ class Workshop:
             corrections: see there.
         """
         jobs = {
-            name: job if job.form is None else replace(job, form=_scaled(job.form, 2.0 ** -offsets.get(name, 0.0)))
+            name: job if job.form is None else replace(job, form=job.form.scaled(2.0 ** -offsets.get(name, 0.0)))
             for name, job in self.jobs.items()
         }
         measure = f"{self.measure}, measured"
@@ -378,8 +378,3 @@ def _in_sequence(job: Job) -> bool:
     matrix = job.weight.matrix
     crossed = getattr(job.quantizer, "crossed", False) and has_cross_terms(job.form)
     return crossed and not job.weight.is_vector and not is_sparse(matrix)
-
-
-def _scaled(form: QuadraticForm, factor: float) -> QuadraticForm:
-    assert isinstance(form, DiagonalForm | KroneckerForm)
-    return form.scaled(factor)

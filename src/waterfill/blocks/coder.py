@@ -17,8 +17,6 @@ from waterfill.blocks.ranks import Ranks
 from waterfill.blocks.sample import Sample
 from waterfill.codec import container
 from waterfill.files import exact_bytes
-from waterfill.importance.factored import KroneckerForm
-from waterfill.importance.forms import DiagonalForm
 from waterfill.limits import fit_sources, fit_spectra, rectangles
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import Vector
@@ -133,7 +131,6 @@ class Coder:
     def _tempered(self, weight: Weight, form: QuadraticForm | None) -> QuadraticForm | None:
         if form is None or weight.is_vector or self.power == 1:
             return form
-        assert isinstance(form, KroneckerForm | DiagonalForm)
         return form.tempered(self.mean, self.power)
 
     def _quantized(self, jobs: Mapping[str, Job], level: float) -> dict[str, Quantized]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from waterfill.bundle import part_name
-from waterfill.importance.factored import KroneckerForm
-from waterfill.importance.forms import DiagonalForm
 from waterfill.models.state_dict import dtype_name, origin_of, weight_of
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Coded, Entry, Exact, Layout, Weight
@@ -61,16 +59,11 @@ def parts_of(name: str, tensor: Tensor, layout: Layout, form: QuadraticForm | No
 def _part(whole: str, tensor: Tensor, layout: Layout, form: QuadraticForm | None, why: str, rows: slice | None) -> Part:
     name = whole
     if rows is not None:
-        name, tensor, form = part_name(whole, rows.start, rows.stop), tensor[rows], _some(form, rows)
+        name, tensor = part_name(whole, rows.start, rows.stop), tensor[rows]
+        form = None if form is None else form.rows_of(rows)
         layout = Layout(tuple(tensor.shape))
     origin = origin_of(name, tensor, layout)
     origin = Exact(why) if why and isinstance(origin, Coded) else origin
     entry = Entry(name, tuple(tensor.shape), dtype_name(tensor.dtype), origin)
     weight = weight_of(name, tensor, layout) if isinstance(origin, Coded) else None
     return Part(entry, whole, weight, rows or slice(None), form)
-
-
-def _some(form: QuadraticForm | None, rows: slice) -> QuadraticForm | None:
-    if isinstance(form, KroneckerForm):
-        return replace(form, rows=form.rows[rows])
-    return form if form is None else DiagonalForm(form.diagonal()[rows])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from waterfill.importance.factored import KroneckerForm
-from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Layout, Weight
 
@@ -35,8 +33,5 @@ class Sample:
             return cls(weight, form, 1.0)
         rows = weight.matrix[::step]
         some = Weight(weight.name, rows, Layout(rows.shape))
-        if isinstance(form, KroneckerForm):
-            form = replace(form, rows=form.rows[::step])
-        elif form is not None:
-            form = DiagonalForm(form.diagonal()[::step])
-        return cls(some, form, len(weight.matrix) / len(rows))
+        of_some = None if form is None else form.rows_of(slice(None, None, step))
+        return cls(some, of_some, len(weight.matrix) / len(rows))

@@ -11,7 +11,7 @@ what the compressed blocks before hand on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,16 +30,14 @@ from waterfill.blocks.sums import Sums
 from waterfill.blocks.work import Work
 from waterfill.bundle import part_name
 from waterfill.importance import signals, weight_scale
-from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
-from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.factored import UnfactoredForm
+from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.state import fingerprint
-from waterfill.limits import fit_sources, volumes
+from waterfill.limits import fit_sources
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Layout, Weight
-from waterfill.theory.scaled_source import ScaledSource
-from waterfill.theory.spectra import pivots
 
 SAMPLED = 1 << 16
 """Values of a matrix that are looked at to foresee its bits without data."""
@@ -109,25 +107,20 @@ class Study:
         self, weight: Weight, form: QuadraticForm, power: float, times: float = 1.0
     ) -> tuple[QuadraticForm, Volumes]:
         """Count a matrix, or one that stands for several; returns its form to the power about 1, and its volumes."""
-        assert isinstance(form, KroneckerForm | DiagonalForm)
-        tempered = form.tempered(1.0, power) if power != 1 else form
+        tempered = form.tempered(1.0, power)
         self.total, self.count = self.total + times * form.scale_total, self.count + round(times * weight.matrix.size)
-        mean = float(form.diagonal().mean())
-        if mean > 0 and not isinstance(form, UnfactoredForm):
-            self.least[weight.matrix.shape] = min(mean, self.least.get(weight.matrix.shape, mean))
         some = Sample.of(weight, tempered)
         source = fit_sources({weight.name: some.weight}).get(weight.name)
-        found = Volumes.none() if source is None else _volumes(some.weight, source, some.form)
+        found = Volumes.none()
+        if source is not None and some.form is not None:
+            found = Volumes.products(*some.form.conditional_variances(source, some.weight.matrix))
         return tempered, Volumes(times * some.times * found.counts)
 
-
-def _volumes(weight: Weight, source: ScaledSource, form: QuadraticForm | None) -> Volumes:
-    if not isinstance(form, KroneckerForm):
-        return Volumes.of(volumes(weight, source, form))
-    rows, columns = source.power_factors()
-    inputs = form.columns.shape[1]
-    left = pivots(form.columns, np.broadcast_to(columns, (1, inputs)))[0]
-    return Volumes.products(form.rows * np.broadcast_to(rows, len(form.rows)), left)
+    def reached(self, weight: Weight, form: QuadraticForm) -> None:
+        """Note the importance of a matrix that the data reached."""
+        mean = float(form.diagonal().mean())
+        if mean > 0:
+            self.least[weight.matrix.shape] = min(mean, self.least.get(weight.matrix.shape, mean))
 
 
 # Without data
@@ -285,10 +278,12 @@ class Survey:
                 study.unknown += [] if weight.is_vector else [(group.name, key)]
                 continue
             some = _range(place, each)
-            form, rows = _rows(each.form, some), None if each.rows is None else each.rows[some]
+            form = each.form if some == slice(None) else each.form.rows_of(some)
+            rows = None if each.rows is None else each.rows[some]
             kept = form if weight.is_vector or rows is None or keep else None
             study.known[key] = Known(weight.layout, kept, rows, each.reason)
             if not weight.is_vector:
+                study.reached(weight, form)
                 tempered, seen = study.take_in(weight, form, self.power)
                 total, pilot[key] = total + seen, Job(weight, self.work.quantizer, tempered)
         study.volumes[group.name] = total
@@ -352,13 +347,3 @@ def _range(place: Place, each: Gathered) -> slice:
     """Which rows of the matrix of a parameter a tensor is; all of a vector."""
     whole = len(each.layout.shape) < 2 or place.count == each.layout.shape[0]
     return slice(None) if whole else slice(place.start, place.start + place.count)
-
-
-def _rows(form: QuadraticForm, some: slice) -> QuadraticForm:
-    """The form of some rows of a matrix."""
-    if some == slice(None):
-        return form
-    if isinstance(form, KroneckerForm):
-        return replace(form, rows=form.rows[some])
-    values = form.diagonal()
-    return DiagonalForm(values[some] if len(values) > 1 else values)

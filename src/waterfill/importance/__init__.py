@@ -1,15 +1,16 @@
 """Estimators of what an error in each weight costs: frozen option objects with a method `estimate`."""
 
 from waterfill.importance.data_free import identity, weight_scale
-from waterfill.importance.factored import KroneckerForm, UnfactoredForm
+from waterfill.importance.factored import KroneckerForm, UnfactoredForm, has_cross_terms
 from waterfill.importance.fisher import kl, regression
-from waterfill.importance.forms import DiagonalForm, DrawnForm, DrawnQuarticForm, QuarticForm
+from waterfill.importance.forms import COST_UNIT, DiagonalForm, DrawnForm, DrawnQuarticForm, QuarticForm, completed
 from waterfill.importance.kronecker import kronecker
 from waterfill.importance.moments import Moments
 from waterfill.importance.state import State
 from waterfill.importance.supervised import gradient, gradient_hessian, hessian
 
 __all__ = [
+    "COST_UNIT",
     "DiagonalForm",
     "DrawnForm",
     "DrawnQuarticForm",
@@ -18,8 +19,10 @@ __all__ = [
     "QuarticForm",
     "State",
     "UnfactoredForm",
+    "completed",
     "gradient",
     "gradient_hessian",
+    "has_cross_terms",
     "hessian",
     "identity",
     "kl",

@@ -157,7 +157,9 @@ class HessianState(CurvatureState):
         """
         count = self.moments.count
         return {
-            name: DrawnForm(curvature.astype(np.float32), _error(noise, count), count).regularised(self.source.mu)
+            name: DrawnForm(
+                curvature.astype(np.float32), _error(noise, count), count, factor=0.5, unit="loss"
+            ).regularised(self.source.mu)
             for name, (curvature, noise) in self.means().items()
         }
 

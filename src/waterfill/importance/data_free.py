@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
 
-from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.forms import COST_UNIT, DiagonalForm
 from waterfill.models.torch_module import inventory
 from waterfill.protocols import Output, Progress
 from waterfill.records import Weight
@@ -22,13 +22,15 @@ LARGEST = 1e30
 class _DataFree(ABC):
     """Estimators that look only at the weights."""
 
+    unit: ClassVar[str] = COST_UNIT
+
     def forms(self, weights: Mapping[str, Weight]) -> dict[str, DiagonalForm]:
         """One form for every matrix; vectors have none, for nothing is known about them without data."""
-        return {
-            name: DiagonalForm(np.full(weight.matrix.shape, self._constant(weight), np.float32))
-            for name, weight in weights.items()
-            if not weight.is_vector
+        matrices = {name: weight for name, weight in weights.items() if not weight.is_vector}
+        values = {
+            name: np.full(weight.matrix.shape, self._constant(weight), np.float32) for name, weight in matrices.items()
         }
+        return {name: DiagonalForm(each, unit=self.unit) for name, each in values.items()}
 
     @abstractmethod
     def _constant(self, weight: Weight) -> float:
@@ -59,6 +61,8 @@ class _DataFree(ABC):
 @dataclass(frozen=True)
 class identity(_DataFree):
     """`I = 1`: the squared error of the weights themselves, the paper's baseline."""
+
+    unit: ClassVar[str] = "squared weight"
 
     @property
     def name(self) -> str:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
-from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.forms import DiagonalForm, Doubles, Form
+from waterfill.protocols import QuadraticForm
 from waterfill.records import Floats
-
-Doubles: TypeAlias = NDArray[np.float64]
+from waterfill.theory.scaled_source import ScaledSource
+from waterfill.theory.spectra import Products, kronecker_products, pivots
 
 SHRINKAGE = 0.3
 """Share of its mean diagonal that is added to a factor, times columns over positions."""
@@ -38,7 +38,7 @@ class UnfactoredForm(DiagonalForm):
 
 
 @dataclass(frozen=True, eq=False)
-class KroneckerForm:
+class KroneckerForm(Form):
     """A form `e^T I e = tr(G E A E^T)` of an error E [out, in], `I = G (x) A`, for every group of a grouped layer.
 
     Either factor is a matrix, or the vector of its diagonal where the other entries are zero or were not asked for.
@@ -58,13 +58,75 @@ class KroneckerForm:
     reason: str = ""
     positions: float = math.inf
 
+    @property
+    def row_factors(self) -> Doubles:
+        """The diagonal of the factor over rows, [out]."""
+        return np.ascontiguousarray(_diagonals(self.rows, self.rows.ndim == 2))
+
+    @property
+    def has_cross_terms(self) -> bool:
+        """Whether errors in one column of a matrix can be made up for in another."""
+        return self.columns.ndim == 3 and bool(self.row_factors.any())
+
     def diagonal(self) -> Floats:
         """The diagonal of the product, float32 [out, in]."""
         columns = _diagonals(self.columns, self.columns.ndim == 3)
         groups, inputs = columns.shape
-        rows = _diagonals(self.rows, self.rows.ndim == 2).reshape(groups, len(self.rows) // groups, 1)
+        rows = self.row_factors.reshape(groups, len(self.rows) // groups, 1)
         product: Floats = (rows * columns[:, None, :]).astype(np.float32).reshape(len(self.rows), inputs)
         return product
+
+    def rows_of(self, rows: slice) -> KroneckerForm:
+        """The form of some rows of the matrix.
+
+        Raises:
+            UsageError: they are not equally many of each group that they are of.
+        """
+        chosen = np.arange(len(self.rows))[rows]
+        size = len(self.rows) // len(self.columns)
+        groups, counts = np.unique(chosen // max(1, size), return_counts=True)
+        if len(set(counts.tolist())) > 1:
+            raise UsageError(
+                f"Rows {rows.start}:{rows.stop}:{rows.step} are {counts.tolist()} of the groups {groups.tolist()} of a "
+                "form; expected equally many of each. Take whole groups, or rows of one."
+            )
+        factor = self.rows[rows] if self.rows.ndim == 1 else self.rows[rows, rows]
+        return replace(self, rows=factor, columns=self.columns[groups] if len(groups) else self.columns[:1])
+
+    def products(self, source: ScaledSource, matrix: Floats) -> list[Products]:
+        """Eigenvalues of `N^{1/2} I N^{1/2}`, see `waterfill.theory.spectra`.
+
+        Args:
+            source: fitted to the matrix.
+            matrix: the weights [out, in].
+        """
+        return kronecker_products(self.rows, self.columns, *source.power_factors(), source.live(matrix))
+
+    def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
+        """What is left of every weight given those before it, with the weights that are known taken for unknown.
+
+        They are products of one number of a row and one of a column, unless there are several groups.
+
+        Args:
+            source: fitted to the matrix.
+            matrix: the weights [out, in].
+
+        Returns:
+            Factors [out] and [in]; of several groups all variances [out * in], and a one.
+
+        Source: the pivots of a Cholesky decomposition, see `waterfill.theory.spectra.pivots`.
+        """
+        del matrix
+        groups, inputs = self.columns.shape[:2]
+        row_powers, column_powers = source.power_factors()
+        columns = pivots(self.columns, np.broadcast_to(column_powers, (groups, inputs)))
+        rows = self.rows * row_powers
+        if self.rows.ndim == 2:
+            rows = pivots(self.rows[None], row_powers[None])[0]
+        if groups == 1:
+            return rows, columns[0]
+        products = rows.reshape(groups, -1, 1) * columns[:, None, :]
+        return products.reshape(-1), np.ones(1)
 
     def scaled(self, factor: float) -> KroneckerForm:
         """Multiply every price.
@@ -232,3 +294,8 @@ def _damped(groups: Doubles, relative: float) -> Doubles:
     every = np.arange(groups.shape[1])
     result[:, every, every] += added[:, None]
     return result
+
+
+def has_cross_terms(form: QuadraticForm | None) -> TypeGuard[KroneckerForm]:
+    """Whether a form is there and has cross terms: those of a product, the only ones that are known here."""
+    return form is not None and form.has_cross_terms

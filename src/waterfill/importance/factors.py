@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from waterfill.errors import UsageError
-from waterfill.importance.factored import Doubles, KroneckerForm
+from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.forms import Doubles
 from waterfill.importance.squares import single
 from waterfill.models.uses import Convolution, Dense, Tokens, Use
 from waterfill.records import Layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class kl:
     temperature: float = 1.0
     draws: int | None = None
     seed: int = 0
+
+    factor: ClassVar[float] = 0.5
+    unit: ClassVar[str] = "nats of KL"
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -127,6 +130,9 @@ class regression:
 
     draws: int | None = None
     seed: int = 0
+
+    factor: ClassVar[float] = 1.0
+    unit: ClassVar[str] = "squared output"
 
     def __post_init__(self) -> None:
         check_draws(self.draws)

@@ -3,17 +3,104 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Self
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
+from waterfill.protocols import QuadraticForm, Quartic
 from waterfill.records import Floats
+from waterfill.theory.scaled_source import ScaledSource
+from waterfill.theory.spectra import Products
+
+Doubles: TypeAlias = NDArray[np.float64]
+
+COST_UNIT = "I e^2"
+"""Unit of a distortion that is told by its formula."""
 
 
 @dataclass(frozen=True, eq=False)
-class DiagonalForm:
+class Form(ABC):
+    """What all forms have: a way to be read as a distortion of the model, and components for its limit.
+
+    Attributes:
+        factor: by what `e^T I e` is multiplied to be a distortion of the model: 1/2 for second derivatives, such as
+            those of KL (Eq. 6).
+        unit: of that distortion.
+    """
+
+    factor: float = field(default=1.0, kw_only=True)
+    unit: str = field(default=COST_UNIT, kw_only=True)
+
+    @property
+    def has_cross_terms(self) -> bool:
+        """Whether an error in one column of a matrix can be made up for in another."""
+        return False
+
+    def shrunk(self) -> Self:
+        """The form as more samples would show it: itself."""
+        return self
+
+    @abstractmethod
+    def products(self, source: ScaledSource, matrix: Floats) -> list[Products]:
+        """`component_variances` as products of one number of a row and one of a column."""
+
+    def component_variances(self, source: ScaledSource, matrix: Floats) -> Doubles:
+        """Variances of independent components whose reverse water-filling is the limit at every distortion.
+
+        Args:
+            source: fitted to the matrix.
+            matrix: the weights [out, in].
+
+        Returns:
+            Float64 [components]; weights that are known have none, or one of the variance 0.
+        """
+        return np.concatenate([part.volumes() for part in self.products(source, matrix)])
+
+
+class _EntryByEntry(Form):
+    """A form in which weights are priced one by one."""
+
+    @abstractmethod
+    def diagonal(self) -> Floats:
+        """The coefficients of the squares, float32 [out, in]."""
+
+    @property
+    def scale_total(self) -> float:
+        """Sum over all weights of what `tempered` takes to a power: the diagonal."""
+        return float(self.diagonal().sum(dtype=np.float64))
+
+    def products(self, source: ScaledSource, matrix: Floats) -> list[Products]:
+        """All component variances as one row."""
+        variances = self.component_variances(source, matrix)
+        return [Products(variances[None], np.ones((1, 1)))]
+
+    def component_variances(self, source: ScaledSource, matrix: Floats) -> Doubles:
+        """`I_i N_i` with the entropy powers N of the weights, float64 [out * in].
+
+        Args:
+            source: fitted to the matrix.
+            matrix: the weights [out, in].
+
+        Source: Theorem 2 of the paper.
+        """
+        variances: Doubles = source.entropy_powers(matrix) * self.diagonal()
+        return variances.reshape(-1)
+
+    def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
+        """The component variances, which do not depend on each other, and a one."""
+        return self.component_variances(source, matrix), np.ones(1)
+
+    def _squares(self) -> DiagonalForm:
+        """The squares alone, in the same unit."""
+        return DiagonalForm(self.diagonal(), factor=self.factor, unit=self.unit)
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalForm(_EntryByEntry):
     """A form without cross terms: `e^T I e = sum_i I_i e_i^2`.
 
     Source: section 6 of the paper, where the off-diagonal part of the importance matrix is dropped.
@@ -27,6 +114,10 @@ class DiagonalForm:
     def diagonal(self) -> Floats:
         """The diagonal, float32 [out, in]."""
         return self.values
+
+    def rows_of(self, rows: slice) -> DiagonalForm:
+        """The form of some rows of the matrix."""
+        return replace(self, values=self.values[rows])
 
     def regularised(self, mu: float) -> Self:
         """Add `mu` times the mean of the absolute diagonal to it.
@@ -48,11 +139,6 @@ class DiagonalForm:
         """
         return replace(self, values=_regularised(self.values, mu))
 
-    @property
-    def scale_total(self) -> float:
-        """Sum over all weights of what `tempered` takes to a power: the diagonal."""
-        return float(self.values.sum(dtype=np.float64))
-
     def tempered(self, mean: float, power: float) -> DiagonalForm:
         """Take it to a power about a mean: `I' = mean (I / mean)^power`, entry by entry.
 
@@ -64,7 +150,9 @@ class DiagonalForm:
             >>> DiagonalForm(np.float32([[1, 16]])).tempered(4.0, 0.5).values
             array([[2., 8.]], dtype=float32)
         """
-        return DiagonalForm((mean * np.power(self.values / mean, power)).astype(np.float32))
+        if power == 1:
+            return self
+        return self._with((mean * np.power(self.values / mean, power)).astype(np.float32))
 
     def scaled(self, factor: float) -> DiagonalForm:
         """Multiply every price.
@@ -72,7 +160,11 @@ class DiagonalForm:
         Args:
             factor: above 0.
         """
-        return DiagonalForm((self.values * np.float64(factor)).astype(np.float32))
+        return self._with(_times(self.values, factor))
+
+    def _with(self, values: Floats) -> DiagonalForm:
+        """A plain form of other values, in the same unit."""
+        return DiagonalForm(values, factor=self.factor, unit=self.unit)
 
     def cost(self, error: Floats) -> float:
         """Price an error.
@@ -107,9 +199,13 @@ class DrawnForm(DiagonalForm):
     standard_errors: Floats
     count: int
 
+    def rows_of(self, rows: slice) -> DrawnForm:
+        """The form of some rows of the matrix."""
+        return replace(self, values=self.values[rows], standard_errors=self.standard_errors[rows])
+
 
 @dataclass(frozen=True, eq=False)
-class QuarticForm:
+class QuarticForm(_EntryByEntry):
     """A form of second and fourth powers: `sum_i I_i e_i^2 + H_i e_i^4`.
 
     Source: objective "gradient+hessian" of the paper, and its Algorithm 2, whose I and H these are.
@@ -129,6 +225,32 @@ class QuarticForm:
     def quartic(self) -> Floats:
         """H, the coefficients of the fourth powers, float32 [out, in]."""
         return self.fourth
+
+    def rows_of(self, rows: slice) -> QuarticForm:
+        """The form of some rows of the matrix."""
+        return replace(self, values=self.values[rows], fourth=self.fourth[rows])
+
+    def scaled(self, factor: float) -> QuarticForm:
+        """Multiply every price.
+
+        Args:
+            factor: above 0.
+        """
+        values, fourth = (_times(each, factor) for each in (self.values, self.fourth))
+        return QuarticForm(values, fourth, factor=self.factor, unit=self.unit)
+
+    def tempered(self, mean: float, power: float) -> QuarticForm | DiagonalForm:
+        """Take the coefficients of the squares to a power, as `DiagonalForm.tempered`, without the fourth powers.
+
+        What a power of the squares corrects is what fourth powers stand for: that errors are not small.
+
+        Args:
+            mean: above 0.
+            power: 1 changes nothing.
+        """
+        if power == 1:
+            return self
+        return self._squares().tempered(mean, power)
 
     def regularised(self, mu: float) -> Self:
         """Add `mu` times the mean of the absolute H to H, as `DiagonalForm.regularised`; I stays as it is.
@@ -181,6 +303,84 @@ class DrawnQuarticForm(QuarticForm):
     fourth_errors: Floats
     count: int
 
+    def rows_of(self, rows: slice) -> DrawnQuarticForm:
+        """The form of some rows of the matrix."""
+        coefficients = self.values[rows], self.fourth[rows], self.fourth_errors[rows]
+        return DrawnQuarticForm(*coefficients, self.count, factor=self.factor, unit=self.unit)
+
+
+class BareForm(Protocol):
+    """A form of release 0.1: a diagonal and a cost."""
+
+    def diagonal(self) -> Floats:
+        """The diagonal, float32 [out, in]."""
+        ...
+
+    def cost(self, error: Floats) -> float:
+        """The price of an error [out, in]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ForeignForm(_EntryByEntry):
+    """A form of somebody else, which prices errors in a way of its own and is known by its diagonal otherwise.
+
+    Attributes:
+        priced: the form.
+        times: what its prices are multiplied by.
+    """
+
+    priced: BareForm
+    times: float = 1.0
+
+    def diagonal(self) -> Floats:
+        """The diagonal, float32 [out, in]."""
+        values = self.priced.diagonal()
+        return values if self.times == 1 else _times(values, self.times)
+
+    def rows_of(self, rows: slice) -> DiagonalForm:
+        """The diagonal form of some rows: the price of the whole says nothing of them."""
+        return self._squares().rows_of(rows)
+
+    def scaled(self, factor: float) -> ForeignForm:
+        """Multiply every price.
+
+        Args:
+            factor: above 0.
+        """
+        return replace(self, times=factor * self.times)
+
+    def tempered(self, mean: float, power: float) -> ForeignForm | DiagonalForm:
+        """Take the diagonal to a power, as `DiagonalForm.tempered`.
+
+        Args:
+            mean: above 0.
+            power: 1 changes nothing.
+        """
+        return self if power == 1 else self._squares().tempered(mean, power)
+
+    def cost(self, error: Floats) -> float:
+        """Price an error by the own way of the form.
+
+        Args:
+            error: [out, in].
+        """
+        return self.times * self.priced.cost(error)
+
+
+def completed(form: Any) -> QuadraticForm:
+    """Give a form all methods that the package uses, where it has only those of release 0.1.
+
+    Args:
+        form: with the methods `diagonal` and `cost`, or those of `Quartic`.
+    """
+    if hasattr(form, "component_variances"):
+        found: QuadraticForm = form
+        return found
+    if isinstance(form, Quartic):
+        return QuarticForm(form.diagonal(), form.quartic())
+    return ForeignForm(form)
+
 
 def check_mu(mu: float) -> None:
     """Check what forms are regularised by.
@@ -190,6 +390,11 @@ def check_mu(mu: float) -> None:
     """
     if not (math.isfinite(mu) and mu >= 0):
         raise UsageError(f"mu is {mu}; expected a number not below 0. Give 0 to add nothing.")
+
+
+def _times(values: Floats, factor: float) -> Floats:
+    product: Floats = (values * np.float64(factor)).astype(np.float32)
+    return product
 
 
 def _regularised(values: Floats, mu: float) -> Floats:

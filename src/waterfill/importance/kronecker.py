@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import UsageError
-from waterfill.importance.factored import Doubles, KroneckerForm, UnfactoredForm
+from waterfill.importance.factored import KroneckerForm, UnfactoredForm
 from waterfill.importance.factors import Factors, Gatherer, expected
 from waterfill.importance.fisher import check_draws, check_temperature, kl, needed, regression
-from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Plan
 from waterfill.importance.state import Seen, State, in_full_precision, measure, nothing, run
 from waterfill.models.batches import Inputs, output_kind
 from waterfill.models.capture import variables
 from waterfill.protocols import Output, Progress
+from waterfill.records import Floats
 
 LARGEST = 16384
 """Most inputs of a layer whose products are all kept: 2 GiB in double precision."""
@@ -182,7 +183,7 @@ class KroneckerState(Seen):
         Raises:
             CalibrationError: nothing was seen.
         """
-        diagonals = self.moments.forms(self.learned.layouts)
+        diagonals = self.moments.forms(self.learned.layouts, factor=self.source.factor, unit=self.source.unit)
         return {name: self._form(name, diagonal) for name, diagonal in diagonals.items()}
 
     def _form(self, name: str, diagonal: DiagonalForm) -> Form:
@@ -193,12 +194,15 @@ class KroneckerState(Seen):
         if reason is None and name in self.moments.factors:
             exact = layout.to_matrix(self.moments.sums[name].numpy() / self.moments.count)
             factors = self.moments.factors[name]
-            return _of_tokens(exact, factors) if factors.inputs.ndim == 2 else factors.form(exact)
-        return UnfactoredForm(diagonal.values, reason or UNUSED)
+            if factors.inputs.ndim == 2:
+                return replace(diagonal, values=_of_tokens(exact, factors))
+            return replace(factors.form(exact), factor=diagonal.factor, unit=diagonal.unit)
+        return UnfactoredForm(diagonal.values, reason or UNUSED, factor=diagonal.factor, unit=diagonal.unit)
 
 
-def _of_tokens(exact: Doubles, factors: Factors) -> DiagonalForm:
+def _of_tokens(exact: Doubles, factors: Factors) -> Floats:
     """The form of a table of tokens: no two of them come at one position, so it has no cross terms between them."""
     counts = factors.inputs[0].numpy()
     found = expected(exact.T, counts).T if factors.turned else expected(exact, counts)
-    return DiagonalForm(found.astype(np.float32))
+    values: Floats = found.astype(np.float32)
+    return values

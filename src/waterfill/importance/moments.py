@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.forms import COST_UNIT, DiagonalForm
 from waterfill.records import Layout
 
 
@@ -39,19 +39,23 @@ class Moments:
             )
         return Moments({name: total + other.sums[name] for name, total in self.sums.items()}, self.count + other.count)
 
-    def forms(self, layouts: Mapping[str, Layout]) -> dict[str, DiagonalForm]:
+    def forms(
+        self, layouts: Mapping[str, Layout], *, factor: float = 1.0, unit: str = COST_UNIT
+    ) -> dict[str, DiagonalForm]:
         """Means as diagonal forms in normal form.
 
         Args:
             layouts: how each tensor is read as a matrix.
+            factor: of the forms.
+            unit: of the forms.
 
         Raises:
             CalibrationError: nothing was seen.
         """
         self.check()
+        means = {name: (total.numpy() / self.count).astype(np.float32) for name, total in self.sums.items()}
         return {
-            name: DiagonalForm(layouts[name].to_matrix((total.numpy() / self.count).astype(np.float32)))
-            for name, total in self.sums.items()
+            name: DiagonalForm(layouts[name].to_matrix(mean), factor=factor, unit=unit) for name, mean in means.items()
         }
 
     def check(self) -> None:

@@ -62,6 +62,16 @@ class Source(Protocol):
         """Seed of everything that is drawn."""
         ...
 
+    @property
+    def factor(self) -> float:
+        """Of the forms, see `QuadraticForm.factor`."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Of the forms."""
+        ...
+
     def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
         """Give what is sent back from an output."""
         ...
@@ -169,7 +179,7 @@ class State(Seen):
         Raises:
             CalibrationError: nothing was seen.
         """
-        return self.moments.forms(self.learned.layouts)
+        return self.moments.forms(self.learned.layouts, factor=self.source.factor, unit=self.source.unit)
 
 
 def run(state: S, data: Iterable[Any], progress: Progress | None) -> S:

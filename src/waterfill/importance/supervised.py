@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.curved import HessianState, QuarticState
 from waterfill.importance.fisher import DRAWS, check_draws, check_temperature, needed
-from waterfill.importance.forms import DiagonalForm, DrawnForm, DrawnQuarticForm, check_mu
+from waterfill.importance.forms import COST_UNIT, DiagonalForm, DrawnForm, DrawnQuarticForm, check_mu
 from waterfill.importance.losses import Loss, cross_entropy, squared_error
 from waterfill.importance.signals import Signals
 from waterfill.importance.state import State, begin, run
@@ -220,6 +220,9 @@ class _Slope:
     loss: Loss
     draws: int
     seed: int
+
+    factor: ClassVar[float] = 1.0
+    unit: ClassVar[str] = COST_UNIT
 
     def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
         """Give it, times random signs for predictions that share a sample."""

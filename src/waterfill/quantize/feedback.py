@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
-from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.factored import KroneckerForm, has_cross_terms
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
-from waterfill.quantize.prefilter import Target, prefilter, row_factors
+from waterfill.quantize.prefilter import Target, prefilter
 from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, largest_step
 from waterfill.quantize.sparse import Sparse
 from waterfill.quantize.spread import Fit
@@ -108,7 +108,6 @@ class Feedback:
         plain = Scalar() if self.states == 1 else Trellis(self.states)
         if not has_cross_terms(form) or not weight.matrix.any():
             return plain.quantize(weight, form, water_level)
-        assert isinstance(form, KroneckerForm)
         share = np.count_nonzero(weight.matrix) / weight.matrix.size
         if share <= VERY_SPARSE:
             return Sparse().quantize(weight, form, water_level)
@@ -137,11 +136,6 @@ class Feedback:
 def is_sparse(matrix: Floats) -> bool:
     """Whether zeros of a matrix are worth keeping."""
     return bool(np.count_nonzero(matrix) <= SPARSE * matrix.size)
-
-
-def has_cross_terms(form: QuadraticForm | None) -> bool:
-    """Whether errors in one column of a matrix can be made up for in another."""
-    return isinstance(form, KroneckerForm) and form.columns.ndim == 3 and bool(row_factors(form).any())
 
 
 @dataclass(frozen=True, eq=False)

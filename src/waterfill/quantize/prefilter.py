@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
-from waterfill.importance.factored import Doubles, KroneckerForm
+from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.forms import Doubles
 from waterfill.records import Floats
 
 DAMPING = 1e-4
@@ -73,7 +74,7 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
     from scipy.linalg import solve_triangular
 
     damped = form.shrunk().damped(DAMPING).columns
-    rows = row_factors(form)
+    rows = form.row_factors
     size = len(rows) // len(damped)
     weights = matrix.astype(np.float64)
     kappa = np.clip(noise / np.maximum(rows, LEAST_SHARE * rows.mean()), 1e-300, 1e300)
@@ -92,11 +93,6 @@ def prefilter(matrix: Floats, form: KroneckerForm, noise: float) -> Target:
     diagonals = np.diagonal(factors, axis1=1, axis2=2)
     importance = rows[:, None] * np.square(diagonals)[classes]
     return Target(target.astype(np.float32), importance.astype(np.float32), factors, classes)
-
-
-def row_factors(form: KroneckerForm) -> Doubles:
-    """The diagonal of the factor over rows, [out]."""
-    return form.rows if form.rows.ndim == 1 else np.asarray(np.diagonal(form.rows))
 
 
 def _upper_factor(a: Doubles) -> Doubles:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import adaptive as coder
-from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.factored import has_cross_terms
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import adaptive
 from waterfill.quantize import spread as spreads
@@ -103,9 +103,8 @@ class Problem:
         out, inputs = weight.matrix.shape
         alone = np.ones(rows.size) if form is None else form.diagonal()[rows, columns].astype(np.float64)
         importances, factors = np.ones(out), np.zeros((0, inputs, inputs))
-        if isinstance(form, KroneckerForm) and form.columns.ndim == 3:
-            importances = form.rows if form.rows.ndim == 1 else np.ascontiguousarray(np.diagonal(form.rows))
-            factors = form.columns
+        if has_cross_terms(form):
+            importances, factors = form.row_factors, form.columns
         mask = (weight.matrix != 0).astype(np.int32)
         found = adaptive.cheapest(mask, weight.layout)
         model = Adaptive() if found is None or found[0].adaptive is None else found[0].adaptive

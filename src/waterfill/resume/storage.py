@@ -132,7 +132,8 @@ def _extension(code: int, data: memoryview) -> Any:
     fields = _decode(bytes(data))
     if code == _RECORD:
         name, *values = fields
-        return RECORDS[name](*values)
+        names = [field.name for field in dataclasses.fields(RECORDS[name])]
+        return RECORDS[name](**dict(zip(names, values, strict=True)))
     if code != _ARRAY:
         raise ValueError(f"unknown extension {code}")
     kind, axes, shape, stored, values = fields

@@ -73,6 +73,16 @@ class ScaledSource:
         variance = np.where(known, 0.0, np.exp2(2 * (log2_scale + log2_deviation(self.shape))))
         return Source(self.name, entropy, variance, self.standard_error)
 
+    def entropy_powers(self, weights: ArrayLike) -> Array:
+        """Entropy powers of the weights that it was fitted to, in their shape; 0 of those that are known.
+
+        Args:
+            weights: [out, channels, taps], or in normal form [out, in].
+        """
+        values = np.asarray(weights)
+        axes = [len(scales) for scales in self.log2_scales]
+        return self.source(values.reshape(axes)).entropy_power.reshape(values.shape)
+
     def live(self, weights: ArrayLike) -> NDArray[np.bool_]:
         """Which of the weights that it was fitted to are not known, in their shape."""
         return np.asarray((np.asarray(weights) != 0) | (self.zeros <= 0))
