@@ -16,7 +16,7 @@ import hf_models
 import minilm
 import waterfill
 from waterfill import zoo
-from waterfill.evaluate import reference_outputs
+from waterfill.evaluation import reference_outputs
 
 Row = dict[str, Any]
 

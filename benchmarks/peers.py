@@ -30,7 +30,7 @@ from measure import say
 from peer_networks import CODECS, KL, NETWORKS, NNCODEC, ORIGINAL, OURS, TOP1, Network
 from peer_page import CODE
 from peer_ways import ways
-from waterfill.evaluate import reference_outputs
+from waterfill.evaluation import reference_outputs
 
 Row = dict[str, Any]
 Rows = list[Row]

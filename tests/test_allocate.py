@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from waterfill import allocate
-from waterfill.allocate import Job, Trial, lowest_within, mean_power, plan, temper
+from waterfill.compression import encoder as allocate
+from waterfill.compression.encoder import Job, Trial, lowest_within, mean_power, plan, temper
 from waterfill.errors import TargetError, UnsupportedModelError, UsageError
 from waterfill.importance.factored import SCALE_DAMPING, KroneckerForm
 from waterfill.importance.forms import DiagonalForm

@@ -11,7 +11,7 @@ from small_nets import batches, net
 from torch import nn
 
 import waterfill
-from waterfill.bound import GRID
+from waterfill.compression.bound import GRID
 from waterfill.errors import CalibrationError, TargetError, UsageError
 from waterfill.importance import hessian, identity, kl, regression, weight_scale
 from waterfill.report.picture import MOST_TENSORS, bound_picture, picture_format

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from waterfill.calibrate import correct_statistics, moments
-from waterfill.calibrate import samples as calibration_samples
+from waterfill.compression import activation_moments as moments
+from waterfill.compression import joined_samples as calibration_samples
+from waterfill.compression.statistics_correction import correct_statistics
 from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models import assemble, clone, fill, inventory
 

@@ -17,11 +17,11 @@ import torch
 
 import waterfill
 from waterfill import cli
+from waterfill._version import PRODUCER
 from waterfill.cli.arguments import as_quantizers, as_size, as_tolerance
 from waterfill.errors import UsageError
 from waterfill.progress import STAGES, progress_bar
 from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
-from waterfill.workshop import PRODUCER
 
 NETS = """
 import time
@@ -683,6 +683,8 @@ def test_killed_while_it_writes_leaves_no_half_file(place):
 
 def test_the_version_is_that_of_the_package_and_of_the_project(run):
     assert run("--version") == (0, f"waterfill {waterfill.__version__}\n", "")
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert project["version"] == waterfill.__version__
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "waterfill._version.__version__"}
+    text = (Path(waterfill.__file__).parent / "_version.py").read_text()
+    assert f'__version__ = "{waterfill.__version__}"\n' in text
     assert f"waterfill {waterfill.__version__}" == PRODUCER

@@ -13,15 +13,15 @@ from torch import nn
 
 import waterfill
 from waterfill import workshop
+from waterfill.compression.forecast import Forecast
+from waterfill.compression.in_memory import Workshop
 from waterfill.errors import CalibrationError, TargetError, UsageError, WaterfillError
 from waterfill.files import WaterfillFile
-from waterfill.forecast import Forecast
 from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, kronecker, regression, weight_scale
 from waterfill.models import torch_module
 from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
-from waterfill.workshop import Workshop
 
-SEARCH = "waterfill.search"
+SEARCH = "waterfill.compression.rate_control"
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from waterfill import curves
-from waterfill.curves import FARTHEST, OFFSETS, Curve, mean_ratio, measure, offsets, some
-from waterfill.evaluate import evaluate, reference_outputs
+from waterfill.compression import distortion_curves as curves
+from waterfill.compression.distortion_curves import FARTHEST, OFFSETS, Curve, mean_ratio, measure, offsets, some
+from waterfill.evaluation import evaluate, reference_outputs
 
 # Hulls ----------------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import waterfill
-from waterfill.forecast import Forecast
+from waterfill.compression.forecast import Forecast
 from waterfill.quantize import Feedback
 from waterfill.theory.waterfilling import Rectangles
 

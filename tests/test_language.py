@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import weakref
 from types import SimpleNamespace
 
@@ -12,9 +11,9 @@ import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 
-from waterfill import evaluate, sentence_batches, text_batches
+from waterfill import evaluate, evaluation, sentence_batches, text_batches
 from waterfill.errors import CalibrationError, FormatError, UnsupportedModelError, WaterfillError
-from waterfill.evaluate import Evaluation, distances, reference_outputs
+from waterfill.evaluation import Evaluation, distances, reference_outputs
 from waterfill.models.embedder import Embedder, Pooling, is_embedder, pooling_of
 from waterfill.models.language import next_tokens, output_of
 from waterfill.models.pretrained import load_pretrained
@@ -155,14 +154,14 @@ def test_measures_do_not_depend_on_batches_nor_slices(monkeypatch):
     whole = measured(evaluate(model, [batch], reference, output="logits"))
     for sizes in ([1] * 12, [5, 7], [11, 1]):
         assert_measured(evaluate(model, cut(batch, sizes), reference, output="logits"), whole, rel=1e-12)
-    monkeypatch.setitem(sys.modules["waterfill.evaluate"]._VALUES_AT_ONCE, "cpu", 3 * VOCABULARY)
+    monkeypatch.setitem(evaluation._VALUES_AT_ONCE, "cpu", 3 * VOCABULARY)
     assert_measured(evaluate(model, [batch], reference, output="logits"), whole, rel=1e-12)
 
 
 def test_rows_are_in_double_precision_a_few_at_a_time(monkeypatch):
     """No more values than a slice are ever given to the softmax."""
     model, reference = tables()
-    monkeypatch.setitem(sys.modules["waterfill.evaluate"]._VALUES_AT_ONCE, "cpu", 4 * VOCABULARY)
+    monkeypatch.setitem(evaluation._VALUES_AT_ONCE, "cpu", 4 * VOCABULARY)
     asked = []
     plain = torch.Tensor.log_softmax
     monkeypatch.setattr(torch.Tensor, "log_softmax", lambda t, *a: asked.append((t.dtype, t.numel())) or plain(t, *a))

@@ -11,11 +11,11 @@ from small_nets import batches, net
 from torch import nn
 
 import waterfill
-from waterfill.allocate import Job
+from waterfill.compression.encoder import Job
+from waterfill.compression.limits import fit_sources, fit_spectra, price, rectangles
 from waterfill.files import WaterfillFile
 from waterfill.importance import KroneckerForm, identity, kl, kronecker
 from waterfill.importance.forms import DiagonalForm
-from waterfill.limits import fit_sources, fit_spectra, price, rectangles
 from waterfill.quantize import KMeans, Scalar
 from waterfill.records import Layout, Quantized, Relative, Spread, Uniform, Weight
 from waterfill.theory import shannon_lower_bound
@@ -177,7 +177,7 @@ def test_structure_that_the_source_lacks_lies_below_the_limit_and_says_so():
 
 
 def test_a_small_gap_below_the_limit_may_be_chance():
-    from waterfill.compress import _why_below
+    from waterfill.compression.api import _why_below
 
     assert _why_below(0.0, 0.1) == _why_below(0.3, 0.1) == ""
     assert _why_below(-0.2, 0.1) == "below the limit within two standard errors of the fitted entropy"

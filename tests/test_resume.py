@@ -24,13 +24,13 @@ from torch import nn
 
 import waterfill
 from waterfill import cli, records
-from waterfill.allocate import Job, quantize_job
+from waterfill.compression.calibration import prepare
+from waterfill.compression.encoder import Job, quantize_job
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.importance import factored, forms, gradient_hessian, kl, kronecker
 from waterfill.models.state_dict import save_tensors
-from waterfill.prepare import prepare
 from waterfill.quantize import Feedback, KMeans, Scalar, Trellis
-from waterfill.resume import Memo, work_folder
+from waterfill.resume import Memo, facts, work_folder
 from waterfill.resume.description import describe
 from waterfill.resume.storage import RECORDS, Unstorable, pack, seal, unpack, unseal
 
@@ -339,7 +339,7 @@ def test_several_differences_are_all_named(run):
 
 def test_other_code_of_the_package_is_refused(run, monkeypatch):
     run()
-    monkeypatch.setattr(waterfill, "__version__", "0.0.9")
+    monkeypatch.setattr(facts, "__version__", "0.0.9")
     with pytest.raises(UsageError, match=r"waterfill is 0\.0\.9 .*, was 0\.1\.0 "):
         run()
 

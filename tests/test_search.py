@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 import waterfill
-import waterfill.prepare as prepared
-from waterfill import allocate, curves
-from waterfill.compress import _result
+import waterfill.compression.calibration as prepared
+from waterfill.compression import distortion_curves as curves
+from waterfill.compression import encoder as allocate
+from waterfill.compression.api import _result
+from waterfill.compression.calibration import Live, prepare
+from waterfill.compression.rate_control import _is_better, workshops
+from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError, TargetError, UsageError
-from waterfill.evaluate import evaluate
+from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile
 from waterfill.importance import kronecker
 from waterfill.models import torch_module
-from waterfill.prepare import Live, prepare
 from waterfill.quantize import Feedback, KMeans
 from waterfill.reconstruct import errors
-from waterfill.search import _is_better, workshops
-from waterfill.tune import Tune
 
 QUICK = (Feedback(8),)
 OPTIONS = {"fold_norms": True, "include": (), "exclude": ()}

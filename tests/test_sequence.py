@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from small_nets import Function, param
 from torch import Tensor, nn
 
-from waterfill.calibrate import InSequence, correct_statistics, sequence
-from waterfill.calibrate.sequence import RIDGE, moved, sampled
+from waterfill.compression import target_correction as sequence
+from waterfill.compression.statistics_correction import correct_statistics
+from waterfill.compression.target_correction import RIDGE, InSequence, moved, sampled
 from waterfill.importance.factored import SHRINKAGE
 from waterfill.models import clone
 from waterfill.models.watch import ProductWatch

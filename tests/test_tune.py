@@ -8,9 +8,9 @@ import torch
 from small_nets import Function, param
 from torch import nn
 
+from waterfill.compression.tune import Tune
 from waterfill.errors import UsageError
-from waterfill.evaluate import evaluate, reference_outputs
-from waterfill.tune import Tune
+from waterfill.evaluation import evaluate, reference_outputs
 
 
 @pytest.fixture(autouse=True)

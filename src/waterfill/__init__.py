@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from waterfill import errors
-from waterfill.blocks import compress_directory
-from waterfill.bound import bound
-from waterfill.compress import compress
-from waterfill.evaluate import evaluate
+from waterfill._version import __version__ as __version__
 from waterfill.integrations import hook as _hook
-from waterfill.reading import decompress, load, open
-from waterfill.text import sentence_batches, text_batches
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from waterfill import bundle, importance, quantize, reproduce, resident, theory, zoo
+    from waterfill.compression.api import compress, compress_directory
+    from waterfill.compression.bound import bound
+    from waterfill.evaluation import evaluate
+    from waterfill.reading import decompress, load, open
+    from waterfill.text import sentence_batches, text_batches
 
 __all__ = [
     "bound",
@@ -36,12 +37,35 @@ __all__ = [
     "zoo",
 ]
 
+_FUNCTIONS = {
+    "bound": "waterfill.compression.bound",
+    "compress": "waterfill.compression.api",
+    "compress_directory": "waterfill.compression.api",
+    "decompress": "waterfill.reading",
+    "evaluate": "waterfill.evaluation",
+    "load": "waterfill.reading",
+    "open": "waterfill.reading",
+    "sentence_batches": "waterfill.text",
+    "text_batches": "waterfill.text",
+}
+"""The module of every public function; all other public names are modules.
 
-def __getattr__(name: str) -> Any:
-    """Import a subpackage on first use, so that `import waterfill` stays fast (PEP 562)."""
-    if name in __all__:
-        return importlib.import_module(f"waterfill.{name}")
-    raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
+No module of this package has the name of a function: its import would put it in the place of the function.
+"""
+
+
+if not TYPE_CHECKING:  # a type checker sees the names above, and reports all others
+
+    def __getattr__(name: str) -> object:
+        """Import what a public name stands for when it is first used (PEP 562): `import waterfill` stays light."""
+        if name in _FUNCTIONS:
+            found = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+        elif name in __all__:
+            found = importlib.import_module(f"waterfill.{name}")
+        else:
+            raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

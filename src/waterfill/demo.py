@@ -76,7 +76,7 @@ def run(folder: Path) -> None:
     """Train, compress, load in another process, and print what became of it."""
     from rich.console import Console
 
-    from waterfill.compress import compress
+    from waterfill.compression.api import compress
     from waterfill.models.state_dict import save_tensors
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table

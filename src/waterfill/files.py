@@ -42,7 +42,7 @@ def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, tor
         FormatError: the file cannot be read, is damaged, or is no waterfill file.
     """
     with WaterfillFile(path, threads=threads) as file:
-        file.verify()
+        file.fetch()
         return dict(file.tensors())
 
 
@@ -69,7 +69,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     """An open `.wf` file as a mapping from names to tensors.
 
     Header and directory are checked when it is opened; a chunk is read, checked and decoded when a tensor in it is
-    asked for. `items()` decodes the whole file in order with bounded memory and in parallel.
+    asked for. `tensors()` decodes the whole file in order with bounded memory and in parallel.
 
     Example:
         >>> with waterfill.open("model.wf") as file:  # doctest: +SKIP
@@ -125,12 +125,20 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         return original_bytes(self.entries)
 
     def verify(self) -> None:
-        """Check the checksum of every chunk.
+        """Check the checksum of every chunk that has not been read yet.
 
         Raises:
             FormatError: the file is damaged.
         """
         self.container.verify()
+
+    def fetch(self) -> None:
+        """Check the whole file before it is decoded, and keep in memory what is read for it until it is decoded.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        self.container.fetch()
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Decode one tensor.

@@ -35,7 +35,7 @@ def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, Ten
     if not Path(path).is_dir():
         return files.decompress(path, threads=threads)
     with Bundle(path, threads=threads) as bundle:
-        bundle.verify()
+        bundle.fetch()
         return dict(bundle.tensors())
 
 
@@ -92,7 +92,7 @@ def load(
 def _fill(model: nn.Module, directory: Path, threads: int | None) -> None:
     """Fill a model from a directory; where names are not those of the checkpoint, transformers converts them."""
     with Bundle(directory, threads=threads) as bundle:
-        bundle.verify()
+        bundle.fetch()
         if set(bundle) != set(model.state_dict()) and hasattr(type(model), "from_pretrained"):
             from waterfill.integrations.loading import like
 

@@ -15,12 +15,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from waterfill import allocate
 from waterfill.codec import container, symbols
 from waterfill.codec.directory import phrases
+from waterfill.compression import encoder as allocate
+from waterfill.compression.limits import fit_sources, price
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile, exact_bytes
-from waterfill.limits import fit_sources, price
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Scalar, Trellis
 from waterfill.records import Adaptive, Codebook, Coded, Entry, Layout, Paths, Quantized, Spread, Table, Uniform, Weight

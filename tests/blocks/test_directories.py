@@ -10,16 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 import transformers as hf
+from waterfill.compression.coder import Coder
+from waterfill.compression.steps import with_data
 
 import waterfill
 from families import BERT, FAMILIES, batches, loaded, model, output, padded
-from waterfill.blocks import parts
-from waterfill.blocks.coder import Coder
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.steps import with_data
-from waterfill.blocks.work import Work
 from waterfill.bundle import Bundle, Checkpoint
+from waterfill.compression import tensor_slices as parts
+from waterfill.compression.checkpoint_source import Work
 from waterfill.errors import CalibrationError, TargetError, UnsupportedModelError, UsageError, WaterfillError
+from waterfill.processes import Processes
 from waterfill.quantize import Feedback
 
 
@@ -418,7 +418,7 @@ def test_another_try_of_a_group_begins_with_what_there_was(tmp_path):
             parameter.add_(0.1 * torch.randn(parameter.shape))
     network.save_pretrained(tmp_path / "lm")
     quantizer = Feedback(8)
-    work = Work.of(Checkpoint(tmp_path / "lm"), quantizer, Ranks(), 0, None, ((), ()), ties=False)
+    work = Work.of(Checkpoint(tmp_path / "lm"), quantizer, Processes(), 0, None, ((), ()), ties=False)
     steps = with_data(work, batches())
     coder = Coder(quantizer, steps.study.mean, steps.power, work.team)
     moved = 0

@@ -6,18 +6,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from waterfill.compression.layer_groups import groups_of
 
 from families import batches, padded
-from waterfill.blocks.flow import Flow
-from waterfill.blocks.gather import TIED, Back, gather, gathered
-from waterfill.blocks.groups import groups_of
-from waterfill.blocks.pieces import Pieces
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.sums import Sums
 from waterfill.bundle import Checkpoint
+from waterfill.compression.block_forward import Flow
+from waterfill.compression.kfac_statistics import TIED, Back, gather, gathered
+from waterfill.compression.loaded_parts import Pieces
+from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton
+from waterfill.processes import Processes
 
 BLOCK = 1
 
@@ -43,7 +43,7 @@ class Case:
 
     def gathered(self):
         """The totals, and the gradient at the input."""
-        sums, at = Sums(Ranks()), self.entered.hidden.clone().requires_grad_()
+        sums, at = ExactSum(Processes()), self.entered.hidden.clone().requires_grad_()
         run = partial(self.flow.through, self.piece.module, at, self.entered.calls[BLOCK])
         gradient = gather(sums, self.piece.parameters, run, Back(self.signal, 5.0), at)
         return sums.totals(), gradient
@@ -203,7 +203,7 @@ def test_what_no_batch_reaches_has_no_form(directories):
 def ends(case):
     """Totals of what is behind the last block, and of what is before the first one."""
     flow, hidden, signal = case.flow, case.entered.hidden, case.signal
-    back, front = Sums(Ranks()), Sums(Ranks())
+    back, front = ExactSum(Processes()), ExactSum(Processes())
     at = hidden.clone().requires_grad_()
     with torch.no_grad():
         output = flow.leave(batches(1)[0], at)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from waterfill.blocks.budget import Budget
-from waterfill.blocks.outlook import OCTAVE, Volumes
+from waterfill.compression.budget import Budget
+from waterfill.compression.rate_model import OCTAVE, Volumes
 from waterfill.theory.waterfilling import Rectangles
 
 HALF = 0.5 / OCTAVE

@@ -50,13 +50,13 @@ def test_two_processes_make_the_same_files(directories, tmp_path):
 def test_a_process_that_is_gone_ends_the_other_with_a_clear_error(directories, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
-        RUN + "from waterfill.blocks.ranks import Ranks\n"
-        "total = Ranks.total\n"
+        RUN + "from waterfill.processes import Processes\n"
+        "total = Processes.total\n"
         "def gone(self, tensors, seen=[]):\n"
         "    seen.append(1)\n"
         "    if self.rank == 1 and len(seen) == 3: os._exit(7)\n"
         "    return total(self, tensors)\n"
-        "Ranks.total = gone\n"
+        "Processes.total = gone\n"
         "try: waterfill.compress_directory(sys.argv[1], sys.argv[2], batches(), rate=4)\n"
         "except WaterfillError as error: print(error); sys.exit(3)\n"
     )

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from waterfill.compression.layer_groups import groups_of
+from waterfill.compression.stages import SHRINKAGE, Side, agreed, inputs_of, stages
 
 from families import batches
-from waterfill.blocks.flow import Flow
-from waterfill.blocks.groups import groups_of
-from waterfill.blocks.pieces import Pieces
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.stages import SHRINKAGE, Side, agreed, inputs_of, stages
-from waterfill.blocks.sums import Sums
 from waterfill.bundle import Checkpoint
+from waterfill.compression.block_forward import Flow
+from waterfill.compression.loaded_parts import Pieces
+from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton
+from waterfill.processes import Processes
 
 EXPECTED = {
     "llama": [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
@@ -112,7 +112,7 @@ def hidden(net, inputs, there):
 def compared(two, names=("second.weight", "beside.weight")):
     original, compressed, inputs, there = two
     sides = side(original, inputs, there), side(compressed, inputs, there)
-    return inputs_of(names, *sides, Sums(Ranks()))
+    return inputs_of(names, *sides, ExactSum(Processes()))
 
 
 def test_inputs_are_compared_at_the_positions_that_count(two):

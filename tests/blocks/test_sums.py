@@ -1,4 +1,4 @@
-"""Sums that are the same bits for every split of the batches over processes, and in every order."""
+"""ExactSum that are the same bits for every split of the batches over processes, and in every order."""
 
 import threading
 from dataclasses import dataclass, field
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from waterfill.blocks.ranks import Ranks
-from waterfill.blocks.sums import Sums
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.importance.exact_sum import ExactSum
+from waterfill.processes import Processes
 
 
 @dataclass
@@ -31,15 +31,15 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Thread(Ranks):
+class Thread(Processes):
     """A process that is a thread."""
 
     board: Board = None
 
-    def of_first(self, value):
+    def broadcast(self, value):
         return self.board.exchange(self.rank, value)[0]
 
-    def everyones(self, value):
+    def all_gather(self, value):
         return self.board.exchange(self.rank, value)
 
     def total(self, tensors):
@@ -54,7 +54,7 @@ def added(shares):
 
     def work(rank):
         try:
-            sums = Sums(Thread(rank, len(shares), board))
+            sums = ExactSum(Thread(rank, len(shares), board))
             for batch in shares[rank]:
                 sums.add(batch)
             found[rank] = sums.totals()
@@ -124,13 +124,13 @@ def test_they_are_as_exact_as_the_unit_of_the_first_batch():
 def test_a_value_is_counted_to_the_nearest_unit():
     values = torch.from_numpy(np.random.default_rng(0).random(100))
     unit = 2.0 ** (np.frexp(float(values.max()))[1] - 40)
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     sums.add({"gram:a": values})
     assert (sums.totals()["gram:a"] - values).abs().max() <= unit / 2
 
 
 def test_whole_numbers_are_exact():
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     for number in (3.0, 5.0, 2.0**20):
         sums.add({"count:": torch.tensor([number])})
     assert sums.totals()["count:"].tolist() == [8.0 + 2**20]
@@ -138,7 +138,7 @@ def test_whole_numbers_are_exact():
 
 def test_what_is_added_is_not_changed():
     values = {"gram:a": torch.tensor([1.5, 2.0], dtype=torch.float64)}
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     for _ in range(2):
         sums.add(values)
     assert values["gram:a"].tolist() == [1.5, 2.0]
@@ -149,7 +149,7 @@ def test_what_is_added_is_not_changed():
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e300])
 def test_what_is_not_finite_or_far_too_large_is_refused(wrong, first):
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     if first or wrong == 1e300:
         sums.add({"gram:layer.weight": torch.ones(3)})
     with pytest.raises(CalibrationError, match=r"statistics of 'layer\.weight' are not finite, or a million times"):
@@ -157,14 +157,14 @@ def test_what_is_not_finite_or_far_too_large_is_refused(wrong, first):
 
 
 def test_a_million_times_the_first_batch_is_still_added():
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     sums.add({"gram:a": torch.ones(2)})
     sums.add({"gram:a": torch.full((2,), 1e6)})
     assert sums.totals()["gram:a"].tolist() == [1e6 + 1] * 2
 
 
 def test_a_sum_that_has_no_room_is_refused():
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     sums.add({"gram:a": torch.ones(1)})
     with pytest.raises(CalibrationError, match="'a'"):
         for _ in range(9):
@@ -172,24 +172,24 @@ def test_a_sum_that_has_no_room_is_refused():
 
 
 def test_zeros_in_the_first_batch_say_nothing_of_the_others():
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     sums.add({"gram:a": torch.ones(2), "gram:b": torch.zeros(2)})
     sums.add({"gram:a": torch.ones(2), "gram:b": torch.full((2,), 3.0)})
     assert sums.totals()["gram:b"].tolist() == [3.0, 3.0]
 
 
 def test_rounding_in_the_first_batch_says_nothing_of_the_others():
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     sums.add({"plain:a": torch.ones(2), "plain:b": torch.tensor([1e-15, 1e-14])})
     sums.add({"plain:a": torch.ones(2), "plain:b": torch.full((2,), 3.0)})
     assert sums.totals()["plain:b"].tolist() == pytest.approx([3.0, 3.0], rel=1e-12)
-    small = Sums(Ranks())
+    small = ExactSum(Processes())
     small.add({"plain:a": torch.ones(1), "plain:b": torch.full((1,), 1e-9)})
     assert small.totals()["plain:b"].tolist() == pytest.approx([1e-9], rel=1e-6)
 
 
 def test_a_name_that_the_first_batch_lacks_is_counted_like_its_kind():
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     sums.add({"gram:a": torch.full((2,), 1000.0), "gram:b": torch.ones(2), "count:": torch.ones(1)})
     sums.add({"gram:c": torch.full((2,), 900.5), "squares:c": torch.full((1,), 2.0)})
     totals = sums.totals()
@@ -198,13 +198,13 @@ def test_a_name_that_the_first_batch_lacks_is_counted_like_its_kind():
 
 
 def test_empty_tensors_are_sums_too():
-    sums = Sums(Ranks())
+    sums = ExactSum(Processes())
     for _ in range(2):
         sums.add({"squares:a": torch.zeros(0, 3), "count:": torch.ones(1)})
     assert sums.totals()["squares:a"].shape == (0, 3)
 
 
 def test_every_process_needs_a_batch():
-    assert Ranks(1, 3).mine([0, 1, 2, 3, 4]) == [1, 4]
+    assert Processes(1, 3).mine([0, 1, 2, 3, 4]) == [1, 4]
     with pytest.raises(UsageError, match="There are 2 batches for 3 processes; expected at least one each"):
-        Ranks(0, 3).mine([0, 1])
+        Processes(0, 3).mine([0, 1])

@@ -2,13 +2,16 @@
 
 import json
 import threading
+import zlib
 
 import pytest
 import safetensors
 import torch
+import typer
 
 import waterfill
 from directories import compressed, original, payload
+from waterfill import cli
 from waterfill.bundle import Bundle, BundleWriter, Checkpoint, is_bundle, part_name, write_plain
 from waterfill.bundle.shards import TYPES, headers
 from waterfill.errors import UsageError, WaterfillError
@@ -87,6 +90,35 @@ def test_a_tensor_is_decoded_without_the_others(out, monkeypatch):
             file = bundle.file(group)
             monkeypatch.setattr(file, "tensors", lambda names, f=file: asked.extend(names) or type(f).tensors(f, names))
         assert bundle["layers.1.w"].shape == (16, 8) and asked == ["layers.1.w"]
+
+
+def holder():
+    """A module with the state dict of the original, all zeros."""
+    whole = torch.nn.Module()
+    for name, tensor in HEAD.items():
+        *path, leaf = name.split(".")
+        inner = whole
+        for part in path:
+            if not hasattr(inner, part):
+                inner.add_module(part, torch.nn.Module())
+            inner = getattr(inner, part)
+        inner.register_buffer(leaf, torch.zeros_like(tensor))
+    return whole
+
+
+@pytest.mark.parametrize("way", ["decompress", "load", "inspect"])
+def test_every_chunk_is_checked_once(out, monkeypatch, way):
+    with Bundle(out) as bundle:
+        expected = sum(1 + len(bundle.file(group).container._directory.chunks) for group in bundle.groups)
+    sums, crc32 = [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda data: sums.append(len(data)) or crc32(data))
+    if way == "decompress":
+        waterfill.decompress(out)
+    elif way == "load":
+        waterfill.load(out, into=holder())
+    else:
+        typer.main.get_command(cli.app)(["inspect", str(out)], standalone_mode=False)
+    assert len(sums) == expected
 
 
 def test_what_it_says_of_itself(source, out):

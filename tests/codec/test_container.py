@@ -2,17 +2,21 @@ import hashlib
 import random
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import slow_decoder
 import torch
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from with_tables import WithTables
 
-from waterfill import allocate
+import waterfill
+from waterfill import cli
 from waterfill.codec import container
+from waterfill.compression import encoder as allocate
 from waterfill.files import WaterfillFile, decompress, exact_bytes
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Scalar
@@ -160,3 +164,66 @@ def test_a_lazy_read_touches_only_its_chunks(monkeypatch):
         file["1.bias"]
     with pytest.raises(KeyError):
         file["2.weight"]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Where what is read begins and ends, and the sizes of what checksums are computed of."""
+    spans, sums = [], []
+    read, crc32 = container.Container._read, zlib.crc32
+
+    def noted(self, start, size):
+        spans.append((start, start + size))
+        return read(self, start, size)
+
+    monkeypatch.setattr(container.Container, "_read", noted)
+    monkeypatch.setattr(zlib, "crc32", lambda data: sums.append(len(data)) or crc32(data))
+    return spans, sums
+
+
+def verified_at_the_end(path):
+    with waterfill.open(path) as file:
+        dict(file.tensors())
+        file.verify()
+        assert not file.container._fetched
+
+
+def inspected(path):
+    typer.main.get_command(cli.app)(["inspect", str(path)], standalone_mode=False)
+
+
+WAYS = {
+    "decompress": waterfill.decompress,
+    "load": lambda path: waterfill.load(path, into=Mixed()),
+    "verify": verified_at_the_end,
+    "inspect": inspected,
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(("quantizer", "kinds"), [(SPARSE, "asx"), (KMeans(9), "csx")], ids=["tables", "codebook"])
+def test_every_byte_is_read_and_checked_once(tmp_path, monkeypatch, reads, quantizer, kinds, way):
+    monkeypatch.setattr(container, "SMALL_CHUNK", 100)
+    path = tmp_path / "m.wf"
+    path.write_bytes(pack(Mixed(), quantizer=quantizer).data)
+    with WaterfillFile(path) as file:
+        chunks = len(file.container._directory.chunks)
+        assert all(file.container.indices(kind) for kind in kinds) and len(file.container.indices("s")) > 1
+    spans, sums = reads
+    spans.clear()
+    sums.clear()
+    way(path)
+    spans.sort()
+    assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
+    assert spans[-1][1] == path.stat().st_size
+    assert len(sums) == 1 + chunks
+
+
+def test_a_file_is_checked_whole_before_anything_is_decoded(tmp_path, monkeypatch):
+    data = bytearray(pack(Mixed()).data)
+    data[-1] ^= 1
+    path = tmp_path / "m.wf"
+    path.write_bytes(data)
+    monkeypatch.setattr(container.Container, "symbols", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(container.FormatError, match="damaged"):
+        decompress(path)

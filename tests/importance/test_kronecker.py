@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from small_nets import IMAGES, OUT, Function, image_net, param
 from torch import nn
 
+from waterfill.compression.calibration import prepare
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance import (
     DiagonalForm,
@@ -25,7 +26,6 @@ from waterfill.importance import (
     state,
 )
 from waterfill.models import inventory
-from waterfill.prepare import prepare
 
 GROUPS = {"grouped": 2, "depthwise": 4, "transposed grouped": 2}
 LAYERS = (

@@ -10,9 +10,9 @@ import torch
 pytest.importorskip("transformers")
 
 from families import FAMILIES, batches, loaded, maker, model, output
-from waterfill.blocks.groups import groups_of
 from waterfill.bundle import Checkpoint
 from waterfill.bundle.parts import part_of
+from waterfill.compression.layer_groups import groups_of
 from waterfill.errors import UnsupportedModelError
 from waterfill.models.skeleton import Skeleton, apart
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import conformance
 from conformance import packed, random_form, random_weight, w_hat, weight
-from waterfill import allocate
+from waterfill.compression import encoder as allocate
 from waterfill.errors import UsageError
 from waterfill.files import WaterfillFile
 from waterfill.importance.forms import DiagonalForm

@@ -227,13 +227,22 @@ class Bundle(Mapping[str, torch.Tensor]):
         return {name: found[each.name] for name, each in originals.items()}
 
     def verify(self) -> None:
-        """Check the checksums of all payloads.
+        """Check the checksums of all that has not been read yet.
 
         Raises:
-            FormatError: one is damaged; the text names file and group.
+            FormatError: a payload is damaged; the text names file and group.
         """
         for file in self._files.values():
             file.verify()
+
+    def fetch(self) -> None:
+        """Check all payloads before they are decoded; a chunk that is decoded next is not checked again.
+
+        Raises:
+            FormatError: a payload is damaged; the text names file and group.
+        """
+        for file in self._files.values():
+            file.fetch()
 
     # Opening
 

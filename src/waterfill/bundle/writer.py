@@ -11,6 +11,7 @@ from typing import Any, Self
 import safetensors
 import torch
 
+from waterfill._version import PRODUCER
 from waterfill.bundle.checkpoint import METHOD, read_config
 from waterfill.bundle.folder import NewFolder, copy_companions
 from waterfill.bundle.shards import SHARD_BYTES, TYPES, Planned, ShardWriter, places
@@ -127,8 +128,6 @@ class BundleWriter:
         return size
 
     def _described(self, tied: Mapping[str, str]) -> dict[str, Any]:
-        import waterfill
-
         groups = [
             {"name": name, "tensor": tensor_name(number), "bytes": size}
             for number, (name, size) in enumerate(self._groups)
@@ -136,7 +135,7 @@ class BundleWriter:
         return {
             "quant_method": METHOD,
             "format": FORMAT,
-            "producer": f"waterfill {waterfill.__version__}",
+            "producer": PRODUCER,
             "dtype": _main_dtype(self._source),
             "groups": groups,
             "tied": dict(tied),

@@ -12,7 +12,7 @@ from waterfill.errors import CalibrationError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from waterfill.efforts import Effort
+    from waterfill.compression.presets import Effort
     from waterfill.protocols import Estimator, Output, Quantizer
 
 T = TypeVar("T", bound=str)
@@ -38,7 +38,7 @@ def as_tolerance(
     text: str, network: torch.nn.Module | Path, batches: Iterable[Any] | None, output: str | None
 ) -> float:
     """Largest loss of accuracy as a fraction; a percentage is one of the original accuracy."""
-    from waterfill.evaluate import evaluate
+    from waterfill.evaluation import evaluate
 
     match = re.fullmatch(NUMBER + r"(pt|%)\s*", text)
     if match is None:

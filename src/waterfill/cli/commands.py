@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from waterfill._version import PRODUCER
 from waterfill.cli.arguments import (
     as_effort,
     as_importance,
@@ -58,9 +59,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        import waterfill
-
-        show(f"waterfill {waterfill.__version__}")
+        show(PRODUCER)
         raise typer.Exit
 
 
@@ -122,7 +121,7 @@ def compress(
             memory=None if memory is None else as_size(memory),
         )  # fmt: skip
         return
-    from waterfill.compress import compress as run
+    from waterfill.compression.api import compress as run
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
 
@@ -196,8 +195,8 @@ def inspect(file: FileArgument, json_file: Json = None) -> None:
         inspect_directory(file, json_file)
         return
     with WaterfillFile(file) as opened:
-        opened.verify()
         summary = file_summary(str(file), opened)
+        opened.verify()  # what is not decoded for it
     show(file_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
 
@@ -227,8 +226,8 @@ def bound(
 ) -> None:
     """Show how small any file of a model can be at every distortion, before it is compressed."""
     from waterfill.atomic import write_atomically
-    from waterfill.bound import USUAL
-    from waterfill.bound import bound as run
+    from waterfill.compression.bound import USUAL
+    from waterfill.compression.bound import bound as run
     from waterfill.progress import progress_bar
     from waterfill.report.picture import bound_picture, picture_format
     from waterfill.report.text import bound_table
@@ -281,7 +280,7 @@ def evaluate(
 ) -> None:
     """Measure a model, or a compressed file or directory against it."""
     from waterfill.cli.directories import compared, measured_batches, measured_model, size_of
-    from waterfill.evaluate import evaluate as run
+    from waterfill.evaluation import evaluate as run
     from waterfill.progress import progress_bar
     from waterfill.report.text import evaluation_table
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from waterfill.cli.factories import FACTORY, as_data, as_module
 from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import UsageError
-from waterfill.models.configuration import read_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,8 +62,9 @@ def compress_directory(
     Raises:
         UsageError: an option for files was given.
     """
-    from waterfill import blocks
     from waterfill.bundle.folder import check_folder
+    from waterfill.compression import directory as blocks
+    from waterfill.compression import memory
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
 
@@ -80,7 +80,7 @@ def compress_directory(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if is_first():
         mine = None if batches is None else batches[::processes]
-        show(f"{directory}: {blocks.estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
+        show(f"{directory}: {memory.estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
     with progress_bar(is_first()) as progress:
         result = blocks.compress_directory(directory, out, batches, progress=progress, **options)
     if is_first():
@@ -133,6 +133,7 @@ def as_text_data(data: str, directory: Path, sampling: Sampling | None = None) -
     """
     if not is_text(data):
         return as_data(data)
+    from waterfill.models.configuration import read_object
     from waterfill.models.language import check_vocabulary
     from waterfill.text import sentence_batches, text_batches
 
@@ -228,6 +229,8 @@ def _length(asked: int | None, longest: int | None, directory: Path) -> int:
 
 def _longest(directory: Path, config: Mapping[str, Any]) -> int | None:
     """Most tokens that a model says it takes."""
+    from waterfill.models.configuration import read_object
+
     sentences = directory / "sentence_bert_config.json"
     asked = _smallest(read_object(sentences), ("max_seq_length",)) if sentences.is_file() else None
     limits = [limit for limit in (asked, _smallest(config, _LENGTH_KEYS)) if limit is not None]

@@ -264,6 +264,8 @@ class Container:
         """
         inside = isinstance(source, bytes | memoryview)
         self.name = name or ("the data" if inside else str(source))
+        self._checked: set[int] = set()
+        self._fetched: dict[int, bytes | memoryview] = {}
         self._bytes = memoryview(source) if isinstance(source, bytes | memoryview) else None
         self._file = None if isinstance(source, bytes | memoryview) else _open(source)
         try:
@@ -293,14 +295,14 @@ class Container:
         if self._file is not None:
             self._file.close()
 
-    def _read(self, start: int, size: int) -> bytes:
+    def _read(self, start: int, size: int) -> bytes | memoryview:
         if self._bytes is not None:
-            return bytes(self._bytes[start : start + size])
+            return self._bytes[start : start + size]
         return os.pread(self._descriptor, size, start)
 
     def _read_directory(self) -> tuple[Directory, int]:
         """The directory, and where the chunks begin."""
-        head = self._read(0, HEADER.size)
+        head = bytes(self._read(0, HEADER.size))
         if head[: len(MAGIC)] != MAGIC[: len(head)] or len(head) < len(MAGIC):
             raise FormatError("not a waterfill file; expected one that `waterfill compress` wrote")
         if len(head) < HEADER.size:
@@ -310,29 +312,45 @@ class Container:
             raise FormatError(f"format version {version} is unknown; this release reads version {VERSION}: upgrade it")
         if packed_size > self.size - HEADER.size or size > listing.MAX_DIRECTORY_BYTES:
             raise FormatError(f"the file is cut: {self.size} bytes cannot hold a directory of {packed_size}")
-        packed = self._read(HEADER.size, packed_size)
+        packed = bytes(self._read(HEADER.size, packed_size))
         if zlib.crc32(head[:-4] + packed) != crc:
             raise FormatError("the checksum of the directory is wrong: the file is damaged")
         return listing.unpack(packed, size), HEADER.size + packed_size
 
-    def _chunk(self, index: int) -> bytes:
-        """The bytes of one chunk, checked."""
+    def _chunk(self, index: int) -> bytes | memoryview:
+        """The bytes of one chunk: those that were fetched before, or read and checked now."""
+        fetched = self._fetched.pop(index, None)
+        if fetched is not None:
+            return fetched
         chunk = self._directory.chunks[index]
         data = self._read(int(self._offsets[index]), chunk.size)
         if len(data) != chunk.size or zlib.crc32(data) != chunk.crc:
             raise FormatError(f"the checksum of chunk {index} is wrong: the file is damaged")
+        self._checked.add(index)
         return data
 
     def verify(self) -> None:
-        """Check every chunk of the file, one at a time.
+        """Check every chunk that has not been read yet, one at a time.
 
         Raises:
             FormatError: the file is damaged.
         """
-        for index in range(len(self._directory.chunks)):
+        for index in self._unchecked():
             self.chunk(index)
 
-    def chunk(self, index: int) -> bytes:
+    def fetch(self) -> None:
+        """Check the whole file before it is decoded: read what has not been read yet, and keep it until then.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        for index in self._unchecked():
+            self._fetched[index] = self.chunk(index)
+
+    def _unchecked(self) -> list[int]:
+        return [index for index in range(len(self._directory.chunks)) if index not in self._checked]
+
+    def chunk(self, index: int) -> bytes | memoryview:
         """The bytes of one chunk, checked.
 
         Raises:

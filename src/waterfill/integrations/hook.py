@@ -11,8 +11,6 @@ import threading
 from collections.abc import Sequence
 from types import ModuleType
 
-from waterfill.models.conversion import RULES
-
 REGISTRY = "transformers.quantizers.auto"
 """The module of transformers in which quantizers are registered."""
 
@@ -44,6 +42,8 @@ def register() -> None:
 
 def _register(registry: ModuleType) -> bool:
     """Register unless it is done; False with a version of transformers that loads weights in another way."""
+    from waterfill.models.conversion import RULES  # with torch, which transformers imports as well
+
     with _LOCK:
         if importlib.util.find_spec(RULES) is None:
             return False

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from waterfill.errors import UnsupportedModelError
+from waterfill.models.recorder import SubstitutingRecorder, UseRecorder
 from waterfill.models.uses import Broadcast
 from waterfill.records import Layout
-
-if TYPE_CHECKING:
-    from waterfill.models.capture import Tape
 
 Function = Callable[..., Any]
 
 
 def batch_norm(
-    tape: Tape,
+    tape: SubstitutingRecorder,
     func: Function,
     input: Tensor,
     running_mean: Tensor | None,
@@ -55,7 +53,7 @@ def batch_norm(
 
 
 def instance_norm(
-    tape: Tape,
+    tape: UseRecorder,
     func: Function,
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -74,7 +72,7 @@ def instance_norm(
 
 
 def layer_norm(
-    tape: Tape,
+    tape: UseRecorder,
     func: Function,
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -90,7 +88,7 @@ def layer_norm(
 
 
 def rms_norm(
-    tape: Tape,
+    tape: UseRecorder,
     func: Function,
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -104,7 +102,7 @@ def rms_norm(
 
 
 def group_norm(
-    tape: Tape,
+    tape: UseRecorder,
     func: Function,
     input: Tensor,
     num_groups: int,
@@ -119,7 +117,7 @@ def group_norm(
     return y
 
 
-def prelu(tape: Tape, func: Function, input: Tensor, weight: Tensor) -> Tensor:
+def prelu(tape: UseRecorder, func: Function, input: Tensor, weight: Tensor) -> Tensor:
     """Handle `F.prelu`: the slope multiplies the negative part of the input."""
     y: Tensor = func(input, weight)
     trailing = channels_of(input) if weight.numel() > 1 else (1,) * (input.ndim - 1)
@@ -127,7 +125,7 @@ def prelu(tape: Tape, func: Function, input: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def multiply(tape: Tape, func: Function, input: Any, other: Any, **named: Any) -> Any:
+def multiply(tape: UseRecorder, func: Function, input: Any, other: Any, **named: Any) -> Any:
     """Handle a product with a learned tensor that is spread over the leading axes of the other."""
     pair = None if named else _learned_and_other(tape, input, other)
     if pair is None:
@@ -138,7 +136,7 @@ def multiply(tape: Tape, func: Function, input: Any, other: Any, **named: Any) -
     return y
 
 
-def add(tape: Tape, func: Function, input: Any, other: Any, **named: Any) -> Any:
+def add(tape: UseRecorder, func: Function, input: Any, other: Any, **named: Any) -> Any:
     """Handle a sum with a learned tensor that is spread over the leading axes of the other."""
     pair = None if named else _learned_and_other(tape, input, other)
     if pair is None:
@@ -148,7 +146,7 @@ def add(tape: Tape, func: Function, input: Any, other: Any, **named: Any) -> Any
     return y
 
 
-def _learned_and_other(tape: Tape, input: Any, other: Any) -> tuple[Tensor, Tensor] | None:
+def _learned_and_other(tape: UseRecorder, input: Any, other: Any) -> tuple[Tensor, Tensor] | None:
     """The learned one of two tensors, and the other, where exactly one is learned and has no axis of its own."""
     if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
         return None
@@ -159,7 +157,7 @@ def _learned_and_other(tape: Tape, input: Any, other: Any) -> tuple[Tensor, Tens
 
 
 def record_factor(
-    tape: Tape, y: Tensor, tensor: Tensor | None, trailing: Sequence[int], x: Callable[[], Tensor]
+    tape: UseRecorder, y: Tensor, tensor: Tensor | None, trailing: Sequence[int], x: Callable[[], Tensor]
 ) -> None:
     """Record `y = x() * tensor + ...`, where `trailing` is the tensor's shape beside the last axes of y."""
     if tensor is not None:
@@ -169,7 +167,7 @@ def record_factor(
         tape.record(y, tensor, view, lambda: x().expand(y.shape).reshape(rows, *y.shape[lead:]), lead)
 
 
-def record_term(tape: Tape, y: Tensor, tensor: Tensor | None, trailing: Sequence[int]) -> None:
+def record_term(tape: UseRecorder, y: Tensor, tensor: Tensor | None, trailing: Sequence[int]) -> None:
     """Record `y = ... + tensor`, where `trailing` is the tensor's shape beside the last axes of y."""
     if tensor is not None:
         view = Broadcast(Layout(tuple(tensor.shape)), tuple(trailing), factor=False)

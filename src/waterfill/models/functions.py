@@ -1,14 +1,14 @@
 """The functions that layers are made of: how each uses its learned tensors.
 
 Every handler has the signature of its function after (tape, function), computes what the function computes, and records
-the uses. What is not here goes through `Tape.pass_through` and is missed, never ignored.
+the uses. What is not here goes through `UseRecorder.pass_through` and is missed, never ignored.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Concatenate, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,20 @@ from torch import Tensor
 
 from waterfill.models import elementwise, recurrent
 from waterfill.models.elementwise import channels_of, record_term, trailing_axes
+from waterfill.models.recorder import SubstitutingRecorder, UseRecorder
 from waterfill.models.uses import Convolution, Dense, Tokens
 from waterfill.records import Layout
 
-if TYPE_CHECKING:
-    from waterfill.models.capture import Tape
-
 Function = Callable[..., Any]
 
+ProductHandler: TypeAlias = Callable[Concatenate[UseRecorder, ...], Any]
+"""Takes a recorder, the function and its arguments; returns what the function returns."""
 
-def _linear(tape: Tape, func: Function, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+Handler: TypeAlias = Callable[Concatenate[SubstitutingRecorder, ...], Any]
+"""The same, where the recorder may have substitutes."""
+
+
+def _linear(tape: UseRecorder, func: Function, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y: Tensor = func(input, weight, bias)
     tape.miss(input)
     rows = math.prod(input.shape[:-1])
@@ -34,7 +38,7 @@ def _linear(tape: Tape, func: Function, input: Tensor, weight: Tensor, bias: Ten
     return y
 
 
-def _matmul(tape: Tape, func: Function, input: Any, other: Any) -> Any:
+def _matmul(tape: UseRecorder, func: Function, input: Any, other: Any) -> Any:
     """`y = x W`, with a learned W [in, out]."""
     if not isinstance(other, Tensor) or tape.name_of(other) is None or other.ndim != 2:
         return tape.pass_through(func, input, other)
@@ -45,7 +49,7 @@ def _matmul(tape: Tape, func: Function, input: Any, other: Any) -> Any:
     return y
 
 
-def _addmm(tape: Tape, func: Function, input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any) -> Any:
+def _addmm(tape: UseRecorder, func: Function, input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any) -> Any:
     """`y = b + x W`, with a learned b [out] and W [in, out]."""
     if scales:
         return tape.pass_through(func, input, mat1, mat2, **scales)
@@ -57,7 +61,7 @@ def _addmm(tape: Tape, func: Function, input: Tensor, mat1: Tensor, mat2: Tensor
 
 
 def _embedding(
-    tape: Tape,
+    tape: UseRecorder,
     func: Function,
     input: Tensor,
     weight: Tensor,
@@ -74,7 +78,7 @@ def _embedding(
 
 
 def _convolution(
-    tape: Tape,
+    tape: UseRecorder,
     func: Function,
     input: Tensor,
     weight: Tensor,
@@ -102,7 +106,7 @@ def _convolution(
 
 
 def _transposed_convolution(
-    tape: Tape,
+    tape: UseRecorder,
     func: Function,
     input: Tensor,
     weight: Tensor,
@@ -138,7 +142,7 @@ def _layout(t: Tensor, *, transposed: bool = False, groups: int = 1) -> Layout:
     return Layout(tuple(t.shape), transposed, groups)
 
 
-def _keep_gradients(tape: Tape, func: Function, *_: Any) -> None:
+def _keep_gradients(tape: UseRecorder, func: Function, *_: Any) -> None:
     """`torch.no_grad` inside a model."""
     del tape, func
 
@@ -148,7 +152,7 @@ LOOK_AT_FIRST = frozenset(
 )
 """Functions whose other arguments have no part in the values of the result."""
 
-PRODUCTS: Mapping[Any, Function] = {
+PRODUCTS: Mapping[Any, ProductHandler] = {
     F.linear: _linear,
     **dict.fromkeys((torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__), _matmul),
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
@@ -157,7 +161,7 @@ PRODUCTS: Mapping[Any, Function] = {
 }
 """Those that multiply their input with a matrix."""
 
-HANDLERS: Mapping[Any, Function] = {
+HANDLERS: Mapping[Any, Handler] = {
     **PRODUCTS,
     F.embedding: _embedding,
     F.batch_norm: elementwise.batch_norm,

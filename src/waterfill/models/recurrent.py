@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from waterfill.models.capture import Tape
+from waterfill.models.recorder import SubstitutingRecorder
 
 Function = Callable[..., Any]
 
@@ -128,7 +127,7 @@ def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def sequence_handler(step: Step) -> Function:
     """Make the handler of a recurrent layer. Packed sequences, which have no axis of samples, are missed."""
 
-    def handler(tape: Tape, func: Function, input: Tensor, hx: Any, params: Any, *options: Any) -> Any:
+    def handler(tape: SubstitutingRecorder, func: Function, input: Tensor, hx: Any, params: Any, *options: Any) -> Any:
         if not isinstance(params, tuple | list):
             return tape.pass_through(func, input, hx, params, *options)
         has_biases, num_layers, dropout, train, bidirectional, batch_first = options
@@ -159,7 +158,13 @@ def cell_handler(step: Step) -> Function:
     """Make the handler of a recurrent cell that a model calls step by step."""
 
     def handler(
-        tape: Tape, func: Function, input: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, *biases: Tensor | None
+        tape: SubstitutingRecorder,
+        func: Function,
+        input: Tensor,
+        hx: Any,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        *biases: Tensor | None,
     ) -> Any:
         del func
         state = (hx,) if isinstance(hx, Tensor) else tuple(hx)

@@ -66,7 +66,7 @@ class ProductWatch(TorchFunctionMode):
         self.missed.update(name for each in tensors_in(values) if (name := self.name_of(each)) is not None)
 
     def record(self, y: Tensor, tensor: Tensor, view: View, x: Callable[[], Tensor] | None, lead: int) -> None:
-        """Act on one use of a watched tensor; `capture.Tape.record` has the same arguments."""
+        """Act on one use of a watched tensor; see `UseRecorder.record`."""
         del y, lead
         name = self.name_of(tensor)
         if name is not None and x is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from waterfill.bound import ModelBound
+from waterfill.compression.bound import ModelBound
 from waterfill.errors import UsageError
 
 FORMATS = ("png", "svg", "pdf")

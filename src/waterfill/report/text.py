@@ -10,8 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from waterfill.bound import BoundRow, ModelBound
-from waterfill.evaluate import Evaluation
+from waterfill.compression.bound import BoundRow, ModelBound
+from waterfill.evaluation import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import step_sizes
 from waterfill.records import Codebook, Entry, Exact, Relative, Tied, Uniform

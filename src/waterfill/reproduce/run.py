@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from waterfill._version import PRODUCER
 from waterfill.atomic import write_atomically
 from waterfill.errors import UsageError
-from waterfill.evaluate import reference_outputs
+from waterfill.evaluation import reference_outputs
 from waterfill.models.state_dict import load_tensors, save_tensors
 from waterfill.models.torch_module import fill
 from waterfill.protocols import Progress, Quantizer
@@ -26,7 +27,6 @@ from waterfill.reproduce.experiments import Experiment, Sweep, Task
 from waterfill.reproduce.importances import Importances, Setting
 from waterfill.reproduce.ledger import Ledger, claim_folder
 from waterfill.reproduce.subject import LADDER, Samples, Subject, measure, paper_ratio, state_digest
-from waterfill.workshop import PRODUCER
 from waterfill.zoo import Batches, data_folder
 from waterfill.zoo.batches import Labelled
 from waterfill.zoo.training import train

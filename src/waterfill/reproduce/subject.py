@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from waterfill import allocate
+from waterfill._version import PRODUCER
 from waterfill.codec import container
-from waterfill.evaluate import evaluate
+from waterfill.compression import encoder as allocate
+from waterfill.compression.calibration import Prepared
+from waterfill.compression.rate_control import Target, search, workshops
+from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.importance import identity
 from waterfill.models import torch_module
-from waterfill.prepare import Prepared
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import Threshold
 from waterfill.reconstruct import reconstruct
 from waterfill.records import Inventory, Quantized
 from waterfill.reproduce.experiments import Task
-from waterfill.search import Target, search, workshops
-from waterfill.workshop import PRODUCER
 
 Forms = Mapping[str, QuadraticForm]
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
-import waterfill
+from waterfill._version import __version__
 from waterfill.models.batches import device_of
 from waterfill.models.state_dict import load_tensors
 from waterfill.resume.description import DIGITS, describe, digest
@@ -122,11 +122,11 @@ def of_tensors(
 
 def _own_version() -> str:
     """Version of the package with a digest of its code, which differs between two versions that are being worked on."""
-    root = Path(waterfill.__file__).parent
+    root = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted((*root.rglob("*.py"), *root.rglob("*.bin"))):
         found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"{waterfill.__version__} ({found.hexdigest()[:DIGITS]})"
+    return f"{__version__} ({found.hexdigest()[:DIGITS]})"
 
 
 def _values(now: Mapping[str, str], before: Mapping[str, str], what: str) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""The walk: a trained network in, a small file or directory out."""

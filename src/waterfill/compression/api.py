@@ -1,0 +1,325 @@
+"""Compress a network: one in memory to a file, a model directory to another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from waterfill.bundle import Checkpoint
+from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, StoredWalk
+from waterfill.compression.calibration import PreparedModel, data_free, prepare
+from waterfill.compression.checkpoint_source import CheckpointSource
+from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch, Staging
+from waterfill.compression.encoder import only_quantizer
+from waterfill.compression.in_memory import Candidate, InMemoryWalk
+from waterfill.compression.level_search import fixed_candidate, search
+from waterfill.compression.limits import SourceModels
+from waterfill.compression.memory import directory_memory
+from waterfill.compression.presets import MEASURED, POWERS, STATES, Effort, check_effort
+from waterfill.compression.settings import Settings
+from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
+from waterfill.compression.tune import Tune
+from waterfill.compression.tune_directory import tuned_directory
+from waterfill.errors import CalibrationError, UsageError
+from waterfill.processes import Processes, joined_processes
+from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of
+from waterfill.quantize import Feedback
+from waterfill.results import CompressionResult, DirectoryResult
+from waterfill.resume import Memo, of_tensors, work_folder
+
+
+def compress(
+    model: torch.nn.Module | str | Path,
+    data: Iterable[Any] | None = None,
+    *,
+    rate: float | None = None,
+    size_bytes: int | None = None,
+    distortion: float | None = None,
+    tolerance: float | None = None,
+    metric: Metric | None = None,
+    output: Output | None = None,
+    importance: Estimator | None = None,
+    quantizers: Sequence[Quantizer] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    effort: Effort = "default",
+    tune: bool | Tune = False,
+    fold_norms: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+    work: str | Path | None = None,
+    memory: int | None = None,
+) -> CompressionResult:
+    """Compress a trained network to the smallest file at a given loss.
+
+    Without a target the rate is 4, unless the quantizers have a fixed rate of their own.
+
+    Under `torchrun` all processes call this with the same model and data, share the work, and return the same result.
+
+    Args:
+        model: a module, or a path to a safetensors file (then without data). A module is left as it is: weights,
+            modes, hooks and gradients.
+        data: calibration batches, each `(input, target)` or only inputs (a tensor, a tuple of other length than two,
+            or a dict of keyword arguments); None to work without data.
+        rate: bits of the whole file per floating-point value of the model.
+        size_bytes: size of the whole file.
+        distortion: mean distortion on the data: KL divergence in nats for logits, squared error for values.
+        tolerance: largest loss of the metric: of top-1 accuracy as a fraction (0.005 is half a point).
+        metric: what a tolerance is about, called with a model and `data`, larger for a better model; by default top-1
+            accuracy on the data. It may measure on data of its own.
+        output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
+        importance: an estimator; by default `weight_scale()` without data, with data `kronecker()` for quantizers that
+            use cross terms, and for others `kl()` of logits and `regression()` of values.
+        quantizers: quantizer of the matrices; by default `Feedback()` with as many states as the effort says. One of a
+            fixed rate, such as `KMeans(16)` or `Prune(0.1)`, makes one file, which meets a target or does not.
+        include: name patterns; when given, only tensors that match one are quantized.
+        exclude: name patterns of tensors that are stored without loss.
+        effort: `"fast"`, `"default"`, `"best"` or `"max"`: trellises of 8, 64, 256 or 2048 states, and more powers of
+            the importances that are tried.
+        tune: distil biases and norms on the data at the end, without labels; the result reports it apart.
+        fold_norms: store batch norms as one scale and one shift.
+        seed: of everything that is sampled.
+        progress: called with (stage, done, total).
+        work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
+            file; with another target it uses what fits. It stays. Each of several processes has a folder in it.
+        memory: bytes of memory that may be used, about; see `estimate_memory`.
+
+    Returns:
+        The file with a report of every tensor.
+
+    Raises:
+        UsageError: several targets, or one out of its range, a metric without tolerance, or an unknown effort, or the
+            work folder is that of another model, other data or other options; the text names the difference.
+        TargetError: the target cannot be met; the text names the floor.
+        CalibrationError: the data do not fit the model, or a target needs data and there are none.
+        WaterfillError: a tensor cannot be compressed, such as one with NaN, or the estimated memory is more than
+            `memory`.
+
+    Example:
+        >>> result = waterfill.compress(model, data, rate=3.0)  # doctest: +SKIP
+        >>> result.save("model.wf")  # doctest: +SKIP
+    """
+    target = target_of(
+        metric, has_data=data is not None,
+        rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance,
+    )  # fmt: skip
+    tuning = _tuning(tune, has_data=data is not None)
+    quantizer = only_quantizer(quantizers or (_default_quantizer(effort),))
+    options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
+    with joined_processes() as processes, _results(work, processes, {"effort": effort, "quantizer": quantizer}) as memo:
+        settings = replace(_settings(quantizer, importance, seed, progress, memo, processes), memory=memory)
+        prepared = prepare(model, data, output, options, settings)
+        return _compressed(prepared, settings, target, effort, tuning)
+
+
+def compress_directory(
+    source: str | Path,
+    out: str | Path,
+    data: Iterable[Any] | None = None,
+    *,
+    rate: float | None = None,
+    size_bytes: int | None = None,
+    distortion: float | None = None,
+    tolerance: float | None = None,
+    metric: Metric | None = None,
+    importance: Estimator | None = None,
+    quantizers: Sequence[Quantizer] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    effort: Effort = "default",
+    tune: bool | Tune = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    work: str | Path | None = None,
+    memory: int | None = None,
+    force: bool = False,
+) -> DirectoryResult:
+    """Compress a Hugging Face model directory to another one, which transformers loads after `import waterfill`.
+
+    Under `torchrun` all processes call this: each takes every n-th batch and codes some of the matrices, and the first
+    one writes. Statistics are added up exactly, see `waterfill.importance.exact_sum`, so that any number of processes
+    makes the same files as one, if each computes its batches with the same number of threads.
+
+    Args:
+        source: with `config.json` and safetensors files.
+        out: the directory to write.
+        data: calibration batches: tokens int64 [samples, positions], or dicts of the arguments of the model, see
+            `text_batches`; None to work without data, and without transformers.
+        rate: bits of all safetensors files per floating-point value of the model; 4 where no target is given.
+        size_bytes: size of all safetensors files.
+        distortion: mean distortion on the data: KL divergence in nats per token for logits, squared error of the
+            embeddings for encoders. Targets of quality take two or three walks through the model.
+        tolerance: largest loss of the metric.
+        metric: what a tolerance is about, called with the loaded compressed model and `data`, larger for a better
+            model; by default top-1 accuracy of the next token on the data.
+        importance: an estimator; by default `weight_scale()` without data, with data `kronecker()`, which goes block by
+            block. Others that need data see the whole model in memory.
+        quantizers: quantizer of the matrices, whose rate goes with the water level; by default `Feedback()` with as
+            many states as the effort says.
+        include: name patterns; when given, only tensors that match one are quantized.
+        exclude: name patterns of tensors that are stored without loss.
+        effort: as in `compress`.
+        tune: distil biases and norms at the end, as in `compress`; takes the whole model in memory.
+        seed: of what is drawn.
+        progress: called with (stage, done, total).
+        work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
+            files. Each of several processes has a folder in it.
+        memory: bytes of memory that may be used, about; see `estimate_memory`.
+        force: replace `out`.
+
+    Returns:
+        What is known about the directory, with a report of every tensor.
+
+    Raises:
+        UsageError: an argument is out of its range, or the work folder is of another compression.
+        TargetError: the target cannot be met; the text names the floor.
+        CalibrationError: the data do not fit the model, or a target needs data and there are none.
+        UnsupportedModelError: transformers does not know the architecture, or it has no blocks one after the other.
+        WaterfillError: the estimated memory is more than `memory`, the output cannot be written, or a process is gone.
+
+    Example:
+        >>> data = waterfill.text_batches("text.txt", "llama")  # doctest: +SKIP
+        >>> waterfill.compress_directory("llama", "llama-small", data, rate=3.0)  # doctest: +SKIP
+    """
+    target = target_of(
+        metric, has_data=data is not None,
+        rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance,
+    ) or DEFAULT_TARGET  # fmt: skip
+    tuning = _tuning(tune, has_data=data is not None)
+    quantizer = _moving_quantizer(quantizers or (_default_quantizer(effort),))
+    batches = None if data is None else list(data)
+    facts = {"quantizer": quantizer, "include": include, "exclude": exclude, "seed": seed, "importance": importance}
+    facts["data"] = batches is not None
+    with (
+        joined_processes() as processes,
+        _results(work, processes, facts) as memo,
+        Staging(Path(out), Path(source), force, processes) as staging,
+    ):
+        settings = _settings(quantizer, importance, seed, progress, memo, processes)
+        checkpoint = Checkpoint(source)
+        directory_memory(checkpoint, batches).check(str(checkpoint.directory), memory)
+        memo.claim(lambda options: of_tensors(checkpoint.items(), batches or (), (), options, torch.device("cpu")))
+        tensors = _source(checkpoint, include, exclude, batches)
+        if target.is_size:
+            target.size(tensors.floating_values)  # refuses a rate of no values before any work
+        walk = directory_walk(tensors, settings, batches)
+        run = DirectorySearch(walk, target, staging, batches, keep=tuning is not None)
+        found, untuned = run.run(), None
+        if tuning is not None:
+            found, untuned = tuned_directory(run, found, tuning)
+        staging.take(found)
+        return _directory_result(run, found, Path(out), untuned)
+
+
+def directory_walk(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> DirectoryWalk:
+    """The way through a model directory: without data by the weights alone, else block by block.
+
+    Raises:
+        CalibrationError: the importance needs data and there are none.
+    """
+    if data is not None:
+        return BlockWalk(source, settings, data)
+    return StoredWalk(source, settings, data_free(settings.importance))
+
+
+def _source(
+    checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str], batches: Sequence[Any] | None
+) -> CheckpointSource:
+    ties = batches is None or bool(checkpoint.config.get("tie_word_embeddings", True))  # as the model has
+    return CheckpointSource.of(checkpoint, include, exclude, ties=ties)
+
+
+def _settings(
+    quantizer: Quantizer,
+    importance: Estimator | None,
+    seed: int,
+    progress: Progress | None,
+    memo: Memo,
+    processes: Processes,
+) -> Settings:
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
+    return Settings(quantizer, importance, seed, progress if processes.is_first else None, memo, processes)
+
+
+@contextmanager
+def _results(work: str | Path | None, processes: Processes, options: dict[str, Any]) -> Iterator[Memo]:
+    """Results that are kept; each of several processes has a folder of its own."""
+    alone = work is None or processes.count == 1
+    folder = work if alone else Path(str(work)) / f"process-{processes.rank}-of-{processes.count}"
+    with work_folder(folder, options) as memo:
+        yield memo
+
+
+def _tuning(tune: bool | Tune, *, has_data: bool) -> Tune | None:
+    if tune and not has_data:
+        raise CalibrationError("Tuning goes by data, but there are none; pass data, or leave it out.")
+    return (Tune() if tune is True else tune) or None
+
+
+def _default_quantizer(effort: Effort) -> Quantizer:
+    check_effort(effort)
+    return Feedback(STATES[effort])
+
+
+def _moving_quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:
+    """A quantizer whose rate goes with the water level."""
+    if len(quantizers) != 1 or traits_of(quantizers[0]).fixed:
+        raise UsageError(
+            f"Got {', '.join(map(repr, quantizers))} as quantizers; expected one whose rate goes with the level, "
+            "such as Feedback() or Trellis()."
+        )
+    return quantizers[0]
+
+
+def _compressed(
+    prepared: PreparedModel, settings: Settings, target: Target | None, effort: Effort, tune: Tune | None
+) -> CompressionResult:
+    traits, sources = traits_of(settings.quantizer), SourceModels()
+    several = traits.tempered and not traits.fixed and not isinstance(prepared.estimator, DataFree)
+    powers = POWERS[effort] if several else (1.0,)
+    walks = [InMemoryWalk(prepared, settings, sources, power, tune) for power in powers]
+    if traits.fixed:
+        return _result(fixed_candidate(walks[0], target), target)
+    target = target or DEFAULT_TARGET
+    return _result(search(walks, target, curves=len(powers) > 1 and effort in MEASURED), target)
+
+
+def _result(found: Candidate, target: Target | None) -> CompressionResult:
+    walk = found.walk
+    return CompressionResult(
+        data=found.packed.data,
+        water_level=found.water_level,
+        distortion=found.distortion,
+        target={} if target is None else target.asked,
+        held_out_distortion=found.held_out,
+        untuned_distortion=found.untuned,
+        importance=walk.prepared.estimator.name,
+        importance_power=walk.power,
+        limit_measure=walk.measure,
+        **found.report.outcome(walk.inventory.entries),
+    )
+
+
+def _directory_result(
+    run: DirectorySearch, found: DirectoryCandidate, out: Path, untuned: float | None
+) -> DirectoryResult:
+    walked, walk = found.walked, run.walk
+    return DirectoryResult(
+        directory=out,
+        written_bytes=found.size_bytes,
+        water_level=walked.water_level,
+        distortion=None if walked.measured is None else walked.measured.compressed.distortion,
+        target=run.target.asked,
+        held_out_distortion=None if walked.measured is None else float(walked.measured.distances.mean()),
+        untuned_distortion=untuned,
+        importance=walk.importance,
+        importance_power=walk.statistics.power,
+        limit_measure=run.measure,
+        **walked.report.outcome(walk.source.entries),
+    )

@@ -1,0 +1,210 @@
+"""Activations on their way through a model, one transformer block at a time.
+
+```
+batch --embed-----> hidden states before the first block, and what every block is called with beside them
+hidden --run_block--> after one block
+hidden --head-------> output: logits, or the embeddings of sentences
+```
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import CalibrationError, UnsupportedModelError
+from waterfill.models.batches import Inputs, split
+from waterfill.models.skeleton import Skeleton
+from waterfill.protocols import Output
+
+Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""What a block is called with beside the hidden states."""
+
+OTHERWISE = (
+    "expected blocks that are called one after the other, each once with the hidden states of the one before. Compress "
+    "the directory without data, or the model as a module with waterfill.compress."
+)
+
+
+class _Reached(Exception):
+    """The pass has come to where it was to stop."""
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedBatch:
+    """A batch at the first block.
+
+    Attributes:
+        hidden: hidden states [samples, positions, width].
+        calls: what each block is called with beside them.
+        mask: which positions count, bool [samples * positions].
+    """
+
+    hidden: Tensor
+    calls: list[Call]
+    mask: Tensor
+
+
+class BlockForward:
+    """How batches go through the blocks of a skeleton.
+
+    Args:
+        skeleton: the model.
+        head: module around the model that gives its output; None for the logits of a language model.
+    """
+
+    def __init__(self, skeleton: Skeleton, head: nn.Module | None) -> None:
+        self.skeleton = skeleton
+        self.output: Output = "logits" if head is None else "values"
+        self.model = skeleton.model if head is None else head
+        self._tuples = False
+        skeleton.model.config.use_cache = False
+
+    @property
+    def factor(self) -> float:
+        """By what forms of its outputs are multiplied to be distortions."""
+        return 0.5 if self.output == "logits" else 1.0
+
+    @property
+    def unit(self) -> str:
+        """Unit of that distortion."""
+        return "nats of KL" if self.output == "logits" else "squared output"
+
+    def embed(self, batch: Any) -> EmbeddedBatch:
+        """Come to the first block.
+
+        Raises:
+            CalibrationError: the model cannot be called with the batch.
+        """
+        inputs = as_keywords(batch)
+        try:
+            hidden, calls = self._entered(inputs)
+        except _OtherShape:
+            self._tuples = not self._tuples
+            try:
+                hidden, calls = self._entered(inputs)
+            except _OtherShape as error:
+                raise UnsupportedModelError(
+                    f"Blocks of the model change the shape of hidden states; {OTHERWISE}"
+                ) from error
+        mask = inputs.get("attention_mask")
+        count = math.prod(hidden.shape[:-1])
+        if not count:
+            shapes = {name: list(each.shape) for name, each in inputs.items()}
+            raise CalibrationError(f"The batch {shapes} is empty; expected at least one position. Leave it out.")
+        counted = torch.ones(count, dtype=torch.bool) if mask is None else mask.bool().flatten()
+        return EmbeddedBatch(hidden, calls, counted)
+
+    def run_block(self, block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+        """Go through one block."""
+        out = block(hidden, *call[0], **call[1])
+        found: Tensor = out[0] if isinstance(out, tuple) else out
+        return found
+
+    def head(self, batch: Any, hidden: Tensor) -> Tensor:
+        """Come from the last block to the output [samples, ...]."""
+        called: list[int] = []
+        last = len(self.skeleton.blocks) - 1
+
+        def act(index: int, given: Tensor, call: Call) -> Tensor:
+            del call
+            _check_order(index, called)
+            called.append(index)
+            return hidden if index == last else given
+
+        return self._call(as_keywords(batch), act)
+
+    def _entered(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, list[Call]]:
+        first: list[Tensor] = []
+        calls: list[Call] = []
+
+        def act(index: int, given: Tensor, call: Call) -> Tensor:
+            if first and given.shape != first[0].shape:
+                raise _OtherShape
+            _check_order(index, calls)
+            first.append(given)
+            calls.append(call)
+            if index == len(self.skeleton.blocks) - 1:
+                raise _Reached
+            return given
+
+        try:
+            self._call(inputs, act)
+        except _Reached:
+            return first[0], calls
+        raise UnsupportedModelError(f"The model does not call its last block; {OTHERWISE}")
+
+    def _call(self, inputs: Mapping[str, Tensor], act: Any) -> Tensor:
+        with _standing_in(list(self.skeleton.blocks.values()), act, self._tuples):
+            try:
+                out = self.model(**inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+                shapes = {name: list(each.shape) for name, each in inputs.items()}
+                raise CalibrationError(
+                    f"The model cannot be called with the batch {shapes}: {str(error).splitlines()[0]} Expected "
+                    "input_ids [samples, positions] within its vocabulary and length, or a dict of its arguments. A "
+                    "model that takes no tokens, or whose blocks hand on more than hidden states, goes without data, "
+                    "or as a module with waterfill.compress."
+                ) from error
+        found: Tensor = out if isinstance(out, Tensor) else out.logits
+        return found
+
+
+def _check_order(index: int, called: Sequence[Any]) -> None:
+    """Check that blocks are called one after the other, each once.
+
+    Raises:
+        UnsupportedModelError: they are not, such as one that a model uses several times.
+    """
+    if index != len(called):
+        raise UnsupportedModelError(
+            f"The model calls its block {index} after {len(called)} others, or again as layers that share weights; "
+            f"{OTHERWISE}"
+        )
+
+
+class _OtherShape(Exception):
+    """Blocks give something else than stand-ins."""
+
+
+@contextmanager
+def _standing_in(blocks: list[nn.Module], act: Any, tuples: bool) -> Iterator[None]:
+    """While it is entered, blocks do not compute anything: `act(index, hidden, call)` does."""
+
+    def stand_in(index: int) -> Any:
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            found = act(index, hidden, (args, kwargs))
+            return (found,) if tuples else found
+
+        return forward
+
+    for index, block in enumerate(blocks):
+        block.forward = stand_in(index)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def as_keywords(batch: Any) -> dict[str, Tensor]:
+    """The arguments of a transformers model: a batch of tokens is its `input_ids`; a target is left out.
+
+    Raises:
+        CalibrationError: it is none.
+    """
+    inputs: Inputs = split(batch)[0]
+    if isinstance(inputs, Tensor):
+        return {"input_ids": inputs}
+    if isinstance(inputs, Mapping) and inputs and all(isinstance(each, Tensor) for each in inputs.values()):
+        return {str(name): each for name, each in inputs.items() if name != "labels"}
+    raise CalibrationError(
+        f"A batch is a {type(inputs).__name__}; expected tokens int64 [samples, positions], or a dict of tensors such "
+        "as input_ids and attention_mask. Use waterfill.text_batches."
+    )

@@ -1,0 +1,288 @@
+"""What compressing and bounding need to know about a model: its weights, its data, and what errors cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import waterfill.importance as importances
+from waterfill.compression.joined_samples import activation_bytes
+from waterfill.compression.memory import model_memory
+from waterfill.compression.settings import Settings
+from waterfill.compression.statistics_correction import Observed, observe
+from waterfill.errors import CalibrationError
+from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
+from waterfill.models import state_dict, torch_module
+from waterfill.models.batches import as_batches, output_kind
+from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
+from waterfill.records import Floats, Inventory, Weight
+from waterfill.resume.facts import fingerprint
+
+FEWEST_BATCHES = 4
+"""From so many batches on, some are held out."""
+
+HOLD_OUT = 8
+"""One batch in so many is held out; with fewer batches the last one."""
+
+
+def held_out(count: int) -> frozenset[int]:
+    """Which of so many batches nothing is fitted to: every eighth, or the last of four to seven; none of fewer."""
+    if count < FEWEST_BATCHES:
+        return frozenset()
+    return frozenset(range(HOLD_OUT - 1, count, HOLD_OUT) or [count - 1])
+
+
+@dataclass(frozen=True, eq=False)
+class BatchSubset(Iterable[Any]):
+    """Some of the batches, to be read again and again.
+
+    Attributes:
+        batches: all of them.
+        outputs: of the original, on all of them.
+        chosen: which, by index.
+    """
+
+    batches: Iterable[Any]
+    outputs: Sequence[torch.Tensor]
+    chosen: frozenset[int]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for index, batch in enumerate(self.batches) if index in self.chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def references(self) -> list[torch.Tensor]:
+        """Outputs of the original on these."""
+        return [each for index, each in enumerate(self.outputs) if index in self.chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedModel:
+    """A module with calibration data: what correcting and measuring need.
+
+    Choices between ways to compress are made on batches that nothing is fitted to, see `held_out`; where there are few
+    batches, all serve both ends.
+
+    Attributes:
+        model: the original, which is never changed.
+        copy: a copy to fill with trial weights.
+        batches: calibration data, to be read again and again.
+        references: outputs of the original on each batch.
+        output: what the model returns.
+        options: `fold_norms`, `include` and `exclude` of its inventory.
+        keep: names of tensors that are stored without loss.
+    """
+
+    model: torch.nn.Module
+    copy: torch.nn.Module
+    batches: Iterable[Any]
+    references: Sequence[torch.Tensor]
+    output: Output
+    options: Mapping[str, Any]
+    keep: Sequence[str]
+
+    @cached_property
+    def observed(self) -> Observed:
+        """What the original does on the batches to fit to."""
+        names = [name for name, each in self.model.named_parameters(remove_duplicate=False) if each.ndim > 1]
+        return observe(self.model, self.copy, self.fitting, keep=self.keep, names=names)
+
+    def measure(self, copy: torch.nn.Module) -> tuple[Evaluation, NDArray[np.float64]]:
+        """Measure a copy on all data, and the distances of its outputs on the data to choose by."""
+        found = list(evaluate_batches(copy, self.batches, self.references, self.output))
+        chosen = self.choosing.chosen
+        return summarize(found), np.concatenate([found[index].distances for index in sorted(chosen)])
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Which batches are held out; none where there are few."""
+        return held_out(len(self.references))
+
+    @property
+    def fitting(self) -> BatchSubset:
+        """The batches to fit to, and the outputs of the original on them."""
+        return BatchSubset(self.batches, self.references, frozenset(range(len(self.references))) - self.held)
+
+    @property
+    def choosing(self) -> BatchSubset:
+        """The batches to choose by: those held out, or all of them."""
+        return BatchSubset(self.batches, self.references, self.held or frozenset(range(len(self.references))))
+
+
+def _calibrated(
+    model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any], keep: Sequence[str]
+) -> CalibratedModel:
+    """Prepare a module for measuring.
+
+    Raises:
+        CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
+    """
+    references = reference_outputs(model, batches)
+    for index, reference in enumerate(references):
+        if not len(reference):
+            raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
+        finite = reference.isfinite()
+        bad = int((~(finite | (reference == -torch.inf) if output == "logits" else finite)).sum())
+        if bad:
+            raise CalibrationError(
+                f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
+                "Check the batch and the weights."
+            )
+    return CalibratedModel(model, torch_module.clone(model), batches, references, output, options, keep)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedModel:
+    """A model in memory that is ready to be compressed or bounded.
+
+    Attributes:
+        inventory: its tensors.
+        estimator: what estimated the importances.
+        forms: what errors cost, by name.
+        model: the module with its data; None without data.
+    """
+
+    inventory: Inventory
+    estimator: Estimator
+    forms: Mapping[str, QuadraticForm]
+    model: CalibratedModel | None
+
+
+def prepare(
+    model: torch.nn.Module | str | Path,
+    data: Iterable[Any] | None,
+    output: Output | None,
+    options: Mapping[str, Any],
+    settings: Settings,
+) -> PreparedModel:
+    """Take stock of a model, look at its data, estimate what errors cost.
+
+    Args:
+        model: a module, or the path of a safetensors file.
+        data: calibration batches, or None.
+        output: what the model returns; None to tell from the targets.
+        options: `fold_norms`, `include` and `exclude`.
+        settings: of the compression. Without an importance it is `weight_scale()` without data, with data `kronecker()`
+            for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of values.
+
+    Raises:
+        UsageError: results that are kept are of another compression.
+        CalibrationError: the data do not fit the model, or an importance needs data and there are none.
+        WaterfillError: the model cannot be read.
+    """
+    if isinstance(model, torch.nn.Module):
+        inventory = torch_module.inventory(model, **options)
+    else:
+        inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
+    known = None if data is None else _with_data(model, data, output, options, list(inventory.exact))
+    estimator = settings.importance or _default_importance(known, settings)
+    if settings.memory is not None:
+        flow = None if known is None else activation_bytes(known.model, known.fitting)
+        model_memory(inventory, flow).check("this model", settings.memory)
+    facts = {"output": known and known.output, "importance": estimator, **options, "seed": settings.seed}
+    batches, outputs = (known.batches, known.references) if known else ((), ())
+    settings.memo.claim(lambda others: fingerprint(model, batches, outputs, {**others, **facts}))
+    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress))
+    return PreparedModel(inventory, estimator, forms, known)
+
+
+def _with_data(
+    model: torch.nn.Module | str | Path,
+    data: Iterable[Any],
+    output: Output | None,
+    options: Mapping[str, Any],
+    keep: Sequence[str],
+) -> CalibratedModel:
+    """The module with its batches, which can be read again and again."""
+    if not isinstance(model, torch.nn.Module):
+        raise CalibrationError(
+            f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
+        )
+    batches = as_batches(data)
+    return _calibrated(model, batches, output_kind(batches, output), options, keep)
+
+
+def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:
+    if model is None:
+        return importances.weight_scale()
+    if traits_of(settings.quantizer).uses_cross_terms:
+        return importances.kronecker(seed=settings.seed)
+    return (
+        importances.kl(seed=settings.seed) if model.output == "logits" else importances.regression(seed=settings.seed)
+    )
+
+
+def _forms(
+    estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, progress: Progress | None
+) -> Mapping[str, QuadraticForm]:
+    """What errors cost in every weight.
+
+    Raises:
+        CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
+    """
+    if isinstance(estimator, DataFree):
+        return data_free_forms(estimator, inventory.weights)
+    if model is None:
+        raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
+    fold_norms = model.options["fold_norms"]
+    found = estimator.estimate(model.model, model.fitting, model.output, fold_norms=fold_norms, progress=progress)
+    return checked_forms(estimator, found)
+
+
+def data_free(estimator: Estimator | None) -> DataFree:
+    """An estimator that needs no data; the default where none is given.
+
+    Raises:
+        CalibrationError: it needs data.
+    """
+    found = estimator or importances.weight_scale()
+    if not isinstance(found, DataFree):
+        raise CalibrationError(f"Importance {found.name} is estimated on data, but there are none; pass data.")
+    return found
+
+
+def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
+    """What errors in some weights cost by an estimator that looks at them alone."""
+    return {name: importances.completed(form) for name, form in estimator.forms(weights).items()}
+
+
+def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> dict[str, QuadraticForm]:
+    """What an estimator has found, as more positions would show it.
+
+    Raises:
+        CalibrationError: a coefficient is not finite, or negative.
+    """
+    forms = {name: importances.completed(form) for name, form in found.items()}
+    for name, form in forms.items():
+        _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
+        if isinstance(form, Quartic):
+            _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
+    return {name: form.shrunk() for name, form in forms.items()}
+
+
+def _check(values: Floats, what: str) -> None:
+    """Check the coefficients of a form.
+
+    Raises:
+        CalibrationError: some are not finite, or negative.
+    """
+    if not np.isfinite(values).all():
+        raise CalibrationError(
+            f"{what} is NaN or infinite on the data; expected finite gradients. Check the range of the data and of the "
+            "weights, or use weight_scale()."
+        )
+    negative = int((values < 0).sum())
+    if negative:
+        raise CalibrationError(
+            f"{what} is negative for {negative} of {values.size} weights; expected none, or the search would seek "
+            "errors there. Use kl() or gradient(), or outweigh them by hessian(mu=...) or gradient_hessian(mu=...)."
+        )

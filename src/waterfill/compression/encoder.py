@@ -1,0 +1,175 @@
+"""Tensors become symbols at a water level: who quantizes what, with what its errors cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from waterfill.errors import UsageError, WaterfillError
+from waterfill.processes import ALONE, Processes
+from waterfill.protocols import Progress, QuadraticForm, Quantizer
+from waterfill.quantize import Vector
+from waterfill.reconstruct import reconstruct
+from waterfill.records import Entry, Floats, Quantized, Weight
+from waterfill.resume.folder import NOTHING_KEPT, Memo
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One tensor to quantize.
+
+    Attributes:
+        weight: what to aim at.
+        quantizer: what quantizes it.
+        form: what errors cost where it is quantized; None where that is not known.
+        importance: the same as it was estimated: to no power, and at the level of all.
+    """
+
+    weight: Weight
+    quantizer: Quantizer
+    form: QuadraticForm | None
+    importance: QuadraticForm | None
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Quantizes tensors at a level.
+
+    Attributes:
+        quantizer: of the matrices.
+        mean: of the scales of all importances of matrices; about it they are taken to a power, see `tempered`.
+        power: that power. An importance is exact for small errors only: at low rates the errors of unimportant weights
+            are large and add up to more than it says, so that powers below 1 measure better; 0 gives one step for all.
+        zero_cost: mean cost of a matrix weight that is set to zero; vectors of unknown importance go by it.
+        offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
+        processes: share the work.
+        memo: of what is quantized already.
+        progress: called as work goes on.
+    """
+
+    quantizer: Quantizer
+    mean: float = 1.0
+    power: float = 1.0
+    zero_cost: float = 1.0
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    processes: Processes = ALONE
+    memo: Memo = NOTHING_KEPT
+    progress: Progress | None = None
+    _made: WeakKeyDictionary[QuadraticForm, QuadraticForm] = field(default_factory=WeakKeyDictionary)
+
+    def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
+        """Say how a tensor is quantized.
+
+        Args:
+            weight: what to aim at.
+            importance: what its errors cost; None where that is not known.
+        """
+        quantizer = Vector(self.zero_cost) if weight.is_vector else self.quantizer
+        if importance is None:
+            return Job(weight, quantizer, None, None)
+        if importance not in self._made:  # once for every form: what depends on the result is kept by it
+            self._made[importance] = self._form(weight, importance)
+        return Job(weight, quantizer, self._made[importance], importance)
+
+    def _form(self, weight: Weight, importance: QuadraticForm) -> QuadraticForm:
+        """What errors cost where a tensor is quantized."""
+        form = importance if weight.is_vector else importance.tempered(self.mean, self.power)
+        offset = self.offsets.get(weight.name)
+        return form if offset is None else form.scaled(2.0**-offset)
+
+    def jobs(self, weights: Mapping[str, Weight], importances: Mapping[str, QuadraticForm | None]) -> dict[str, Job]:
+        """The jobs of several tensors, by name."""
+        return {name: self.job(weight, importances.get(name)) for name, weight in weights.items()}
+
+    def quantize(self, jobs: Mapping[str, Job], level: float) -> dict[str, Quantized]:
+        """Quantize tensors at a water level; the result depends neither on the number of threads nor of processes.
+
+        Every process quantizes some of the tensors, about as many weights as the others.
+
+        Raises:
+            WaterfillError: the quantizer refuses one; the text names the tensor.
+        """
+        order = sorted(jobs, key=lambda name: -jobs[name].weight.matrix.size)
+        own = {name: jobs[name] for name in order[self.processes.rank :: self.processes.count]}
+        found: dict[str, Quantized] = {}
+        for some in self.processes.all_gather(self._quantize(own, level)):
+            found |= some
+        return {name: found[name] for name in jobs}
+
+    def _quantize(self, jobs: Mapping[str, Job], level: float) -> dict[str, Quantized]:
+        done: dict[str, Quantized] = {}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            each = pool.map(lambda job: self.quantize_one(job, level), jobs.values())
+            for name, item in zip(jobs, each, strict=True):
+                done[name] = item
+                if self.progress is not None:
+                    self.progress("quantize", len(done), len(jobs))
+        return done
+
+    def quantize_one(self, job: Job, level: float) -> Quantized:
+        """Quantize one tensor, or find it quantized; vectors are quantized sooner than found.
+
+        Raises:
+            WaterfillError: the quantizer refuses it; the text names the tensor.
+        """
+
+        def compute() -> Quantized:
+            return job.quantizer.quantize(job.weight, job.form, level)
+
+        try:
+            if job.weight.is_vector:
+                return compute()
+            return self.memo.once(("quantized", job.weight, job.quantizer, job.form, level), compute)
+        except WaterfillError as error:
+            raise type(error)(f"tensor {job.weight.name!r} {job.weight.layout.shape}: {error}") from error
+
+
+def only_quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:
+    """The quantizer of all matrices.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if len(quantizers) != 1:
+        raise UsageError(f"Got {len(quantizers)} quantizers; expected one, which quantizes every matrix.")
+    return quantizers[0]
+
+
+def mean_scale(forms: Mapping[str, QuadraticForm]) -> float:
+    """Mean of the scales of all weights of some matrices, about which importances are taken to a power; 1 for none."""
+    count = sum(form.diagonal().size for form in forms.values())
+    mean = sum(form.scale_total for form in forms.values()) / max(1, count)
+    return mean if mean > 0 else 1.0
+
+
+def zero_cost(weight: Weight, form: QuadraticForm | None) -> float:
+    """Cost `sum I_i w_i^2` of setting every weight of a tensor to zero, cross terms left out."""
+    squares = np.square(weight.matrix, dtype=np.float64)
+    return float(squares.sum() if form is None else (squares * form.diagonal()).sum())
+
+
+def mean_zero_cost(jobs: Mapping[str, Job]) -> float:
+    """Mean of `zero_cost` over all weights of the matrices: the scale of water levels; 1 where it is zero."""
+    matrices = [job for job in jobs.values() if not job.weight.is_vector]
+    count = sum(job.weight.matrix.size for job in matrices)
+    total = sum(zero_cost(job.weight, job.form) for job in matrices)
+    return total / count if total > 0 else 1.0
+
+
+def decoded_matrix(weight: Weight, quantized: Quantized) -> Floats:
+    """Values [out, in] of a quantized tensor, in single precision; of `weight` only the layout counts."""
+    values = reconstruct(quantized.symbols.reshape(-1), quantized.rule, weight.layout)
+    return values.reshape(quantized.symbols.shape)
+
+
+def decoded(entry: Entry, weight: Weight, quantized: Quantized) -> Tensor:
+    """Values of a coded entry in its own shape, rounded to its type as they will be decoded, float32."""
+    values = np.ascontiguousarray(weight.layout.from_matrix(decoded_matrix(weight, quantized)))
+    return torch.from_numpy(values.reshape(entry.shape)).to(getattr(torch, entry.dtype)).float()

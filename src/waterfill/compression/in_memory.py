@@ -1,0 +1,399 @@
+"""A model in memory: walked again and again, at one water level after the other.
+
+```
+level --draft--> every tensor quantized for its own values; how large a file is
+draft --finish--> one pass: matrices for what they see now, statistics, vectors; priced, encoded, measured
+```
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from waterfill._version import PRODUCER
+from waterfill.codec import container
+from waterfill.compression import distortion_curves as curves
+from waterfill.compression.calibration import CalibratedModel, PreparedModel
+from waterfill.compression.distortion_curves import Curve
+from waterfill.compression.encoder import Encoder, Job, decoded_matrix, mean_scale, mean_zero_cost
+from waterfill.compression.layerwise import CodedSegment, quantize_segment
+from waterfill.compression.limits import SourceModels
+from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.report_rows import ReportBuilder
+from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
+from waterfill.compression.settings import Settings
+from waterfill.compression.tensor_slices import TensorSlice
+from waterfill.compression.tune import Tune
+from waterfill.evaluation import Evaluation
+from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.models import torch_module
+from waterfill.models.state_dict import assemble, assemble_one
+from waterfill.protocols import QuadraticForm, traits_of
+from waterfill.quantize.feedback import is_sparse
+from waterfill.reconstruct import errors
+from waterfill.records import Floats, Inventory, Quantized, Weight
+
+FIXED_LEVEL_LOG2 = -24.0
+"""Vectors beside matrices of a fixed rate are filled to the level that those reach, but to no lower one than this."""
+
+VECTORS = ""
+"""Name of the curve that all vectors have together: one that no tensor has."""
+
+Points = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+"""Bits, measured losses and predicted losses of a curve."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A whole file at one water level, quantized without looking at data.
+
+    Attributes:
+        water_level: mean cost of an error per weight.
+        quantized: what the file says about every coded tensor.
+        packed: the file.
+    """
+
+    water_level: float
+    quantized: Mapping[str, Quantized]
+    packed: container.Packed
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.packed.data)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A finished file.
+
+    Attributes:
+        walk: that made it.
+        water_level: mean cost of an error per weight.
+        coded: its tensors.
+        packed: the file.
+        report: what is told of it.
+        measured: on the calibration data; None without.
+        distances: of every output from that of the original, on the data to choose by; None without data.
+        untuned: distortion before tuning; None where nothing was tuned.
+    """
+
+    walk: InMemoryWalk
+    water_level: float
+    coded: CodedSegment
+    packed: container.Packed
+    report: ReportBuilder
+    measured: Evaluation | None = None
+    distances: NDArray[np.float64] | None = None
+    untuned: float | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.packed.data)
+
+    @property
+    def distortion(self) -> float | None:
+        """Measured on the calibration data: KL of logits, squared error of values."""
+        return None if self.measured is None else self.measured.distortion
+
+    @property
+    def held_out(self) -> float | None:
+        """The same on the data to choose by."""
+        return None if self.distances is None else float(self.distances.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class InMemoryWalk:
+    """Walks through a model in memory, with importances to one power.
+
+    Attributes:
+        prepared: the model, its data, and what errors cost.
+        settings: of the compression.
+        sources: models of the tensors, which walks of several powers share.
+        power: to which the importances of the matrices are taken.
+        tune: how vectors are tuned at the end; None for not.
+        offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
+        corrections: measured distortions over predicted ones, by name; 1 for all others.
+    """
+
+    prepared: PreparedModel
+    settings: Settings
+    sources: SourceModels
+    power: float = 1.0
+    tune: Tune | None = None
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    corrections: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def model(self) -> CalibratedModel | None:
+        """The module with its data; None without data."""
+        return self.prepared.model
+
+    @property
+    def inventory(self) -> Inventory:
+        """The tensors."""
+        return self.prepared.inventory
+
+    @property
+    def measure(self) -> str:
+        """Name of what errors cost: the importance and its power."""
+        name = self.prepared.estimator.name
+        to_power = name if self.power == 1 else f"{name}^{self.power:g}"
+        return f"{to_power}, measured" if self.offsets else to_power
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What quantizes tensors."""
+        plain = Encoder(
+            self.settings.quantizer,
+            mean_scale(self._matrix_forms),
+            self.power,
+            processes=self.settings.processes,
+            memo=self.settings.memo,
+            progress=self.settings.progress,
+        )
+        cost = mean_zero_cost(plain.jobs(self.inventory.weights, self.prepared.forms))
+        return replace(plain, zero_cost=cost, offsets=self.offsets)
+
+    @property
+    def _matrix_forms(self) -> dict[str, QuadraticForm]:
+        weights = self.inventory.weights
+        return {
+            name: form for name, form in self.prepared.forms.items() if name in weights and not weights[name].is_vector
+        }
+
+    @cached_property
+    def jobs(self) -> dict[str, Job]:
+        """How every tensor is quantized for its own values."""
+        return self.encoder.jobs(self.inventory.weights, self.prepared.forms)
+
+    @cached_property
+    def mean_power(self) -> float:
+        """Cost per weight of setting every matrix to zero; levels are relative to it."""
+        return mean_zero_cost(self.jobs)
+
+    @cached_property
+    def forecast(self) -> VarianceHistogram:
+        """By which files take about so many bits at a level."""
+        self.sources.fit(self.inventory.weights.values())
+        known = [job for job in self.jobs.values() if job.form is not None or not job.weight.is_vector]
+        return sum((self.sources.forecast(job.weight, job.form) for job in known), VarianceHistogram.none())
+
+    @property
+    def level_span(self) -> tuple[float, float]:
+        """Lowest and highest base-2 logarithm of a water level."""
+        middle = math.log2(self.mean_power)
+        return middle + LOWEST_LOG2, middle + HIGHEST_LOG2
+
+    @property
+    def limit_bytes(self) -> float:
+        """About how many bytes a file takes to name its limits."""
+        return 40 + 1.5 * sum(not self.inventory.weights[name].is_vector for name in self.jobs)
+
+    @cached_property
+    def _exact(self) -> dict[str, bytes]:
+        return {name: exact_bytes(tensor) for name, tensor in self.inventory.exact.items()}
+
+    # Drafts
+
+    def draft(self, water_level: float) -> Draft:
+        """Quantize and encode at a level, without looking at data."""
+        quantized = self.encoder.quantize(self.jobs, water_level)
+        return Draft(water_level, quantized, self._pack(quantized))
+
+    def draft_fixed(self) -> Draft:
+        """The same where the level moves nothing but the vectors: they are filled to the level of the matrices."""
+        matrices = {name: job for name, job in self.jobs.items() if not job.weight.is_vector}
+        vectors = {name: job for name, job in self.jobs.items() if job.weight.is_vector}
+        done = self.encoder.quantize(matrices, self.mean_power)
+        count = sum(job.weight.matrix.size for job in matrices.values())
+        reached = sum(item.distortion for item in done.values()) / max(1, count)
+        water_level = max(reached, self.mean_power * 2.0**FIXED_LEVEL_LOG2)
+        done |= self.encoder.quantize(vectors, water_level)
+        return Draft(water_level, done, self._pack(done))
+
+    def mix(self, coarse: Draft, fine: Draft, limit: float) -> Draft:
+        """Take as many tensors of the finer draft as fit, those with the most bits first.
+
+        Rate-distortion optimised rounding can jump from one level to the next, past the limit; tensors jump one by one.
+        """
+        quantized, left = dict(coarse.quantized), 8 * (limit - coarse.size_bytes)
+        more = {name: fine.quantized[name].bits - item.bits for name, item in coarse.quantized.items()}
+        for name in sorted(more, key=lambda name: -more[name]):
+            if 0 < more[name] <= left:
+                quantized[name], left = fine.quantized[name], left - more[name]
+        mixed = replace(coarse, quantized=quantized, packed=self._pack(quantized))
+        return mixed if mixed.size_bytes <= limit else coarse
+
+    def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
+        return container.pack(self.inventory.entries, quantized, self._exact, PRODUCER)
+
+    # Candidates
+
+    def finish(self, draft: Draft) -> Candidate:
+        """Quantize in sequence and correct statistics on the way, then price, encode, and measure."""
+        found = self.trial(draft)
+        return found if self.tune is None or self.model is None else self._tuned(found, self.model, self.tune)
+
+    def trial(self, draft: Draft) -> Candidate:
+        """The same without tuning."""
+        segment = self._segment()
+        coded = quantize_segment(segment, draft.water_level, self.encoder, self.sources, draft.quantized)
+        return self._measured(self._candidate(draft.water_level, coded))
+
+    def _segment(self) -> Segment:
+        inventory, forms = self.inventory, self.prepared.forms
+        if self.model is None:
+            return StoredTensors("", lambda: slices_of_inventory(inventory, forms), entries_by_name(inventory))
+        return WholeModel(self.model, inventory, forms, self._visited(self.model), self.settings.progress)
+
+    def _visited(self, model: CalibratedModel) -> Collection[str]:
+        """Names of the matrices that are quantized in sequence: dense ones, with cross terms that the search uses."""
+        if not traits_of(self.settings.quantizer).uses_cross_terms:
+            return ()
+        dense = [
+            name
+            for name, job in self.jobs.items()
+            if job.form is not None and job.form.has_cross_terms and not is_sparse(job.weight.matrix)
+        ]
+        return [name for name in dense if name in model.observed.matrix_inputs]
+
+    def _candidate(self, water_level: float, coded: CodedSegment) -> Candidate:
+        """Price and encode a segment."""
+        report = ReportBuilder(self.corrections)
+        report.add(coded, coded.pack())
+        packed = coded.pack(report.limit_facts(self.measure, coded.entries))
+        whole = ReportBuilder(self.corrections)
+        whole.add(coded, packed)
+        return Candidate(self, water_level, coded, packed, whole)
+
+    def filled(self, candidate: Candidate) -> torch.nn.Module:
+        """The copy of the model with the values of a candidate, until it is filled with others."""
+        assert self.model is not None  # nothing is filled without data
+        torch_module.fill(self.model.copy, dict(WaterfillFile(candidate.packed.data).tensors()))
+        return self.model.copy
+
+    def _measured(self, candidate: Candidate) -> Candidate:
+        if self.model is None:
+            return candidate
+        measured, distances = self.model.measure(self.filled(candidate))
+        return replace(candidate, measured=measured, distances=distances)
+
+    def _tuned(self, found: Candidate, model: CalibratedModel, tune: Tune) -> Candidate:
+        """A candidate with tuned vectors, or itself where it measures better."""
+        copy, part = self.filled(found), model.fitting
+        names = [name for name, weight in self.inventory.weights.items() if weight.is_vector]
+        values = self.settings.memo.once(
+            ("tuned", found.packed.data, tune),
+            lambda: tune.fit(copy, part, part.references, model.output, names, self.settings.progress),
+        )
+        state = copy.state_dict()
+        for name, value in values.items():
+            state[name].copy_(torch.from_numpy(value))
+        read = torch_module.inventory(copy, **model.options).weights
+        vectors = {name: read[name] for name in names if name in read}
+        coded = self._with_vectors(found, vectors)
+        tuned = self._measured(self._candidate(found.water_level, coded))
+        better = tuned if (tuned.held_out or 0) < (found.held_out or 0) else found
+        return replace(better, untuned=found.distortion)
+
+    def _with_vectors(self, found: Candidate, vectors: Mapping[str, Weight]) -> CodedSegment:
+        """The tensors of a candidate, with other vectors."""
+        inventory = self.inventory
+
+        def read() -> list[TensorSlice]:
+            slices = slices_of_inventory(inventory, self.prepared.forms)
+            return [replace(each, weight=vectors[each.tensor]) for each in slices if each.tensor in vectors]
+
+        new = quantize_segment(StoredTensors("", read), found.water_level, self.encoder, self.sources)
+        return found.coded.replaced(new)
+
+    # Curves
+
+    def with_curves(self, water_level: float, model: CalibratedModel) -> InMemoryWalk:
+        """The same with tensors at levels of their own, by curves that are measured about a level.
+
+        Args:
+            water_level: that level.
+            model: the module with its data.
+        """
+        groups = {name: [name] for name, job in self.jobs.items() if not job.weight.is_vector}
+        groups[VECTORS] = [name for name, job in self.jobs.items() if job.weight.is_vector and job.form is not None]
+        groups = {name: members for name, members in groups.items() if members}
+        key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in self.jobs.items()})
+        points = self.settings.memo.once(key, lambda: self._points(groups, water_level, model))
+        found = {name: Curve(curves.OFFSETS, *points[name][:2]) for name in groups}
+        offsets = curves.offsets(found)
+        ratios = {name: curves.mean_ratio(points[name][1], points[name][2]) for name in groups}
+        of_members = {name: group for group, members in groups.items() for name in members}
+        corrections = {name: ratios[group] for name, group in of_members.items()}
+        return self.moved({name: offsets[group] for name, group in of_members.items()}, corrections)
+
+    def moved(self, offsets: Mapping[str, float], corrections: Mapping[str, float]) -> InMemoryWalk:
+        """The same with tensors at levels of their own: what an error costs is multiplied by `2^-offset`.
+
+        Args:
+            offsets: base-2 logarithms, by name.
+            corrections: see there.
+        """
+        return replace(self, offsets=offsets, corrections=corrections)
+
+    def mean_price(self, name: str) -> float:
+        """What an error of a tensor that fills its level costs by its importance; mean over all weights that cost."""
+        job = self.jobs[name]
+        if job.form is None or job.importance is None:
+            return 1.0
+        own, used = (each.diagonal().astype(np.float64) for each in (job.importance, job.form))
+        return float((own[used > 0] / used[used > 0]).mean() or 1.0) if (used > 0).any() else 1.0
+
+    def _points(self, groups: Mapping[str, list[str]], water_level: float, model: CalibratedModel) -> dict[str, Points]:
+        """Points of every group, at every offset."""
+        jobs = {name: self.jobs[name] for members in groups.values() for name in members}
+        tried = [self.encoder.quantize(jobs, water_level * 2.0**offset) for offset in curves.OFFSETS]
+        originals = assemble(self.inventory.entries, self._original, self.inventory.exact)
+        torch_module.fill(model.copy, dict(originals))
+
+        def trial(group: str, point: int) -> dict[str, Tensor]:
+            quantized = {name: tried[point][name] for name in groups[group]}
+            return {name: self._assembled(name, quantized) for name in quantized}
+
+        part = model.fitting
+        some = curves.some(part, part.references)
+        losses = curves.measure(model.copy, some, model.output, list(groups), trial, self.settings.progress)
+        return {
+            group: (
+                tuple(sum(done[name].bits for name in members) for done in tried),
+                tuple(losses[group]),
+                tuple(sum(_loss(self.jobs[name], done[name]) for name in members) for done in tried),
+            )
+            for group, members in groups.items()
+        }
+
+    def _original(self, name: str) -> Floats:
+        return self.inventory.weights[name].matrix
+
+    def _assembled(self, name: str, quantized: Mapping[str, Quantized]) -> Tensor:
+        """An entry of the state dict where some tensors are quantized."""
+
+        def matrix(name: str) -> Floats:
+            weight = self.inventory.weights[name]
+            return decoded_matrix(weight, quantized[name]) if name in quantized else weight.matrix
+
+        return assemble_one(name, self.inventory.entries, matrix, self.inventory.exact)
+
+
+def _loss(job: Job, quantized: Quantized) -> float:
+    """The distortion of the model that the importance of a tensor predicts for its error."""
+    if job.importance is None:
+        return 0.0
+    return job.importance.factor * job.importance.cost(errors(job.weight, quantized.symbols, quantized.rule))

@@ -1,0 +1,79 @@
+"""Which samples flow through a model at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.models.batches import Inputs, call, evaluation, map_tensors, num_samples, split, take, tensors_in
+
+BUDGET_BYTES = 1 << 30
+"""Memory for the activations of all samples together."""
+
+_LIVE_LAYERS = 4
+"""How many times the largest input and output of a module are in memory at once, at the most."""
+_FEW_SAMPLES = 8
+"""How many samples measure it."""
+
+
+def samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Inputs]:
+    """The first batches that can be joined and fit into memory, the last of them cut; always one sample at least."""
+    parts: list[Inputs] = []
+    room, kind = 0, ""
+    for batch in batches:
+        inputs = split(batch)[0]
+        samples = num_samples(inputs)
+        if not parts:
+            few = min(samples, _FEW_SAMPLES)
+            room = max(1, BUDGET_BYTES * few // _activation_bytes(original, take(inputs, 0, few)))
+            kind = _kind(inputs)
+        elif room <= 0 or _kind(inputs) != kind:
+            break
+        parts.append(inputs if samples <= room else take(inputs, 0, room))
+        room -= samples
+    return parts
+
+
+def activation_bytes(original: nn.Module, batches: Iterable[Any]) -> int:
+    """Bytes of what flows through a model at once where its statistics are corrected."""
+    with evaluation(original), torch.no_grad():
+        return sum(_activation_bytes(original, each) for each in samples_that_fit(original, batches))
+
+
+def _activation_bytes(model: nn.Module, inputs: Inputs) -> int:
+    """How much memory the activations of a batch take at once: a few times the largest input and output."""
+    largest = 1
+
+    def note(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal largest
+        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs, output))))
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
+        call(model, inputs)
+    return _LIVE_LAYERS * largest
+
+
+def _kind(inputs: Inputs) -> str:
+    """A text that is the same for inputs that can be joined along their first axes."""
+    samples = num_samples(inputs)
+
+    def kind(tensor: Tensor) -> Any:
+        if tensor.ndim == 0 or tensor.shape[0] != samples:
+            return id(tensor)
+        return tensor.dtype, tensor.device, tensor.shape[1:]
+
+    return repr(map_tensors(inputs, kind))
+
+
+def joined(parts: list[Inputs]) -> Inputs:
+    """One batch of several of the same kind; tensors without a sample axis stay as they are."""
+    samples = num_samples(parts[0])
+    columns = zip(*(tensors_in(part) for part in parts), strict=True)
+    tensors = iter([torch.cat(c) if c[0].ndim and c[0].shape[0] == samples else c[0] for c in columns])
+    return map_tensors(parts[0], lambda _: next(tensors))

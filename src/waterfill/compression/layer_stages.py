@@ -1,0 +1,195 @@
+"""Matrices of a transformer block in the order in which it uses them, and what they see.
+
+Matrices that read the same input are a stage, such as query, key and value; so are all experts. At each stage all
+batches go through the original and through the compressed block up to there, and the products of both inputs say what
+an error costs now, and where the target is, see `target_correction`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from waterfill.compression.target_correction import LayerInputs
+from waterfill.importance.exact_sum import ExactSum
+from waterfill.importance.factored import KroneckerForm
+from waterfill.models.uses import Dense, View
+from waterfill.models.watch import ProductWatch
+from waterfill.records import Layout
+
+SHRINKAGE = 1.5
+"""Share of the mean diagonal that is added to the products of inputs where a target is sought, times inputs over
+positions: more than an importance gets, for a target follows every accident of the text that it was fitted to."""
+
+
+class _StageReached(Exception):
+    """All matrices of the stage have been used."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRun:
+    """The original or the compressed block, to be run on calibration data.
+
+    Attributes:
+        parameters: by name.
+        run: lets the batch of a number through.
+        masks: which positions count, bool [positions], for every batch that is fitted to.
+    """
+
+    parameters: Mapping[str, Tensor]
+    run: Callable[[int], object]
+    masks: Mapping[int, Tensor]
+
+    def inputs(self, names: Sequence[str], batch: int) -> dict[str, Tensor]:
+        """Inputs [positions, in] of matrices in a batch; of those that it reaches."""
+        found: dict[str, Tensor] = {}
+
+        def record(name: str, view: View, x: Tensor) -> bool:
+            if isinstance(view, Dense) and name not in found:
+                found[name] = x
+            if len(found) == len(names):
+                raise _StageReached
+            return False
+
+        try:
+            with torch.no_grad(), ProductWatch({name: self.parameters[name] for name in names}, record):
+                self.run(batch)
+        except _StageReached:
+            pass
+        return found
+
+
+def stages(side: BlockRun, names: Sequence[str]) -> list[list[str]]:
+    """Group matrices that read the same inputs, in the order of their first use."""
+    order: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    for batch in side.masks:
+        left = [name for name in names if name not in order]
+        if not left:
+            break
+        by_input: dict[int, int] = {}
+        for name, x in side.inputs(left, batch).items():
+            kind = _kind(name)
+            stage = by_input.setdefault(x.data_ptr(), kinds.get(kind, len(set(kinds.values()))))
+            order[name] = kinds.setdefault(kind, stage)
+    return [[name for name, stage in order.items() if stage == each] for each in sorted(set(order.values()))]
+
+
+def agreed(every: Sequence[list[list[str]]]) -> list[list[str]]:
+    """The stages of several processes as one list: matrices that the first has not seen are where their kind is."""
+    first = [list(stage) for stage in every[0]]
+    for other in every[1:]:
+        for stage in other:
+            for name in stage:
+                if not any(name in known for known in first):
+                    _home(first, name).append(name)
+    return first
+
+
+def _home(stages: list[list[str]], name: str) -> list[str]:
+    for stage in stages:
+        if any(_kind(other) == _kind(name) for other in stage):
+            return stage
+    stages.append([])
+    return stages[-1]
+
+
+def _kind(name: str) -> str:
+    """The name without the numbers of experts, which are of one kind; all other matrices are of their own."""
+    return re.sub(r"\.\d+$|(?<=experts)\.\d+", ".#", name)
+
+
+@dataclass(frozen=True, eq=False)
+class InputMoments:
+    """Moments of the inputs of a matrix in the compressed block, beside those in the original.
+
+    Attributes:
+        seen: mean of `x' x'^T`, float64 [in, in].
+        change: mean of `(x - x') x'^T` of the same shape; None where positions of both do not correspond.
+        means: means of x and of x', float64 [in] each; None with `change`.
+        positions: over how many.
+    """
+
+    seen: Tensor
+    change: Tensor | None
+    means: tuple[Tensor, Tensor] | None
+    positions: float
+
+    def form(self, rows: NDArray[np.float64], factor: float, unit: str) -> KroneckerForm:
+        """The importance for these inputs.
+
+        Args:
+            rows: factor over rows that goes with a trace of 1.
+            factor: see `QuadraticForm`.
+            unit: likewise.
+        """
+        columns = self.seen.numpy()
+        columns = columns / max(float(np.trace(columns)), 1e-300)
+        symmetric = ((columns + columns.T) / 2)[None]
+        return KroneckerForm(rows, symmetric, "", self.positions, factor=factor, unit=unit).shrunk()
+
+    def layer_inputs(self, layout: Layout, form: KroneckerForm) -> LayerInputs:
+        """What a target is sought by.
+
+        Args:
+            layout: how the layer reads the tensor.
+            form: what errors cost for these inputs.
+        """
+        change = None if self.change is None else self.change[None]
+        return LayerInputs(layout, self.seen[None], change, SHRINKAGE / self.positions, form)
+
+
+def input_moments(
+    names: Sequence[str], original: BlockRun, compressed: BlockRun, sums: ExactSum
+) -> dict[str, InputMoments]:
+    """Compare the inputs of the matrices of a stage; those that no batch reaches are left out.
+
+    Args:
+        names: of the matrices.
+        original: the block as it was, on what its own blocks before hand on.
+        compressed: the block as far as it is compressed.
+        sums: to add up with.
+    """
+    alias: dict[str, str] = {}
+    for batch, mask in compressed.masks.items():
+        before, now = original.inputs(names, batch), compressed.inputs(names, batch)
+        values: dict[str, Tensor] = {"batches:": torch.ones(1)}
+        first: dict[int, str] = {}
+        for name, x in now.items():
+            key = alias.setdefault(name, first.setdefault(x.data_ptr(), name))
+            if f"gram:{key}" not in values:
+                values |= _compared(key, before.get(name), x, mask)
+        sums.add(values)
+    totals = sums.totals()
+    found = {name: _moments(alias.get(name, name), totals) for name in names}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _compared(name: str, before: Tensor | None, now: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What one batch adds. Positions that are routed to an expert are others in the compressed model."""
+    aligned = before is not None and len(before) == len(now) == len(mask)
+    if len(now) == len(mask) and not bool(mask.all()):
+        now, before = now[mask], before[mask] if before is not None and aligned else None
+    found = {f"gram:{name}": now.T @ now, f"positions:{name}": torch.tensor([float(len(now))])}
+    if before is not None and aligned:
+        found[f"aligned:{name}"] = found[f"positions:{name}"]
+        found[f"change:{name}"] = (before - now).T @ now
+        found[f"before:{name}"], found[f"now:{name}"] = before.sum(0), now.sum(0)
+    return found
+
+
+def _moments(name: str, totals: Mapping[str, Tensor]) -> InputMoments | None:
+    gram = totals.get(f"gram:{name}")
+    if gram is None or not float(gram.trace()) > 0:
+        return None
+    positions = float(totals[f"positions:{name}"])
+    aligned = totals.get(f"aligned:{name}")  # in all batches, or the others would count as unchanged
+    change = None if aligned is None or float(aligned) < positions else totals[f"change:{name}"]
+    means = None if change is None else (totals[f"before:{name}"] / positions, totals[f"now:{name}"] / positions)
+    return InputMoments(gram / positions, None if change is None else change / positions, means, positions)

@@ -1,0 +1,230 @@
+"""Quantize a segment of a model: each matrix against the activations of the already quantized ones."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from waterfill._version import PRODUCER
+from waterfill.codec import container
+from waterfill.compression.encoder import Encoder, Job, decoded
+from waterfill.compression.limits import EntryLimit, SourceModels, entry_limit
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.segments import Segment
+from waterfill.compression.target_correction import LayerInputs
+from waterfill.compression.tensor_slices import TensorSlice
+from waterfill.files import exact_bytes
+from waterfill.reconstruct import errors
+from waterfill.records import Entry, Exact, Limits, Quantized
+
+AT_ONCE = 1 << 25
+"""Weights that are quantized at once, about."""
+
+NOTHING: Mapping[str, Quantized] = MappingProxyType({})
+NO_COMPONENTS = VarianceHistogram.none()
+
+
+@dataclass(frozen=True)
+class EntryReport:
+    """What is told of an entry.
+
+    Attributes:
+        tensor: name of the tensor of which it is a part.
+        loss: distortion of the model that its importance predicts for its errors; None where that is not known.
+        limit: the least bits of any code at its distortion; None without a source model.
+        components: of the tensor where it has a limit.
+        distortion: at which the limit is, by the form under which it was quantized.
+        reason: why it is stored in a special way; usually empty.
+    """
+
+    tensor: str
+    loss: float | None = None
+    limit: EntryLimit | None = None
+    components: VarianceHistogram = NO_COMPONENTS
+    distortion: float = 0.0
+    reason: str = ""
+
+
+@dataclass(eq=False)
+class CodedSegment:
+    """A segment as integer symbols.
+
+    Attributes:
+        name: of the segment.
+        water_level: at which it was quantized.
+        entries: of its file, by name.
+        quantized: of the coded ones.
+        exact: bytes of those that are stored without loss.
+        reports: of both.
+        unit: of the distortion that losses predict; empty for none.
+    """
+
+    name: str
+    water_level: float
+    entries: dict[str, Entry] = field(default_factory=dict)
+    quantized: dict[str, Quantized] = field(default_factory=dict)
+    exact: dict[str, bytes] = field(default_factory=dict)
+    reports: dict[str, EntryReport] = field(default_factory=dict)
+    unit: str = ""
+
+    @property
+    def components(self) -> VarianceHistogram:
+        """Of all tensors that have a limit."""
+        return sum((report.components for report in self.reports.values()), NO_COMPONENTS)
+
+    @property
+    def distortion(self) -> float:
+        """Of these together, by the forms under which they were quantized."""
+        return sum(report.distortion for report in self.reports.values())
+
+    def replaced(self, other: CodedSegment) -> CodedSegment:
+        """The same with the tensors that another one has, as they are there."""
+        return replace(
+            self,
+            quantized=self.quantized | other.quantized,
+            exact=self.exact | other.exact,
+            reports=self.reports | other.reports,
+        )
+
+    @property
+    def matrix_bits(self) -> float:
+        """Bits of all matrices."""
+        return sum(item.bits for name, item in self.quantized.items() if len(self.entries[name].shape) > 1)
+
+    def pack(self, limits: Limits | None = None) -> container.Packed:
+        """Encode the segment as the bytes of a file.
+
+        Args:
+            limits: what the file is to say about its limit; None for nothing.
+        """
+        return container.pack(tuple(self.entries.values()), self.quantized, self.exact, PRODUCER, limits)
+
+
+def quantize_segment(
+    segment: Segment,
+    level: float,
+    encoder: Encoder,
+    sources: SourceModels,
+    known: Mapping[str, Quantized] = NOTHING,
+) -> CodedSegment:
+    """Quantize a segment at a water level.
+
+    First come the matrices that do not look at activations. Then the segment runs, and every matrix that it comes to
+    gets a target for what it sees now, is quantized, and written back before the next one; statistics follow on the
+    way. Vectors come last, as statistics have left them.
+
+    Args:
+        segment: what to quantize.
+        level: the water level.
+        encoder: what quantizes tensors.
+        sources: models of the tensors, for their limits.
+        known: matrices of the first kind that are quantized already, by name.
+    """
+    coder = _Coder(segment, level, encoder, sources, CodedSegment(segment.name, level, dict(segment.entries)))
+    segment.start()
+    coder.code(segment.independent(), known)
+    segment.run(coder.visit)
+    coder.code(segment.remaining(coder.tensors))
+    return coder.coded
+
+
+@dataclass(frozen=True, eq=False)
+class _Coder:
+    """Quantizes slices of a segment and reports on them."""
+
+    segment: Segment
+    level: float
+    encoder: Encoder
+    sources: SourceModels
+    coded: CodedSegment
+
+    @property
+    def tensors(self) -> set[str]:
+        """Names of the tensors that are coded."""
+        return {report.tensor for report in self.coded.reports.values()}
+
+    def code(self, slices: Iterable[TensorSlice], known: Mapping[str, Quantized] = NOTHING) -> None:
+        """Quantize slices for their own values, some at a time, and write them back."""
+        for some in _batched(slices):
+            jobs = {each.entry.name: self.encoder.job(each.weight, each.form) for each in some if each.weight}
+            values = self._code(some, jobs, known)
+            for each in some:
+                if each.entry.name in values:
+                    self.segment.write(each, values[each.entry.name])
+
+    def visit(self, names: Sequence[str], inputs: Mapping[str, LayerInputs]) -> dict[str, Tensor]:
+        """Quantize matrices for targets of their own; gives the values that they get."""
+        slices = [each for name in names for each in self.segment.slices_of(name)]
+        jobs = {each.entry.name: self._corrected(each, inputs[each.tensor]) for each in slices if each.weight}
+        values = self._code(slices, jobs, NOTHING)
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        for each in slices:
+            parts[each.tensor].append(values[each.entry.name])
+        return {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in parts.items()}
+
+    def _corrected(self, piece: TensorSlice, inputs: LayerInputs) -> Job:
+        assert piece.weight is not None  # slices without one are not visited
+        form = piece.form if inputs.form is None else inputs.form.rows_of(piece.rows)
+        return self.encoder.job(inputs.target(piece.weight), form)
+
+    def _code(
+        self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], known: Mapping[str, Quantized]
+    ) -> dict[str, Tensor]:
+        """Quantize and report; gives the values as they will be decoded."""
+        for each in slices:
+            self.coded.entries[each.entry.name] = each.entry
+            if each.exact is not None:
+                self.coded.exact[each.entry.name] = exact_bytes(each.exact)
+            origin = each.entry.origin
+            reason = origin.reason if isinstance(origin, Exact) else each.reason
+            self.coded.reports[each.entry.name] = EntryReport(each.tensor, reason=reason)
+        new = {name: job for name, job in jobs.items() if name not in known}
+        quantized = {name: known[name] for name in jobs if name in known} | self.encoder.quantize(new, self.level)
+        self.coded.quantized |= quantized
+        self._report(slices, jobs, quantized)
+        return {
+            each.entry.name: decoded(each.entry, each.weight, quantized[each.entry.name])
+            for each in slices
+            if each.weight is not None
+        }
+
+    def _report(
+        self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], quantized: Mapping[str, Quantized]
+    ) -> None:
+        originals = {each.entry.name: each.weight for each in slices if each.weight is not None}
+        priced = {name: weight for name, weight in originals.items() if quantized[name].distortion > 0}
+        models = self.sources.models(priced, {name: jobs[name].form for name in priced})
+        for name, weight in originals.items():
+            report = replace(self.coded.reports[name], loss=self._loss(jobs[name], quantized[name]))
+            if name in models:
+                distortion = quantized[name].distortion
+                limit = entry_limit(models[name], distortion, weight.matrix.size)
+                components = models[name].components
+                report = replace(report, limit=limit, components=components, distortion=distortion)
+            self.coded.reports[name] = report
+
+    def _loss(self, job: Job, quantized: Quantized) -> float | None:
+        importance = job.importance
+        if importance is None:
+            return None
+        self.coded.unit = importance.unit
+        return importance.factor * importance.cost(errors(job.weight, quantized.symbols, quantized.rule))
+
+
+def _batched(slices: Iterable[TensorSlice]) -> Iterator[list[TensorSlice]]:
+    """Slices of about `AT_ONCE` weights together."""
+    some: list[TensorSlice] = []
+    size = 0
+    for each in slices:
+        some.append(each)
+        size += 0 if each.weight is None else each.weight.matrix.size
+        if size >= AT_ONCE:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some

@@ -1,0 +1,375 @@
+"""The search for the file that meets a target: which way to share the bits, and at which water level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from waterfill.compression.calibration import CalibratedModel
+from waterfill.compression.in_memory import Candidate, Draft, InMemoryWalk
+from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
+from waterfill.compression.target import Target
+from waterfill.errors import CalibrationError, TargetError
+from waterfill.evaluation import evaluate
+from waterfill.models.batches import evaluation
+from waterfill.protocols import Metric
+
+WITHIN = 0.005
+"""A file is within this fraction below its target."""
+
+SIZE_PRECISION = 3e-3
+"""Width in octaves of forecasts at which a search for a size ends."""
+
+ABOUT = 0.02
+"""The same where ways to share the bits are compared; scores make up for sizes."""
+
+SURELY = 1.0
+"""An allocation replaces a simpler one only if its held-out distortion is lower by this many standard errors."""
+
+TRIES = 8
+"""How many files are made at most until one is as large as it may be; for the last one there is room."""
+
+NEARLY = 0.05
+"""A file is within this fraction below its target of quality, where the measure is that fine."""
+
+PRECISION = 0.04
+"""Width in octaves of water levels at which a search for a target of quality ends."""
+
+COARSELY = 0.3
+"""A first file is within this fraction of a target of quality; ways to share the bits are compared there."""
+
+
+def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = False) -> Candidate:
+    """Find the candidate that meets a target; of several ways to share the bits, the one that measures best on data.
+
+    The ways are the predicted ones and, with `curves`, measured ones. They are compared at one size, on data that
+    nothing was fitted to, and the first one is taken unless another one is better by more than chance. One of them may
+    be one step for the whole model (power 0).
+
+    Args:
+        walks: of the same model; the first one is where curves are measured, and is used without data.
+        target: what to meet.
+        curves: whether to measure curves.
+
+    Raises:
+        TargetError: there is no such candidate.
+        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets.
+    """
+    first = walks[0]
+    if target.is_size:
+        size = target.size(first.inventory.floating_values)
+        return _best_allocation(walks, size, curves=curves).largest(size)
+    losses = losses_of(first, target)
+    untuned = replace(first, tune=None)
+    start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
+    best = _best_allocation(walks, start.size_bytes, curves=curves).walk
+    return _within(best, target, losses, start.water_level, NEARLY)
+
+
+# Ways to share the bits
+
+
+def _best_allocation(walks: Sequence[InMemoryWalk], size: float, *, curves: bool) -> _Files:
+    """The files of the walk whose file of about this size measures best; those of the only one there is."""
+    first = _Files(walks[0])
+    model = first.walk.model
+    if model is None or (len(walks) == 1 and not curves):
+        return first
+    ways = [first, *(_Files(walk) for walk in walks[1:])]
+    if curves:
+        with suppress(TargetError):
+            level = first.nearest(size - first.walk.limit_bytes, ABOUT).water_level
+            ways += [_Files(walk) for walk in _with_curves(walks, level, model)]
+    best: tuple[_Files, Candidate] | None = None
+    for files in ways:
+        with suppress(TargetError):  # not even its coarsest file is that small
+            candidate = files.trial(size)
+            if best is None or _is_better(candidate, best[1]):
+                best = files, candidate
+    return first if best is None else best[0]
+
+
+def _with_curves(walks: Sequence[InMemoryWalk], water_level: float, model: CalibratedModel) -> list[InMemoryWalk]:
+    """The walks of other powers than 0 with levels by curves, which are measured with the first."""
+    first = walks[0]
+    known = first.with_curves(water_level, model)
+    found = []
+    for walk in walks:
+        if walk.power:
+            offsets = {
+                name: offset + math.log2(first.mean_price(name) / walk.mean_price(name))
+                for name, offset in known.offsets.items()
+            }
+            found.append(walk.moved(offsets, known.corrections))
+    return found
+
+
+def _is_better(one: Candidate, other: Candidate) -> bool:
+    """Whether a candidate is nearer to the original than another on data to choose by, by more than chance.
+
+    Their distances are compared as they would be at one size (6 dB a bit), output by output: some outputs are far off
+    for any candidate, and a mean over a few of them says little.
+    """
+    left, right = _at_one_size(one), _at_one_size(other)
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        return bool(np.isfinite(left).all())
+    gain = right - left
+    return bool(gain.mean() > SURELY * gain.std() / math.sqrt(max(1, gain.size - 1)))
+
+
+def _at_one_size(candidate: Candidate) -> NDArray[np.float64]:
+    assert candidate.distances is not None  # there are data
+    numel = sum(item.symbols.size for item in candidate.coded.quantized.values())
+    return np.asarray(candidate.distances * 2.0 ** (2 * 8 * candidate.size_bytes / max(1, numel)))
+
+
+# Sizes
+
+
+class _Files:
+    """Files of one walk by their size.
+
+    What is searched is not the water level itself but the forecast of the bits there, to which sizes are nearly
+    proportional.
+    """
+
+    def __init__(self, walk: InMemoryWalk) -> None:
+        self.walk = walk
+        self._drafts: dict[float, Draft] = {}
+        self._growth: float | None = None
+
+    def trial(self, size: float) -> Candidate:
+        """A corrected file of about this size, measured on data to choose by.
+
+        Raises:
+            TargetError: not even the coarsest draft is that small.
+        """
+        draft = self.nearest(size - self.walk.limit_bytes, ABOUT)
+        done = self.walk.trial(draft)
+        self._growth = done.size_bytes - draft.size_bytes
+        return done
+
+    def largest(self, limit: float) -> Candidate:
+        """The largest file of at most `limit` bytes.
+
+        Finishing changes the size, and limits are named, so drafts aim at another size than the limit: by as much as
+        they grew the last time.
+
+        Raises:
+            TargetError: even the coarsest file is larger.
+        """
+        walk = self.walk
+        aim = limit - (walk.limit_bytes if self._growth is None else self._growth)
+        fitting: list[Candidate] = []
+        known: set[bytes] = set()
+        try:
+            for _ in range(TRIES):
+                draft = self.nearest(aim)
+                if fitting and draft.packed.data in known:  # nothing lies between
+                    break
+                known.add(draft.packed.data)
+                candidate = walk.finish(draft)
+                left = limit - candidate.size_bytes
+                fitting += [candidate] if left >= 0 else []
+                if 0 <= left <= WITHIN * limit:
+                    break
+                sure = left < 0 or len(known) == 1  # how much a draft grows is not the same for the next one
+                aim += left - 1 if sure else left / 2
+        except TargetError as error:
+            floor = fitting[-1] if fitting else walk.finish(self._drafts[max(self._drafts)])
+            if floor.size_bytes > limit:
+                raise _below_floor(limit, floor.size_bytes, walk.inventory.floating_values) from error
+            fitting.append(floor)
+        return max(fitting or [walk.finish(self.nearest(aim - limit / 8))], key=lambda each: each.size_bytes)
+
+    def nearest(self, aim: float, within: float = WITHIN / 2) -> Draft:
+        """The largest draft of at most `aim` bytes, or one that is larger than `aim` less a fraction `within`.
+
+        Raises:
+            TargetError: even the coarsest one is larger.
+        """
+        aim = max(1.0, aim)
+        best = lowest_within(
+            self._try, aim, self._start(aim), slope=-1.0, within=within, precision=SIZE_PRECISION, span=self._span
+        )
+        draft = best.made
+        finer = [made for place, made in self._drafts.items() if place < best.level and made.size_bytes > aim]
+        for other in sorted(finer, key=lambda other: other.size_bytes):
+            if draft.size_bytes < aim * (1 - within):
+                draft = self.walk.mix(draft, other, aim)
+        return draft
+
+    @property
+    def _span(self) -> tuple[float, float]:
+        """Where levels are searched: negative base-2 logarithms of forecasts."""
+        low, high = (-_log2_forecast(self.walk, 2.0**level) for level in self.walk.level_span)
+        return low, high
+
+    def _start(self, aim: float) -> float:
+        """Where to look first: a size goes with the forecast, from the nearest one that is known."""
+        if not self._drafts:
+            return -math.log2(8 * aim)
+        place, draft = min(self._drafts.items(), key=lambda each: abs(math.log(each[1].size_bytes / aim)))
+        return place + math.log2(draft.size_bytes / (aim * (1 - WITHIN / 4)))
+
+    def _try(self, place: float) -> Trial[Draft]:
+        if place not in self._drafts:
+            low, high = self.walk.level_span
+            level = self.walk.forecast.level_at_forecast(2.0**-place)
+            self._drafts[place] = self.walk.draft(float(np.clip(level, 2.0**low, 2.0**high)))
+        return Trial(place, float(self._drafts[place].size_bytes), self._drafts[place])
+
+
+def _log2_forecast(walk: InMemoryWalk, water_level: float) -> float:
+    return math.log2(max(walk.forecast.forecast(water_level), 1e-12))
+
+
+def _below_floor(limit: float, floor: float, values: int) -> TargetError:
+    values = max(1, values)
+    return TargetError(
+        f"Target of {limit:.0f} bytes ({8 * limit / values:.3g} bit/value) is below the floor of {floor:.0f} bytes "
+        f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more, "
+        f"from size_bytes={math.ceil(floor)}."
+    )
+
+
+# Qualities
+
+
+Losses = Callable[[Candidate], float]
+"""What a candidate loses of the quality that is asked for."""
+
+
+def losses_of(walk: InMemoryWalk, target: Target) -> Losses:
+    """How to tell what a candidate loses.
+
+    Raises:
+        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets, or the metric gives NaN, or
+            something infinite for the original.
+    """
+    model = walk.model
+    assert model is not None  # a target of quality has data
+    if target.name == "distortion":
+        return lambda candidate: or_infinite(candidate.distortion)
+    if target.metric is None:
+        accuracy = evaluate(model.model, model.batches, output=model.output).accuracy
+        if accuracy is None:
+            raise CalibrationError(
+                "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
+            )
+        return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
+    metric = target.metric
+    before = original_quality(metric, model.model, model.batches)
+    return lambda candidate: before - quality(metric, candidate.walk.filled(candidate), model.batches)
+
+
+def or_infinite(loss: float | None) -> float:
+    """A loss, infinite where it is none or no number."""
+    return math.inf if loss is None or not math.isfinite(loss) else loss
+
+
+def original_quality(metric: Metric, model: nn.Module, data: Iterable[Any]) -> float:
+    """Measure the original by a metric.
+
+    Raises:
+        CalibrationError: it gives no number, or something infinite.
+    """
+    found = quality(metric, model, data)
+    if math.isinf(found):
+        raise CalibrationError(f"The metric gives {found} for the original; expected a finite number. Correct it.")
+    return found
+
+
+def quality(metric: Metric, model: nn.Module, data: Iterable[Any]) -> float:
+    """Measure a model by a metric.
+
+    Raises:
+        CalibrationError: it gives no number.
+    """
+    with evaluation(model), torch.no_grad():
+        found = float(metric(model, data))
+    if math.isnan(found):
+        raise CalibrationError("The metric gives NaN; expected a number, larger for a better model. Correct it.")
+    return found
+
+
+def guessed_level(walk: InMemoryWalk, target: Target) -> float:
+    """A water level to begin at: errors that fill it add up to the distortion, or to ten times the tolerance."""
+    count = sum(weight.matrix.size for weight in walk.inventory.weights.values())
+    aim = target.value * (10 if target.name == "tolerance" else 1)
+    factor = next((form.factor for form in walk.prepared.forms.values()), 1.0)
+    return aim / (factor * max(1, count))
+
+
+def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, within: float) -> Candidate:
+    """The smallest file that loses at most what the target allows, nearly.
+
+    Args:
+        walk: of the model.
+        target: of quality.
+        losses: what a candidate loses.
+        start: water level to begin at.
+        within: relative distance below the target that is near enough.
+
+    Raises:
+        TargetError: even the finest steps lose more.
+    """
+
+    def measure(fineness: float) -> Trial[Candidate]:
+        candidate = walk.finish(walk.draft(walk.mean_power * 2.0**-fineness))
+        return Trial(fineness, losses(candidate), candidate)
+
+    first = float(np.clip(math.log2(walk.mean_power / start), -HIGHEST_LOG2, -LOWEST_LOG2))
+    span = (-HIGHEST_LOG2, -LOWEST_LOG2)
+    try:
+        return lowest_within(
+            measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16
+        ).made
+    except TargetError as error:
+        raise floor_of_quality(target, float(error.args[0])) from error
+
+
+def floor_of_quality(target: Target, floor: float) -> TargetError:
+    """The error of a target of quality that nothing meets."""
+    return TargetError(
+        f"Target {target.name}={target.value:.3g} is below the floor {floor:.3g} that the finest steps reach; ask for "
+        "more."
+    )
+
+
+# Quantizers of a fixed rate
+
+
+def fixed_candidate(walk: InMemoryWalk, target: Target | None) -> Candidate:
+    """The one file of quantizers that do not depend on the water level.
+
+    Args:
+        walk: of the model.
+        target: as for `search`; None for none.
+
+    Raises:
+        TargetError: it does not meet the target; the text says what it takes.
+        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets.
+    """
+    losses = None if target is None or target.is_size else losses_of(walk, target)
+    candidate = walk.finish(walk.draft_fixed())
+    if target is None:
+        return candidate
+    values = max(1, walk.inventory.floating_values)
+    size = {"rate": 8 * candidate.size_bytes / values, "size_bytes": candidate.size_bytes}
+    reached = size[target.name] if losses is None else losses(candidate)
+    if not reached <= target.value:
+        raise TargetError(
+            f"Target {target.name}={target.value:.6g} is not met: the one file that quantizers of a fixed rate make "
+            f"takes {candidate.size_bytes} bytes and has {target.name}={reached:.6g}. Ask for more, for no target, or "
+            "change the quantizer's own options."
+        )
+    return candidate

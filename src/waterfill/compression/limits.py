@@ -1,0 +1,176 @@
+"""The least that any code takes for the distortion that was reached, under source models of the tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.errors import UsageError
+from waterfill.protocols import QuadraticForm
+from waterfill.records import Layout, Weight
+from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
+
+FEWEST = 8
+"""Fewest values to which a source is fitted."""
+
+SAMPLED = 1 << 20
+"""Weights of a large matrix that are looked at, at least: a source fitted to a million is known well enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some rows of a matrix in the place of all.
+
+    Attributes:
+        weight: every `step`-th row; of a smaller matrix all.
+        step: how many rows each stands for.
+        times: the same as a fraction, of the rows that there are.
+    """
+
+    weight: Weight
+    step: int
+    times: float
+
+    @classmethod
+    def of(cls, weight: Weight) -> Sample:
+        """Take every k-th row of a large matrix, all of a smaller one."""
+        step = max(1, weight.matrix.size // SAMPLED)
+        if step == 1:
+            return cls(weight, 1, 1.0)
+        rows = weight.matrix[::step]
+        return cls(Weight(weight.name, rows, Layout(rows.shape)), step, len(weight.matrix) / len(rows))
+
+    def form(self, form: QuadraticForm) -> QuadraticForm:
+        """The form of these rows."""
+        return form if self.step == 1 else form.rows_of(slice(None, None, self.step))
+
+
+@dataclass(frozen=True, eq=False)
+class TensorModel:
+    """What a tensor is taken for.
+
+    Attributes:
+        source: the fitted source of its weights.
+        components: variances of independent components of its error, under its source and its form.
+    """
+
+    source: ScaledSource
+    components: VarianceHistogram
+
+
+class SourceModels:
+    """Source models of tensors, each fitted once, and their components under a form, found once for every form."""
+
+    def __init__(self) -> None:
+        self._fitted: dict[str, tuple[Sample, ScaledSource | None]] = {}
+        self._found: dict[str, tuple[QuadraticForm | None, TensorModel]] = {}
+
+    def fit(self, weights: Iterable[Weight]) -> None:
+        """Fit sources to tensors, in parallel."""
+        _in_parallel([weight for weight in weights if weight.name not in self._fitted], self._fit)
+
+    def source(self, weight: Weight) -> ScaledSource | None:
+        """The source of a tensor; None for fewer than eight values, or without spread."""
+        if weight.name not in self._fitted:
+            self._fit(weight)
+        return self._fitted[weight.name][1]
+
+    def _fit(self, weight: Weight) -> None:
+        sample, source = Sample.of(weight), None
+        if weight.matrix.size >= FEWEST:
+            try:
+                source = fit_scaled_source(sample.weight.matrix.reshape(sample.weight.layout.axes))
+            except UsageError:
+                source = None
+        self._fitted[weight.name] = sample, source
+
+    def forecast(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:
+        """Components of a tensor by the pivots of its form: as many bits at high rate, and soon found."""
+        source = self.source(weight)
+        if source is None:
+            return VarianceHistogram.none()
+        sample = self._fitted[weight.name][0]
+        if form is None:
+            return VarianceHistogram.of(source.entropy_powers(sample.weight.matrix), sample.times)
+        factors = sample.form(form).conditional_variances(source, sample.weight.matrix)
+        return VarianceHistogram.of_products(*factors, sample.times)
+
+    def models(
+        self, originals: Mapping[str, Weight], forms: Mapping[str, QuadraticForm | None]
+    ) -> dict[str, TensorModel]:
+        """Sources and components of all tensors that have a source and whose sensitivity is known, in parallel.
+
+        Vectors without a form have none.
+
+        Args:
+            originals: the tensors, by name.
+            forms: what errors cost.
+        """
+        self.fit(originals.values())
+        wanted = [
+            weight
+            for name, weight in originals.items()
+            if self.source(weight) is not None and not (weight.is_vector and forms.get(name) is None)
+        ]
+        _in_parallel(wanted, lambda weight: self._find(weight, forms.get(weight.name)))
+        return {weight.name: self._found[weight.name][1] for weight in wanted}
+
+    def _find(self, weight: Weight, form: QuadraticForm | None) -> None:
+        known = self._found.get(weight.name)
+        if known is not None and known[0] is form:
+            return
+        sample, source = self._fitted[weight.name]
+        if source is None:
+            return
+        matrix = sample.weight.matrix
+        if form is None:
+            variances = source.entropy_powers(matrix)
+        else:
+            variances = sample.form(form).component_variances(source, matrix)
+        self._found[weight.name] = form, TensorModel(source, VarianceHistogram.of(variances, sample.times))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of what is kept of tensors that are done with."""
+        for name in names:
+            self._found.pop(name, None)
+            self._fitted.pop(name, None)
+
+
+def _in_parallel(weights: list[Weight], work: Callable[[Weight], None]) -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(work, weights):
+            pass
+
+
+@dataclass(frozen=True)
+class EntryLimit:
+    """The least bits of any code for a tensor at the distortion that was reached.
+
+    Attributes:
+        bits: of all its values together.
+        standard_error: of these, from the fitted entropy.
+        source_model: what the weights are taken to be drawn from.
+    """
+
+    bits: float
+    standard_error: float
+    source_model: str
+
+
+def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit:
+    """The limit of a tensor.
+
+    Args:
+        model: its source and components.
+        distortion: that was reached, by the form of the components, above 0.
+        numel: number of its values.
+
+    Source:
+        Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); with cross terms reverse
+        water-filling over eigenvalues, see `waterfill.theory.spectra`.
+    """
+    bits = model.components.rate_at_distortion(distortion)
+    return EntryLimit(bits, numel * model.source.standard_error, model.source.name)

@@ -1,0 +1,273 @@
+"""Which water level meets a target: schedules of levels, and searches for the level.
+
+Two ways lead to a target. A model in memory is walked again and again (`lowest_within` over drafts, then over finished
+candidates). A directory is walked once, segment by segment, each at the level at which what is left is foreseen to fill
+what is left of the size (`SpendBudget`); targets of quality take two or three walks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.errors import TargetError
+
+T = TypeVar("T")
+LOWEST_LOG2, HIGHEST_LOG2 = -48.0, 24.0
+"""Base-2 logarithms of the water levels between which a search looks, relative to the mean cost of a zeroed weight."""
+
+OVERHEAD = 300.0
+"""Bytes of a payload beside its matrices and vectors, until one is known."""
+
+VECTOR_BITS = 9.0
+"""Bits of a value of a vector, until some are known."""
+
+PILOT_WEIGHT = 0.2
+"""What the pilot counts beside segments that are done: as so many of its own size."""
+
+CLOSELY = 0.003
+"""How far below the size is aimed at."""
+
+NEARLY = 0.005
+"""What may be left of the size at the end."""
+
+TRIES = 5
+"""How often the last segment is coded, until all fit."""
+
+FARTHEST = 6.0
+"""Octaves by which the level of the last segment moves at most from one try to the next."""
+
+
+class LevelSchedule(Protocol):
+    """Says at which water level every segment is quantized."""
+
+    def level(self, segment: str) -> float:
+        """The level for the next segment."""
+        ...
+
+    def accepts(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
+        """Take in what a segment took at a level; false where it has to be quantized again, at another level.
+
+        Args:
+            segment: its name.
+            level: at which it was quantized.
+            matrix_bits: bits of its matrices.
+            size_bytes: of its payload.
+
+        Raises:
+            TargetError: it cannot be small enough.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ConstantLevel:
+    """One level for all segments.
+
+    Attributes:
+        water_level: that level.
+    """
+
+    water_level: float
+
+    def level(self, segment: str) -> float:
+        """The level."""
+        del segment
+        return self.water_level
+
+    def accepts(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
+        """Whatever it took."""
+        del segment, level, matrix_bits, size_bytes
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentForecast:
+    """What a segment is foreseen to take.
+
+    Attributes:
+        components: of its matrices.
+        vectors: number of values of its vectors.
+        exact_bits: of what is stored without loss.
+    """
+
+    components: VarianceHistogram
+    vectors: int = 0
+    exact_bits: float = 0.0
+
+    @property
+    def beside(self) -> float:
+        """Bits beside the matrices and what is stored without loss, until some are known."""
+        return 8 * OVERHEAD + VECTOR_BITS * self.vectors
+
+
+@dataclass(eq=False)
+class SpendBudget:
+    """Spends a size on segments that are quantized one after the other, each once.
+
+    The level is the one at which the segments that are left are foreseen to take what is left. How many bits codes take
+    for every bit that is foreseen is known from a pilot, and then from the segments that are done. The last segment
+    with matrices is quantized again and again, until everything fits.
+
+    Attributes:
+        limit_bytes: of the whole output.
+        bits: what is left for payloads.
+        forecasts: of the segments that are left, by name.
+        ratio: bits that matrices take for every bit that is foreseen.
+        fixed: bits that a segment takes beside its matrices for every bit that is expected.
+    """
+
+    limit_bytes: float
+    bits: float
+    forecasts: dict[str, SegmentForecast]
+    ratio: float = 1.0
+    fixed: float = 1.0
+    _taken: float = 0.0
+    _foreseen: float = 0.0
+    _tries: int = 0
+    _next: float | None = field(default=None)
+
+    def pilot(self, taken: float, foreseen: float) -> None:
+        """Take in what a pilot took, in bits."""
+        self._taken, self._foreseen = PILOT_WEIGHT * taken, PILOT_WEIGHT * foreseen
+        self.ratio = taken / foreseen if foreseen > 0 else 1.0
+
+    def level(self, segment: str) -> float:
+        """The level for the next segment; the highest one where nothing is left."""
+        del segment
+        if self._next is not None:
+            return self._next
+        left = self.bits * (1 - CLOSELY) - sum(map(self._beside, self.forecasts.values()))
+        whole = sum((each.components for each in self.forecasts.values()), VarianceHistogram.none())
+        return whole.level_at_forecast(max(left, 1.0) / self.ratio)
+
+    def accepts(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
+        """Take in what a segment took; false for the last one while more or less fits."""
+        if self._is_last(segment) and not self._fits(segment, level, size_bytes):
+            return False
+        self._done(segment, level, matrix_bits, 8.0 * size_bytes)
+        return True
+
+    def _fits(self, segment: str, level: float, size_bytes: int) -> bool:
+        """Whether all is spent; otherwise the next level is set.
+
+        Raises:
+            TargetError: it does not fit, whatever the level.
+        """
+        others = sum(self._beside(each) for name, each in self.forecasts.items() if name != segment)
+        left = self.bits - 8 * size_bytes - others
+        weights = self.forecasts[segment].components.number
+        self._tries += 1
+        final = self._tries == TRIES or not weights
+        if left >= 0 and (left <= 8 * NEARLY * self.limit_bytes or final):
+            return True
+        if final:
+            raise TargetError(
+                f"Target of {self.limit_bytes:.0f} bytes is below the floor of about "
+                f"{self.limit_bytes - left / 8:.0f} bytes for this directory; ask for more."
+            )
+        octaves = -2.0 * (left - 8 * NEARLY / 2 * self.limit_bytes) / weights
+        self._next = level * 2.0 ** min(max(octaves, -FARTHEST), FARTHEST)
+        return False
+
+    def _is_last(self, segment: str) -> bool:
+        """Whether no other segment with matrices is left."""
+        return all(not each.components.number for name, each in self.forecasts.items() if name != segment)
+
+    def _done(self, segment: str, level: float, matrix_bits: float, bits: float) -> None:
+        forecast = self.forecasts.pop(segment)
+        self._next, self._tries = None, 0
+        self.bits -= bits
+        self._taken += matrix_bits
+        self._foreseen += forecast.components.forecast(level)
+        if self._foreseen > 0:
+            self.ratio = self._taken / self._foreseen
+        if forecast.vectors and matrix_bits:
+            self.fixed = (bits - matrix_bits - forecast.exact_bits) / max(1.0, forecast.beside)
+
+    def _beside(self, forecast: SegmentForecast) -> float:
+        """Bits of a segment beside its matrices."""
+        return forecast.exact_bits + forecast.beside * self.fixed
+
+
+# Searches
+
+
+@dataclass(frozen=True)
+class Trial(Generic[T]):
+    """One try: the base-2 logarithm of the water level, what was measured there, and what was made."""
+
+    level: float
+    value: float
+    made: T
+
+
+def lowest_within(
+    measure: Callable[[float], Trial[T]],
+    limit: float,
+    first: float,
+    *,
+    slope: float,
+    within: float,
+    precision: float,
+    span: tuple[float, float] = (LOWEST_LOG2, HIGHEST_LOG2),
+    tries: int = 24,
+) -> Trial[T]:
+    """The lowest level at which a quantity that falls with the level (such as a size) is at most `limit`.
+
+    Brackets the limit, then interpolates the logarithm of the quantity, halving now and then.
+
+    Args:
+        measure: try a level (a base-2 logarithm).
+        limit: largest value allowed, above zero.
+        first: where to start.
+        slope: guess of d log2(value) / d level, negative, for the steps before the limit is bracketed.
+        within: relative distance below the limit that is near enough.
+        precision: width of the bracket that is narrow enough.
+        span: lowest and highest level.
+        tries: how many levels to try at most.
+
+    Raises:
+        TargetError: even at the highest level the quantity is above the limit; its only argument is the value there.
+    """
+    above: Trial[T] | None = None  # above the limit: the level must rise
+    below: Trial[T] | None = None  # within the limit: it may fall
+    level = first
+    for count in range(tries):
+        trial = measure(float(np.clip(level, *span)))
+        if trial.value > limit:
+            above = trial if above is None or trial.level > above.level else above
+            if trial.level >= span[1]:
+                raise TargetError(trial.value)
+        else:
+            below = trial if below is None or trial.level < below.level else below
+            if trial.value >= limit * (1 - within) or trial.level <= span[0]:
+                return trial
+        if above and below and below.level - above.level <= precision:
+            break
+        level = _next_level(above, below, limit * (1 - within / 2), slope, count, 2 * precision)
+    if below is None:
+        below = measure(span[1])
+        if below.value > limit:
+            raise TargetError(below.value)
+    return below
+
+
+def _next_level(
+    above: Trial[T] | None, below: Trial[T] | None, aim: float, slope: float, count: int, least: float
+) -> float:
+    """Where to try next: beyond the only side known, by `least` at least, or between both."""
+    if above is None or below is None:
+        known = above or below
+        assert known is not None  # something was tried
+        reach = float(np.log2(np.clip(aim / max(known.value, 1e-9 * aim), 1 / 16, 16))) / slope
+        return known.level + 1.4**count * (max(reach, least) if above else min(reach, -least))
+    if count % 3 == 2 or below.value <= 0 or not np.isfinite(above.value):
+        return (above.level + below.level) / 2
+    high, low = np.log(above.value), np.log(below.value)
+    share = (high - np.log(aim)) / max(high - low, 1e-12)
+    return above.level + float(np.clip(share, 0.02, 0.98)) * (below.level - above.level)

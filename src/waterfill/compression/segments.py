@@ -1,0 +1,349 @@
+"""Segments of a model: what is quantized together, and how it runs meanwhile.
+
+A file, or a model without data, is stored tensors alone. A model in memory is one segment, seen in one pass. A model
+directory is a row of segments: what is before the blocks, every transformer block, what is behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from waterfill.compression.calibration import CalibratedModel
+from waterfill.compression.checkpoint_groups import TensorGroup
+from waterfill.compression.layer_stages import BlockRun, InputMoments, agreed, input_moments, stages
+from waterfill.compression.loaded_parts import LoadedPart
+from waterfill.compression.sensitivity import TensorSensitivity
+from waterfill.compression.statistics_correction import correct
+from waterfill.compression.target_correction import LayerInputs, Requantization, Visit
+from waterfill.compression.tensor_slices import TensorSlice, WholeTensor
+from waterfill.importance.exact_sum import ExactSum
+from waterfill.models import torch_module
+from waterfill.models.state_dict import assemble
+from waterfill.processes import Processes
+from waterfill.protocols import Progress, QuadraticForm
+from waterfill.records import Entry, Inventory, Layout
+
+
+class Segment(Protocol):
+    """A part of a model that is quantized at one level."""
+
+    @property
+    def name(self) -> str:
+        """Name of the segment; of its payload in a directory."""
+        ...
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Entries of its file that are known in advance, in their order."""
+        ...
+
+    def start(self) -> None:
+        """Begin anew: what is compressed has the values of the original again."""
+        ...
+
+    def independent(self) -> Iterable[TensorSlice]:
+        """What is quantized before the segment runs, for its own values."""
+        ...
+
+    def slices_of(self, name: str) -> Iterable[TensorSlice]:
+        """The slices of a matrix that is visited."""
+        ...
+
+    def run(self, visit: Visit) -> None:
+        """Visit matrices in the order in which the model uses them, write back what they get, correct statistics."""
+        ...
+
+    def remaining(self, coded: Collection[str]) -> Iterable[TensorSlice]:
+        """What is left when it has run: vectors as they are now, and what was not visited.
+
+        Args:
+            coded: names of the tensors that are done.
+        """
+        ...
+
+    def write(self, piece: TensorSlice, values: Tensor) -> None:
+        """Give a slice of the compressed segment its values."""
+        ...
+
+    def finish(self) -> None:
+        """Take what was quantized last for good."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensors:
+    """Tensors that are quantized without running anything.
+
+    Attributes:
+        name: of the segment.
+        read: gives all slices.
+        entries: known in advance.
+    """
+
+    name: str
+    read: Callable[[], Iterable[TensorSlice]]
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Nothing is compressed beside the file."""
+
+    def independent(self) -> Iterable[TensorSlice]:
+        """All of them."""
+        return self.read()
+
+    def slices_of(self, name: str) -> Iterable[TensorSlice]:
+        """Those of one tensor."""
+        return [each for each in self.read() if each.tensor == name]
+
+    def run(self, visit: Visit) -> None:
+        """Nothing runs."""
+
+    def remaining(self, coded: Collection[str]) -> Iterable[TensorSlice]:
+        """Nothing."""
+        del coded
+        return ()
+
+    def write(self, piece: TensorSlice, values: Tensor) -> None:
+        """Nothing is compressed beside the file."""
+
+    def finish(self) -> None:
+        """Nothing is compressed beside the file."""
+
+
+def slices_of_inventory(inventory: Inventory, forms: Mapping[str, QuadraticForm]) -> Iterator[TensorSlice]:
+    """Every entry of a model in memory as one slice, those that are stored without loss and those that are coded."""
+    for entry in inventory.entries:
+        if entry.name in inventory.weights:
+            yield TensorSlice(entry, entry.name, inventory.weights[entry.name], forms.get(entry.name))
+        elif entry.name in inventory.exact:
+            yield TensorSlice(entry, entry.name, exact=inventory.exact[entry.name])
+
+
+def entries_by_name(inventory: Inventory) -> dict[str, Entry]:
+    """The entries of a model, in their order."""
+    return {entry.name: entry for entry in inventory.entries}
+
+
+@dataclass(frozen=True, eq=False)
+class WholeModel:
+    """A model in memory: one pass of its copy, in which matrices are visited and statistics corrected.
+
+    Attributes:
+        model: the original, its copy, and the data.
+        inventory: its tensors.
+        forms: what errors cost, by name.
+        visited: names of the matrices that get targets of their own, where the pass comes to them.
+        progress: called as work goes on.
+    """
+
+    model: CalibratedModel
+    inventory: Inventory
+    forms: Mapping[str, QuadraticForm]
+    visited: Collection[str]
+    progress: Progress | None
+
+    name: ClassVar[str] = ""
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """All entries of the state dict."""
+        return entries_by_name(self.inventory)
+
+    def start(self) -> None:
+        """Give the copy the values of the original, norms folded as they will be stored."""
+        weights = self.inventory.weights
+        values = assemble(self.inventory.entries, lambda name: weights[name].matrix, self.inventory.exact)
+        torch_module.fill(self.model.copy, dict(values))
+
+    def independent(self) -> Iterator[TensorSlice]:
+        """What is stored without loss, and matrices that are not visited."""
+        for each in slices_of_inventory(self.inventory, self.forms):
+            if each.weight is None or not (each.weight.is_vector or each.tensor in self.visited):
+                yield each
+
+    def slices_of(self, name: str) -> Iterable[TensorSlice]:
+        """The matrix as it is in the original."""
+        entry = self.entries[name]
+        return [TensorSlice(entry, name, self.inventory.weights[name], self.forms.get(name))]
+
+    def run(self, visit: Visit) -> None:
+        """Let the samples through the copy."""
+        count = 0
+
+        def counted(names: Sequence[str], inputs: Mapping[str, LayerInputs]) -> Mapping[str, Tensor]:
+            nonlocal count
+            count += len(names)
+            found = visit(names, inputs)
+            if self.progress is not None:
+                self.progress("sequence", count, len(self.visited))
+            return found
+
+        sequence = Requantization(self.visited, counted) if self.visited else None
+        correct(self.model.observed, self.model.copy, self.progress, sequence)
+
+    def remaining(self, coded: Collection[str]) -> Iterator[TensorSlice]:
+        """Vectors as they are in the copy, and matrices that the pass did not come to."""
+        found = torch_module.inventory(self.model.copy, **self.model.options).weights
+        for each in slices_of_inventory(self.inventory, self.forms):
+            if each.weight is not None and each.tensor not in coded:
+                vector = each.weight.is_vector and each.tensor in found
+                weight = found[each.tensor] if vector else each.weight
+                yield TensorSlice(each.entry, each.tensor, weight, each.form)
+
+    def write(self, piece: TensorSlice, values: Tensor) -> None:
+        """Give a matrix of the copy its values; vectors are read no more."""
+        if piece.weight is not None and not piece.weight.is_vector:
+            self.model.copy.state_dict()[piece.tensor].copy_(values)
+
+    def finish(self) -> None:
+        """Nothing follows."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorReader:
+    """Tensors of a checkpoint with what is known of them.
+
+    Attributes:
+        values: gives the values of a tensor, or of a matrix of one, by name.
+        known: what is known of them, by name.
+        kept: why some are stored without loss, by name of the whole tensor.
+    """
+
+    values: Callable[[str], Tensor]
+    known: Mapping[str, TensorSensitivity]
+    kept: Mapping[str, str]
+
+    def whole(self, key: str, values: Tensor | None = None) -> WholeTensor:
+        """A tensor with what is known of it.
+
+        Args:
+            key: its name.
+            values: other values than those of the checkpoint.
+        """
+        tensor = self.values(key) if values is None else values
+        known = self.known.get(key)
+        if known is None:
+            return WholeTensor(key, tensor, Layout(tuple(tensor.shape)), None, self.why_kept(key))
+        return WholeTensor(key, tensor, known.layout, known.diagonal, self.why_kept(key), known.reason)
+
+    def is_crossed(self, key: str) -> bool:
+        """Whether errors of a tensor are priced with cross terms, for inputs that are measured again."""
+        known = self.known.get(key)
+        return known is not None and known.rows is not None and not self.why_kept(key)
+
+    def why_kept(self, key: str) -> str:
+        """Why a tensor is stored without loss; empty where it is coded."""
+        return self.kept.get(key) or self.kept.get(key.partition("[")[0], "")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPart:
+    """A part of a model directory: a transformer block, or what is before or behind the blocks.
+
+    Attributes:
+        group: its tensors.
+        keys: names of them; of stacks, names of their matrices.
+        reader: reads them.
+        original: the part as it was.
+        compressed: the part as far as it is compressed.
+        runs: of both; None where no activations are looked at.
+        processes: each has some of the batches.
+        finish: takes what was quantized last for good.
+    """
+
+    group: TensorGroup
+    keys: Sequence[str]
+    reader: TensorReader
+    original: LoadedPart
+    compressed: LoadedPart
+    runs: tuple[BlockRun, BlockRun] | None
+    processes: Processes
+    finish: Callable[[], None]
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the group."""
+        return self.group.name
+
+    @property
+    def _crossed(self) -> list[str]:
+        """Names of the matrices that are visited."""
+        if self.runs is None:
+            return []
+        return [key for key in self.keys if self.reader.is_crossed(key) and key in self.original.places]
+
+    def start(self) -> None:
+        """Begin with what there was."""
+        for key in self.compressed.places.keys() & set(self.keys):
+            self.compressed.rows(key).copy_(self.original.rows(key))
+
+    def independent(self) -> Iterator[TensorSlice]:
+        """Matrices that are not visited."""
+        crossed = set(self._crossed)
+        for key in self.keys:
+            if key not in crossed:
+                whole = self.reader.whole(key)
+                if whole.values.ndim > 1:
+                    yield from whole.slices()
+
+    def slices_of(self, name: str) -> Iterator[TensorSlice]:
+        """Slices of a matrix."""
+        return self.reader.whole(name).slices()
+
+    def run(self, visit: Visit) -> None:
+        """Let the batches through both parts, stage by stage."""
+        if self.runs is None:
+            return
+        places = self.original.places
+        names = list(dict.fromkeys(places[key].parameter for key in self._crossed))
+        for stage in agreed(self.processes.all_gather(stages(self.runs[0], names))):
+            moments = input_moments(stage, *self.runs, ExactSum(self.processes))
+            keys = [key for key in self._crossed if places[key].parameter in moments]
+            inputs = {key: self._inputs(key, moments[places[key].parameter]) for key in keys}
+            for key, values in visit(keys, inputs).items():
+                rows = self.compressed.rows(key)
+                rows.copy_(values.reshape(rows.shape))
+            self._correct_biases(keys, moments)
+
+    def _inputs(self, key: str, moments: InputMoments) -> LayerInputs:
+        known = self.reader.known[key]
+        assert known.rows is not None  # it is crossed
+        return moments.layer_inputs(known.layout, moments.form(known.rows, known.factor, known.unit))
+
+    def _correct_biases(self, keys: Sequence[str], moments: Mapping[str, InputMoments]) -> None:
+        """Move the biases behind compressed matrices so that their outputs keep their means."""
+        places = self.original.places
+        coded = {places[key].parameter for key in self.keys if key in places and not self.reader.why_kept(key)}
+        for name, key in {places[key].parameter: key for key in keys}.items():
+            bias, means = f"{name.removesuffix('weight')}bias", moments[name].means
+            if bias not in coded or means is None or not name.endswith("weight"):
+                continue
+            before, now = (each.float() for each in means)
+            original, compressed = (part.parameters[name].data for part in (self.original, self.compressed))
+            if self.reader.known[key].layout.transposed:
+                original, compressed = original.T, compressed.T
+            self.compressed.parameters[bias].data.add_(original @ before - compressed @ now)
+
+    def remaining(self, coded: Collection[str]) -> Iterator[TensorSlice]:
+        """Vectors as they are now, and what was not visited."""
+        for key in self.keys:
+            if key in coded:
+                continue
+            whole = self.reader.whole(key)
+            if key in self.compressed.places and whole.values.ndim < 2:
+                now = self.compressed.rows(key).to(whole.values.dtype).reshape(whole.values.shape)
+                whole = self.reader.whole(key, now)
+            yield from whole.slices()
+
+    def write(self, piece: TensorSlice, values: Tensor) -> None:
+        """Give rows of the compressed part their values."""
+        if piece.tensor in self.compressed.places:
+            rows = self.compressed.rows(piece.tensor)
+            some = rows[piece.rows] if rows.ndim else rows
+            some.copy_(values.reshape(some.shape))

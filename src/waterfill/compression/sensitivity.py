@@ -1,0 +1,508 @@
+"""What is known of a model directory before its first tensor is coded: what errors cost, and how many bits that takes.
+
+```
+batches --forward, block by block--> hidden states before every block
+        <-backward, block by block-- gradients at the output: rows of every factor, forms of vectors and tables
+```
+Of a block only a vector for every matrix is kept; factors over columns are measured again where they are needed, on
+what the compressed blocks before hand on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from waterfill.bundle import Checkpoint, part_name
+from waterfill.compression.block_forward import BlockForward, Call, as_keywords
+from waterfill.compression.calibration import data_free_forms
+from waterfill.compression.checkpoint_groups import TensorGroup
+from waterfill.compression.checkpoint_source import CheckpointSource
+from waterfill.compression.encoder import zero_cost
+from waterfill.compression.kfac_statistics import (
+    UNUSED,
+    OutputGradient,
+    ParameterStatistics,
+    add_batch,
+    parameter_statistics,
+)
+from waterfill.compression.limits import SourceModels, TensorModel
+from waterfill.compression.loaded_parts import LoadedPart, PartLoader, sampled_weights, tensor_or_matrix
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.settings import Settings
+from waterfill.importance import UnfactoredForm, kronecker, signals
+from waterfill.importance.exact_sum import ExactSum
+from waterfill.importance.forms import DiagonalForm, Doubles
+from waterfill.importance.state import fingerprint
+from waterfill.models.skeleton import Place, is_stack
+from waterfill.models.state_dict import CODED_DTYPES, weight_of
+from waterfill.protocols import DataFree, QuadraticForm
+from waterfill.records import Layout, Weight
+
+SAMPLED = 1 << 16
+"""Values of a matrix that are looked at to foresee its bits without data."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSensitivity:
+    """What errors in a tensor, or in a matrix of it, cost.
+
+    Attributes:
+        layout: how it is read as a matrix.
+        form: what errors cost; None for a vector without one, and where only the rows are known.
+        rows: factor over the rows for a factor over columns of the trace 1, [out]; None without cross terms.
+        factor: of the form that the rows are for, see `QuadraticForm`.
+        unit: likewise.
+        reason: why the form is coarser than it could be; usually empty.
+    """
+
+    layout: Layout
+    form: QuadraticForm | None = None
+    rows: Doubles | None = None
+    factor: float = 1.0
+    unit: str = ""
+    reason: str = ""
+
+    @property
+    def diagonal(self) -> QuadraticForm | None:
+        """The form; without cross terms where only the rows are known."""
+        if self.form is not None or self.rows is None:
+            return self.form
+        inputs = self.layout.numel // max(1, len(self.rows))
+        values = np.repeat(self.rows[:, None] / inputs, inputs, 1).astype(np.float32)
+        return DiagonalForm(values, factor=self.factor, unit=self.unit)
+
+
+@dataclass(eq=False)
+class ModelStatistics:
+    """What is known of a model.
+
+    Forms are taken to the power about 1 while the mean of all is not known; `scale` turns what was counted so into what
+    counts about the mean.
+
+    Attributes:
+        groups: of the model, in the order of the file.
+        power: to which importances are taken.
+        sources: models of the tensors.
+        known: by name of the tensor, or of its matrix `name[index]`.
+        components: of the matrices of every group, about 1.
+        vectors: number of values of vectors in every group.
+        pilot: matrices of one group, to find out on how many bits codes take.
+        pilot_group: name of that group.
+        late: names of tensors outside of the blocks that are first used behind the last block.
+        exactly: whether components are those of the limit, by eigenvalues, and kept tensor by tensor.
+        models: of all tensors that have one, where they are kept.
+    """
+
+    groups: Sequence[TensorGroup]
+    power: float
+    exactly: bool = False
+    models: dict[str, TensorModel] = field(default_factory=dict)
+    sources: SourceModels = field(default_factory=SourceModels)
+    known: dict[str, TensorSensitivity] = field(default_factory=dict)
+    components: dict[str, VarianceHistogram] = field(default_factory=dict)
+    vectors: dict[str, int] = field(default_factory=dict)
+    pilot: dict[str, tuple[Weight, QuadraticForm]] = field(default_factory=dict)
+    pilot_group: str = ""
+    late: set[str] = field(default_factory=set)
+    _scale_total: float = 0.0
+    _zero_total: float = 0.0
+    _count: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean of the scales of all importances; about this they are taken to the power."""
+        return self._scale_total / self._count if self._scale_total > 0 else 1.0
+
+    @property
+    def scale(self) -> float:
+        """What costs about 1 are multiplied by to be costs about the mean."""
+        return float(self.mean ** (1 - self.power))
+
+    @property
+    def zero_cost(self) -> float:
+        """Mean cost of a matrix weight that is set to zero."""
+        return self.scale * self._zero_total / self._count if self._zero_total > 0 else 1.0
+
+    def add_vector(self, group: str, weight: Weight, form: QuadraticForm | None = None) -> None:
+        """Count a vector."""
+        self.vectors[group] = self.vectors.get(group, 0) + weight.matrix.size
+        if self.exactly:
+            self.models |= self.sources.models({weight.name: weight}, {weight.name: form})
+
+    def add_matrix(self, group: str, weight: Weight, form: QuadraticForm, times: float = 1.0) -> None:
+        """Count a matrix, or some rows of one, each of which stands for several."""
+        tempered = form.tempered(1.0, self.power)
+        self._scale_total += times * form.scale_total
+        self._count += round(times * weight.matrix.size)
+        self._zero_total += times * zero_cost(weight, tempered)
+        found = self._components(weight, tempered, times)
+        self.components[group] = self.components.get(group, VarianceHistogram.none()) + found
+
+    def _components(self, weight: Weight, form: QuadraticForm, times: float) -> VarianceHistogram:
+        if not self.exactly:
+            return self.sources.forecast(weight, form).repeated(times)
+        model = self.sources.models({weight.name: weight}, {weight.name: form}).get(weight.name)
+        if model is None:
+            return VarianceHistogram.none()
+        self.models[weight.name] = replace(model, components=model.components.repeated(times))
+        return self.models[weight.name].components
+
+
+# Without data
+
+
+def survey_weights(
+    source: CheckpointSource,
+    estimator: DataFree,
+    groups: Sequence[TensorGroup],
+    settings: Settings,
+    *,
+    exactly: bool = False,
+) -> ModelStatistics:
+    """Look at the weights of groups alone, at some rows of each that is not kept as it is."""
+    statistics, middle = ModelStatistics(groups, 1.0, exactly), groups[len(groups) // 2].name
+    for done, group in enumerate(groups):
+        statistics.components[group.name] = VarianceHistogram.none()
+        for weight, times in sampled_weights(source.checkpoint, group, source.kept, SAMPLED):
+            if weight.is_vector:
+                statistics.add_vector(group.name, weight)
+                continue
+            form = data_free_forms(estimator, {weight.name: weight})[weight.name]
+            statistics.add_matrix(group.name, weight, form, times)
+            if group.name == middle:
+                statistics.pilot[weight.name] = weight, form
+        statistics.sources.forget(group.tensors)  # they were fitted to some rows alone
+        settings.tell("look", done + 1, len(groups))
+    statistics.pilot_group = middle
+    return statistics
+
+
+def weight_sensitivity(estimator: DataFree, key: str, tensor: Tensor) -> TensorSensitivity:
+    """What an estimator that needs no data says of a tensor."""
+    layout = Layout(tuple(tensor.shape))
+    if tensor.ndim < 2 or tensor.dtype not in CODED_DTYPES or not tensor.numel():
+        return TensorSensitivity(layout)
+    return TensorSensitivity(layout, data_free_forms(estimator, {key: weight_of(key, tensor, layout)}).get(key))
+
+
+def survey_forms(
+    source: CheckpointSource, power: float, form_of: Callable[[Weight], QuadraticForm | None], *, exactly: bool = False
+) -> ModelStatistics:
+    """Look at all tensors, of which an estimator says what errors cost without cross terms.
+
+    Args:
+        source: the tensors.
+        power: to which importances are taken.
+        form_of: gives the form of a tensor, or of a matrix of one; None where it is not known.
+        exactly: see `ModelStatistics`.
+    """
+    survey = _Survey(source, power, exactly=exactly)
+    for group in source.groups:
+        survey.learn_forms(group, form_of)
+    survey.estimate_unknown()
+    return survey.found
+
+
+# With data
+
+
+@dataclass(frozen=True, eq=False)
+class OriginalPass:
+    """The batches of this process on their way through the original.
+
+    Attributes:
+        batches: those to fit to, then those that are held out.
+        fitted: how many there are to fit to.
+        hidden: before every block and behind the last one, for every batch.
+        calls: what every block is called with beside them, for every batch.
+        masks: which positions count, for every batch.
+    """
+
+    batches: Sequence[Any]
+    fitted: int
+    hidden: list[list[Tensor]]
+    calls: list[list[Call]]
+    masks: list[Tensor]
+
+    @property
+    def fitting_masks(self) -> dict[int, Tensor]:
+        """Masks of the batches to fit to, by number."""
+        return dict(enumerate(self.masks[: self.fitted]))
+
+
+def run_original(
+    forward: BlockForward, loader: PartLoader, batches: Sequence[Any], fitted: int, settings: Settings
+) -> OriginalPass:
+    """Let all batches through the original.
+
+    Args:
+        forward: how batches go through the blocks.
+        loader: has the blocks.
+        batches: those to fit to first.
+        fitted: how many these are.
+        settings: of the compression.
+    """
+    _ = loader.outside
+    count = len(loader.skeleton.blocks)
+    with torch.no_grad():
+        embedded = [forward.embed(batch) for batch in batches]
+        hidden = [[each.hidden for each in embedded]]
+        calls = [each.calls for each in embedded]
+        for number in range(count):
+            block = loader.block(number).module
+            hidden.append(
+                [forward.run_block(block, h, call[number]) for h, call in zip(hidden[-1], calls, strict=True)]
+            )
+            settings.tell("forward", number + 1, count)
+    return OriginalPass(batches, fitted, hidden, calls, [each.mask for each in embedded])
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardPass:
+    """Sends gradients back through a model block by block, from the last one to the first.
+
+    Attributes:
+        source: the tensors.
+        forward: how batches go through the blocks.
+        loader: has the blocks.
+        estimator: what is estimated.
+        settings: of the compression.
+        exactly: see `ModelStatistics`.
+    """
+
+    source: CheckpointSource
+    forward: BlockForward
+    loader: PartLoader
+    estimator: kronecker
+    settings: Settings
+    exactly: bool = False
+
+    def run(self, passed: OriginalPass, power: float) -> ModelStatistics:
+        """Estimate what errors cost everywhere.
+
+        Args:
+            passed: the batches in the original.
+            power: to which importances are taken.
+        """
+        statistics, processes = _Survey(self.source, power, exactly=self.exactly), self.settings.processes
+        outside = self.loader.outside
+        ends = ExactSum(processes)
+        gradients = self._from_output(passed, outside, ends)
+        blocks = [group for group in self.source.groups if group.block is not None]
+        for number, group in reversed(list(enumerate(blocks))):
+            part, sums = self.loader.block(number), ExactSum(processes)
+            gradients = self._through_block(passed, number, part.module, sums, gradients)
+            statistics.learn(group, part, self._statistics(sums.totals(), part))
+            self.settings.tell("importance", len(blocks) - number, len(blocks))
+        starts = ExactSum(processes)
+        self._to_input(passed, outside, starts, gradients)
+        first, last = starts.totals(), ends.totals()
+        statistics.learn_outside(outside, self._statistics({**last, **first}, outside), _names(first), _names(last))
+        statistics.estimate_unknown()
+        return statistics.found
+
+    def _statistics(self, totals: Mapping[str, Tensor], part: LoadedPart) -> dict[str, ParameterStatistics]:
+        return parameter_statistics(totals, part.shapes, self.forward.factor, self.forward.unit)
+
+    def _from_output(self, passed: OriginalPass, part: LoadedPart, sums: ExactSum) -> list[OutputGradient]:
+        found = []
+        for number in range(passed.fitted):
+            batch, mask = passed.batches[number], passed.masks[number]
+            at = passed.hidden[-1][number].detach().requires_grad_()
+            with torch.no_grad():
+                drawn = self._drawn(batch, self.forward.head(batch, at), mask)
+            gradient = add_batch(sums, part.parameters, partial(self.forward.head, batch, at), drawn, at)
+            assert gradient is not None  # there is an input
+            found.append(OutputGradient(gradient, drawn.count))
+        return found
+
+    def _drawn(self, batch: Any, output: Tensor, mask: Tensor) -> OutputGradient:
+        """One random vector that stands for the importance at the output, see `importance.signals`."""
+        generator = torch.Generator().manual_seed(self.estimator.seed ^ fingerprint(as_keywords(batch)))
+        if self.forward.output == "values":
+            signal = next(iter(signals.values_drawn(output, 1, generator))).float()
+            return OutputGradient(signal, float(len(output)))
+        rows = output.reshape(-1, output.shape[-1])
+        signal = (
+            next(iter(signals.softmax_drawn(rows, self.estimator.temperature, 1, generator))).float() * mask[:, None]
+        )
+        return OutputGradient(signal.reshape(output.shape), float(mask.sum()))
+
+    def _through_block(
+        self, passed: OriginalPass, number: int, block: nn.Module, sums: ExactSum, gradients: list[OutputGradient]
+    ) -> list[OutputGradient]:
+        parameters, found = dict(block.named_parameters()), []
+        for batch, each in enumerate(gradients):
+            at = passed.hidden[number][batch].detach().requires_grad_()
+            run = partial(self.forward.run_block, block, at, passed.calls[batch][number])
+            gradient = add_batch(sums, parameters, run, each, at)
+            assert gradient is not None  # there is an input
+            found.append(OutputGradient(gradient, each.count))
+        return found
+
+    def _to_input(
+        self, passed: OriginalPass, part: LoadedPart, sums: ExactSum, gradients: list[OutputGradient]
+    ) -> None:
+        for batch, each in zip(passed.batches, gradients, strict=False):
+            add_batch(sums, part.parameters, partial(self._embedded, batch), each)
+
+    def _embedded(self, batch: Any) -> Tensor:
+        return self.forward.embed(batch).hidden
+
+
+class _Survey:
+    """Statistics of a model as they are found out, group by group."""
+
+    def __init__(self, source: CheckpointSource, power: float, *, exactly: bool) -> None:
+        self.found = ModelStatistics(source.groups, power, exactly)
+        self._source = source
+        self._checkpoint: Checkpoint = source.checkpoint
+        self._least: dict[tuple[int, ...], float] = {}
+        self._unknown: list[tuple[str, str]] = []
+
+    def learn(
+        self, group: TensorGroup, part: LoadedPart, found: Mapping[str, ParameterStatistics], *, keep: bool = False
+    ) -> None:
+        """Note what was found out about the tensors of a group.
+
+        Args:
+            group: whose tensors.
+            part: the part of the model that has them.
+            found: forms of its parameters.
+            keep: whether forms with cross terms are kept, not only their rows.
+        """
+        self.found.components[group.name] = VarianceHistogram.none()
+        pilot: dict[str, tuple[Weight, QuadraticForm]] = {}
+        for key in keys_of(group, self._checkpoint.shapes):
+            place, tensor = part.places.get(key), tensor_or_matrix(self._checkpoint, key)
+            each = None if place is None else _fitting(found.get(place.parameter), place)
+            if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self._source.kept:
+                continue
+            weight = weight_of(key, tensor, _layout(each, tensor))
+            form = None if each is None or place is None else self._know(weight, _range(place, each), each, keep=keep)
+            self._count(group.name, weight, form, pilot)
+        if group.block is not None:
+            self.found.pilot, self.found.pilot_group = pilot, group.name
+
+    def learn_forms(self, group: TensorGroup, form_of: Callable[[Weight], QuadraticForm | None]) -> None:
+        """Note what an estimator says about the tensors of a group."""
+        self.found.components[group.name] = VarianceHistogram.none()
+        pilot: dict[str, tuple[Weight, QuadraticForm]] = {}
+        for key in keys_of(group, self._checkpoint.shapes):
+            tensor = tensor_or_matrix(self._checkpoint, key)
+            if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self._source.kept:
+                continue
+            weight = weight_of(key, tensor, Layout(tuple(tensor.shape)))
+            form = form_of(weight)
+            if form is not None:
+                self.found.known[key] = TensorSensitivity(weight.layout, form, None, form.factor, form.unit)
+                self._note_least(weight, form)
+            self._count(group.name, weight, form, pilot)
+        if group.block is not None:
+            self.found.pilot, self.found.pilot_group = pilot, group.name
+
+    def _count(
+        self,
+        group: str,
+        weight: Weight,
+        form: QuadraticForm | None,
+        pilot: dict[str, tuple[Weight, QuadraticForm]],
+    ) -> None:
+        if weight.is_vector:
+            self.found.add_vector(group, weight, form)
+        elif form is None:
+            self._unknown.append((group, weight.name))
+        else:
+            self.found.add_matrix(group, weight, form)
+            pilot[weight.name] = weight, form
+
+    def _know(self, weight: Weight, rows: slice, each: ParameterStatistics, *, keep: bool) -> QuadraticForm:
+        """Note what errors in one tensor cost."""
+        form = each.form if rows == slice(None) else each.form.rows_of(rows)
+        factors = None if each.rows is None else each.rows[rows]
+        kept = form if weight.is_vector or factors is None or keep else None
+        self.found.known[weight.name] = TensorSensitivity(
+            weight.layout, kept, factors, form.factor, form.unit, each.reason
+        )
+        self._note_least(weight, form)
+        return form
+
+    def _note_least(self, weight: Weight, form: QuadraticForm) -> None:
+        mean = 0.0 if weight.is_vector else float(form.diagonal().mean())
+        if mean > 0:
+            shape = weight.matrix.shape
+            self._least[shape] = min(mean, self._least.get(shape, mean))
+
+    def learn_outside(
+        self,
+        part: LoadedPart,
+        found: Mapping[str, ParameterStatistics],
+        at_start: Collection[str],
+        at_end: Collection[str],
+    ) -> None:
+        """Note what was found out about the tensors outside of the blocks; tied ones are at both ends."""
+        self.found.late = {
+            key for key, place in part.places.items() if place.parameter in at_end and place.parameter not in at_start
+        }
+        shapes = self._checkpoint.shapes
+        self.found.groups = [each for group in self._source.groups for each in _split(group, self.found.late, shapes)]
+        for group in (group for group in self.found.groups if group.block is None):
+            self.learn(group, part, found, keep=True)
+
+    def estimate_unknown(self) -> None:
+        """Price matrices that nothing is known of like the least important of their shape, or of all."""
+        least = min(self._least.values(), default=1.0)
+        some = next(iter(self.found.known.values()), TensorSensitivity(Layout(())))
+        for group, key in self._unknown:
+            tensor = tensor_or_matrix(self._checkpoint, key)
+            weight = weight_of(key, tensor, Layout(tuple(tensor.shape)))
+            value = np.full(weight.matrix.shape, self._least.get(weight.matrix.shape, least), np.float32)
+            form = UnfactoredForm(value, UNUSED, factor=some.factor, unit=some.unit)
+            reason = f"{UNUSED}: priced like the least important of its kind"
+            self.found.known[key] = TensorSensitivity(weight.layout, form, None, form.factor, form.unit, reason)
+            self.found.add_matrix(group, weight, form)
+
+
+def _names(sums: Mapping[str, Tensor]) -> set[str]:
+    return {name.partition(":")[2] for name in sums}
+
+
+def _split(group: TensorGroup, late: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[TensorGroup]:
+    """A group with matrices on both sides of the blocks as two, for blocks are coded in between."""
+    first, last = (tuple(name for name in group.tensors if (name in late) == end) for end in (False, True))
+    if group.block is not None or not first or all(len(shapes[name]) < 2 for name in last):
+        return [group]
+    return [TensorGroup(group.name, first), TensorGroup(f"{group.name} behind the blocks", last)]
+
+
+def keys_of(group: TensorGroup, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of the tensors of a group; of stacks, names of their matrices."""
+    found = []
+    for name in group.tensors:
+        shape = shapes[name]
+        found += [part_name(name, index) for index in range(shape[0])] if is_stack(shape) else [name]
+    return found
+
+
+def _fitting(each: ParameterStatistics | None, place: Place) -> ParameterStatistics | None:
+    """What is known of a parameter, where it says something of some of its rows."""
+    whole = each is None or place.count == each.layout.shape[0]
+    return each if whole or (each is not None and not each.layout.transposed) else None
+
+
+def _layout(each: ParameterStatistics | None, tensor: Tensor) -> Layout:
+    turned = each is not None and each.layout.transposed
+    return Layout(tuple(tensor.shape), transposed=turned and tensor.ndim == 2)
+
+
+def _range(place: Place, each: ParameterStatistics) -> slice:
+    """Which rows of the matrix of a parameter a tensor is; all of a vector."""
+    whole = len(each.layout.shape) < 2 or place.count == each.layout.shape[0]
+    return slice(None) if whole else slice(place.start, place.start + place.count)

@@ -1,0 +1,214 @@
+"""Targets of matrices in a compressed model: what undoes the errors of the layers before them.
+
+Where the layers before are compressed already, a matrix W sees the inputs x' in the place of x. Its output is nearest
+to that of the original with the target
+
+    W + W (C - A') A'^-1,    C = E[x x'^T],  A' = E[x' x'^T],
+
+and then error feedback goes on from there. A' is damped where there are few positions, and then less is corrected.
+
+Source: least squares of the original's outputs on the inputs of the compressed layer; for pruning, He, Zhang and Sun
+2017, "Channel pruning for accelerating very deep neural networks", equation 1.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from waterfill.importance.factored import SHRINKAGE
+from waterfill.models.uses import View
+from waterfill.models.watch import ProductWatch
+from waterfill.protocols import QuadraticForm
+from waterfill.records import Floats, Layout, Weight
+
+MOST_POSITIONS = 1 << 14
+"""Positions at which the inputs of a matrix are compared, about."""
+
+BUDGET_BYTES = 1 << 29
+"""Memory for the inputs of all matrices in the original."""
+
+FARTHEST = 1.0
+"""A target farther from the weights than this, relative to their norm, is not to be trusted."""
+
+RIDGE = 1e-4
+"""Share of the mean diagonal that is always added, for inputs that are never there."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What is known of the inputs of a matrix in the compressed model, beside those in the original.
+
+    Attributes:
+        layout: how the layer reads the tensor as a matrix.
+        seen: mean of `x' x'^T`, float64 [groups, in, in].
+        change: mean of `(x - x') x'^T`, of the same shape; None where positions of both do not correspond.
+        damping: share of the mean diagonal of `seen` that is added to it, for each input.
+        form: what errors cost for these inputs; None where it is the form that was estimated on the original.
+    """
+
+    layout: Layout
+    seen: Tensor
+    change: Tensor | None
+    damping: float
+    form: QuadraticForm | None = None
+
+    def target(self, weight: Weight) -> Weight:
+        """What a weight is to be for these inputs; itself where that is not to be trusted.
+
+        Args:
+            weight: what it is in the original, or some of its rows.
+        """
+        if self.change is None:
+            return weight
+        same = (self.layout.transposed, self.layout.groups) == (weight.layout.transposed, weight.layout.groups)
+        layout = weight.layout if same else self.layout
+        matrix = weight.matrix if same else layout.to_matrix(weight.layout.from_matrix(weight.matrix))
+        moves = shift(matrix.astype(np.float64), self.seen, self.change, self.damping)
+        if moves is None:
+            return weight
+        moved: Floats = (matrix + moves).astype(np.float32)
+        return replace(weight, matrix=moved if same else weight.layout.to_matrix(layout.from_matrix(moved)))
+
+
+Visit: TypeAlias = Callable[[Sequence[str], Mapping[str, LayerInputs]], Mapping[str, Tensor]]
+"""Takes the names of matrices in the order in which the model uses them, and what they see; gives their values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Requantization:
+    """Matrices to quantize again one after the other, each with a target of its own.
+
+    Every tensor in `names` is visited that one product uses once in a pass (a linear or convolutional layer, or a
+    matrix product); all others stay as they are.
+
+    Attributes:
+        names: of tensors of both models, in their state dicts.
+        visit: what gives a tensor its values.
+    """
+
+    names: Collection[str]
+    visit: Visit
+
+
+@contextmanager
+def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Record samples of the inputs of all matrices in the pass of the original that is made inside.
+
+    Args:
+        original: the network.
+        names: of the matrices; those that are not used once by one product are left out.
+
+    Yields:
+        Inputs [groups, in, positions] by name; complete when it is left.
+    """
+    tensors = {name: each for name, each in _named(original, names).items() if each.numel()}
+    inputs: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+    positions = BUDGET_BYTES // (4 * max(1, sum(each[0].numel() for each in tensors.values())))
+
+    def record(name: str, view: View, x: Tensor) -> bool:
+        calls[name] += 1
+        if calls[name] == 1:
+            inputs[name] = sampled(view, x, max(1, min(MOST_POSITIONS, positions)))
+        return False
+
+    with ProductWatch(tensors, record) as watch:
+        yield inputs
+    for name in [*watch.missed, *(name for name, count in calls.items() if count > 1)]:
+        inputs.pop(name, None)
+
+
+@contextmanager
+def requantize(compressed: nn.Module, sequence: Requantization, before: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give matrices new values when the pass of the compressed model that is made inside comes to them.
+
+    Args:
+        compressed: the network to fill.
+        sequence: which matrices, and how.
+        before: their inputs in the original, by `record_inputs`.
+    """
+    tensors = _named(compressed, before.keys() & set(sequence.names))
+
+    def fill(name: str, view: View, x: Tensor) -> bool:
+        inputs = compared(view, before[name], x)
+        tensors[name].copy_(sequence.visit([name], {name: inputs})[name].reshape(tensors[name].shape))
+        return True
+
+    with ProductWatch(tensors, fill):
+        yield
+
+
+def sampled(view: View, x: Tensor, positions: int) -> Tensor:
+    """Inputs of a layer at some of its positions, the same ones for inputs of the same shape.
+
+    Args:
+        view: how the layer reads its input.
+        x: the input [rows, ...].
+        positions: how many, about; of every row as many.
+
+    Returns:
+        float32 [groups, in, positions].
+    """
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.arange(len(x))
+    if len(x) > positions:
+        chosen = torch.randperm(len(x), generator=generator)[:positions]
+    found = []
+    for rows in torch.split(chosen, max(1, len(chosen) // 64)):
+        written_out = view.inputs(x[rows.to(x.device)].float())
+        places = written_out.shape[-1]
+        each = max(1, min(places, -(-positions // len(chosen))))
+        some = torch.randperm(places, generator=generator)[:each].to(x.device)
+        found.append(written_out[..., some].permute(1, 2, 0, 3).flatten(2).cpu())
+    return torch.cat(found, -1)
+
+
+def compared(view: View, before: Tensor, x: Tensor) -> LayerInputs:
+    """Compare the inputs of a layer with those that it had.
+
+    Args:
+        view: how the layer reads its input.
+        before: its inputs in the original [groups, in, positions], by `sampled`.
+        x: its input in the compressed model, of the same samples.
+    """
+    now = sampled(view, x, before.shape[-1])
+    positions = now.shape[-1]
+    seen = torch.bmm(now, now.transpose(1, 2)).double() / positions
+    change = torch.bmm(before - now, now.transpose(1, 2)).double() / positions
+    return LayerInputs(view.layout, seen, change, SHRINKAGE / positions)
+
+
+def shift(matrix: NDArray[np.float64], seen: Tensor, change: Tensor, damping: float) -> NDArray[np.float64] | None:
+    """How far the target of a matrix is from it.
+
+    Args:
+        matrix: W [out, in].
+        seen: A', float64 [groups, in, in].
+        change: C - A', of the same shape.
+        damping: share of the mean diagonal of A' that is added to it, for each input.
+
+    Returns:
+        [out, in]; None where it is not to be trusted.
+    """
+    groups, inputs = seen.shape[:2]
+    means = seen.diagonal(dim1=1, dim2=2).mean(1)
+    added = (damping * inputs + RIDGE) * means
+    damped = seen + torch.diag_embed(torch.where(means > 0, added, 1.0)[:, None].expand(groups, inputs))
+    solved = torch.linalg.solve(damped, change.transpose(1, 2)).transpose(1, 2).numpy()
+    moves: NDArray[np.float64] = (matrix.reshape(groups, -1, inputs) @ solved).reshape(matrix.shape)
+    if not np.isfinite(moves).all() or np.linalg.norm(moves) > FARTHEST * np.linalg.norm(matrix):
+        return None
+    return moves
+
+
+def _named(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    return {name: each for name, each in model.named_parameters(remove_duplicate=False) if name in names}

@@ -1,0 +1,461 @@
+"""How good a model is, and how far from another one: measured on data, one batch at a time.
+
+Of logits a few rows at a time go to double precision, and of every prediction only its KL divergence is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from waterfill.errors import CalibrationError, UnsupportedModelError
+from waterfill.models.batches import (
+    as_batches,
+    as_predictions,
+    call,
+    describe,
+    evaluation,
+    prediction_rows,
+    split,
+)
+from waterfill.models.language import check_vocabulary, output_of, read_text, tokens_of, vocabulary_of
+from waterfill.models.pretrained import load_pretrained
+from waterfill.protocols import Output, Progress
+
+TOP5_CLASSES = 10
+"""Top-5 accuracy is given from this number of classes on."""
+
+_VALUES_AT_ONCE = {"cpu": 2**17, "others": 2**24}
+"""Logits in double precision at a time: few enough to stay in the cache of a processor, many for other devices."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measured qualities; None where one does not apply.
+
+    Attributes:
+        samples: number of samples.
+        predictions: number of predictions: samples, or positions where each sample has many; None for values.
+        accuracy: fraction of predictions whose largest logit is the target's.
+        top5: fraction of predictions whose target is among the five largest logits, of ten classes or more.
+        cross_entropy: mean of -log p(target), nats.
+        perplexity: its exponential, of models that predict the tokens of text.
+        kl: mean of D(reference || model) per prediction, nats.
+        kl_p99: 99th percentile of the same over the predictions, nats.
+        agreement: fraction of predictions where model and reference have the same largest logit.
+        total_variation: mean of half the sum of |p - p_reference|, 0 to 1.
+        mse: mean squared difference to the target per value, of models that return values.
+        squared_error: mean over the samples of the squared distance to the reference's output.
+        relative_squared_error: the same divided by the mean squared length of the reference's output.
+        cosine: mean over the samples of the cosine between both outputs.
+    """
+
+    samples: int
+    predictions: int | None = None
+    accuracy: float | None = None
+    top5: float | None = None
+    cross_entropy: float | None = None
+    perplexity: float | None = None
+    kl: float | None = None
+    kl_p99: float | None = None
+    agreement: float | None = None
+    total_variation: float | None = None
+    mse: float | None = None
+    squared_error: float | None = None
+    relative_squared_error: float | None = None
+    cosine: float | None = None
+
+    @property
+    def distortion(self) -> float | None:
+        """Mean distance from the reference: KL of logits, squared error of values; None without a reference."""
+        return self.squared_error if self.kl is None else self.kl
+
+    def to_dict(self) -> dict[str, float | None]:
+        """All fields by name."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """All fields as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+
+def evaluate(
+    model: nn.Module,
+    data: Iterable[Any],
+    reference: nn.Module | Sequence[Tensor] | str | Path | None = None,
+    *,
+    output: Output | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a model on data, in evaluation mode.
+
+    Batches of text without targets, dicts with `input_ids` such as `text_batches` makes, count as follows. Models that
+    predict the next token are measured at every token that has one, those of masked tokens at every token; of encoders
+    without a head the output is the mean over the tokens of a text, if no `Embedder` says otherwise. Padding never
+    counts.
+
+    Args:
+        model: the network; its modes are left as they were.
+        data: batches `(input, target)` or inputs alone. A prediction whose integer target is -100 does not count.
+        reference: the network to compare with, the path of its directory (of transformers), or what
+            `reference_outputs` returned for it on the same data. A network runs beside the model, batch by batch, so
+            that both are in memory and no outputs are kept.
+        output: what the model returns; None to tell from the targets, or for text from the model.
+        progress: called with ("evaluate", done, total) after every batch.
+
+    Returns:
+        What the targets and the reference allow to measure.
+
+    Raises:
+        UsageError: `output` is not one of the two names.
+        CalibrationError: the data do not fit the model or the reference, or do not tell what the model returns.
+        WaterfillError: the directory has no model that can be read.
+    """
+    batches = as_batches(data)
+    kind = output_of(model, batches, output)
+    if isinstance(reference, str | Path):
+        reference = load_pretrained(Path(reference))
+    return summarize(evaluate_batches(model, batches, reference, kind, progress))
+
+
+def evaluate_batches(
+    model: nn.Module,
+    batches: Iterable[Any],
+    reference: nn.Module | Sequence[Tensor] | None,
+    output: Output,
+    progress: Progress | None = None,
+) -> Iterator[BatchStatistics]:
+    """Measure a model on data, batch by batch; see `evaluate`.
+
+    Args:
+        model: the network; its modes are left as they were.
+        batches: batches that can be iterated over.
+        reference: the network to compare with, or its outputs on the same batches.
+        output: what the model returns.
+        progress: called with ("evaluate", done, total) after every batch.
+
+    Raises:
+        CalibrationError: the data do not fit the model or the reference.
+    """
+    with _quiet(model, reference):
+        for one in _passes(model, batches, reference, output, progress):
+            found = batch_statistics(one, output)
+            del one  # its outputs are not kept while the models make the next
+            yield found
+
+
+def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
+    """Run a model over data and keep its outputs, so that others can be compared with it again and again.
+
+    Args:
+        model: the network; its modes are left as they were.
+        data: batches.
+
+    Returns:
+        One tensor for every batch, on the CPU.
+
+    Raises:
+        CalibrationError: the data do not fit the model.
+    """
+    with _quiet(model):
+        return [one.result.cpu() for one in _passes(model, as_batches(data))]
+
+
+@dataclass(frozen=True)
+class OutputBatch:
+    """What one batch gave.
+
+    Attributes:
+        samples: number of samples.
+        result: outputs of the model.
+        target: what they should be; None where that is not known.
+        reference: outputs of the model to compare with; None without one.
+        is_text: whether it is text, with an output for every token.
+    """
+
+    samples: int
+    result: Tensor
+    target: Tensor | None
+    reference: Tensor | None
+    is_text: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class BatchStatistics:
+    """Sums of what was measured in one batch.
+
+    Attributes:
+        samples: number of samples.
+        sums: by name of the measure.
+        counts: of how many values each is the sum.
+        distances: of every output from that of the reference: nats of KL divergence, or squared distance; float64.
+        is_text: whether it is text, with an output for every token.
+    """
+
+    samples: int
+    sums: Mapping[str, float]
+    counts: Mapping[str, int]
+    distances: NDArray[np.float64]
+    is_text: bool
+
+    def with_labels(self, other: BatchStatistics) -> BatchStatistics:
+        """The same with what another one says of labels."""
+        sums, counts = (
+            dict(mine) | {name: each for name, each in theirs.items() if name in _LABEL_MEASURES}
+            for mine, theirs in ((self.sums, other.sums), (self.counts, other.counts))
+        )
+        return dataclasses.replace(self, sums=sums, counts=counts)
+
+
+_LABEL_MEASURES = ("accuracy", "cross_entropy", "top5")
+_DISTANCES = ("kl", "squared_error")
+
+
+def batch_statistics(one: OutputBatch, output: Output) -> BatchStatistics:
+    """Measure the outputs of one batch.
+
+    Args:
+        one: the batch; text without padding.
+        output: what the model returns.
+
+    Raises:
+        CalibrationError: the targets do not fit.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    distances = array("d")  # not tensors: small ones kept between large ones would hold memory apart
+    measure = _measure_logits if output == "logits" else _measure_values
+    for part in measure(one.result, one.target, one.reference):
+        for name in part.keys() & set(_DISTANCES):
+            distances.extend(part[name].tolist())
+        for name, each in part.items():
+            sums[name] += float(each.sum(dtype=torch.float64))
+            counts[name] += each.numel()
+    return BatchStatistics(one.samples, sums, counts, np.array(distances), one.is_text)
+
+
+def divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """D(p || q) = sum p (log p - log q) of the softmax p of the reference and q of the logits, row by row.
+
+    Args:
+        reference: [predictions, classes].
+        logits: [predictions, classes].
+
+    Returns:
+        Nats, float64 [predictions].
+    """
+    parts = _chunks(reference, logits)
+    return torch.cat([_divergence(p.double().log_softmax(-1), q.double().log_softmax(-1)) for p, q in parts])
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    terms = log_p.exp() * (log_p - log_q)
+    return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1)  # 0 log 0 = 0
+
+
+def _chunks(*rows: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The same rows of every tensor, few enough at a time for copies in double precision."""
+    most = _VALUES_AT_ONCE["cpu" if rows[0].device.type == "cpu" else "others"]
+    size = max(1, most // max(1, rows[0].shape[-1]))
+    return zip(*(torch.split(part, size) for part in rows), strict=True)
+
+
+@contextmanager
+def _quiet(*models: Any) -> Iterator[None]:
+    """Evaluation mode for every module, no gradients.
+
+    Gradients are not turned off by inference mode, so that what a model keeps from a pass stays usable afterwards.
+    """
+    with ExitStack() as stack:
+        for model in models:
+            if isinstance(model, nn.Module):
+                stack.enter_context(evaluation(model))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+def _passes(
+    model: nn.Module,
+    batches: Iterable[Any],
+    reference: nn.Module | Sequence[Tensor] | None = None,
+    output: Output | None = None,
+    progress: Progress | None = None,
+) -> Iterator[OutputBatch]:
+    """Run the model and the reference on every batch; of text padding is left out, where it is said what is put out."""
+    total = len(batches) if isinstance(batches, Sized) else 0
+    done = 0
+    for index, batch in enumerate(batches):
+        yield _pass(model, batch, reference, index, output)
+        done = index + 1
+        if progress is not None:
+            progress("evaluate", done, max(done, total))
+    if reference is not None and not isinstance(reference, nn.Module) and done != len(reference):
+        raise CalibrationError(
+            f"There are {done} batches, but reference outputs for {len(reference)}; expected as many. "
+            "Make the reference outputs with the same data."
+        )
+
+
+def _pass(
+    model: nn.Module, batch: Any, reference: nn.Module | Sequence[Tensor] | None, index: int, output: Output | None
+) -> OutputBatch:
+    inputs, target = split(batch)
+    check_vocabulary(inputs, vocabulary_of(model), index)
+    result = call(model, inputs, index=index)
+    if result.ndim == 0:
+        raise UnsupportedModelError(
+            "The model returns a single number for a batch; expected [samples, ...]. Return an output per sample."
+        )
+    if isinstance(reference, nn.Module):
+        other: Tensor | None = call(reference, inputs, index=index)
+    else:
+        other = None if reference is None else _kept(reference, index)
+    if other is not None and other.shape != result.shape:
+        raise CalibrationError(
+            f"Batch {index} gives {describe(result)} by the model, but {describe(other)} by the reference; "
+            "expected the same shape. Compare models of the same kind on the same data."
+        )
+    found = OutputBatch(len(result), result, target, None if other is None else other.to(result.device))
+    return found if output is None else _as_text(found, model, inputs, output)
+
+
+def _as_text(found: OutputBatch, model: nn.Module, inputs: Any, output: Output) -> OutputBatch:
+    """The same without padding and with the next tokens as target, where the batch is text."""
+    outputs = [found.result] + ([] if found.reference is None else [found.reference])
+    target, outputs = read_text(model, inputs, found.target, outputs, output)
+    is_text = tokens_of(inputs) is not None and found.result.ndim == 3
+    return OutputBatch(found.samples, outputs[0], target, outputs[1] if outputs[1:] else None, is_text)
+
+
+def _kept(references: Sequence[Tensor], index: int) -> Tensor:
+    if index >= len(references):
+        raise CalibrationError(
+            f"Batch {index} has no reference output, there are {len(references)}; expected one for every batch. "
+            "Make the reference outputs with the same data."
+        )
+    return references[index]
+
+
+def _measure_logits(result: Tensor, target: Tensor | None, reference: Tensor | None) -> Iterator[Mapping[str, Tensor]]:
+    """Losses and hits of every prediction, a part at a time."""
+    logits, labels = prediction_rows(result, target)
+    rows = [logits]
+    rows += [] if labels is None else [labels]
+    rows += [] if reference is None else [prediction_rows(reference, target)[0]]
+    for part in _chunks(*rows):
+        wanted = None if labels is None else part[1]
+        counted, classes = as_predictions(part[0], wanted)
+        log_q, best = counted.double().log_softmax(-1), counted.argmax(-1)
+        found = {"predictions": torch.ones(len(counted))}
+        if classes is not None:
+            found |= _label_losses(counted, classes[:, None], log_q, best)
+        if reference is not None:
+            found |= _reference_losses(as_predictions(part[-1], wanted)[0], log_q, best)
+        yield found
+
+
+def _label_losses(logits: Tensor, labels: Tensor, log_q: Tensor, best: Tensor) -> dict[str, Tensor]:
+    """Losses of logits [predictions, classes] against labels [predictions, 1], from their log-softmax and largest."""
+    found = {
+        "accuracy": (best == labels[:, 0]).double(),
+        "cross_entropy": -log_q.gather(1, labels)[:, 0],
+    }
+    if logits.shape[-1] >= TOP5_CLASSES:
+        found["top5"] = (logits.topk(5, dim=-1).indices == labels).any(-1).double()
+    return found
+
+
+def _reference_losses(reference: Tensor, log_q: Tensor, best: Tensor) -> dict[str, Tensor]:
+    """Distances of logits, as in `_label_losses`, from those of a reference [predictions, classes]."""
+    log_p = reference.double().log_softmax(-1)
+    return {
+        "kl": _divergence(log_p, log_q),
+        "agreement": (best == reference.argmax(-1)).double(),
+        "total_variation": (log_p.exp() - log_q.exp()).abs().sum(-1) / 2,
+    }
+
+
+def _measure_values(result: Tensor, target: Tensor | None, reference: Tensor | None) -> Iterator[Mapping[str, Tensor]]:
+    """Squared errors: to the target for every value, to the reference for every sample."""
+    found = {}
+    if target is not None and target.is_floating_point():
+        if target.numel() != result.numel():
+            raise CalibrationError(
+                f"Targets {describe(target)} do not fit the values {describe(result)}; expected the same shape. "
+                "Give targets of the shape of the model's output, or None."
+            )
+        found["mse"] = (result.double() - target.to(result.device).double().reshape(result.shape)).square()
+    if reference is not None:
+        found["squared_error"] = _squared_distances(result, reference)
+        found["squared_length"] = _squared_distances(reference, torch.zeros_like(reference))
+        found["cosine"] = _cosines(result, reference)
+    yield found
+
+
+def _squared_distances(result: Tensor, reference: Tensor) -> Tensor:
+    """||a - b||^2 of every sample, float64 [samples]."""
+    return (result.double() - reference.double()).square().unsqueeze(-1).flatten(1).sum(-1)
+
+
+def _cosines(result: Tensor, reference: Tensor) -> Tensor:
+    """Cosine of the angle between the outputs of every sample, float64 [samples]; 0 beside a vector of zeros."""
+    a, b = (each.double().unsqueeze(-1).flatten(1) for each in (result, reference))
+    return nn.functional.cosine_similarity(a, b, dim=1, eps=sys.float_info.min)
+
+
+def _exponential(number: float) -> float:
+    """exp, infinite where it is beyond the largest number."""
+    return math.inf if number > math.log(sys.float_info.max) else math.exp(number)
+
+
+def _percentile(values: NDArray[np.float64]) -> float:
+    """99th percentile; between two values of which one is infinite it is the larger."""
+    return float(np.quantile(values, 0.99, method="higher" if np.isinf(values).any() else "linear"))
+
+
+def summarize(batches: Iterable[BatchStatistics]) -> Evaluation:
+    """Means over all batches, which are added up in their order."""
+    samples, all_text = 0, True
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    divergences = array("d")
+    for one in batches:
+        samples += one.samples
+        all_text &= one.is_text
+        if "kl" in one.counts:
+            divergences.frombytes(one.distances.tobytes())
+        for name, total in one.sums.items():
+            sums[name] += total
+            counts[name] += one.counts[name]
+    mean = {name: sums[name] / count for name, count in counts.items() if count > 0}
+    entropy = mean.get("cross_entropy")
+    return Evaluation(
+        samples=samples,
+        predictions=counts.get("predictions"),
+        accuracy=mean.get("accuracy"),
+        top5=mean.get("top5"),
+        cross_entropy=entropy,
+        perplexity=None if entropy is None or not all_text else _exponential(entropy),
+        kl=mean.get("kl"),
+        kl_p99=_percentile(np.array(divergences)) if divergences else None,
+        agreement=mean.get("agreement"),
+        total_variation=mean.get("total_variation"),
+        mse=mean.get("mse"),
+        squared_error=mean.get("squared_error"),
+        relative_squared_error=sums["squared_error"] / sums["squared_length"] if sums["squared_length"] else None,
+        cosine=mean.get("cosine"),
+    )
