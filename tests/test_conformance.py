@@ -19,6 +19,7 @@ from waterfill.importance import (
     regression,
     weight_scale,
 )
+from waterfill.protocols import QuantizerTraits, traits_of
 from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis, Vector
 from waterfill.records import Layout
 
@@ -106,6 +107,36 @@ ESTIMATORS = (
 )
 
 
+class Plain:
+    """A quantizer of somebody else, with no traits."""
+
+    def quantize(self, weight, form, water_level):
+        return Scalar().quantize(weight, form, water_level)
+
+
+class Older(Plain):
+    """The same with the attributes of release 0.1."""
+
+    fixed = True
+    tempered = False
+    crossed = True
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "traits"),
+    [
+        (Scalar(), QuantizerTraits()),
+        (Plain(), QuantizerTraits(fixed=False, tempered=True, uses_cross_terms=False)),
+        (Older(), QuantizerTraits(fixed=True, tempered=False, uses_cross_terms=True)),
+        (KMeans(), QuantizerTraits(fixed=True, tempered=False)),
+        (Threshold(), QuantizerTraits(tempered=False)),
+        (Feedback(), QuantizerTraits(uses_cross_terms=True)),
+    ],
+)
+def test_traits_of_a_quantizer(quantizer, traits):
+    assert traits_of(quantizer) == traits
+
+
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("check", conformance.FORM_CHECKS, ids=lambda check: check.__name__)
 def test_a_form_conforms(check, form):
@@ -121,7 +152,7 @@ def test_a_quantizer_conforms(check, subject):
 @pytest.mark.parametrize("subject", FIXED.values(), ids=FIXED)
 @pytest.mark.parametrize("check", conformance.FIXED_CHECKS, ids=lambda check: check.__name__)
 def test_a_quantizer_of_a_fixed_rate_conforms(check, subject):
-    assert subject.quantizer.fixed
+    assert traits_of(subject.quantizer).fixed
     check(subject)
 
 
