@@ -1,9 +1,9 @@
-"""What every quantizer and every estimator of importances must do.
+"""What every quantizer, every form and every estimator of importances must do.
 
-To add one, add a row to `SUBJECTS` or `ESTIMATORS` in test_conformance.py.
+To add one, add a row to `SUBJECTS`, `FORMS` or `ESTIMATORS` in test_conformance.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from waterfill.models import inventory
 from waterfill.protocols import DataFree, Estimator, Quantizer
 from waterfill.reconstruct import reconstruct
 from waterfill.records import Codebook, Coded, Entry, Layout, Relative, Uniform, Weight
+from waterfill.theory.scaled_source import fit_scaled_source
 
 SMALLEST_STEP = 2.0**-93
 """Steps of the format are not much smaller."""
@@ -257,6 +258,104 @@ FIXED_CHECKS = (
     memory_order_does_not_matter,
 )
 """Those of a quantizer with a rate of its own, which the water level does not move."""
+
+
+# Forms
+
+
+def errors_of(form, seed=3):
+    return np.random.default_rng(seed).standard_normal(form.diagonal().shape).astype(np.float32)
+
+
+def weights_of(form):
+    """Weights of a form, with another scale in every row, and the source that is fitted to them."""
+    matrix = errors_of(form, 4) * np.exp(errors_of(form, 5)[:, :1])
+    return matrix, fit_scaled_source(matrix[:, :, None])
+
+
+def rows_cost_what_they_cost_in_the_whole(form):
+    half = len(form.diagonal()) // 2
+    for rows in (slice(0, half), slice(half, None), slice(1, half), slice(None, None, 2), slice(None)):
+        error = np.zeros_like(errors_of(form))
+        error[rows] = errors_of(form)[rows]
+        some = form.rows_of(rows)
+        np.testing.assert_array_equal(some.diagonal(), form.diagonal()[rows])
+        assert some.cost(error[rows]) == pytest.approx(form.cost(error), rel=1e-6)
+
+
+def scaling_multiplies_every_price(form):
+    scaled, (matrix, source) = form.scaled(3.0), weights_of(form)
+    np.testing.assert_allclose(scaled.diagonal(), 3 * form.diagonal(), rtol=1e-6)
+    assert scaled.cost(errors_of(form)) == pytest.approx(3 * form.cost(errors_of(form)), rel=1e-6)
+    assert scaled.scale_total == pytest.approx(3 * form.scale_total, rel=1e-6)
+    one, three = (np.sort(each.component_variances(source, matrix)) for each in (form, scaled))
+    np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
+
+
+def powers_are_about_a_mean(form):
+    assert form.tempered(0.7, 1.0) is form
+    flat = form.tempered(0.7, 0.0)
+    assert flat.scale_total == pytest.approx(0.7 * form.diagonal().size, rel=1e-3)
+    twice = form.tempered(0.7, 0.5).tempered(0.7, 0.5)
+    np.testing.assert_allclose(twice.diagonal(), form.tempered(0.7, 0.25).diagonal(), rtol=1e-3)
+
+
+def components_have_the_trace_of_the_whole(form):
+    matrix, source = weights_of(form)
+    found = form.component_variances(source, matrix)
+    assert found.dtype == np.float64
+    assert found.shape == (matrix.size,)
+    powers = source.entropy_powers(matrix)
+    assert found.sum() == pytest.approx(float((powers * form.diagonal()).sum()), rel=1e-6)
+    parts = np.concatenate([part.volumes() for part in form.products(source, matrix)])
+    np.testing.assert_array_equal(np.sort(parts), np.sort(found))
+
+
+def components_and_what_is_left_of_weights_have_one_determinant(form):
+    matrix, source = weights_of(form)
+    rows, columns = form.conditional_variances(source, matrix)
+    left = np.multiply.outer(rows, columns)
+    assert left.size == matrix.size
+    found = np.log(form.component_variances(source, matrix)).sum()
+    assert np.log(left).sum() == pytest.approx(found, rel=1e-6)
+
+
+def cross_terms_are_those_between_columns(form):
+    error = np.zeros_like(errors_of(form))
+    singles = 0.0
+    for column in (0, 1):
+        one = np.zeros_like(error)
+        one[0, column] = error[0, column] = 1.5
+        singles += form.cost(one)
+    assert form.has_cross_terms == (form.cost(error) != pytest.approx(singles, rel=1e-6))
+
+
+def a_form_is_shrunk_once(form):
+    once = form.shrunk()
+    assert type(once) is type(form)
+    np.testing.assert_array_equal(once.diagonal(), once.shrunk().diagonal())
+
+
+def the_unit_stays(form):
+    form = replace(form, factor=0.25, unit="bit")
+    changed = [form.rows_of(slice(0, 2)), form.scaled(2.0), form.tempered(1.0, 0.5), form.tempered(1.0, 1.0)]
+    changed.append(form.shrunk())
+    for name, arguments in (("regularised", (0.1,)), ("clipped", ()), ("damped", (0.1,))):
+        if hasattr(form, name):
+            changed.append(getattr(form, name)(*arguments))
+    assert {(each.factor, each.unit) for each in changed} == {(0.25, "bit")}
+
+
+FORM_CHECKS = (
+    rows_cost_what_they_cost_in_the_whole,
+    scaling_multiplies_every_price,
+    powers_are_about_a_mean,
+    components_have_the_trace_of_the_whole,
+    components_and_what_is_left_of_weights_have_one_determinant,
+    cross_terms_are_those_between_columns,
+    a_form_is_shrunk_once,
+    the_unit_stays,
+)
 
 
 # Estimators

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -59,6 +60,34 @@ def test_with_a_kl_importance_the_distortion_is_half_the_form():
     assert same.unit == "loss" and same.largest_distortion == pytest.approx(bound.largest_distortion, rel=1e-4)
     half = waterfill.bound(model, data, importance=regression(), output="values")
     assert half.unit == "squared output"
+
+
+class Named:
+    """An estimator of somebody else, which returns forms of another one."""
+
+    name = "mine"
+
+    def __init__(self, change=lambda _, form: form):
+        self.change = change
+
+    def estimate(self, *args, **options):
+        return {name: self.change(name, form) for name, form in kl().estimate(*args, **options).items()}
+
+
+def test_forms_are_priced_alike_under_any_name():
+    known, own = (waterfill.bound(net(), batches(), importance=each) for each in (kl(), Named()))
+    assert (own.unit, own.importance) == ("nats of KL", "mine")
+    assert own.curve() == known.curve()
+    options = {"quantizers": [waterfill.quantize.Scalar()], "rate": 3.0}
+    first, second = (waterfill.compress(net(), batches(), importance=each, **options) for each in (kl(), Named()))
+    assert first.predicted_distortion == pytest.approx(second.predicted_distortion, rel=1e-3)
+    assert second.distortion_unit == "nats of KL"
+
+
+def test_forms_of_two_units_are_refused():
+    mixed = Named(lambda name, form: replace(form, factor=1.0) if name == "0.bias" else form)
+    with pytest.raises(UsageError, match=r"mine are in 'nats of KL' \(factor 0.5\) and 'nats of KL' \(factor 1\)"):
+        waterfill.bound(net(), batches(), importance=mixed)
 
 
 def test_the_limit_of_a_file_is_on_the_curve():

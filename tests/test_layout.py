@@ -14,7 +14,7 @@ ROOT = Path(waterfill.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     "_version",
-    "errors", "atomic", "records", "protocols", "processes", "models", "theory", "importance", "codec", "reconstruct",
+    "errors", "atomic", "records", "theory", "protocols", "processes", "models", "importance", "codec", "reconstruct",
     "quantize", "files", "text", "bundle", "resident", "integrations", "reading", "evaluation", "resume", "results",
     "compression", "report", "zoo", "progress", "demo", "reproduce", "cli",
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -156,13 +157,26 @@ class DataFree(Estimator, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class QuantizerTraits:
+    """What compression has to know of a quantizer beside its method.
+
+    Attributes:
+        fixed: whether the result does not depend on the water level, so that there is one file and nothing to search.
+        tempered: whether importances may be taken to powers, which are compared on the data; else they are wanted as
+            they are estimated.
+        uses_cross_terms: whether cross terms of a form are used, so that an importance that has them is the default.
+    """
+
+    fixed: bool = False
+    tempered: bool = True
+    uses_cross_terms: bool = False
+
+
 class Quantizer(Protocol):
     """A search for symbols: any method, as long as its result is one of the reconstructions of the format.
 
-    Three attributes may be there. `fixed = True` says that the result does not depend on the water level, so that there
-    is one file and nothing to search. `tempered = False` says that importances are wanted as they are estimated, not
-    to powers that are compared on the data. `crossed = True` says that cross terms of a form are used, so that an
-    importance that has them is the default.
+    An attribute `traits`, a `QuantizerTraits`, may be there; `traits_of` reads it.
     """
 
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
@@ -176,25 +190,26 @@ class Quantizer(Protocol):
         ...
 
 
+def traits_of(quantizer: Quantizer) -> QuantizerTraits:
+    """The traits of a quantizer: its `traits`; without any, those of the attributes that release 0.1 had for them.
+
+    Args:
+        quantizer: which may have the attributes `fixed`, `tempered` and `crossed` instead.
+    """
+    found = getattr(quantizer, "traits", None)
+    if isinstance(found, QuantizerTraits):
+        return found
+    usual = QuantizerTraits()
+    return QuantizerTraits(
+        fixed=getattr(quantizer, "fixed", usual.fixed),
+        tempered=getattr(quantizer, "tempered", usual.tempered),
+        uses_cross_terms=getattr(quantizer, "crossed", usual.uses_cross_terms),
+    )
+
+
 class Metric(Protocol):
     """A quality that is measured on a model over data; larger is better."""
 
     def __call__(self, model: torch.nn.Module, data: Iterable[Any]) -> float:
         """Measure it."""
         ...
-
-
-from dataclasses import dataclass as _dc
-
-
-@_dc(frozen=True)
-class QuantizerTraits:
-    fixed: bool = False
-    tempered: bool = True
-    uses_cross_terms: bool = False
-
-
-def traits_of(quantizer: Quantizer) -> QuantizerTraits:
-    return QuantizerTraits(
-        getattr(quantizer, "fixed", False), getattr(quantizer, "tempered", True), getattr(quantizer, "crossed", False)
-    )

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from waterfill.protocols import QuantizerTraits
 from waterfill.quantize.scalar import finish
 from waterfill.quantize.spread import fit
 from waterfill.records import Paths, Quantized, Spread, Uniform
@@ -27,8 +28,7 @@ def greedy(x, span):
 @dataclass(frozen=True)
 class WithPaths:
     down: bool = False
-    fixed: ClassVar[bool] = True
-    tempered: ClassVar[bool] = False
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(fixed=True, tempered=False)
 
     def quantize(self, weight, form, water_level):  # noqa: ARG002
         matrix = weight.matrix.T if self.down else weight.matrix

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from waterfill.protocols import QuantizerTraits
 from waterfill.quantize.scalar import finish
 from waterfill.quantize.spread import fit
 from waterfill.reconstruct import step_sizes
@@ -13,8 +14,7 @@ from waterfill.records import Spread, Uniform
 
 @dataclass(frozen=True)
 class WithSums:
-    fixed: ClassVar[bool] = True
-    tempered: ClassVar[bool] = False
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(fixed=True, tempered=False)
 
     def quantize(self, weight, form, water_level):  # noqa: ARG002
         layout = weight.layout

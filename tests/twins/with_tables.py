@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from waterfill.protocols import QuantizerTraits
 from waterfill.quantize import Prune
 from waterfill.quantize.spread import fit
 from waterfill.records import Table
@@ -19,8 +20,7 @@ TABLES = (
 @dataclass(frozen=True)
 class WithTables:
     keep: float = 0.3
-    fixed: ClassVar[bool] = True
-    tempered: ClassVar[bool] = False
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(fixed=True, tempered=False)
 
     def quantize(self, weight, form, water_level):
         found = Prune(self.keep).quantize(weight, form, water_level)

@@ -66,7 +66,7 @@ class KroneckerForm(Form):
     @property
     def has_cross_terms(self) -> bool:
         """Whether errors in one column of a matrix can be made up for in another."""
-        return bool(self.row_factors.any())
+        return self.columns.ndim == 3 and bool(self.row_factors.any())
 
     def diagonal(self) -> Floats:
         """The diagonal of the product, float32 [out, in]."""

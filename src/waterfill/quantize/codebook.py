@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
-from waterfill.protocols import QuadraticForm, Quartic
+from waterfill.protocols import QuadraticForm, QuantizerTraits, Quartic
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.scalar import finish
 from waterfill.records import Codebook, Quantized, Uniform, Weight
@@ -44,8 +44,7 @@ class KMeans:
     iterations: int = 30
     seed: int = 0
 
-    fixed: ClassVar[bool] = True
-    tempered: ClassVar[bool] = False
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(fixed=True, tempered=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= LARGEST_CODEBOOK:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm, has_cross_terms
-from waterfill.protocols import QuadraticForm, Quantizer
+from waterfill.protocols import QuadraticForm, Quantizer, QuantizerTraits
 from waterfill.quantize import path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
@@ -84,7 +84,7 @@ class Feedback:
     regulariser: float = 1.1
     rounds: int = 4
 
-    crossed: ClassVar[bool] = True
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(uses_cross_terms=True)
 
     def __post_init__(self) -> None:
         if self.states not in (1, *(1 << log for log in PARITIES)):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
-from waterfill.protocols import QuadraticForm, Quartic
+from waterfill.protocols import QuadraticForm, QuantizerTraits, Quartic
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.scalar import LARGEST_STEP, LARGEST_SYMBOL, finest_step, finish
 from waterfill.records import Quantized, Uniform, Weight
@@ -46,8 +46,7 @@ class Prune:
 
     keep: float = 0.1
 
-    fixed: ClassVar[bool] = True
-    tempered: ClassVar[bool] = False
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(fixed=True, tempered=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -79,7 +78,7 @@ class Threshold:
         Section 5.3 and Corollary 1 of the paper, with one threshold instead of one fraction.
     """
 
-    tempered: ClassVar[bool] = False
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(tempered=False)
 
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
         """Quantize one weight.
