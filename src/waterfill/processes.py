@@ -57,6 +57,10 @@ class Processes:
         _together(lambda: dist.broadcast_object_list(box, src=0))
         return cast(T, box[0])
 
+    def broadcast_made(self, make: Callable[[], T]) -> T:
+        """What the first process makes, on all of them."""
+        return self.broadcast(cast(T, make() if self.is_first else None))
+
     def all_gather(self, value: T) -> list[T]:
         """What all processes have given, in the order of their numbers."""
         if self.count == 1:

@@ -63,16 +63,16 @@ def compress_directory(
         UsageError: an option for files was given.
     """
     from waterfill.bundle.folder import check_folder
-    from waterfill.compression import directory as blocks
-    from waterfill.compression import memory
+    from waterfill.compression.api import compress_directory as run
+    from waterfill.compression.memory import estimate_memory
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
 
     given = [name for name, value in refused.items() if value is not None]
     if given:
         raise UsageError(
-            f"{given[0]} is not for model directories, whose targets are --rate and --size; leave it out, or compress "
-            "a factory."
+            f"{given[0]} is not for model directories, which say themselves what they are; leave it out, or compress a "
+            "factory."
         )
     check_outputs(None, json_file, force=True, inputs=(directory / "config.json",))
     check_folder(out, source=directory, force=bool(options["force"]))
@@ -80,9 +80,9 @@ def compress_directory(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if is_first():
         mine = None if batches is None else batches[::processes]
-        show(f"{directory}: {memory.estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
+        show(f"{directory}: {estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
     with progress_bar(is_first()) as progress:
-        result = blocks.compress_directory(directory, out, batches, progress=progress, **options)
+        result = run(directory, out, batches, progress=progress, **options)
     if is_first():
         show(result_table(result, str(out)))
         write_json(json_file, result.to_json())

@@ -202,7 +202,7 @@ def bound(
 
     Args:
         model: a module, a path to a safetensors file (then without data), or a Hugging Face model directory.
-        data: calibration batches as in `compress`, for a directory as in `compress_directory`; None to work without data.
+        data: calibration batches as in `compress`, of a directory as in `compress_directory`; None for none.
         output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
         importance: an estimator; by default that of `compress`.
         include: name patterns; when given, only tensors that match one are coded.

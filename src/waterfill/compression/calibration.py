@@ -18,7 +18,7 @@ from waterfill.compression.memory import model_memory
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
-from waterfill.errors import CalibrationError
+from waterfill.errors import CalibrationError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
@@ -263,13 +263,30 @@ def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> d
 
     Raises:
         CalibrationError: a coefficient is not finite, or negative.
+        UsageError: they are in several units.
     """
     forms = {name: importances.completed(form) for name, form in found.items()}
+    _check_units(estimator, forms)
     for name, form in forms.items():
         _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
         if isinstance(form, Quartic):
             _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
     return {name: form.shrunk() for name, form in forms.items()}
+
+
+def _check_units(estimator: Estimator, forms: Mapping[str, QuadraticForm]) -> None:
+    """Check that all forms price errors in one unit, for they are added up.
+
+    Raises:
+        UsageError: they do not.
+    """
+    units = list(dict.fromkeys((form.unit, form.factor) for form in forms.values()))
+    if len(units) > 1:
+        (unit, factor), (other, another) = units[:2]
+        raise UsageError(
+            f"Forms of the importance {estimator.name} are in {unit!r} (factor {factor:g}) and {other!r} (factor "
+            f"{another:g}); expected one unit, in which errors of all tensors add up. Give all of them the same."
+        )
 
 
 def _check(values: Floats, what: str) -> None:

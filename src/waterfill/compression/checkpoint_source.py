@@ -82,7 +82,8 @@ class CheckpointSource:
     @property
     def coded_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors that are quantized, by name; of stacks of matrices those of the matrices."""
-        types, found = self.checkpoint.dtypes, {}
+        types = self.checkpoint.dtypes
+        found: dict[str, tuple[int, ...]] = {}
         for name in (name for group in self.groups for name in group.tensors):
             shape = self.checkpoint.shapes[name]
             if name in self.kept or types[name] not in CODED_DTYPES or not all(shape):

@@ -198,8 +198,7 @@ class DirectorySearch:
         directory, data = self.walk.source.checkpoint.directory, self.data or ()
 
         def measured(place: Path, measure: Any) -> float:
-            found = measure(metric, load_pretrained(place), data) if processes.is_first else 0.0
-            return float(processes.broadcast(found))
+            return float(processes.broadcast_made(lambda: measure(metric, load_pretrained(place), data)))
 
         before = measured(directory, original_quality)
         return lambda candidate: before - measured(candidate.place, quality)

@@ -313,7 +313,11 @@ class InMemoryWalk:
 
         def read() -> list[TensorSlice]:
             slices = slices_of_inventory(inventory, self.prepared.forms)
-            return [replace(each, weight=vectors[each.tensor]) for each in slices if each.tensor in vectors]
+            return [
+                replace(each, weight=vectors[each.tensor], before=each.weight)
+                for each in slices
+                if each.tensor in vectors
+            ]
 
         new = quantize_segment(StoredTensors("", read), found.water_level, self.encoder, self.sources)
         return found.coded.replaced(new)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from waterfill.importance.exact_sum import ExactSum
-from waterfill.importance.factored import Doubles, KroneckerForm
+from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.factors import expected
-from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.kronecker import LARGEST
 from waterfill.importance.squares import square_sum
 from waterfill.models.capture import Tape, Variables

@@ -196,7 +196,7 @@ class _Coder:
     def _report(
         self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], quantized: Mapping[str, Quantized]
     ) -> None:
-        originals = {each.entry.name: each.weight for each in slices if each.weight is not None}
+        originals = {each.entry.name: each.original for each in slices if each.original is not None}
         priced = {name: weight for name, weight in originals.items() if quantized[name].distortion > 0}
         models = self.sources.models(priced, {name: jobs[name].form for name in priced})
         for name, weight in originals.items():

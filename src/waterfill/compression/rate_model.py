@@ -141,7 +141,7 @@ class VarianceHistogram:
 
 def _bins(variances: Array) -> NDArray[np.int64]:
     logs = np.clip(np.log2(variances), LOWEST, HIGHEST)
-    return np.rint(OCTAVE * logs).astype(np.int64)
+    return np.asarray(np.rint(OCTAVE * logs), np.int64)
 
 
 def _lowest(enough: Callable[[float], bool]) -> float:

@@ -7,7 +7,7 @@ directory is a row of segments: what is before the blocks, every transformer blo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from waterfill.compression.target_correction import LayerInputs, Requantization,
 from waterfill.compression.tensor_slices import TensorSlice, WholeTensor
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.models import torch_module
-from waterfill.models.state_dict import assemble
+from waterfill.models.state_dict import assemble, weight_of
 from waterfill.processes import Processes
 from waterfill.protocols import Progress, QuadraticForm
 from waterfill.records import Entry, Inventory, Layout
@@ -190,9 +190,8 @@ class WholeModel:
         found = torch_module.inventory(self.model.copy, **self.model.options).weights
         for each in slices_of_inventory(self.inventory, self.forms):
             if each.weight is not None and each.tensor not in coded:
-                vector = each.weight.is_vector and each.tensor in found
-                weight = found[each.tensor] if vector else each.weight
-                yield TensorSlice(each.entry, each.tensor, weight, each.form)
+                moved = each.weight.is_vector and each.tensor in found
+                yield replace(each, weight=found[each.tensor], before=each.weight) if moved else each
 
     def write(self, piece: TensorSlice, values: Tensor) -> None:
         """Give a matrix of the copy its values; vectors are read no more."""
@@ -217,14 +216,9 @@ class TensorReader:
     known: Mapping[str, TensorSensitivity]
     kept: Mapping[str, str]
 
-    def whole(self, key: str, values: Tensor | None = None) -> WholeTensor:
-        """A tensor with what is known of it.
-
-        Args:
-            key: its name.
-            values: other values than those of the checkpoint.
-        """
-        tensor = self.values(key) if values is None else values
+    def whole(self, key: str) -> WholeTensor:
+        """A tensor with what is known of it."""
+        tensor = self.values(key)
         known = self.known.get(key)
         if known is None:
             return WholeTensor(key, tensor, Layout(tuple(tensor.shape)), None, self.why_kept(key))
@@ -336,10 +330,14 @@ class ModelPart:
             if key in coded:
                 continue
             whole = self.reader.whole(key)
-            if key in self.compressed.places and whole.values.ndim < 2:
-                now = self.compressed.rows(key).to(whole.values.dtype).reshape(whole.values.shape)
-                whole = self.reader.whole(key, now)
-            yield from whole.slices()
+            for each in whole.slices():
+                moved = each.weight is not None and key in self.compressed.places and whole.values.ndim < 2
+                yield self._moved(each, whole) if moved else each
+
+    def _moved(self, piece: TensorSlice, whole: WholeTensor) -> TensorSlice:
+        """A vector as it is in the compressed part."""
+        now = self.compressed.rows(whole.name).to(whole.values.dtype).reshape(whole.values.shape)
+        return replace(piece, weight=weight_of(whole.name, now, whole.layout), before=piece.weight)
 
     def write(self, piece: TensorSlice, values: Tensor) -> None:
         """Give rows of the compressed part their values."""

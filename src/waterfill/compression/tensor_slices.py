@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ class TensorSlice:
         exact: its values where it is stored without loss; None otherwise.
         rows: which rows of the tensor it is.
         reason: why the form is coarser than it could be; usually empty.
+        before: the values in the original, where statistics have moved them since; None where they are the same.
     """
 
     entry: Entry
@@ -35,8 +36,14 @@ class TensorSlice:
     weight: Weight | None = None
     form: QuadraticForm | None = None
     exact: Tensor | None = None
-    rows: slice = slice(None)
+    rows: slice = field(default_factory=lambda: slice(None))
     reason: str = ""
+    before: Weight | None = None
+
+    @property
+    def original(self) -> Weight | None:
+        """The values in the original, of which the source is told; None where the tensor is not coded."""
+        return self.before or self.weight
 
 
 @dataclass(frozen=True, eq=False)

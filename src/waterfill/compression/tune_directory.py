@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from waterfill.bundle import BundleWriter
 from waterfill.compression.block_by_block import Measurement, Walked, encoder_of
+from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.calibration import BatchSubset, held_out
 from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch
 from waterfill.compression.layerwise import CodedSegment, quantize_segment
@@ -57,7 +59,7 @@ def tuned_directory(run: DirectorySearch, found: DirectoryCandidate, tune: Tune)
         before.
     """
     processes, count = run.walk.settings.processes, len(run.data or ())
-    tuned: _Tuned = processes.broadcast(_tune(run, found, tune) if processes.is_first else None)
+    tuned = processes.broadcast_made(lambda: _tune(run, found, tune))
     chosen = sorted(held_out(count) or range(count))
     before, after = (
         float(np.concatenate([each[index].distances for index in chosen]).mean())
@@ -76,7 +78,8 @@ def tuned_directory(run: DirectorySearch, found: DirectoryCandidate, tune: Tune)
 
 def _tune(run: DirectorySearch, found: DirectoryCandidate, tune: Tune) -> _Tuned:
     """Tune the loaded model."""
-    directory, data, settings = run.walk.source.checkpoint.directory, list(run.data or ()), run.walk.settings
+    directory, settings = run.walk.source.checkpoint.directory, run.walk.settings
+    data = [as_keywords(batch) for batch in run.data or ()]
     original = load_pretrained(directory).float()
     distortion = distortion_for(output_of(original, data, None))
     references = reference_outputs(original, data)
@@ -91,7 +94,7 @@ def _tune(run: DirectorySearch, found: DirectoryCandidate, tune: Tune) -> _Tuned
 
 
 def _measured(
-    model: nn.Module, data: list[object], references: list[Tensor], distortion: Distortion
+    model: nn.Module, data: Sequence[Any], references: list[Tensor], distortion: Distortion
 ) -> list[BatchStatistics]:
     return list(evaluate_batches(model, data, references, distortion))
 

@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 from waterfill._version import PRODUCER
 from waterfill.codec import container
-from waterfill.compression import encoder as allocate
-from waterfill.compression.calibration import Prepared
-from waterfill.compression.rate_control import Target, search, workshops
+from waterfill.compression.calibration import PreparedModel
+from waterfill.compression.encoder import Encoder
+from waterfill.compression.in_memory import InMemoryWalk
+from waterfill.compression.level_search import search
+from waterfill.compression.limits import SourceModels
+from waterfill.compression.settings import Settings
+from waterfill.compression.target import Target
 from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.importance import identity
@@ -75,7 +79,8 @@ class Subject:
 
     def quantize(self, quantizer: Quantizer, forms: Forms) -> dict[str, Quantized]:
         """Compress every matrix with the same options."""
-        return allocate.quantize(allocate.plan(self.inventory, forms, [quantizer]), 0.0)
+        encoder = Encoder(quantizer)
+        return encoder.quantize(encoder.jobs(self.inventory.weights, forms), 0.0)
 
     def pack(self, quantized: Mapping[str, Quantized]) -> bytes:
         """A whole file."""
@@ -85,9 +90,10 @@ class Subject:
     def prune_to_size(self, forms: Forms, size_bytes: int) -> tuple[Mapping[str, Quantized], bytes]:
         """The file with one threshold for the whole model that is as large as one with a fraction for every matrix."""
         known = forms or identity().forms(self.inventory.weights)
-        ready = Prepared(self.inventory, identity(), known, None)
-        attempt = search(workshops(ready, [Threshold()], (1.0,), None), Target("size_bytes", size_bytes))
-        return attempt.quantized, self.pack(attempt.quantized)  # as the others do not, it does not name its limit
+        ready = PreparedModel(self.inventory, identity(), known, None)
+        walk = InMemoryWalk(ready, Settings(Threshold()), SourceModels())
+        quantized = search([walk], Target("size_bytes", size_bytes)).coded.quantized
+        return quantized, self.pack(quantized)  # as the others do not, it does not name its limit
 
     def cluster_to_size(
         self, ladder: Sequence[Mapping[str, Quantized]], size_bytes: int
