@@ -42,7 +42,9 @@ def form_finder(estimator: Estimator, source: CheckpointSource, data: Sequence[A
     skeleton.fill(checkpoint)
     head = None if skeleton.is_language_model else Embedder(skeleton.model, pooling_of(checkpoint.directory))
     forward = BlockForward(skeleton, head)
-    found = estimator.estimate(forward.model, data, forward.output, fold_norms=False, progress=settings.progress)
+    found = estimator.estimate(
+        forward.model, data, forward.distortion.name, fold_norms=False, progress=settings.progress
+    )
     forms = checked_forms(estimator, found)
     prefix = "" if head is None else "model."
     return lambda weight: _form_at(places.get(weight.name), weight, forms, prefix)
