@@ -37,8 +37,8 @@ DIFFERENCES = {
     "power": "a module compares powers on held-out batches, for its walk is cheap; a directory takes one, 3/4",
     "shrinkage of targets": "1.5 n/N in directories, .3 n/N in modules, each measured",
     "level": "a module is walked until a size is met within half a percent; a directory spends it block by block",
-    "layout of tables": "a module knows its embeddings, whose rows are features; a directory reads every tensor with its "
-    "first axis as rows, so that a large table is cut between tokens and never whole in memory",
+    "layout of tables": "a module knows its embeddings, whose rows are features; a directory reads every tensor with "
+    "its first axis as rows, so that a large table is cut between tokens and never whole in memory",
     "bytes beside the tensors": "a file names its limits; a directory has a payload for every group, and config.json",
 }
 """What is left, and why."""
@@ -130,8 +130,8 @@ def test_the_same_rows_reasons_limits_and_curve(both):
     assert len(one["limit_curve"]) == len(other["limit_curve"]) > 10
 
 
-def test_the_same_measurement(both, data):
-    walk, coded, _, _, walked = both
+def test_the_same_measurement(both):
+    walk, _, _, _, walked = both
     if walked.measured is None:
         assert walk.model is None
         return
