@@ -11,6 +11,7 @@ from torch import nn
 
 from waterfill.compression import distortion_curves as curves
 from waterfill.compression.distortion_curves import FARTHEST, OFFSETS, Curve, mean_ratio, measure, offsets, some
+from waterfill.distortion import KL_DIVERGENCE, SQUARED_ERROR, distortion_for
 from waterfill.evaluation import evaluate, reference_outputs
 
 # Hulls ----------------------------------------------------------------------------------------------------------------
@@ -220,7 +221,12 @@ def test_measuring_is_a_loop_of_full_evaluations(output):
     references = reference_outputs(model, batches)
     before, told = {name: each.clone() for name, each in model.state_dict().items()}, []
     found = measure(
-        model, zip(batches, references, strict=True), output, list(GROUPS), trial(model), lambda *p: told.append(p)
+        model,
+        zip(batches, references, strict=True),
+        distortion_for(output),
+        list(GROUPS),
+        trial(model),
+        lambda *p: told.append(p),
     )
     expected = full_evaluations(model, batches, references, output)
     assert found.keys() == expected.keys()
@@ -238,7 +244,7 @@ def test_predictions_that_do_not_count_are_left_out():
         (torch.randn(2, 5), torch.tensor([-100, -100])),
     ]
     references = reference_outputs(model, batches)
-    found = measure(model, zip(batches, references, strict=True), "logits", list(GROUPS), trial(model))
+    found = measure(model, zip(batches, references, strict=True), KL_DIVERGENCE, list(GROUPS), trial(model))
     for group, losses in full_evaluations(model, batches, references, "logits").items():
         assert found[group] == pytest.approx(losses, rel=1e-5)
 
@@ -247,7 +253,7 @@ def test_a_model_that_breaks_down_loses_everything():
     model, batches = net(), [torch.randn(3, 5)]
     references = reference_outputs(model, batches)
     broken = {"4.bias": torch.full((4,), torch.nan)}
-    found = measure(model, zip(batches, references, strict=True), "values", ["a"], lambda *_: broken)
+    found = measure(model, zip(batches, references, strict=True), SQUARED_ERROR, ["a"], lambda *_: broken)
     assert found == {"a": [np.inf] * len(OFFSETS)}
     assert model[4].bias.isfinite().all()
 

@@ -9,9 +9,9 @@ import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 
-from waterfill import evaluation
+from waterfill.distortion import divergence, kl_divergence
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
-from waterfill.evaluation import Evaluation, divergence, evaluate, reference_outputs
+from waterfill.evaluation import Evaluation, evaluate, reference_outputs
 
 
 def nets(classes=12):
@@ -121,7 +121,7 @@ def test_pixels_have_their_classes_on_axis_1():
 def test_many_classes_are_measured_in_parts(monkeypatch):
     model, reference = nets()
     whole = evaluate(model, labelled(), reference)
-    monkeypatch.setitem(evaluation._VALUES_AT_ONCE, "cpu", 30)
+    monkeypatch.setitem(kl_divergence._VALUES_AT_ONCE, "cpu", 30)
     for name, value in evaluate(model, labelled(), reference).to_dict().items():
         expected = whole.to_dict()[name]
         assert value == (None if expected is None else pytest.approx(expected, rel=1e-12))

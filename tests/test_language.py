@@ -11,9 +11,10 @@ import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 
-from waterfill import evaluate, evaluation, sentence_batches, text_batches
+from waterfill import evaluate, sentence_batches, text_batches
+from waterfill.distortion import distortion_for, kl_divergence
 from waterfill.errors import CalibrationError, FormatError, UnsupportedModelError, WaterfillError
-from waterfill.evaluation import Evaluation, distances, reference_outputs
+from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs
 from waterfill.models.embedder import Embedder, Pooling, is_embedder, pooling_of
 from waterfill.models.language import next_tokens, output_of
 from waterfill.models.pretrained import load_pretrained
@@ -154,14 +155,14 @@ def test_measures_do_not_depend_on_batches_nor_slices(monkeypatch):
     whole = measured(evaluate(model, [batch], reference, output="logits"))
     for sizes in ([1] * 12, [5, 7], [11, 1]):
         assert_measured(evaluate(model, cut(batch, sizes), reference, output="logits"), whole, rel=1e-12)
-    monkeypatch.setitem(evaluation._VALUES_AT_ONCE, "cpu", 3 * VOCABULARY)
+    monkeypatch.setitem(kl_divergence._VALUES_AT_ONCE, "cpu", 3 * VOCABULARY)
     assert_measured(evaluate(model, [batch], reference, output="logits"), whole, rel=1e-12)
 
 
 def test_rows_are_in_double_precision_a_few_at_a_time(monkeypatch):
     """No more values than a slice are ever given to the softmax."""
     model, reference = tables()
-    monkeypatch.setitem(evaluation._VALUES_AT_ONCE, "cpu", 4 * VOCABULARY)
+    monkeypatch.setitem(kl_divergence._VALUES_AT_ONCE, "cpu", 4 * VOCABULARY)
     asked = []
     plain = torch.Tensor.log_softmax
     monkeypatch.setattr(torch.Tensor, "log_softmax", lambda t, *a: asked.append((t.dtype, t.numel())) or plain(t, *a))
@@ -190,6 +191,12 @@ def test_logits_of_a_batch_are_gone_before_the_next():
     evaluate(model, cut(texts(count=8), [2] * 4), reference, output="logits")
     assert len(given) == 8
     assert (model.alive, reference.alive) == (0, 1)
+
+
+def distances(model, data, references, output):
+    """Distance of every output from that of the reference."""
+    found = evaluate_batches(model, data, references, distortion_for(output))
+    return np.concatenate([each.distances for each in found])
 
 
 def test_kept_outputs_and_distances_leave_out_the_same_padding():

@@ -9,6 +9,7 @@ from small_nets import Function, param
 from torch import nn
 
 from waterfill.compression.tune import Tune
+from waterfill.distortion import KL_DIVERGENCE, SQUARED_ERROR, distortion_for
 from waterfill.errors import UsageError
 from waterfill.evaluation import evaluate, reference_outputs
 
@@ -56,7 +57,7 @@ def test_the_distance_to_the_original_falls(output):
     model, batches = net(), BATCHES[output]()
     references, twin = reference_outputs(model, batches), perturbed(model)
     before = distance(twin, batches, references, output)
-    Tune(passes=10, step=0.01).fit(twin, batches, references, output, VECTORS)
+    Tune(passes=10, step=0.01).fit(twin, batches, references, distortion_for(output), VECTORS)
     assert distance(twin, batches, references, output) < 0.8 * before
 
 
@@ -86,7 +87,7 @@ def test_tuning_is_adam_with_relative_steps_that_fall_as_a_cosine():
     references, twin = reference_outputs(model, batches), perturbed(model)
     twin[4].bias.data *= 1e-6
     expected = slow_tune(twin, batches, references, VECTORS, 3, 0.01)
-    found = Tune(3, 0.01).fit(twin, batches, references, "logits", VECTORS)
+    found = Tune(3, 0.01).fit(twin, batches, references, KL_DIVERGENCE, VECTORS)
     assert found.keys() == expected.keys()
     for name, each in expected.items():
         np.testing.assert_allclose(found[name], each, rtol=1e-3, atol=1e-5)
@@ -113,7 +114,7 @@ def test_only_the_vectors_change():
     state, flags, gradients, modes = snapshot(twin)
     random = torch.get_rng_state()
     with torch.no_grad():  # which is turned on for it
-        found = Tune(2, 0.01).fit(twin, batches, references, "logits", VECTORS)
+        found = Tune(2, 0.01).fit(twin, batches, references, KL_DIVERGENCE, VECTORS)
         assert not torch.is_grad_enabled()
     after, flags_after, gradients_after, modes_after = snapshot(twin)
     assert (flags_after, modes_after) == (flags, modes) and torch.equal(random, torch.get_rng_state())
@@ -131,7 +132,7 @@ def test_an_error_leaves_flags_and_gradients_as_they_were():
     model[0].bias.requires_grad_(False)
     _, flags, _, modes = snapshot(model)
     with pytest.raises(Exception, match="does not fit the model"):
-        Tune().fit(model, [torch.randn(3, 7)], [torch.randn(3, 5)], "values", VECTORS)
+        Tune().fit(model, [torch.randn(3, 7)], [torch.randn(3, 5)], SQUARED_ERROR, VECTORS)
     _, flags_after, gradients, modes_after = snapshot(model)
     assert (flags_after, modes_after) == (flags, modes) and set(gradients.values()) == {None}
 
@@ -140,7 +141,7 @@ def test_parameters_that_are_frozen_are_tuned_and_stay_frozen():
     model, batches = net().requires_grad_(False), BATCHES["values"]()
     references, twin = reference_outputs(model, batches), perturbed(model)
     before = distance(twin, batches, references, "values")
-    Tune(10, 0.01).fit(twin, batches, references, "values", VECTORS)
+    Tune(10, 0.01).fit(twin, batches, references, SQUARED_ERROR, VECTORS)
     assert distance(twin, batches, references, "values") < 0.8 * before
     assert not any(each.requires_grad for each in twin.parameters())
 
@@ -149,7 +150,7 @@ def test_parameters_that_are_frozen_are_tuned_and_stay_frozen():
 def test_without_vectors_nothing_is_done(names):
     model, batches = net(), BATCHES["values"]()
     state, flags, _, modes = snapshot(model)
-    assert Tune().fit(model, batches, reference_outputs(model, batches), "values", names) == {}
+    assert Tune().fit(model, batches, reference_outputs(model, batches), SQUARED_ERROR, names) == {}
     after, flags_after, _, modes_after = snapshot(model)
     assert all(torch.equal(state[name], each) for name, each in after.items())
     assert (flags, modes) == (flags_after, modes_after)
@@ -165,7 +166,7 @@ def test_vectors_that_the_output_has_no_gradient_of_stay():
     model, batches = Function(backbone, a=nn.Linear(6, 4), b=param(4, 3)), [torch.randn(8, 6)] * 2
     references, twin = reference_outputs(model, batches), perturbed(model)
     before = twin.a.bias.detach().clone()
-    assert np.array_equal(Tune(2, 0.1).fit(twin, batches, references, "values", ["a.bias"])["a.bias"], before)
+    assert np.array_equal(Tune(2, 0.1).fit(twin, batches, references, SQUARED_ERROR, ["a.bias"])["a.bias"], before)
 
 
 def test_a_vector_that_is_not_used_stays():
@@ -174,7 +175,7 @@ def test_a_vector_that_is_not_used_stays():
     model.forward = lambda x: nn.Sequential.forward(nn.Sequential(*(model[i] for i in range(6))), x)
     before = model[5].bias.detach().clone().numpy()
     found = Tune(2, 0.1).fit(
-        model, batches, [each + 1 for each in reference_outputs(model, batches)], "values", ["unused", "5.bias"]
+        model, batches, [each + 1 for each in reference_outputs(model, batches)], SQUARED_ERROR, ["unused", "5.bias"]
     )
     assert (found["unused"] == 1).all() and (found["5.bias"] > before).all()
 
@@ -185,7 +186,7 @@ def test_classes_that_are_never_there_do_not_hinder():
     batches = [(x, torch.zeros_like(y)) for x, y in batches]
     references, twin = reference_outputs(model, batches), perturbed(model)
     before = distance(twin, batches, references, "logits")
-    found = Tune(10, 0.01).fit(twin, batches, references, "logits", ["a.bias"])
+    found = Tune(10, 0.01).fit(twin, batches, references, KL_DIVERGENCE, ["a.bias"])
     assert np.isfinite(found["a.bias"]).all()
     assert distance(twin, batches, references, "logits") < 0.99 * before
 
@@ -195,7 +196,7 @@ def test_labels_are_not_looked_at_but_for_what_does_not_count():
     references, twin = reference_outputs(model, batches), perturbed(model)
 
     def tuned(data):
-        return Tune(2, 0.01).fit(copy.deepcopy(twin), data, references, "logits", VECTORS)["0.bias"]
+        return Tune(2, 0.01).fit(copy.deepcopy(twin), data, references, KL_DIVERGENCE, VECTORS)["0.bias"]
 
     others = tuned([(x, (y + 1) % 5) for x, y in batches])
     ignored = tuned([(x, torch.where(torch.arange(32) < 16, -100, y)) for x, y in batches])
@@ -208,14 +209,16 @@ def test_gradients_that_are_not_finite_are_passed_over():
     model, batches = net(), BATCHES["values"]()
     references, twin = reference_outputs(model, batches), perturbed(model)
     references[1][:] = torch.nan
-    found = Tune(4, 0.01).fit(twin, batches, references, "values", VECTORS)
+    found = Tune(4, 0.01).fit(twin, batches, references, SQUARED_ERROR, VECTORS)
     assert all(np.isfinite(each).all() for each in found.values())
     assert not np.array_equal(found["0.bias"], perturbed(model)[0].bias.detach())
 
 
 def test_progress_is_told_after_every_batch():
     model, batches, told = net(), BATCHES["values"](), []
-    Tune(3).fit(model, batches, reference_outputs(model, batches), "values", VECTORS, lambda *point: told.append(point))
+    Tune(3).fit(
+        model, batches, reference_outputs(model, batches), SQUARED_ERROR, VECTORS, lambda *point: told.append(point)
+    )
     assert told == [("tune", done, 12) for done in range(1, 13)]
 
 

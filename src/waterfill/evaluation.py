@@ -1,7 +1,4 @@
-"""How good a model is, and how far from another one: measured on data, one batch at a time.
-
-Of logits a few rows at a time go to double precision, and of every prediction only its KL divergence is kept.
-"""
+"""How good a model is, and how far from another one: measured on data, one batch at a time."""
 
 from __future__ import annotations
 
@@ -22,25 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError
 from waterfill.models.batches import (
     as_batches,
-    as_predictions,
     call,
     describe,
     evaluation,
-    prediction_rows,
     split,
 )
-from waterfill.models.language import check_vocabulary, output_of, read_text, tokens_of, vocabulary_of
+from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of, tokens_of, vocabulary_of
 from waterfill.models.pretrained import load_pretrained
 from waterfill.protocols import Output, Progress
-
-TOP5_CLASSES = 10
-"""Top-5 accuracy is given from this number of classes on."""
-
-_VALUES_AT_ONCE = {"cpu": 2**17, "others": 2**24}
-"""Logits in double precision at a time: few enough to stay in the cache of a processor, many for other devices."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +116,17 @@ def evaluate(
         WaterfillError: the directory has no model that can be read.
     """
     batches = as_batches(data)
-    kind = output_of(model, batches, output)
+    distortion = distortion_for(output_of(model, batches, output))
     if isinstance(reference, str | Path):
         reference = load_pretrained(Path(reference))
-    return summarize(evaluate_batches(model, batches, reference, kind, progress))
+    return summarize(evaluate_batches(model, batches, reference, distortion, progress))
 
 
 def evaluate_batches(
     model: nn.Module,
     batches: Iterable[Any],
     reference: nn.Module | Sequence[Tensor] | None,
-    output: Output,
+    distortion: Distortion,
     progress: Progress | None = None,
 ) -> Iterator[BatchStatistics]:
     """Measure a model on data, batch by batch; see `evaluate`.
@@ -145,15 +135,15 @@ def evaluate_batches(
         model: the network; its modes are left as they were.
         batches: batches that can be iterated over.
         reference: the network to compare with, or its outputs on the same batches.
-        output: what the model returns.
+        distortion: of what the model returns.
         progress: called with ("evaluate", done, total) after every batch.
 
     Raises:
         CalibrationError: the data do not fit the model or the reference.
     """
     with _quiet(model, reference):
-        for one in _passes(model, batches, reference, output, progress):
-            found = batch_statistics(one, output)
+        for one in _passes(model, batches, reference, distortion, progress):
+            found = batch_statistics(one, distortion)
             del one  # its outputs are not kept while the models make the next
             yield found
 
@@ -221,15 +211,14 @@ class BatchStatistics:
 
 
 _LABEL_MEASURES = ("accuracy", "cross_entropy", "top5")
-_DISTANCES = ("kl", "squared_error")
 
 
-def batch_statistics(one: OutputBatch, output: Output) -> BatchStatistics:
+def batch_statistics(one: OutputBatch, distortion: Distortion) -> BatchStatistics:
     """Measure the outputs of one batch.
 
     Args:
         one: the batch; text without padding.
-        output: what the model returns.
+        distortion: of what the model returns.
 
     Raises:
         CalibrationError: the targets do not fit.
@@ -237,40 +226,13 @@ def batch_statistics(one: OutputBatch, output: Output) -> BatchStatistics:
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     distances = array("d")  # not tensors: small ones kept between large ones would hold memory apart
-    measure = _measure_logits if output == "logits" else _measure_values
-    for part in measure(one.result, one.target, one.reference):
-        for name in part.keys() & set(_DISTANCES):
-            distances.extend(part[name].tolist())
+    for part in distortion.measures(one.result, one.target, one.reference):
+        if distortion.measure in part:
+            distances.extend(part[distortion.measure].tolist())
         for name, each in part.items():
             sums[name] += float(each.sum(dtype=torch.float64))
             counts[name] += each.numel()
     return BatchStatistics(one.samples, sums, counts, np.array(distances), one.is_text)
-
-
-def divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """D(p || q) = sum p (log p - log q) of the softmax p of the reference and q of the logits, row by row.
-
-    Args:
-        reference: [predictions, classes].
-        logits: [predictions, classes].
-
-    Returns:
-        Nats, float64 [predictions].
-    """
-    parts = _chunks(reference, logits)
-    return torch.cat([_divergence(p.double().log_softmax(-1), q.double().log_softmax(-1)) for p, q in parts])
-
-
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    terms = log_p.exp() * (log_p - log_q)
-    return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1)  # 0 log 0 = 0
-
-
-def _chunks(*rows: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The same rows of every tensor, few enough at a time for copies in double precision."""
-    most = _VALUES_AT_ONCE["cpu" if rows[0].device.type == "cpu" else "others"]
-    size = max(1, most // max(1, rows[0].shape[-1]))
-    return zip(*(torch.split(part, size) for part in rows), strict=True)
 
 
 @contextmanager
@@ -291,14 +253,14 @@ def _passes(
     model: nn.Module,
     batches: Iterable[Any],
     reference: nn.Module | Sequence[Tensor] | None = None,
-    output: Output | None = None,
+    distortion: Distortion | None = None,
     progress: Progress | None = None,
 ) -> Iterator[OutputBatch]:
     """Run the model and the reference on every batch; of text padding is left out, where it is said what is put out."""
     total = len(batches) if isinstance(batches, Sized) else 0
     done = 0
     for index, batch in enumerate(batches):
-        yield _pass(model, batch, reference, index, output)
+        yield _pass(model, batch, reference, index, distortion)
         done = index + 1
         if progress is not None:
             progress("evaluate", done, max(done, total))
@@ -310,7 +272,11 @@ def _passes(
 
 
 def _pass(
-    model: nn.Module, batch: Any, reference: nn.Module | Sequence[Tensor] | None, index: int, output: Output | None
+    model: nn.Module,
+    batch: Any,
+    reference: nn.Module | Sequence[Tensor] | None,
+    index: int,
+    distortion: Distortion | None,
 ) -> OutputBatch:
     inputs, target = split(batch)
     check_vocabulary(inputs, vocabulary_of(model), index)
@@ -329,13 +295,15 @@ def _pass(
             "expected the same shape. Compare models of the same kind on the same data."
         )
     found = OutputBatch(len(result), result, target, None if other is None else other.to(result.device))
-    return found if output is None else _as_text(found, model, inputs, output)
+    return found if distortion is None else _as_text(found, model, inputs, distortion)
 
 
-def _as_text(found: OutputBatch, model: nn.Module, inputs: Any, output: Output) -> OutputBatch:
+def _as_text(found: OutputBatch, model: nn.Module, inputs: Any, distortion: Distortion) -> OutputBatch:
     """The same without padding and with the next tokens as target, where the batch is text."""
     outputs = [found.result] + ([] if found.reference is None else [found.reference])
-    target, outputs = read_text(model, inputs, found.target, outputs, output)
+    target = found.target
+    if is_unlabelled_text(inputs, target, found.result):
+        target, outputs = distortion.read_text(model, inputs, outputs)
     is_text = tokens_of(inputs) is not None and found.result.ndim == 3
     return OutputBatch(found.samples, outputs[0], target, outputs[1] if outputs[1:] else None, is_text)
 
@@ -347,73 +315,6 @@ def _kept(references: Sequence[Tensor], index: int) -> Tensor:
             "Make the reference outputs with the same data."
         )
     return references[index]
-
-
-def _measure_logits(result: Tensor, target: Tensor | None, reference: Tensor | None) -> Iterator[Mapping[str, Tensor]]:
-    """Losses and hits of every prediction, a part at a time."""
-    logits, labels = prediction_rows(result, target)
-    rows = [logits]
-    rows += [] if labels is None else [labels]
-    rows += [] if reference is None else [prediction_rows(reference, target)[0]]
-    for part in _chunks(*rows):
-        wanted = None if labels is None else part[1]
-        counted, classes = as_predictions(part[0], wanted)
-        log_q, best = counted.double().log_softmax(-1), counted.argmax(-1)
-        found = {"predictions": torch.ones(len(counted))}
-        if classes is not None:
-            found |= _label_losses(counted, classes[:, None], log_q, best)
-        if reference is not None:
-            found |= _reference_losses(as_predictions(part[-1], wanted)[0], log_q, best)
-        yield found
-
-
-def _label_losses(logits: Tensor, labels: Tensor, log_q: Tensor, best: Tensor) -> dict[str, Tensor]:
-    """Losses of logits [predictions, classes] against labels [predictions, 1], from their log-softmax and largest."""
-    found = {
-        "accuracy": (best == labels[:, 0]).double(),
-        "cross_entropy": -log_q.gather(1, labels)[:, 0],
-    }
-    if logits.shape[-1] >= TOP5_CLASSES:
-        found["top5"] = (logits.topk(5, dim=-1).indices == labels).any(-1).double()
-    return found
-
-
-def _reference_losses(reference: Tensor, log_q: Tensor, best: Tensor) -> dict[str, Tensor]:
-    """Distances of logits, as in `_label_losses`, from those of a reference [predictions, classes]."""
-    log_p = reference.double().log_softmax(-1)
-    return {
-        "kl": _divergence(log_p, log_q),
-        "agreement": (best == reference.argmax(-1)).double(),
-        "total_variation": (log_p.exp() - log_q.exp()).abs().sum(-1) / 2,
-    }
-
-
-def _measure_values(result: Tensor, target: Tensor | None, reference: Tensor | None) -> Iterator[Mapping[str, Tensor]]:
-    """Squared errors: to the target for every value, to the reference for every sample."""
-    found = {}
-    if target is not None and target.is_floating_point():
-        if target.numel() != result.numel():
-            raise CalibrationError(
-                f"Targets {describe(target)} do not fit the values {describe(result)}; expected the same shape. "
-                "Give targets of the shape of the model's output, or None."
-            )
-        found["mse"] = (result.double() - target.to(result.device).double().reshape(result.shape)).square()
-    if reference is not None:
-        found["squared_error"] = _squared_distances(result, reference)
-        found["squared_length"] = _squared_distances(reference, torch.zeros_like(reference))
-        found["cosine"] = _cosines(result, reference)
-    yield found
-
-
-def _squared_distances(result: Tensor, reference: Tensor) -> Tensor:
-    """||a - b||^2 of every sample, float64 [samples]."""
-    return (result.double() - reference.double()).square().unsqueeze(-1).flatten(1).sum(-1)
-
-
-def _cosines(result: Tensor, reference: Tensor) -> Tensor:
-    """Cosine of the angle between the outputs of every sample, float64 [samples]; 0 beside a vector of zeros."""
-    a, b = (each.double().unsqueeze(-1).flatten(1) for each in (result, reference))
-    return nn.functional.cosine_similarity(a, b, dim=1, eps=sys.float_info.min)
 
 
 def _exponential(number: float) -> float:

@@ -285,7 +285,7 @@ class BlockWalk:
     @property
     def predicts_next(self) -> bool:
         """Whether the outputs are logits of the next token."""
-        return self.forward.output == "logits" and predicts_next(self.forward.skeleton.model)
+        return self.forward.distortion.has_classes and predicts_next(self.forward.skeleton.model)
 
     def _copy(self) -> LoadedPart:
         parameters = {name: each.clone() for name, each in self._original.parameters.items()}
@@ -392,15 +392,13 @@ class BlockWalk:
 
     def _statistics(self, batch: int, now: Tensor, before: Tensor) -> BatchStatistics:
         """How near the outputs of a batch are to others, position by position, and to the next tokens."""
-        output, samples = self.forward.output, len(now)
-        if output == "values":
-            return batch_statistics(OutputBatch(samples, now, None, before), output)
-        rows, others = (each.reshape(-1, each.shape[-1])[self._passed.masks[batch]] for each in (now, before))
-        found = batch_statistics(OutputBatch(samples, rows, None, others), output)
+        distortion, mask, samples = self.forward.distortion, self._passed.masks[batch], len(now)
+        rows, others = (distortion.counted(each, mask) for each in (now, before))
+        found = batch_statistics(OutputBatch(samples, rows, None, others), distortion)
         if not self.predicts_next:
             return found
         target = next_tokens(as_keywords(self._passed.batches[batch]))
-        return found.with_labels(batch_statistics(OutputBatch(samples, now, target, None), output))
+        return found.with_labels(batch_statistics(OutputBatch(samples, now, target, None), distortion))
 
 
 def _shared(data: Sequence[Any], settings: Settings) -> tuple[list[int], list[Any], int]:

@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from waterfill.distortion import KL_DIVERGENCE, SQUARED_ERROR, Distortion
 from waterfill.errors import CalibrationError, UnsupportedModelError
 from waterfill.models.batches import Inputs, split
 from waterfill.models.skeleton import Skeleton
-from waterfill.protocols import Output
 
 Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 """What a block is called with beside the hidden states."""
@@ -61,20 +61,10 @@ class BlockForward:
 
     def __init__(self, skeleton: Skeleton, head: nn.Module | None) -> None:
         self.skeleton = skeleton
-        self.output: Output = "logits" if head is None else "values"
+        self.distortion: Distortion = KL_DIVERGENCE if head is None else SQUARED_ERROR
         self.model = skeleton.model if head is None else head
         self._tuples = False
         skeleton.model.config.use_cache = False
-
-    @property
-    def factor(self) -> float:
-        """By what forms of its outputs are multiplied to be distortions."""
-        return 0.5 if self.output == "logits" else 1.0
-
-    @property
-    def unit(self) -> str:
-        """Unit of that distortion."""
-        return "nats of KL" if self.output == "logits" else "squared output"
 
     def embed(self, batch: Any) -> EmbeddedBatch:
         """Come to the first block.

@@ -265,7 +265,7 @@ def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequenc
     else:
         walk = BlockWalk(source, settings, data, power=1.0, exactly=True)
         importance, known = walk.importance, walk.statistics
-        factor, unit = walk.forward.factor, walk.forward.unit
+        factor, unit = walk.forward.distortion.factor, walk.forward.distortion.unit
     shapes = source.coded_shapes
     return ModelBound(
         floating_values=source.floating_values,

@@ -17,6 +17,7 @@ from waterfill.compression.joined_samples import activation_bytes
 from waterfill.compression.memory import model_memory
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
+from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
 from waterfill.models import state_dict, torch_module
@@ -77,7 +78,7 @@ class CalibratedModel:
         copy: a copy to fill with trial weights.
         batches: calibration data, to be read again and again.
         references: outputs of the original on each batch.
-        output: what the model returns.
+        distortion: of what the model returns.
         options: `fold_norms`, `include` and `exclude` of its inventory.
         keep: names of tensors that are stored without loss.
     """
@@ -86,7 +87,7 @@ class CalibratedModel:
     copy: torch.nn.Module
     batches: Iterable[Any]
     references: Sequence[torch.Tensor]
-    output: Output
+    distortion: Distortion
     options: Mapping[str, Any]
     keep: Sequence[str]
 
@@ -98,7 +99,7 @@ class CalibratedModel:
 
     def measure(self, copy: torch.nn.Module) -> tuple[Evaluation, NDArray[np.float64]]:
         """Measure a copy on all data, and the distances of its outputs on the data to choose by."""
-        found = list(evaluate_batches(copy, self.batches, self.references, self.output))
+        found = list(evaluate_batches(copy, self.batches, self.references, self.distortion))
         chosen = self.choosing.chosen
         return summarize(found), np.concatenate([found[index].distances for index in sorted(chosen)])
 
@@ -119,7 +120,11 @@ class CalibratedModel:
 
 
 def _calibrated(
-    model: torch.nn.Module, batches: Iterable[Any], output: Output, options: Mapping[str, Any], keep: Sequence[str]
+    model: torch.nn.Module,
+    batches: Iterable[Any],
+    distortion: Distortion,
+    options: Mapping[str, Any],
+    keep: Sequence[str],
 ) -> CalibratedModel:
     """Prepare a module for measuring.
 
@@ -130,14 +135,13 @@ def _calibrated(
     for index, reference in enumerate(references):
         if not len(reference):
             raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
-        finite = reference.isfinite()
-        bad = int((~(finite | (reference == -torch.inf) if output == "logits" else finite)).sum())
+        bad = int((~distortion.allowed(reference)).sum())
         if bad:
             raise CalibrationError(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    return CalibratedModel(model, torch_module.clone(model), batches, references, output, options, keep)
+    return CalibratedModel(model, torch_module.clone(model), batches, references, distortion, options, keep)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +192,7 @@ def prepare(
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
         model_memory(inventory, flow).check("this model", settings.memory)
-    facts = {"output": known and known.output, "importance": estimator, **options, "seed": settings.seed}
+    facts = {"output": known and known.distortion.name, "importance": estimator, **options, "seed": settings.seed}
     batches, outputs = (known.batches, known.references) if known else ((), ())
     settings.memo.claim(lambda others: fingerprint(model, batches, outputs, {**others, **facts}))
     forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress))
@@ -208,7 +212,7 @@ def _with_data(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
     batches = as_batches(data)
-    return _calibrated(model, batches, output_kind(batches, output), options, keep)
+    return _calibrated(model, batches, distortion_for(output_kind(batches, output)), options, keep)
 
 
 def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:
@@ -216,9 +220,7 @@ def _default_importance(model: CalibratedModel | None, settings: Settings) -> Es
         return importances.weight_scale()
     if traits_of(settings.quantizer).uses_cross_terms:
         return importances.kronecker(seed=settings.seed)
-    return (
-        importances.kl(seed=settings.seed) if model.output == "logits" else importances.regression(seed=settings.seed)
-    )
+    return importances.of_distortion(model.distortion, settings.seed)
 
 
 def _forms(
@@ -234,7 +236,8 @@ def _forms(
     if model is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = model.options["fold_norms"]
-    found = estimator.estimate(model.model, model.fitting, model.output, fold_norms=fold_norms, progress=progress)
+    output = model.distortion.name
+    found = estimator.estimate(model.model, model.fitting, output, fold_norms=fold_norms, progress=progress)
     return checked_forms(estimator, found)
 
 

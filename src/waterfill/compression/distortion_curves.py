@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from waterfill.evaluation import divergence
-from waterfill.models.batches import as_predictions, evaluation, num_samples, split
+from waterfill.distortion import Distortion
+from waterfill.models.batches import evaluation, num_samples, split
 from waterfill.models.replay import Replay
-from waterfill.protocols import Output, Progress
+from waterfill.protocols import Progress
 
 OFFSETS = (-1.0, 1.0, 3.0)
 """Where points are measured: base-2 logarithms of water levels, relative to the one at hand."""
@@ -130,7 +130,7 @@ Trial: TypeAlias = Callable[[str, int], Mapping[str, Tensor]]
 def measure(
     copy: nn.Module,
     batches: Iterable[tuple[Any, Tensor]],
-    output: Output,
+    distortion: Distortion,
     names: Sequence[str],
     trial: Trial,
     progress: Progress | None = None,
@@ -140,7 +140,7 @@ def measure(
     Args:
         copy: the network, filled with the values from which nothing deviates.
         batches: batches and the outputs of the original on them.
-        output: what the model returns.
+        distortion: of what the model returns.
         names: of the curves.
         trial: what changes at each of the `len(OFFSETS)` points.
         progress: called as work goes on.
@@ -153,12 +153,15 @@ def measure(
     pairs, count = list(batches), 0
     with evaluation(copy), torch.no_grad():
         for number, (batch, reference) in enumerate(pairs):
-            replay, count = Replay(copy, split(batch)[0], tensors), count + _count(batch, reference, output)
+            inputs, target = split(batch)
+            replay, count = Replay(copy, inputs, tensors), count + distortion.count(reference, target)
             for index, name in enumerate(names):
                 for point in range(len(OFFSETS)):
                     other = trial(name, point)
                     with _changed(tensors, other):
-                        sums[name][point] += _loss(replay.run(other), batch, reference, output)
+                        result = replay.run(other)
+                        loss = distortion.total(reference.to(result.device), result, target)
+                        sums[name][point] += float(loss) if bool(loss.isfinite()) else float("inf")
                 if progress is not None:
                     progress("curves", number * len(names) + index + 1, len(pairs) * len(names))
     return {name: (total / max(1, count)).tolist() for name, total in sums.items()}
@@ -172,21 +175,6 @@ def some(batches: Iterable[Any], references: Iterable[Tensor]) -> Iterator[tuple
         if max(samples / MOST_SAMPLES, values / MOST_VALUES) > 1 and samples > num_samples(split(batch)[0]):
             return
         yield batch, reference
-
-
-def _count(batch: Any, reference: Tensor, output: Output) -> int:
-    return len(as_predictions(reference, split(batch)[1])[0] if output == "logits" else reference)
-
-
-def _loss(result: Tensor, batch: Any, reference: Tensor, output: Output) -> float:
-    """Sum of the distortions of a batch."""
-    reference = reference.to(result.device)
-    if output == "logits":
-        target = split(batch)[1]
-        loss = divergence(as_predictions(reference, target)[0], as_predictions(result, target)[0]).sum()
-    else:
-        loss = (result.double() - reference.double()).square().sum()
-    return float(loss) if bool(loss.isfinite()) else float("inf")
 
 
 @contextmanager

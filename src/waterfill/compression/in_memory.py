@@ -295,7 +295,7 @@ class InMemoryWalk:
         names = [name for name, weight in self.inventory.weights.items() if weight.is_vector]
         values = self.settings.memo.once(
             ("tuned", found.packed.data, tune),
-            lambda: tune.fit(copy, part, part.references, model.output, names, self.settings.progress),
+            lambda: tune.fit(copy, part, part.references, model.distortion, names, self.settings.progress),
         )
         state = copy.state_dict()
         for name, value in values.items():
@@ -373,7 +373,7 @@ class InMemoryWalk:
 
         part = model.fitting
         some = curves.some(part, part.references)
-        losses = curves.measure(model.copy, some, model.output, list(groups), trial, self.settings.progress)
+        losses = curves.measure(model.copy, some, model.distortion, list(groups), trial, self.settings.progress)
         return {
             group: (
                 tuple(sum(done[name].bits for name in members) for done in tried),

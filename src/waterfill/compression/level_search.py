@@ -260,7 +260,7 @@ def losses_of(walk: InMemoryWalk, target: Target) -> Losses:
     if target.name == "distortion":
         return lambda candidate: or_infinite(candidate.distortion)
     if target.metric is None:
-        accuracy = evaluate(model.model, model.batches, output=model.output).accuracy
+        accuracy = evaluate(model.model, model.batches, output=model.distortion.name).accuracy
         if accuracy is None:
             raise CalibrationError(
                 "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."

@@ -36,7 +36,7 @@ from waterfill.compression.limits import SourceModels, TensorModel
 from waterfill.compression.loaded_parts import LoadedPart, PartLoader, sampled_weights, tensor_or_matrix
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.settings import Settings
-from waterfill.importance import UnfactoredForm, kronecker, signals
+from waterfill.importance import UnfactoredForm, kronecker
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.state import fingerprint
@@ -309,7 +309,7 @@ class BackwardPass:
         return statistics.found
 
     def _statistics(self, totals: Mapping[str, Tensor], part: LoadedPart) -> dict[str, ParameterStatistics]:
-        return parameter_statistics(totals, part.shapes, self.forward.factor, self.forward.unit)
+        return parameter_statistics(totals, part.shapes, self.forward.distortion.factor, self.forward.distortion.unit)
 
     def _from_output(self, passed: OriginalPass, part: LoadedPart, sums: ExactSum) -> list[OutputGradient]:
         found = []
@@ -324,16 +324,9 @@ class BackwardPass:
         return found
 
     def _drawn(self, batch: Any, output: Tensor, mask: Tensor) -> OutputGradient:
-        """One random vector that stands for the importance at the output, see `importance.signals`."""
+        """One random vector that stands for the importance at the output, see `Distortion.draw`."""
         generator = torch.Generator().manual_seed(self.estimator.seed ^ fingerprint(as_keywords(batch)))
-        if self.forward.output == "values":
-            signal = next(iter(signals.values_drawn(output, 1, generator))).float()
-            return OutputGradient(signal, float(len(output)))
-        rows = output.reshape(-1, output.shape[-1])
-        signal = (
-            next(iter(signals.softmax_drawn(rows, self.estimator.temperature, 1, generator))).float() * mask[:, None]
-        )
-        return OutputGradient(signal.reshape(output.shape), float(mask.sum()))
+        return OutputGradient(*self.forward.distortion.draw(output, mask, self.estimator.temperature, generator))
 
     def _through_block(
         self, passed: OriginalPass, number: int, block: nn.Module, sums: ExactSum, gradients: list[OutputGradient]

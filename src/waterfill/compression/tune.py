@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from waterfill.distortion import Distortion
 from waterfill.errors import UsageError
-from waterfill.models.batches import as_predictions, call, evaluation, split
-from waterfill.protocols import Output, Progress
+from waterfill.models.batches import call, evaluation, split
+from waterfill.protocols import Progress
 
 LEAST_SCALE = 1e-3
 """A vector of smaller root mean square moves as if it had this one."""
@@ -53,7 +54,7 @@ class Tune:
         model: nn.Module,
         batches: Iterable[Any],
         references: Sequence[Tensor],
-        output: Output,
+        distortion: Distortion,
         names: Collection[str],
         progress: Progress | None = None,
     ) -> dict[str, NDArray[np.float32]]:
@@ -63,7 +64,7 @@ class Tune:
             model: the compressed network; only the parameters named change, and gradients are left as they were.
             batches: calibration data; labels are not looked at.
             references: outputs of the original on them.
-            output: what the model returns.
+            distortion: of what the model returns.
             names: of the vectors, in its state dict; those that are no parameters stay as they are.
             progress: called with ("tune", done, total) after every batch.
 
@@ -82,7 +83,9 @@ class Tune:
             for done in range(self.passes):
                 for index, (batch, reference) in enumerate(zip(batches, references, strict=True)):
                     adam.zero_grad()
-                    distance = _distance(model, batch, reference, output)
+                    inputs, target = split(batch)
+                    result = call(model, inputs)
+                    distance = distortion.training_loss(reference.to(result.device), result, target)
                     if distance.requires_grad:  # not where no vector has a part in the output, or none that it says
                         torch.autograd.backward(distance)
                     if all(each.grad is None or bool(each.grad.isfinite().all()) for each in chosen):
@@ -95,18 +98,6 @@ class Tune:
 
 def _scale(values: Tensor) -> float:
     return max(LEAST_SCALE, float(values.detach().double().square().mean().sqrt()))
-
-
-def _distance(model: nn.Module, batch: Any, reference: Tensor, output: Output) -> Tensor:
-    """Mean divergence from a reference, of predictions that count, or squared distance of samples."""
-    inputs, target = split(batch)
-    result = call(model, inputs)
-    reference = reference.to(result.device)
-    if output == "values":
-        return (result - reference).square().sum() / len(result)
-    logits, _ = as_predictions(result, target)
-    wanted, _ = as_predictions(reference, target)
-    return nn.functional.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
 @contextmanager

@@ -22,12 +22,12 @@ from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import StoredTensors
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
+from waterfill.distortion import Distortion, distortion_for
 from waterfill.evaluation import BatchStatistics, evaluate_batches, reference_outputs, summarize
 from waterfill.models.language import output_of
 from waterfill.models.pretrained import load_pretrained
 from waterfill.models.skeleton import Skeleton
 from waterfill.models.state_dict import weight_of
-from waterfill.protocols import Output
 from waterfill.records import Layout
 
 
@@ -81,20 +81,22 @@ def _tune(run: DirectorySearch, found: DirectoryCandidate, tune: Tune) -> _Tuned
     directory, settings = run.walk.source.checkpoint.directory, run.walk.settings
     data = [as_keywords(batch) for batch in run.data or ()]
     original = load_pretrained(directory).float()
-    output = output_of(original, data, None)
+    distortion = distortion_for(output_of(original, data, None))
     references = reference_outputs(original, data)
     del original
     model = load_pretrained(found.place).float()
-    measured = partial(_measured, model, data, references, output)
+    measured = partial(_measured, model, data, references, distortion)
     before = measured()
     fitting = BatchSubset(data, references, frozenset(range(len(data))) - held_out(len(data)))
     names = [name for name, each in model.named_parameters() if each.ndim < 2]
-    values = tune.fit(model, fitting, fitting.references, output, names, settings.progress)
+    values = tune.fit(model, fitting, fitting.references, distortion, names, settings.progress)
     return _Tuned(_by_checkpoint(run, values), before, measured())
 
 
-def _measured(model: nn.Module, data: Sequence[Any], references: list[Tensor], output: Output) -> list[BatchStatistics]:
-    return list(evaluate_batches(model, data, references, output))
+def _measured(
+    model: nn.Module, data: Sequence[Any], references: list[Tensor], distortion: Distortion
+) -> list[BatchStatistics]:
+    return list(evaluate_batches(model, data, references, distortion))
 
 
 def _by_checkpoint(run: DirectorySearch, values: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from waterfill.importance.data_free import identity, weight_scale
 from waterfill.importance.factored import KroneckerForm, UnfactoredForm, has_cross_terms
-from waterfill.importance.fisher import kl, regression
+from waterfill.importance.fisher import kl, of_distortion, regression
 from waterfill.importance.forms import COST_UNIT, DiagonalForm, DrawnForm, DrawnQuarticForm, QuarticForm, completed
 from waterfill.importance.kronecker import kronecker
 from waterfill.importance.moments import Moments
@@ -27,6 +27,7 @@ __all__ = [
     "identity",
     "kl",
     "kronecker",
+    "of_distortion",
     "regression",
     "weight_scale",
 ]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from waterfill.importance.signals import random_signs
+from waterfill.distortion.probe_vectors import random_signs
 from waterfill.models.capture import Tape, Variables
 
 ELEMENTWISE = frozenset(

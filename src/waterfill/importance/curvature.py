@@ -42,13 +42,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from waterfill.distortion.losses import Response
+from waterfill.distortion.probe_vectors import random_signs
 from waterfill.importance import functional
 from waterfill.importance.backward import check_twice, gradients
 from waterfill.importance.bends import BendingTape, Roots, roots
 from waterfill.importance.blocks import Block, blocks, written_out
-from waterfill.importance.losses import Response
 from waterfill.importance.plan import VMAP_ERRORS, Method
-from waterfill.importance.signals import random_signs
 from waterfill.models.batches import Inputs, num_samples, take
 from waterfill.models.capture import Variables
 

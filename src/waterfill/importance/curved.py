@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from waterfill.distortion.losses import Loss, Response
 from waterfill.errors import CalibrationError
 from waterfill.importance.bends import BendingTape
 from waterfill.importance.curvature import Estimate, by_tensor, by_uses, sent
 from waterfill.importance.forms import DrawnForm, DrawnQuarticForm
-from waterfill.importance.losses import Loss, Response
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Method, Plan, check_output, without_series
 from waterfill.importance.state import Seen, in_full_precision, methods_for, nothing

@@ -10,17 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from waterfill.distortion import KL_DIVERGENCE, SQUARED_ERROR, Distortion, distortion_for
+from waterfill.distortion.probe_vectors import Signals
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.importance import signals
 from waterfill.importance.forms import DiagonalForm
-from waterfill.importance.losses import check_classes
-from waterfill.importance.signals import Signals
 from waterfill.importance.state import State, begin, run
-from waterfill.models.batches import IGNORED, as_batches, class_axis, is_integer, output_kind, split
+from waterfill.models.batches import as_batches, output_kind, split
 from waterfill.protocols import Output, Progress
-
-DRAWS = 8
-"""Signals drawn for each sample where there are too many to send exactly."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class kl:
 
     The mean is over predictions: samples, or positions for outputs [samples, positions, classes]. It needs no labels;
     a prediction whose integer target is -100 does not count. With at most 32 classes and one prediction per sample the
-    sum over classes is exact, otherwise random signals stand for it (see `signals.softmax_drawn`), without bias.
+    sum over classes is exact, otherwise random signals stand for it (see `probe_vectors.softmax_drawn`), without bias.
 
     Source: Eq. 6 of the paper; temperature: its appendix C.
 
@@ -45,8 +41,9 @@ class kl:
     draws: int | None = None
     seed: int = 0
 
-    factor: ClassVar[float] = 0.5
-    unit: ClassVar[str] = "nats of KL"
+    distortion: ClassVar[Distortion] = KL_DIVERGENCE
+    factor: ClassVar[float] = distortion.factor
+    unit: ClassVar[str] = distortion.unit
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -82,7 +79,7 @@ class kl:
             CalibrationError: there are no data, or they do not fit the model or this importance.
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
-        return _estimate(self, "logits", model, data, output, fold_norms=fold_norms, progress=progress)
+        return _estimate(self, model, data, output, fold_norms=fold_norms, progress=progress)
 
     def begin(self, model: nn.Module, *, fold_norms: bool = True) -> State:
         """Make the state before the first batch, for data that come in parts.
@@ -95,21 +92,7 @@ class kl:
 
     def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
         """Give the signals for logits; they stand for predictions."""
-        check_classes(output)
-        axis = class_axis(output, target)
-        logits = output.movedim(axis, -1)
-        rows = logits.reshape(-1, logits.shape[-1])
-        counted = torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
-        if target is not None and is_integer(target) and target.numel() == len(rows):
-            counted = (target.reshape(-1, 1) != IGNORED).to(rows.device)
-        positions = len(rows) // max(1, len(output))
-        if self.draws is None and positions == 1 and rows.shape[-1] <= signals.EXACT_SIGNALS:
-            sent, number = signals.softmax_exact(rows, self.temperature), rows.shape[-1] - 1
-        else:
-            number = self.draws or DRAWS
-            sent = signals.softmax_drawn(rows, self.temperature, number, generator)
-        shaped = ((row * counted).reshape(logits.shape).movedim(-1, axis) for row in sent)
-        return Signals(shaped, number, int(counted.sum()))
+        return KL_DIVERGENCE.probe_vectors(output, target, self.temperature, self.draws, generator)
 
 
 @dataclass(frozen=True)
@@ -131,8 +114,9 @@ class regression:
     draws: int | None = None
     seed: int = 0
 
-    factor: ClassVar[float] = 1.0
-    unit: ClassVar[str] = "squared output"
+    distortion: ClassVar[Distortion] = SQUARED_ERROR
+    factor: ClassVar[float] = distortion.factor
+    unit: ClassVar[str] = distortion.unit
 
     def __post_init__(self) -> None:
         check_draws(self.draws)
@@ -152,7 +136,7 @@ class regression:
         progress: Progress | None = None,
     ) -> dict[str, DiagonalForm]:
         """Estimate it for every learned tensor of a model; as `kl.estimate`, for outputs that are values."""
-        return _estimate(self, "values", model, data, output, fold_norms=fold_norms, progress=progress)
+        return _estimate(self, model, data, output, fold_norms=fold_norms, progress=progress)
 
     def begin(self, model: nn.Module, *, fold_norms: bool = True) -> State:
         """Make the state before the first batch; as `kl.begin`."""
@@ -160,14 +144,48 @@ class regression:
 
     def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
         """Give the signals for values; they stand for samples."""
-        del target
-        rows = output.reshape(len(output), -1)
-        if self.draws is None and rows.shape[-1] <= signals.EXACT_SIGNALS:
-            sent, number = signals.values_exact(rows), rows.shape[-1]
-        else:
-            number = self.draws or DRAWS
-            sent = signals.values_drawn(rows, number, generator)
-        return Signals((row.reshape(output.shape) for row in sent), number, len(output))
+        return SQUARED_ERROR.probe_vectors(output, target, 1.0, self.draws, generator)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Sends back the probe vectors of any distortion, for importances that are for all kinds of output.
+
+    Attributes:
+        distortion: whose importance it is.
+        temperature: of a softmax.
+        draws: how many random signals for each sample, as in `kl`.
+        seed: of what is drawn.
+    """
+
+    distortion: Distortion
+    temperature: float
+    draws: int | None
+    seed: int
+
+    @property
+    def factor(self) -> float:
+        """Of the forms: that of the distortion."""
+        return self.distortion.factor
+
+    @property
+    def unit(self) -> str:
+        """Of the forms: that of the distortion."""
+        return self.distortion.unit
+
+    def signals(self, output: Tensor, target: Tensor | None, generator: torch.Generator) -> Signals:
+        """Give the signals for outputs of this kind."""
+        return self.distortion.probe_vectors(output, target, self.temperature, self.draws, generator)
+
+
+def of_distortion(distortion: Distortion, seed: int = 0) -> kl | regression:
+    """The importance that is a distortion of the outputs, to second order.
+
+    Args:
+        distortion: which.
+        seed: of what is drawn.
+    """
+    return next(each(seed=seed) for each in (kl, regression) if each.distortion is distortion)
 
 
 def check_temperature(temperature: float) -> None:
@@ -206,7 +224,6 @@ def needed(name: str, data: Iterable[Any] | None) -> Iterable[Any]:
 
 def _estimate(
     importance: kl | regression,
-    kind: Output,
     model: nn.Module,
     data: Iterable[Any] | None,
     output: Output | None,
@@ -215,18 +232,18 @@ def _estimate(
     progress: Progress | None,
 ) -> dict[str, DiagonalForm]:
     batches = needed(importance.name, data)
-    _check_kind(importance, kind, batches, output)
+    _check_kind(importance, batches, output)
     return run(importance.begin(model, fold_norms=fold_norms), batches, progress).forms()
 
 
-def _check_kind(importance: kl | regression, kind: Output, batches: Iterable[Any], output: Output | None) -> None:
+def _check_kind(importance: kl | regression, batches: Iterable[Any], output: Output | None) -> None:
     """Check that the model returns what the importance is for; without targets the importance itself says so."""
     _, target = split(next(iter(batches)))
     if output is None and target is None:
         return
-    found = output_kind(batches, output)
+    found, kind = output_kind(batches, output), importance.distortion.name
     if found != kind:
-        other = "regression" if importance.name.startswith("kl") else "kl"
+        other = of_distortion(distortion_for(found)).name
         raise CalibrationError(
             f"The {importance.name} importance is for outputs that are {kind}, but the data or output= say {found}; "
             f"expected the {other} importance. Use it, or give output={kind!r} to the estimate."

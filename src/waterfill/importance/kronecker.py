@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from waterfill.distortion import distortion_for
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm, UnfactoredForm
 from waterfill.importance.factors import Factors, Gatherer, expected
-from waterfill.importance.fisher import check_draws, check_temperature, kl, needed, regression
+from waterfill.importance.fisher import Probes, check_draws, check_temperature, needed
 from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Plan
@@ -115,8 +116,7 @@ class kronecker:
         """
         model = in_full_precision(model)
         learned = variables(model, fold_norms=fold_norms)
-        logits = output == "logits"
-        source = kl(self.temperature, self.draws, self.seed) if logits else regression(self.draws, self.seed)
+        source = Probes(distortion_for(output), self.temperature, self.draws, self.seed)
         return KroneckerState(model, learned, FactorMoments(nothing(learned).sums), Plan(), self, source)
 
 
@@ -161,7 +161,7 @@ class KroneckerState(Seen):
 
     moments: FactorMoments
     option: kronecker
-    source: kl | regression
+    source: Probes
 
     @property
     def seed(self) -> int:

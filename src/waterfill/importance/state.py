@@ -19,12 +19,12 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from waterfill.distortion.probe_vectors import Signals
 from waterfill.importance import functional
 from waterfill.importance.backward import gradients
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Method, Plan, check_output, extend
-from waterfill.importance.signals import Signals
 from waterfill.importance.squares import square_sum
 from waterfill.models import torch_module
 from waterfill.models.batches import (

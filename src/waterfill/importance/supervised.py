@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from waterfill.distortion import distortion_for
+from waterfill.distortion.losses import Loss
+from waterfill.distortion.probe_vectors import DRAWS, Signals
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.curved import HessianState, QuarticState
-from waterfill.importance.fisher import DRAWS, check_draws, check_temperature, needed
+from waterfill.importance.fisher import check_draws, check_temperature, needed
 from waterfill.importance.forms import COST_UNIT, DiagonalForm, DrawnForm, DrawnQuarticForm, check_mu
-from waterfill.importance.losses import Loss, cross_entropy, squared_error
-from waterfill.importance.signals import Signals
 from waterfill.importance.state import State, begin, run
 from waterfill.models.batches import output_kind, split
 from waterfill.protocols import Output, Progress
@@ -235,7 +235,7 @@ class _Slope:
 
 
 def _loss(output: Output, temperature: float) -> Loss:
-    return partial(cross_entropy, temperature=temperature) if output == "logits" else squared_error
+    return distortion_for(output).labelled_loss(temperature)
 
 
 def _kind(name: str, batches: Iterable[Any], output: Output | None) -> Output:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from waterfill.protocols import Output
 
 Inputs: TypeAlias = Any
 """A tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
+
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+"""Names of what a model can return."""
 
 IGNORED = -100
 """Integer target of a prediction that does not count, as in `torch.nn.functional.cross_entropy`."""
@@ -242,12 +245,8 @@ def output_kind(data: Iterable[Any], output: str | None) -> Output:
         UsageError: `output` is not one of the two names.
         CalibrationError: `output` is None and the targets do not tell.
     """
-    if output == "logits":
-        return "logits"
-    if output == "values":
-        return "values"
     if output is not None:
-        raise UsageError(f"Output is {output!r}; expected 'logits', 'values' or None. Name what the model returns.")
+        return _named(output)
     _, target = split(next(iter(data)))
     if is_integer(target):
         return "logits"
@@ -257,6 +256,14 @@ def output_kind(data: Iterable[Any], output: str | None) -> Output:
         "output='logits' for scores of classes (error measured as KL divergence) or output='values' for real values "
         "(error measured as squared error)."
     )
+
+
+def _named(output: str) -> Output:
+    for known in OUTPUTS:
+        if output == known:
+            return known
+    names = ", ".join(map(repr, OUTPUTS))
+    raise UsageError(f"Output is {output!r}; expected {names} or None. Name what the model returns.")
 
 
 def class_axis(logits: Tensor, target: Tensor | None = None) -> int:

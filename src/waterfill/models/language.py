@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError
 from waterfill.models.batches import IGNORED, Inputs, is_integer, output_kind, split
-from waterfill.models.embedder import Embedder, mean_of_tokens
+from waterfill.models.embedder import Embedder
 from waterfill.protocols import Output
 
 
@@ -77,31 +77,16 @@ def _has_vocabulary_head(model: nn.Module) -> bool:
     return callable(head) and head() is not None
 
 
-def read_text(
-    model: nn.Module, inputs: Inputs, target: Tensor | None, outputs: list[Tensor], output: Output
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Leave out padding from outputs for every token, and say what should follow each.
+def is_unlabelled_text(inputs: Inputs, target: Tensor | None, output: Tensor) -> bool:
+    """Whether a batch is text without a target, and its output has one entry for every token.
 
     Args:
-        model: the network.
-        inputs: of the batch; what is no text comes back as it is.
-        target: of the batch; what has one comes back as it is.
-        outputs: of the model, and of others with the same shape, [texts, tokens, ...].
-        output: what they are.
-
-    Returns:
-        The target, which is the next token for logits of models that predict it, and the outputs: the same, without
-        padding [predictions, vocabulary] for logits of others, or the mean over the tokens [texts, width] of values.
+        inputs: of the batch.
+        target: of the batch.
+        output: of a model.
     """
     ids = tokens_of(inputs)
-    if ids is None or target is not None or outputs[0].ndim != 3 or outputs[0].shape[:2] != ids.shape:
-        return target, outputs
-    if output == "logits" and predicts_next(model):
-        return next_tokens(inputs), outputs
-    mask = mask_of(inputs)
-    if output == "values":
-        return None, [mean_of_tokens(each, mask.to(each.device)) for each in outputs]
-    return None, [each[mask.to(each.device)] for each in outputs]
+    return ids is not None and target is None and output.ndim == 3 and output.shape[:2] == ids.shape
 
 
 def check_vocabulary(inputs: Inputs, size: int | None, index: int | None = None) -> None:

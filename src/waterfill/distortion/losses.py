@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from waterfill.distortion import probe_vectors
 from waterfill.errors import CalibrationError
-from waterfill.importance import signals
 from waterfill.models.batches import IGNORED, as_predictions, class_axis, describe, is_integer
 
 
@@ -89,11 +89,11 @@ def cross_entropy(output: Tensor, target: Tensor | None, temperature: float) -> 
         shaped(f.scatter_add(-1, labels.clamp_min(0), -torch.ones_like(f[:, :1])) / temperature),
         int(counted.sum()),
         single,
-        (lambda: map(shaped, signals.softmax_exact(rows, temperature)))
-        if single and shape[-1] <= signals.EXACT_SIGNALS
+        (lambda: map(shaped, probe_vectors.softmax_exact(rows, temperature)))
+        if single and shape[-1] <= probe_vectors.EXACT_SIGNALS
         else None,
-        lambda generator: shaped(next(signals.softmax_drawn(rows, temperature, 1, generator))),
-        lambda generator: signals.random_signs(rows[:, :1], generator).reshape(*shape[:-1], 1).movedim(-1, axis),
+        lambda generator: shaped(next(probe_vectors.softmax_drawn(rows, temperature, 1, generator))),
+        lambda generator: probe_vectors.random_signs(rows[:, :1], generator).reshape(*shape[:-1], 1).movedim(-1, axis),
     )
 
 
@@ -123,11 +123,11 @@ def squared_error(output: Tensor, target: Tensor | None) -> Response:
         2 * shaped(rows - target.to(rows).reshape(rows.shape)),
         len(rows),
         True,
-        (lambda: (shaped(root * signal) for signal in signals.values_exact(rows)))
-        if rows.shape[-1] <= signals.EXACT_SIGNALS
+        (lambda: (shaped(root * signal) for signal in probe_vectors.values_exact(rows)))
+        if rows.shape[-1] <= probe_vectors.EXACT_SIGNALS
         else None,
-        lambda generator: shaped(root * next(signals.values_drawn(rows, 1, generator))),
-        lambda generator: signals.random_signs(rows[:, :1], generator).reshape(-1, *(1,) * (output.ndim - 1)),
+        lambda generator: shaped(root * next(probe_vectors.values_drawn(rows, 1, generator))),
+        lambda generator: probe_vectors.random_signs(rows[:, :1], generator).reshape(-1, *(1,) * (output.ndim - 1)),
     )
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 EXACT_SIGNALS = 32
 """Most signals that are sent exactly; beyond them signals are drawn."""
 
+DRAWS = 8
+"""Signals drawn for each sample where there are too many to send exactly."""
+
 
 @dataclass(frozen=True, eq=False)
 class Signals:

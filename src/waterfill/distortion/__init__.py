@@ -1,0 +1,26 @@
+"""How far outputs are from those of the original: one object for every kind of output, with all that depends on it."""
+
+from waterfill.distortion.base import Distortion, Measures
+from waterfill.distortion.kl_divergence import KL_DIVERGENCE, divergence
+from waterfill.distortion.squared_error import SQUARED_ERROR
+from waterfill.protocols import Output
+
+__all__ = [  # noqa: RUF022 - in plain order, as everywhere
+    "Distortion",
+    "KL_DIVERGENCE",
+    "Measures",
+    "SQUARED_ERROR",
+    "distortion_for",
+    "divergence",
+]
+
+_BY_OUTPUT = {each.name: each for each in (KL_DIVERGENCE, SQUARED_ERROR)}
+
+
+def distortion_for(output: Output) -> Distortion:
+    """The distortion of a kind of output.
+
+    Args:
+        output: the kind, such as `output_kind` tells it.
+    """
+    return _BY_OUTPUT[output]
