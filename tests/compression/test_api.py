@@ -4,7 +4,6 @@ import copy
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch

@@ -1,4 +1,4 @@
-"""ExactSum that are the same bits for every split of the batches over processes, and in every order."""
+"""Exact sums that are the same bits for every split of the batches over processes, and in every order."""
 
 import threading
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Thread(Processes):
     def all_gather(self, value):
         return self.board.exchange(self.rank, value)
 
-    def total(self, tensors):
+    def all_reduce(self, tensors):
         every = self.board.exchange(self.rank, dict(tensors))
         names = sorted({name for each in every for name in each})
         return {name: sum(each[name] for each in every if name in each) for name in names}
