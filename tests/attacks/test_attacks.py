@@ -23,8 +23,20 @@ from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Scalar, Trellis
 from waterfill.records import (
-    Adaptive, Codebook, Coded, Entry, Layout, Limits, Paths, Quantized, Spread, Table, TensorLimit, Uniform, Weight,
-)  # fmt: skip
+    Adaptive,
+    Codebook,
+    Coded,
+    Entry,
+    Layout,
+    Limits,
+    Paths,
+    Quantized,
+    Spread,
+    Table,
+    TensorLimit,
+    Uniform,
+    Weight,
+)
 from waterfill.report.text import file_summary
 
 

@@ -205,6 +205,6 @@ def test_empty_tensors_are_sums_too():
 
 
 def test_every_process_needs_a_batch():
-    assert Processes(1, 3).mine([0, 1, 2, 3, 4]) == [1, 4]
+    assert Processes(1, 3).share([0, 1, 2, 3, 4]) == [1, 4]
     with pytest.raises(UsageError, match="There are 2 batches for 3 processes; expected at least one each"):
-        Processes(0, 3).mine([0, 1])
+        Processes(0, 3).share([0, 1])
