@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,6 +50,10 @@ def as_tolerance(
     amount = float(match[1]) / 100
     if match[2] == "pt":
         return amount
+    if isinstance(network, Path) and network.is_dir():
+        from waterfill.models.pretrained import load_pretrained
+
+        network = load_pretrained(network)
     if batches is None or isinstance(network, Path):
         raise CalibrationError("--tolerance is measured on data, but there are none; give a factory and --data.")
     accuracy = evaluate(network, batches, output=as_output(output)).accuracy
@@ -66,6 +71,44 @@ def as_loss(text: str, metric: str) -> float:
             f"--tolerance {text!r} is no plain number; points and percent are of top-1 accuracy, but --metric {metric} "
             "has a unit of its own. Give the loss in that unit, such as 0.5."
         ) from error
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What `--tolerance` and `--metric` say.
+
+    Attributes:
+        text: of `--tolerance`; None where it was not given.
+        metric: of `--metric`; None for top-1 accuracy.
+    """
+
+    text: str | None
+    metric: str | None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.metric is not None:
+            as_loss(self.text, self.metric)  # refused before anything is read
+
+    @property
+    def what(self) -> str:
+        """Name of what is lost."""
+        return self.metric or "top-1 accuracy"
+
+    def amount(
+        self, network: torch.nn.Module | Path, batches: Iterable[Any] | None, output: str | None
+    ) -> float | None:
+        """How much may be lost; None where nothing was said.
+
+        Args:
+            network: the original, or the path of a file or a directory.
+            batches: of `--data`.
+            output: of `--output`.
+        """
+        if self.text is None:
+            return None
+        if self.metric is not None:
+            return as_loss(self.text, self.metric)
+        return as_tolerance(self.text, network, batches, output)
 
 
 def as_output(text: str | None) -> Output | None:

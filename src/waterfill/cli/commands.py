@@ -10,16 +10,21 @@ import typer
 
 from waterfill._version import PRODUCER
 from waterfill.cli.arguments import (
+    Loss,
     as_effort,
     as_importance,
-    as_loss,
     as_output,
     as_quantizers,
     as_size,
-    as_tolerance,
     one_of,
 )
-from waterfill.cli.directories import Sampling, compress_directory, decompress_directory, inspect_directory
+from waterfill.cli.directories import (
+    Sampling,
+    compress_directory,
+    decompress_directory,
+    inspect_directory,
+    model_and_batches,
+)
 from waterfill.cli.factories import as_data, as_metric, as_model
 from waterfill.cli.options import (
     Count,
@@ -106,25 +111,6 @@ def compress(
     json_file: Json = None,
 ) -> None:
     """Compress a model to one file, or a model directory to another one."""
-    if Path(model).is_dir():
-        refused = {
-            "--weights": weights, "--distortion": distortion, "--tolerance": tolerance, "--metric": metric,
-            "--output": output, "--importance": importance, "--tune": tune or None,
-            "--no-fold-norms": None if fold_norms else "",
-        }  # fmt: skip
-        sampling = Sampling(length, count, seed)
-        compress_directory(
-            Path(model), out, data, refused, sampling, json_file,
-            rate=rate, size_bytes=None if size is None else as_size(size),
-            quantizers=as_quantizers(quantizer), effort=as_effort(effort),
-            include=include or (), exclude=exclude or (), seed=seed, work=work, force=force,
-            memory=None if memory is None else as_size(memory),
-        )  # fmt: skip
-        return
-    from waterfill.compression.api import compress as run
-    from waterfill.progress import progress_bar
-    from waterfill.report.text import result_table
-
     given = {"rate": rate, "size": size, "distortion": distortion, "tolerance": tolerance}
     chosen = [f"--{name}" for name, value in given.items() if value is not None]
     if len(chosen) > 1:
@@ -133,39 +119,47 @@ def compress(
         raise UsageError(f"--metric {metric} decides nothing without --tolerance; give the loss of it that may be.")
     if tune and data is None:
         raise CalibrationError("--tune goes by data, but there are none; give --data, or leave --tune out.")
+    crossed = quantizer.startswith("feedback") and data is not None
+    options: dict[str, Any] = {
+        "rate": rate,
+        "size_bytes": None if size is None else as_size(size),
+        "distortion": distortion,
+        "metric": None if metric is None else as_metric(metric),
+        "importance": as_importance(importance, temperature, seed, crossed=crossed),
+        "quantizers": as_quantizers(quantizer),
+        "include": include or (),
+        "exclude": exclude or (),
+        "effort": as_effort(effort),
+        "tune": tune,
+        "seed": seed,
+        "work": work,
+        "memory": None if memory is None else as_size(memory),
+    }
+    loss = Loss(tolerance, metric)
+    if Path(model).is_dir():
+        refused = {"--weights": weights, "--output": output, "--no-fold-norms": None if fold_norms else ""}
+        sampling = Sampling(length, count, seed)
+        compress_directory(Path(model), out, data, refused, sampling, loss, json_file, force=force, **options)
+        return
     check_outputs(out, json_file, force=force, inputs=(Path(model), weights))
-    quality = None if metric is None else as_metric(metric)
-    loss = None if metric is None or tolerance is None else as_loss(tolerance, metric)
     network = as_model(model, weights)
     batches = None if data is None else as_data(data)
-    targets: dict[str, Any] = {
-        "rate": rate,
-        "distortion": distortion,
-        "size_bytes": None if size is None else as_size(size),
-    }
-    if tolerance is not None:
-        targets["tolerance"] = as_tolerance(tolerance, network, batches, output) if loss is None else loss
-    crossed = quantizer.startswith("feedback") and batches is not None
+    options |= {"tolerance": loss.amount(network, batches, output), "output": as_output(output)}
+    _compress_model(network, out, batches, loss, json_file, force=force, fold_norms=fold_norms, **options)
+
+
+def _compress_model(
+    network: Any, out: Path, batches: Any, loss: Loss, json_file: Path | None, *, force: bool, **options: Any
+) -> None:
+    """Compress a model in memory, and tell the result."""
+    from waterfill.compression.api import compress as run
+    from waterfill.progress import progress_bar
+    from waterfill.report.text import result_table
+
     with progress_bar() as progress:
-        result = run(
-            network,
-            batches,
-            **targets,
-            metric=quality,
-            output=as_output(output),
-            importance=as_importance(importance, temperature, seed, crossed=crossed),
-            quantizers=as_quantizers(quantizer),
-            include=include or (),
-            exclude=exclude or (),
-            effort=as_effort(effort),
-            tune=tune,
-            fold_norms=fold_norms,
-            seed=seed,
-            progress=progress,
-            work=work,
-        )
+        result = run(network, batches, progress=progress, **options)
     result.save(out, force=force)
-    show(result_table(result, str(out), metric or "top-1 accuracy"))
+    show(result_table(result, str(out), loss.what))
     write_json(json_file, result.to_json())
 
 
@@ -218,6 +212,8 @@ def bound(
     exclude: Exclude = None,
     fold_norms: FoldNorms = True,
     seed: Seed = 0,
+    length: Length = None,
+    count: Count = 128,
     picture: Annotated[
         Path | None, typer.Option("-o", "--out", help="Also draw the curve to this .png, .svg or .pdf file.")
     ] = None,
@@ -237,8 +233,7 @@ def bound(
     if picture is not None:
         kind = picture_format(picture)
     check_outputs(picture, json_file, force=force, inputs=(Path(model), weights))
-    network = as_model(model, weights)
-    batches = None if data is None else as_data(data)
+    network, batches = model_and_batches(model, weights, data, Sampling(length, count, seed))
     with progress_bar() as progress:
         found = run(
             network,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from waterfill.cli.factories import FACTORY, as_data, as_module
+from waterfill.cli.arguments import Loss
+from waterfill.cli.factories import FACTORY, as_data, as_model, as_module
 from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import UsageError
 
@@ -45,6 +46,7 @@ def compress_directory(
     data: str | None,
     refused: dict[str, Any],
     sampling: Sampling,
+    loss: Loss,
     json_file: Path | None,
     **options: Any,
 ) -> None:
@@ -56,6 +58,7 @@ def compress_directory(
         data: of `--data`.
         refused: values of options that are for files alone, by option; None where one was not given.
         sampling: how much of a text is read.
+        loss: of `--tolerance` and `--metric`.
         json_file: of `--json`.
         options: of `waterfill.compress_directory`.
 
@@ -81,11 +84,25 @@ def compress_directory(
     if is_first():
         mine = None if batches is None else batches[::processes]
         show(f"{directory}: {estimate_memory(directory, mine)}" + (" in each process" if processes > 1 else ""))
+    tolerance = loss.amount(directory, batches, None)
     with progress_bar(is_first()) as progress:
-        result = run(directory, out, batches, progress=progress, **options)
+        result = run(directory, out, batches, tolerance=tolerance, progress=progress, **options)
     if is_first():
-        show(result_table(result, str(out)))
+        show(result_table(result, str(out), loss.what))
         write_json(json_file, result.to_json())
+
+
+def model_and_batches(model: str, weights: Path | None, data: str | None, sampling: Sampling) -> tuple[Any, Any]:
+    """What MODEL and `--data` name: a module or the path of a file or directory, and batches or None.
+
+    Raises:
+        UsageError: `--weights` came with a directory, or one of them is nothing that is known.
+    """
+    if Path(model).is_dir():
+        if weights is not None:
+            raise UsageError(f"--weights fills a factory, but MODEL is the directory {model}; leave --weights out.")
+        return Path(model), None if data is None else as_text_data(data, Path(model), sampling)
+    return as_model(model, weights), None if data is None else as_data(data)
 
 
 def decompress_directory(directory: Path, out: Path, *, force: bool) -> None:

@@ -62,7 +62,7 @@ class Encoder:
     processes: Processes = ALONE
     memo: Memo = NOTHING_KEPT
     progress: Progress | None = None
-    _made: WeakKeyDictionary[QuadraticForm, QuadraticForm] = field(default_factory=WeakKeyDictionary)
+    _made: WeakKeyDictionary[QuadraticForm, QuadraticForm] = field(default_factory=WeakKeyDictionary, init=False)
 
     def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
         """Say how a tensor is quantized.

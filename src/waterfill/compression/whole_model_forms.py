@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from waterfill.bundle.parts import part_of
 from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.calibration import checked_forms, data_free_forms
@@ -14,7 +16,7 @@ from waterfill.importance import DiagonalForm
 from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.skeleton import Place, Skeleton
 from waterfill.protocols import DataFree, Estimator, QuadraticForm
-from waterfill.records import Weight
+from waterfill.records import Floats, Weight
 
 FormFinder = Callable[[Weight], QuadraticForm | None]
 """Gives the form of a tensor of a checkpoint, or of a matrix of one; None where it is not known."""
@@ -58,10 +60,17 @@ def _form_at(
     if form is not None:
         whole = weight.is_vector or form.diagonal().shape == weight.matrix.shape
         found = form if whole else form.rows_of(slice(place.start, place.start + place.count))
-        return found if found.diagonal().shape == weight.matrix.shape else None
+        if found.diagonal().shape == weight.matrix.shape:
+            return found
+        turned = form.diagonal().T  # a table, whose rows are features to the estimator
+        return _diagonal_of(turned, form) if turned.shape == weight.matrix.shape else None
     stack, _, index = place.parameter.rpartition(".")
     form = forms.get(prefix + stack)
     if form is None or not index.isdigit() or part_of(weight.name) is None:
         return None
-    values = form.diagonal()[int(index)].reshape(weight.matrix.shape)
-    return DiagonalForm(values, factor=form.factor, unit=form.unit)
+    return _diagonal_of(form.diagonal()[int(index)].reshape(weight.matrix.shape), form)
+
+
+def _diagonal_of(values: Floats, like: QuadraticForm) -> DiagonalForm:
+    """A form of other entries in the same unit."""
+    return DiagonalForm(np.ascontiguousarray(values), factor=like.factor, unit=like.unit)
