@@ -25,7 +25,8 @@ from torch import nn
 import waterfill
 from waterfill import cli, records
 from waterfill.compression.calibration import prepare
-from waterfill.compression.encoder import Job, quantize_job
+from waterfill.compression.encoder import Encoder, Job
+from waterfill.compression.settings import Settings
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.importance import factored, forms, gradient_hessian, kl, kronecker
 from waterfill.models.state_dict import save_tensors
@@ -232,7 +233,7 @@ def test_a_tensor_is_found_by_all_that_its_symbols_depend_on(run, work):
         "w", np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32), records.Layout((8, 6))
     )
     form = forms.DiagonalForm(np.ones((8, 6), np.float32))
-    job = Job(weight, Counting(), form)
+    job = Job(weight, Counting(), form, form)
     others = [
         (replace(job, weight=replace(weight, matrix=weight.matrix + 1)), 0.1),
         (replace(job, weight=replace(weight, layout=records.Layout((8, 2, 3)))), 0.1),
@@ -244,21 +245,22 @@ def test_a_tensor_is_found_by_all_that_its_symbols_depend_on(run, work):
     ]
     run()
     with opened(work) as memo:
-        made = [quantize_job(*other, memo) for other in others]
+        encoder = Encoder(Counting(), memo=memo)
+        made = [encoder.quantize_one(*other) for other in others]
         CALLS.clear()
-        again = [quantize_job(*other, memo) for other in others]
+        again = [encoder.quantize_one(*other) for other in others]
         assert not CALLS
     for one, two, (other, level) in zip(made, again, others, strict=True):
         same(one, two)
-        same(one, quantize_job(other, level))
+        same(one, Encoder(Counting()).quantize_one(other, level))
 
 
 @contextmanager
 def opened(work):
     """The work folder of `run` as it is during a compression."""
-    with work_folder(work, {"effort": "default", "quantizers": [Counting()]}) as memo:
+    with work_folder(work, {"effort": "default", "quantizer": Counting()}) as memo:
         options = {"include": (), "exclude": (), "fold_norms": True}
-        prepare(net(), data(), None, CountingImportance(), options, 3, None, memo=memo)
+        prepare(net(), data(), None, options, Settings(Counting(), CountingImportance(), 3, memo=memo))
         yield memo
 
 

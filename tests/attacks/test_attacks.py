@@ -17,13 +17,26 @@ from hypothesis import strategies as st
 
 from waterfill.codec import container, symbols
 from waterfill.codec.directory import phrases
-from waterfill.compression import encoder as allocate
-from waterfill.compression.limits import fit_sources, price
+from waterfill.compression.encoder import Encoder, mean_zero_cost
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Scalar, Trellis
-from waterfill.records import Adaptive, Codebook, Coded, Entry, Layout, Paths, Quantized, Spread, Table, Uniform, Weight
+from waterfill.records import (
+    Adaptive,
+    Codebook,
+    Coded,
+    Entry,
+    Layout,
+    Limits,
+    Paths,
+    Quantized,
+    Spread,
+    Table,
+    TensorLimit,
+    Uniform,
+    Weight,
+)
 from waterfill.report.text import file_summary
 
 
@@ -39,13 +52,17 @@ def small_file():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.Linear(20, 8))
     model.register_buffer("steps", torch.arange(9))
     inventory = torch_module.inventory(model)
-    jobs = allocate.plan(inventory, {}, [Scalar()])
+    cost = mean_zero_cost(Encoder(Scalar()).jobs(inventory.weights, {}))
+    encoder = Encoder(Scalar(), zero_cost=cost)
+    jobs = encoder.jobs(inventory.weights, {})
     jobs["2.weight"] = replace(jobs["2.weight"], quantizer=KMeans(5))
-    quantized = allocate.quantize(jobs, allocate.mean_power(jobs) * 2.0**-5)
+    quantized = encoder.quantize(jobs, cost * 2.0**-5)
     for name, roots in (("0.weight", ZERO_FIRST), ("0.bias", (ZERO_FIRST[1],))):
         quantized[name] = replace(quantized[name], spread=Spread(5, 40, tables=roots))
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
-    limits = price(jobs, quantized, fit_sources(inventory.weights), {}, 0.0, "identity")
+    sizes = {name: weight.matrix.size for name, weight in inventory.weights.items() if not weight.is_vector}
+    known = {name: TensorLimit(0.9 * quantized[name].bits / size, "Gaussian", 0.01) for name, size in sizes.items()}
+    limits = Limits(known, 0.9 * sum(item.bits for item in quantized.values()), 1.0, "identity")
     return container.pack(inventory.entries, quantized, exact, "test", limits).data
 
 

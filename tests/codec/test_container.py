@@ -16,7 +16,7 @@ from with_tables import WithTables
 import waterfill
 from waterfill import cli
 from waterfill.codec import container
-from waterfill.compression import encoder as allocate
+from waterfill.compression.encoder import Encoder, mean_zero_cost
 from waterfill.files import WaterfillFile, decompress, exact_bytes
 from waterfill.models import torch_module
 from waterfill.quantize import KMeans, Scalar
@@ -46,8 +46,9 @@ class Mixed(torch.nn.Module):
 
 def pack(model, level=-5.0, quantizer=SCALAR, **options):
     inventory = torch_module.inventory(model, **options)
-    jobs = allocate.plan(inventory, {}, [quantizer])
-    quantized = allocate.quantize(jobs, allocate.mean_power(jobs) * 2.0**level)
+    cost = mean_zero_cost(Encoder(quantizer).jobs(inventory.weights, {}))
+    encoder = Encoder(quantizer, zero_cost=cost)
+    quantized = encoder.quantize(encoder.jobs(inventory.weights, {}), cost * 2.0**level)
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
     return container.pack(inventory.entries, quantized, exact, "test")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import conformance
 from conformance import packed, random_form, random_weight, w_hat, weight
-from waterfill.compression import encoder as allocate
+from waterfill.compression.encoder import Encoder, Job
 from waterfill.errors import UsageError
 from waterfill.files import WaterfillFile
 from waterfill.importance.forms import DiagonalForm
@@ -130,9 +130,9 @@ def test_a_tensor_without_values_has_no_codebook():
 
 def test_an_importance_below_zero_is_refused_with_the_name_of_the_tensor():
     form = DiagonalForm(np.where(random_form(LAYOUT).values > 1, np.float32(1), np.float32(-1)))
-    job = allocate.Job(random_weight(LAYOUT), KMeans(3), form)
+    job = Job(random_weight(LAYOUT), KMeans(3), form, form)
     with pytest.raises(UsageError, match=r"tensor 'w' \(24, 10\): importance has .* entries below zero"):
-        allocate.quantize({"w": job}, 1.0)
+        Encoder(KMeans(3)).quantize({"w": job}, 1.0)
 
 
 @pytest.mark.parametrize(

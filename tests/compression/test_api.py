@@ -2,26 +2,22 @@
 
 import copy
 import json
-import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
 import waterfill
-from waterfill import workshop
-from waterfill.compression.forecast import Forecast
-from waterfill.compression.in_memory import Workshop
+from waterfill.compression import segments
+from waterfill.compression.in_memory import InMemoryWalk
+from waterfill.compression.level_search import _Files
 from waterfill.errors import CalibrationError, TargetError, UsageError, WaterfillError
 from waterfill.files import WaterfillFile
 from waterfill.importance import gradient, gradient_hessian, hessian, identity, kl, kronecker, regression, weight_scale
 from waterfill.models import torch_module
 from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis
-
-SEARCH = "waterfill.compression.rate_control"
 
 
 @pytest.fixture(autouse=True)
@@ -304,24 +300,27 @@ def test_every_effort_meets_the_target(wide, effort):
 def test_a_size_is_met_although_corrections_change_the_vectors(grown, slope):
     """And although the forecast is wrong."""
 
-    def attempt(size):
+    def made(size):
         return SimpleNamespace(size_bytes=size, packed=SimpleNamespace(data=bytes(f"{size}", "ascii")))
 
-    levels, drafts = np.arange(-48.0, 25.0), []
+    drafts = []
 
     def draft(level):
         drafts.append(level)
-        return attempt(100 + int(2000 * 2 ** (-level / 4)))
+        return made(100 + int(2000 * level ** (-1 / 4)))
 
-    work = SimpleNamespace(
+    walk = SimpleNamespace(
         inventory=SimpleNamespace(floating_values=8000),
         limit_bytes=50,
-        mean_power=1.0,
-        forecast=Forecast(levels, np.log2(8 * 2000) - levels * slope),
+        level_span=(-48.0, 24.0),
+        forecast=SimpleNamespace(
+            forecast=lambda level: 8 * 2000 * level**-slope,
+            level_at_forecast=lambda bits: (8 * 2000 / bits) ** (1 / slope),
+        ),
         draft=draft,
-        finish=lambda draft: attempt(draft.size_bytes + grown),
+        finish=lambda draft: made(draft.size_bytes + grown),
     )
-    assert 0.99 * 3000 <= sys.modules[SEARCH]._Files(work).largest(3000.0).size_bytes <= 3000
+    assert 0.99 * 3000 <= _Files(walk).largest(3000.0).size_bytes <= 3000
     assert len(drafts) <= (5 if slope == 0.25 else 12)
 
 
@@ -384,9 +383,9 @@ def test_a_fixed_rate_is_one_file_that_goes_round(wide, quantizer, with_data, tm
 @pytest.mark.parametrize("quantizer", FIXED[::2], ids=str)
 def test_a_fixed_rate_is_quantized_once(wide, quantizer, monkeypatch):
     drafts = []
-    make = Workshop.draft_fixed
-    monkeypatch.setattr(Workshop, "draft_fixed", lambda work: drafts.append(work.power) or make(work))
-    monkeypatch.setattr(Workshop, "draft", None)
+    make = InMemoryWalk.draft_fixed
+    monkeypatch.setattr(InMemoryWalk, "draft_fixed", lambda walk: drafts.append(walk.power) or make(walk))
+    monkeypatch.setattr(InMemoryWalk, "draft", None)
     for effort in ("default", "max"):
         waterfill.compress(*wide, quantizers=[quantizer], effort=effort)
     assert drafts == [1.0, 1.0]
@@ -748,7 +747,7 @@ def test_corrected_statistics_bring_the_function_closer(quantizer, most, monkeyp
     )  # fmt: skip
     batches = [(torch.randn(64, 2, 6, 6) + 1, torch.randint(0, 6, (64,))) for _ in range(2)]
     corrected = waterfill.compress(net, batches, rate=2.5, effort="fast", quantizers=[quantizer])
-    monkeypatch.setattr(workshop, "correct", lambda *_, **__: None)
+    monkeypatch.setattr(segments, "correct", lambda *_, **__: None)
     plain = waterfill.compress(net, batches, rate=2.5, effort="fast", quantizers=[quantizer])
     assert plain.size_bytes == pytest.approx(corrected.size_bytes, rel=0.02)
     assert corrected.distortion < most * plain.distortion

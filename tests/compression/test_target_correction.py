@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from small_nets import Function, param
 from torch import Tensor, nn
 
-from waterfill.compression import target_correction as sequence
+from waterfill.compression import target_correction
 from waterfill.compression.statistics_correction import correct_statistics
-from waterfill.compression.target_correction import RIDGE, InSequence, moved, sampled
+from waterfill.compression.target_correction import RIDGE, Requantization, compared, sampled
 from waterfill.importance.factored import SHRINKAGE
 from waterfill.models import clone
+from waterfill.models.state_dict import weight_of
 from waterfill.models.watch import ProductWatch
+from waterfill.records import Layout
 
 ALL = 1 << 30
 
@@ -57,7 +59,13 @@ def least_squares(call, w, x, other):
 
 def target(call, w, x, other):
     view, own = seen(call, w, x)
-    return moved(w.numpy(), view, sampled(view, own, ALL), sampled(view, seen(call, w, other)[1], ALL))
+    return values(compared(view, sampled(view, own, ALL), seen(call, w, other)[1]), w)
+
+
+def values(inputs, tensor):
+    """The target of a tensor, in its own shape."""
+    weight = inputs.target(weight_of("w", tensor.detach(), Layout(tuple(tensor.shape))))
+    return weight.layout.from_matrix(weight.matrix).reshape(tensor.shape)
 
 
 # Targets --------------------------------------------------------------------------------------------------------------
@@ -161,13 +169,17 @@ def test_samples_are_of_all_rows_as_many_of_each():
 class Refill:
     """Gives a tensor values near the ones that it should have, and keeps those."""
 
-    def __init__(self):
+    def __init__(self, model):
+        self.originals = dict(model.named_parameters(remove_duplicate=False))
         self.targets = {}
 
-    def __call__(self, name, values):
+    def __call__(self, names, inputs):
+        return {name: self.fill(name, values(inputs[name], self.originals[name])) for name in names}
+
+    def fill(self, name, target):
         assert name not in self.targets
-        self.targets[name] = values.copy()
-        return self.filled(values)
+        self.targets[name] = target.copy()
+        return torch.from_numpy(self.filled(target))
 
     @staticmethod
     def filled(values):
@@ -185,9 +197,9 @@ def worse(model):
 
 
 def refilled(model, data, names=None, twin=None):
-    refill, twin = Refill(), worse(model) if twin is None else twin
+    refill, twin = Refill(model), worse(model) if twin is None else twin
     names = [name for name, each in model.named_parameters() if each.ndim > 1] if names is None else names
-    correct_statistics(model, twin, data, sequence=InSequence(names, refill))
+    correct_statistics(model, twin, data, sequence=Requantization(names, refill))
     return twin, refill.targets
 
 
@@ -305,9 +317,9 @@ def test_the_original_and_the_state_of_torch_are_left_alone():
 
 
 def test_inputs_that_do_not_fit_are_sampled(monkeypatch):
-    seen_by, real = [], sequence.sampled
-    monkeypatch.setattr(sequence, "BUDGET_BYTES", 4 * 9 * 3 * 20)
-    monkeypatch.setattr(sequence, "sampled", lambda *given: seen_by.append(real(*given)) or seen_by[-1])
+    seen_by, real = [], target_correction.sampled
+    monkeypatch.setattr(target_correction, "BUDGET_BYTES", 4 * 9 * 3 * 20)
+    monkeypatch.setattr(target_correction, "sampled", lambda *given: seen_by.append(real(*given)) or seen_by[-1])
     refilled(chain(), [torch.randn(400, 6)])
     assert [each.shape[2] for each in seen_by] == [22] * 6  # of 6 + 9 + 9 inputs
     assert all(isinstance(each, Tensor) for each in seen_by)

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import waterfill
-from families import batches
+import pytest
 
-HELP = [str(Path(__file__).parents[1]), *sys.path]
+import waterfill
+from families import batches, maker
+
+HELP = [str(Path(__file__).parent), *sys.path]
 RUN = f"""
 import os, sys
 sys.path[:0] = {[HELP[0]]!r}
@@ -17,6 +19,11 @@ import waterfill
 from families import batches
 from waterfill.errors import WaterfillError
 """
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    return maker(tmp_path_factory.mktemp("families"))
 
 
 def environment():
@@ -51,12 +58,12 @@ def test_a_process_that_is_gone_ends_the_other_with_a_clear_error(directories, t
     script = tmp_path / "run.py"
     script.write_text(
         RUN + "from waterfill.processes import Processes\n"
-        "total = Processes.total\n"
+        "all_reduce = Processes.all_reduce\n"
         "def gone(self, tensors, seen=[]):\n"
         "    seen.append(1)\n"
         "    if self.rank == 1 and len(seen) == 3: os._exit(7)\n"
-        "    return total(self, tensors)\n"
-        "Processes.total = gone\n"
+        "    return all_reduce(self, tensors)\n"
+        "Processes.all_reduce = gone\n"
         "try: waterfill.compress_directory(sys.argv[1], sys.argv[2], batches(), rate=4)\n"
         "except WaterfillError as error: print(error); sys.exit(3)\n"
     )

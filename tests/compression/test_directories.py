@@ -10,16 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 import transformers as hf
-from waterfill.compression.coder import Coder
-from waterfill.compression.steps import with_data
 
 import waterfill
 from families import BERT, FAMILIES, batches, loaded, model, output, padded
 from waterfill.bundle import Bundle, Checkpoint
-from waterfill.compression import tensor_slices as parts
-from waterfill.compression.checkpoint_source import Work
+from waterfill.compression import tensor_slices
+from waterfill.compression.block_by_block import BlockWalk, encoder_of
+from waterfill.compression.checkpoint_source import CheckpointSource
+from waterfill.compression.layerwise import quantize_segment
+from waterfill.compression.settings import Settings
 from waterfill.errors import CalibrationError, TargetError, UnsupportedModelError, UsageError, WaterfillError
-from waterfill.processes import Processes
 from waterfill.quantize import Feedback
 
 
@@ -252,7 +252,7 @@ def test_shards_are_the_same_model(directories, compressed, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "tied", "mixtral", "gpt2"])
 def test_large_tensors_are_cut(directories, compressed, tmp_path, monkeypatch, name):
     out, whole = compressed(name)
-    monkeypatch.setattr(parts, "LARGEST_PART", 700)
+    monkeypatch.setattr(tensor_slices, "LARGEST_SLICE", 700)
     result = waterfill.compress_directory(directories(name), tmp_path / "out", batches(), rate=4)
     assert fits(result, 4)
     same_tensors(directories(name), tmp_path / "out")
@@ -409,22 +409,21 @@ def test_an_output_that_is_there_stays(directories, compressed):
     assert (out / "model.safetensors").read_bytes() == before
 
 
-def test_another_try_of_a_group_begins_with_what_there_was(tmp_path):
-    """The last group is coded again and again; its biases are not to be moved again for that."""
+def test_another_try_of_a_segment_begins_with_what_there_was(tmp_path):
+    """The last segment is quantized again and again; its biases are not to be moved again for that."""
     torch.manual_seed(0)
     network = hf.BertForMaskedLM(hf.BertConfig(**BERT, tie_word_embeddings=False))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     network.save_pretrained(tmp_path / "lm")
-    quantizer = Feedback(8)
-    work = Work.of(Checkpoint(tmp_path / "lm"), quantizer, Processes(), 0, None, ((), ()), ties=False)
-    steps = with_data(work, batches())
-    coder = Coder(quantizer, steps.study.mean, steps.power, work.team)
-    moved = 0
-    for step in steps.order:
-        first, second = (step.code(coder, 1e-5).pack().data for _ in range(2))
-        assert first == second, step.group.name
-        step.accept()
-        moved += step.group.name == "rest behind the blocks"
+    source = CheckpointSource.of(Checkpoint(tmp_path / "lm"), (), (), ties=False)
+    walk = BlockWalk(source, Settings(Feedback(8)), batches())
+    encoder, moved = encoder_of(walk), 0
+    for segment in walk.segments():
+        tries = [quantize_segment(segment, 1e-5, encoder, walk.statistics.sources) for _ in range(2)]
+        first, second = (each.pack().data for each in tries)
+        assert first == second, segment.name
+        segment.finish()
+        moved += segment.name == "rest behind the blocks"
     assert moved

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import waterfill
-import waterfill.compression.calibration as prepared
+from waterfill.compression import calibration
 from waterfill.compression import distortion_curves as curves
-from waterfill.compression import encoder as allocate
 from waterfill.compression.api import _result
-from waterfill.compression.calibration import Live, prepare
-from waterfill.compression.rate_control import _is_better, workshops
+from waterfill.compression.calibration import CalibratedModel, prepare
+from waterfill.compression.in_memory import InMemoryWalk, _loss
+from waterfill.compression.level_search import _is_better
+from waterfill.compression.limits import SourceModels
+from waterfill.compression.settings import Settings
 from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError, TargetError, UsageError
 from waterfill.evaluation import evaluate
@@ -60,15 +62,16 @@ def filled(result, model):
 @given(st.integers(1, 40))
 def test_batches_are_fitted_to_or_chosen_by(count):
     batches = list(range(count))
-    live = Live(nn.Identity(), nn.Identity(), batches, [torch.tensor(i) for i in batches], "values", {}, ())
-    for part in (live.fitting, live.choosing):
+    outputs = [torch.tensor(i) for i in batches]
+    known = CalibratedModel(nn.Identity(), nn.Identity(), batches, outputs, "values", {}, ())
+    for part in (known.fitting, known.choosing):
         assert list(part) == list(part) == [int(each) for each in part.references]
         assert len(part) == len(part.references) > 0
     if count < 4:
-        assert list(live.fitting) == list(live.choosing) == batches and not live.held
+        assert list(known.fitting) == list(known.choosing) == batches and not known.held
     else:
-        assert sorted([*live.fitting, *live.choosing]) == batches
-        assert list(live.choosing) == ([i for i in batches if i % 8 == 7] if count >= 8 else batches[-1:])
+        assert sorted([*known.fitting, *known.choosing]) == batches
+        assert list(known.choosing) == ([i for i in batches if i % 8 == 7] if count >= 8 else batches[-1:])
 
 
 class Spy:
@@ -97,7 +100,7 @@ def test_nothing_is_fitted_to_batches_that_are_held_out(count, fitting, monkeypa
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given, **named: note(name, given[place]) or real(*given, **named))
 
-    spied(prepared, "observe", 2)
+    spied(calibration, "observe", 2)
     spied(curves, "some", 0)
     spied(Tune, "fit", 2)
     waterfill.compress(model, batches, size_bytes=700, importance=Spy(note), quantizers=QUICK, tune=Tune(1))
@@ -118,7 +121,10 @@ def test_the_result_says_what_was_measured_and_predicted(count):
     assert plain.predicted_distortion == pytest.approx(sum(losses))  # nothing was measured to correct it by
     tuned = waterfill.compress(model, batches, size_bytes=600, effort="fast", tune=Tune(8, 0.01))
     assert tuned.untuned_distortion is not None
-    assert tuned.held_out_distortion <= plain.held_out_distortion * 1.05
+    if count == 5:
+        assert tuned.held_out_distortion <= plain.held_out_distortion * 1.05
+    else:  # nothing is held out, and the same file before tuning is no better
+        assert tuned.held_out_distortion <= tuned.untuned_distortion
     bare = waterfill.compress(model, size_bytes=600, effort="fast")
     assert (bare.distortion, bare.held_out_distortion, bare.untuned_distortion) == (None, None, None)
     assert bare.predicted_distortion > 0
@@ -138,79 +144,84 @@ def test_tuning_that_is_worse_on_held_out_data_is_not_used(monkeypatch):
 # Ways to share the bits -----------------------------------------------------------------------------------------------
 
 
-def workshop_of(model):
-    """What was prepared, and a workshop that corrects nothing."""
-    ready = prepare(model, labelled(model, 2), None, kronecker(), OPTIONS, 0, None)
-    (work,) = workshops(ready, QUICK, (1.0,), None)
-    return ready, replace(work, live=None)
+def walk_of(model, count=2):
+    """A walk with so many batches."""
+    settings = Settings(QUICK[0], kronecker())
+    return InMemoryWalk(prepare(model, labelled(model, count), None, OPTIONS, settings), settings, SourceModels())
+
+
+def blind(walk):
+    """The same walk, which corrects nothing."""
+    return replace(walk, prepared=replace(walk.prepared, model=None))
 
 
 def test_a_tensor_at_a_level_of_its_own_is_quantized_as_at_that_level():
-    _, work = workshop_of(net())
-    level, offsets = work.mean_power / 64, {"0.weight": -2.0, "3.bias": 3.0}
-    moved = work.moved(offsets, {})
-    found = allocate.quantize(moved.jobs, level)
-    for name, job in work.jobs.items():
-        expected = allocate.quantize_job(job, level * 2.0 ** offsets.get(name, 0.0))
+    walk = blind(walk_of(net()))
+    level, offsets = walk.mean_power / 64, {"0.weight": -2.0, "3.bias": 3.0}
+    moved = walk.moved(offsets, {})
+    found = moved.encoder.quantize(moved.jobs, level)
+    for name, job in walk.jobs.items():
+        expected = walk.encoder.quantize_one(job, level * 2.0 ** offsets.get(name, 0.0))
         left = [errors(job.weight, item.symbols, item.rule) for item in (found[name], expected)]
         assert np.array_equal(*left) and found[name].bits == expected.bits
     assert moved.mean_price("0.weight") == pytest.approx(2.0 ** offsets["0.weight"])
-    assert work.mean_price("3.weight") == moved.mean_price("3.weight") == 1.0
-    assert moved.measure == f"{work.measure}, measured"
+    assert walk.mean_price("3.weight") == moved.mean_price("3.weight") == 1.0
+    assert moved.measure == f"{walk.measure}, measured"
 
 
 def test_distortions_of_the_report_are_those_of_the_importance_at_any_level():
-    ready, work = workshop_of(net())
-    moved = work.moved({name: float(i) for i, name in enumerate(work.jobs)}, {"0.weight": 3.0})
-    attempt = moved.finish(moved.draft(-6))
-    result = _result(ready, attempt, None)
-    losses = {row.name: row.distortion for row in result.tensors if row.name in work.forms}
-    assert losses == pytest.approx({name: work.cost(name, attempt.quantized[name]) for name in losses}, rel=1e-4)
+    walk = blind(walk_of(net()))
+    moved = walk.moved({name: float(i) for i, name in enumerate(walk.jobs)}, {"0.weight": 3.0})
+    candidate = moved.finish(moved.draft(2.0**-6))
+    result = _result(candidate, None)
+    losses = {row.name: row.distortion for row in result.tensors if row.name in walk.prepared.forms}
+    expected = {name: _loss(walk.jobs[name], candidate.coded.quantized[name]) for name in losses}
+    assert losses == pytest.approx(expected, rel=1e-4)
     expected = sum(loss * (3 if name == "0.weight" else 1) for name, loss in losses.items())
     assert result.predicted_distortion == pytest.approx(expected, rel=1e-6)
 
 
 def test_levels_by_curves_keep_the_bits_that_were_measured():
-    model = net()
-    ready = prepare(model, labelled(model, 4), None, kronecker(), OPTIONS, 0, None)
-    (work,) = workshops(ready, QUICK, (1.0,), None)
-    level = float(np.log2(work.mean_power)) - 5
-    moved = work.measured(level, ready.live)
-    assert moved.offsets.keys() == moved.corrections.keys() == work.jobs.keys()
-    vectors = {moved.offsets[name] for name, job in work.jobs.items() if job.weight.is_vector}
+    walk = walk_of(net(), 4)
+    level = walk.mean_power / 32
+    moved = walk.with_curves(level, walk.model)
+    assert moved.offsets.keys() == moved.corrections.keys() == walk.jobs.keys()
+    vectors = {moved.offsets[name] for name, job in walk.jobs.items() if job.weight.is_vector}
     assert len(vectors) == 1 and len(set(moved.offsets.values())) == 3
     assert all(ratio > 0 for ratio in moved.corrections.values())
     before, after = (
-        sum(item.bits for item in allocate.quantize(each.jobs, 2.0**level).values()) for each in (work, moved)
+        sum(item.bits for item in each.encoder.quantize(each.jobs, level).values()) for each in (walk, moved)
     )
     assert after == pytest.approx(before, rel=0.1)
-    again = torch_module.inventory(ready.live.copy).weights
-    assert all(np.array_equal(again[name].matrix, job.weight.matrix) for name, job in work.jobs.items())
+    again = torch_module.inventory(walk.model.copy).weights
+    assert all(np.array_equal(again[name].matrix, job.weight.matrix) for name, job in walk.jobs.items())
 
 
-def attempt_of(distances, size_bytes=200):
+def candidate_of(distances, size_bytes=200):
     """800 values in so many bytes."""
-    quantized = {"a": SimpleNamespace(symbols=np.ones(800))}
-    return SimpleNamespace(distances=np.asarray(distances), size_bytes=size_bytes, quantized=quantized)
+    coded = SimpleNamespace(quantized={"a": SimpleNamespace(symbols=np.ones(800))})
+    return SimpleNamespace(distances=np.asarray(distances), size_bytes=size_bytes, coded=coded)
 
 
 def test_a_bit_more_is_as_good_as_six_decibels():
-    large, small = attempt_of(0.1 * np.ones(9), 300), attempt_of(0.4 * np.ones(9))
+    large, small = candidate_of(0.1 * np.ones(9), 300), candidate_of(0.4 * np.ones(9))
     assert not _is_better(large, small) and not _is_better(small, large)
-    assert _is_better(attempt_of(0.39 * np.ones(9)), large) and _is_better(attempt_of(0.09 * np.ones(9), 300), small)
+    assert _is_better(candidate_of(0.39 * np.ones(9)), large) and _is_better(
+        candidate_of(0.09 * np.ones(9), 300), small
+    )
 
 
 def test_better_is_better_by_more_than_chance():
     rng = np.random.default_rng(0)
     usual = rng.exponential(size=400)
-    assert _is_better(attempt_of(0.9 * usual), attempt_of(usual))
-    assert not _is_better(attempt_of(usual), attempt_of(0.9 * usual))
+    assert _is_better(candidate_of(0.9 * usual), candidate_of(usual))
+    assert not _is_better(candidate_of(usual), candidate_of(0.9 * usual))
     one_case = 0.99 * usual + np.where(np.arange(400) == 7, 20.0, 0.0)  # worse in the mean, because of a single output
-    assert one_case.mean() > usual.mean() and not _is_better(attempt_of(usual), attempt_of(one_case))
+    assert one_case.mean() > usual.mean() and not _is_better(candidate_of(usual), candidate_of(one_case))
 
 
 def test_what_is_infinite_is_never_better():
-    bad, good = attempt_of([0.1, np.inf]), attempt_of([0.2, 0.2])
+    bad, good = candidate_of([0.1, np.inf]), candidate_of([0.2, 0.2])
     assert _is_better(good, bad) and not _is_better(bad, good) and not _is_better(bad, bad)
 
 

@@ -1,4 +1,4 @@
-"""ExactSum that are the same bits for every split of the batches over processes, and in every order."""
+"""Exact sums that are the same bits for every split of the batches over processes, and in every order."""
 
 import threading
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Thread(Processes):
     def all_gather(self, value):
         return self.board.exchange(self.rank, value)
 
-    def total(self, tensors):
+    def all_reduce(self, tensors):
         every = self.board.exchange(self.rank, dict(tensors))
         names = sorted({name for each in every for name in each})
         return {name: sum(each[name] for each in every if name in each) for name in names}
@@ -205,6 +205,6 @@ def test_empty_tensors_are_sums_too():
 
 
 def test_every_process_needs_a_batch():
-    assert Processes(1, 3).mine([0, 1, 2, 3, 4]) == [1, 4]
+    assert Processes(1, 3).share([0, 1, 2, 3, 4]) == [1, 4]
     with pytest.raises(UsageError, match="There are 2 batches for 3 processes; expected at least one each"):
-        Processes(0, 3).mine([0, 1])
+        Processes(0, 3).share([0, 1])

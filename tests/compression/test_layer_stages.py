@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from waterfill.compression.layer_groups import groups_of
-from waterfill.compression.stages import SHRINKAGE, Side, agreed, inputs_of, stages
 
 from families import batches
 from waterfill.bundle import Checkpoint
-from waterfill.compression.block_forward import Flow
-from waterfill.compression.loaded_parts import Pieces
+from waterfill.compression.block_forward import BlockForward
+from waterfill.compression.checkpoint_groups import groups_of
+from waterfill.compression.layer_stages import SHRINKAGE, BlockRun, agreed, input_moments, stages
+from waterfill.compression.loaded_parts import PartLoader
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton
 from waterfill.processes import Processes
+from waterfill.records import Layout, Weight
 
 EXPECTED = {
     "llama": [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
@@ -27,28 +28,28 @@ EXPECTED = {
 }
 
 
-def side_of(directory, data):
+def run_of(directory, data):
     """The first block of a directory, as it runs on the hidden states of batches."""
     checkpoint = Checkpoint(directory)
     skeleton = Skeleton(checkpoint.directory, checkpoint)
-    flow = Flow(skeleton, None if skeleton.is_language_model else Embedder(skeleton.model))
-    pieces = Pieces(checkpoint, groups_of(checkpoint.shapes), skeleton)
-    pieces.outside()
-    piece = pieces.block(0)
+    forward = BlockForward(skeleton, None if skeleton.is_language_model else Embedder(skeleton.model))
+    loader = PartLoader(checkpoint, groups_of(checkpoint.shapes), skeleton)
+    assert loader.outside.parameters  # which fills the model outside of the blocks
+    part = loader.block(0)
     with torch.no_grad():
-        entered = [flow.enter(batch) for batch in data]
+        entered = [forward.embed(batch) for batch in data]
 
     def run(batch):
-        return flow.through(piece.module, entered[batch].hidden, entered[batch].calls[0])
+        return forward.run_block(part.module, entered[batch].hidden, entered[batch].calls[0])
 
-    return piece, Side(piece.parameters, run, [each.there for each in entered])
+    return part, BlockRun(part.parameters, run, {number: each.mask for number, each in enumerate(entered)})
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_matrices_that_read_the_same_are_a_stage(directories, name):
-    piece, side = side_of(directories(name), batches(1))
-    names = [each for each, parameter in piece.parameters.items() if parameter.ndim == 2]
-    found = stages(side, names)
+    part, block = run_of(directories(name), batches(1))
+    names = [each for each, parameter in part.parameters.items() if parameter.ndim == 2]
+    found = stages(block, names)
     assert len(found) == len(EXPECTED[name])
     for stage, ends in zip(found, EXPECTED[name], strict=True):
         assert len(stage) == len(ends)
@@ -56,9 +57,9 @@ def test_matrices_that_read_the_same_are_a_stage(directories, name):
 
 
 def test_all_experts_are_one_stage_behind_their_router(directories):
-    piece, side = side_of(directories("mixtral"), batches(2))
-    names = [name for name, parameter in piece.parameters.items() if parameter.ndim == 2]
-    router, *experts = stages(side, names)[2:]
+    part, block = run_of(directories("mixtral"), batches(2))
+    names = [name for name, parameter in part.parameters.items() if parameter.ndim == 2]
+    router, *experts = stages(block, names)[2:]
     assert router == ["mlp.gate.weight"]
     assert [sorted(each) for each in experts] == [
         [f"mlp.experts.{name}_proj.{index}" for index in range(4)] for name in ("gate_up", "down")
@@ -72,7 +73,7 @@ def test_an_expert_that_comes_later_goes_to_its_kind():
     assert seen[0][1] == ["experts.down.0", "experts.down.2"], "what was given stays"
 
 
-# Targets, in a piece of two layers
+# Targets, in a block of two layers
 
 
 class Two(nn.Module):
@@ -93,31 +94,38 @@ def two():
     compressed = copy.deepcopy(original)
     compressed.first.weight += 0.1 * torch.randn(6, 6)
     inputs = [torch.randn(2, 7, 6) for _ in range(3)]
-    there = [torch.ones(14, dtype=torch.bool) for _ in inputs]
-    there[1][3:6] = False
-    return original, compressed, inputs, there
+    masks = [torch.ones(14, dtype=torch.bool) for _ in inputs]
+    masks[1][3:6] = False
+    return original, compressed, inputs, masks
 
 
-def side(net, inputs, there):
-    return Side(dict(net.named_parameters()), lambda batch: net(inputs[batch]), there)
+def block_run(net, inputs, masks):
+    return BlockRun(dict(net.named_parameters()), lambda batch: net(inputs[batch]), dict(enumerate(masks)))
 
 
-def hidden(net, inputs, there):
+def hidden(net, inputs, masks):
     """The inputs of the second layer at the positions that count, float64."""
     with torch.no_grad():
-        rows = [net.first(x).relu().reshape(-1, 6)[mask] for x, mask in zip(inputs, there, strict=True)]
+        rows = [net.first(x).relu().reshape(-1, 6)[mask] for x, mask in zip(inputs, masks, strict=True)]
     return torch.cat(rows).double().numpy()
 
 
 def compared(two, names=("second.weight", "beside.weight")):
-    original, compressed, inputs, there = two
-    sides = side(original, inputs, there), side(compressed, inputs, there)
-    return inputs_of(names, *sides, ExactSum(Processes()))
+    original, compressed, inputs, masks = two
+    runs = block_run(original, inputs, masks), block_run(compressed, inputs, masks)
+    return input_moments(names, *runs, ExactSum(Processes()))
+
+
+def target(moments, matrix):
+    """Where a matrix aims."""
+    layout = Layout(tuple(matrix.shape))
+    form = moments.form(np.ones(len(matrix)), 1.0, "")
+    return moments.layer_inputs(layout, form).target(Weight("w", matrix, layout)).matrix
 
 
 def test_inputs_are_compared_at_the_positions_that_count(two):
-    original, compressed, inputs, there = two
-    before, now = hidden(original, inputs, there), hidden(compressed, inputs, there)
+    original, compressed, inputs, masks = two
+    before, now = hidden(original, inputs, masks), hidden(compressed, inputs, masks)
     for found in compared(two).values():
         assert found.positions == len(now) == 39
         np.testing.assert_allclose(found.seen, now.T @ now / 39, rtol=1e-5, atol=1e-6)
@@ -127,28 +135,28 @@ def test_inputs_are_compared_at_the_positions_that_count(two):
 
 
 def test_the_target_is_the_least_squares_solution(two):
-    original, compressed, inputs, there = two
-    before, now = hidden(original, inputs, there), hidden(compressed, inputs, there)
+    original, compressed, inputs, masks = two
+    before, now = hidden(original, inputs, masks), hidden(compressed, inputs, masks)
     matrix = original.second.weight.double().numpy()
     damping = (SHRINKAGE * 6 / 39 + 1e-4) * np.mean(now**2)
     rows = np.vstack([now / np.sqrt(39), np.sqrt(damping) * np.eye(6)])
     wanted = np.vstack([before @ matrix.T / np.sqrt(39), np.sqrt(damping) * matrix.T])
     expected = np.linalg.lstsq(rows, wanted, rcond=None)[0].T
-    found = compared(two)["second.weight"].target(original.second.weight.numpy())
+    found = target(compared(two)["second.weight"], original.second.weight.numpy())
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
     assert np.abs(found - matrix).max() > 0.01
 
-    def error(target):
-        return np.square(before @ matrix.T - now @ target.T).sum()
+    def error(aim):
+        return np.square(before @ matrix.T - now @ aim.T).sum()
 
     assert error(found) < 0.9 * error(matrix)
 
 
 def test_with_the_same_inputs_the_target_is_the_matrix_itself(two):
-    original, _, inputs, there = two
-    found = compared((original, original, inputs, there))
+    original, _, inputs, masks = two
+    found = compared((original, original, inputs, masks))
     matrix = original.second.weight.numpy()
-    assert np.array_equal(found["second.weight"].target(matrix), matrix)
+    assert np.array_equal(target(found["second.weight"], matrix), matrix)
 
 
 def test_the_form_has_the_rows_and_the_inputs_of_now(two):
@@ -156,8 +164,8 @@ def test_the_form_has_the_rows_and_the_inputs_of_now(two):
     found = compared(two)["second.weight"]
     columns = found.seen.numpy() / np.trace(found.seen.numpy())
     expected = KroneckerForm(rows, columns[None], "", 39.0).shrunk()
-    np.testing.assert_allclose(found.form(rows).rows, expected.rows)
-    np.testing.assert_allclose(found.form(rows).columns, expected.columns, atol=1e-15)
+    np.testing.assert_allclose(found.form(rows, 1.0, "").rows, expected.rows)
+    np.testing.assert_allclose(found.form(rows, 1.0, "").columns, expected.columns, atol=1e-15)
 
 
 # Experts
@@ -201,13 +209,13 @@ def test_routed_positions_are_not_aligned(routed):
         assert found[name].change is None
         assert found[name].means is None
         matrix = original.get_parameter(name).numpy()
-        assert np.array_equal(found[name].target(matrix), matrix)
+        assert np.array_equal(target(found[name], matrix), matrix)
     assert sum(each.positions for each in found.values()) == 28
 
 
 def test_a_batch_that_goes_to_one_expert_as_a_whole_is_not_aligned_either(routed):
-    """All positions of the first batch are one expert's, in the compressed piece alone."""
-    original, compressed, inputs, there = routed
+    """All positions of the first batch are one expert's, in the compressed block alone."""
+    original, compressed, inputs, masks = routed
     expected = compared(routed, NAMES)
     original.first.bias[0] = -50.0
     assert compared(routed, NAMES)["experts.0.weight"].positions == expected["experts.0.weight"].positions
@@ -221,6 +229,6 @@ def test_a_batch_that_goes_to_one_expert_as_a_whole_is_not_aligned_either(routed
         net.first.weight[0] = 0.0
         net.first.weight[0, 0] = 1.0
     once[1][..., 0] = once[1][..., 0].abs() + 50
-    found = compared((original, compressed, once, there), NAMES)["experts.0.weight"]
+    found = compared((original, compressed, once, masks), NAMES)["experts.0.weight"]
     assert 14 < found.positions < 28
     assert found.change is None, "half of the positions say nothing of the others"

@@ -1,4 +1,4 @@
-"""What one batch says of a piece, against gradients of every sample one by one in double precision."""
+"""Sums over a batch for the forms of a part, against gradients of every sample one by one in double precision."""
 
 import copy
 from functools import partial
@@ -6,13 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from waterfill.compression.layer_groups import groups_of
 
 from families import batches, padded
 from waterfill.bundle import Checkpoint
-from waterfill.compression.block_forward import Flow
-from waterfill.compression.kfac_statistics import TIED, Back, gather, gathered
-from waterfill.compression.loaded_parts import Pieces
+from waterfill.compression.block_forward import BlockForward
+from waterfill.compression.checkpoint_groups import groups_of
+from waterfill.compression.kfac_statistics import TIED, OutputGradient, add_batch, parameter_statistics
+from waterfill.compression.loaded_parts import PartLoader
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.embedder import Embedder
@@ -28,29 +28,29 @@ class Case:
     def __init__(self, directory, batch, silent=()):
         checkpoint = Checkpoint(directory)
         skeleton = Skeleton(checkpoint.directory, checkpoint)
-        self.flow = Flow(skeleton, None if skeleton.is_language_model else Embedder(skeleton.model))
-        self.pieces = Pieces(checkpoint, groups_of(checkpoint.shapes), skeleton)
-        self.outside = self.pieces.outside()
-        self.piece = self.pieces.block(BLOCK)
+        self.forward = BlockForward(skeleton, None if skeleton.is_language_model else Embedder(skeleton.model))
+        loader = PartLoader(checkpoint, groups_of(checkpoint.shapes), skeleton)
+        self.outside = loader.outside
+        self.part = loader.block(BLOCK)
         with torch.no_grad():
-            self.entered = self.flow.enter(batch)
+            self.entered = self.forward.embed(batch)
         torch.manual_seed(1)
         self.signal = torch.randn(self.entered.hidden.shape)
-        mask = self.entered.there.reshape(self.signal.shape[:2])
+        mask = self.entered.mask.reshape(self.signal.shape[:2])
         self.signal[~mask] = 0
         for sample in silent:
             self.signal[sample] = 0
 
-    def gathered(self):
+    def added(self):
         """The totals, and the gradient at the input."""
         sums, at = ExactSum(Processes()), self.entered.hidden.clone().requires_grad_()
-        run = partial(self.flow.through, self.piece.module, at, self.entered.calls[BLOCK])
-        gradient = gather(sums, self.piece.parameters, run, Back(self.signal, 5.0), at)
+        run = partial(self.forward.run_block, self.part.module, at, self.entered.calls[BLOCK])
+        gradient = add_batch(sums, self.part.parameters, run, OutputGradient(self.signal, 5.0), at)
         return sums.totals(), gradient
 
     def by_sample(self):
         """Gradients of every parameter [samples, ...] and at the input, and the inputs of linear layers."""
-        block = copy.deepcopy(self.piece.module).double().requires_grad_()
+        block = copy.deepcopy(self.part.module).double().requires_grad_()
         inputs = {}
 
         def note(name, _, given):
@@ -91,12 +91,12 @@ def close(found, expected, name=""):
 
 
 def row_totals(totals, name):
-    """The sum of the squares over the inputs of every output, of whatever was gathered of a matrix."""
+    """The sum of the squares over the inputs of every output, of whatever was added up of a matrix."""
     for kind, axis in (("plain", None), ("turned", None), ("squares", 1)):
         if f"{kind}:{name}" in totals:
             found = totals[f"{kind}:{name}"]
             return found if axis is None else found.sum(axis)
-    raise AssertionError(f"nothing was gathered of {name}")
+    raise AssertionError(f"nothing was added up of {name}")
 
 
 CASES = ["llama", "bert", "gpt2", "gemma3"]
@@ -105,7 +105,7 @@ CASES = ["llama", "bert", "gpt2", "gemma3"]
 @pytest.mark.parametrize("name", CASES)
 def test_a_block_is_what_single_samples_say(directories, name):
     case = Case(directories(name), batches(1)[0])
-    totals, gradient = case.gathered()
+    totals, gradient = case.added()
     exact, at_input, inputs = case.by_sample()
     close(gradient, at_input)
     assert totals["count:"].tolist() == [5.0]
@@ -128,7 +128,7 @@ def test_a_block_is_what_single_samples_say(directories, name):
 def test_a_block_with_experts_is_what_a_single_sample_says(directories):
     """Of one sample, for positions that are routed do not say which sample they are of."""
     case = Case(directories("mixtral"), batches(1)[0][:1])
-    totals, gradient = case.gathered()
+    totals, gradient = case.added()
     exact, at_input, inputs = case.by_sample()
     close(gradient, at_input)
     reached = 0
@@ -152,7 +152,7 @@ def test_a_block_with_experts_is_what_a_single_sample_says(directories):
 def test_padding_counts_nothing(directories, name):
     batch = padded(1)[0]
     case = Case(directories(name), batch)
-    totals, gradient = case.gathered()
+    totals, gradient = case.added()
     exact, at_input, inputs = case.by_sample()
     close(gradient, at_input)
     there = batch["attention_mask"].bool().flatten()
@@ -172,13 +172,13 @@ def test_padding_counts_nothing(directories, name):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_form_has_the_row_totals_of_the_exact_squares(directories, name):
     case = Case(directories(name), batches(1)[0])
-    totals, _ = case.gathered()
+    totals, _ = case.added()
     exact, _, inputs = case.by_sample()
     turned = name == "gpt2"
     for layer, x in inputs.items():
         key = f"{layer}.weight"
-        shape = tuple(case.piece.parameters[key].shape)
-        found = gathered(totals, {key: shape})[key]
+        shape = tuple(case.part.parameters[key].shape)
+        found = parameter_statistics(totals, {key: shape}, 1.0, "")[key]
         rows = exact[key].square().sum((0, 1) if turned else (0, 2)).numpy() / 5.0
         np.testing.assert_allclose(found.rows, rows, rtol=1e-3, atol=1e-5 * rows.max())
         assert found.layout.transposed == turned
@@ -191,10 +191,10 @@ def test_the_form_has_the_row_totals_of_the_exact_squares(directories, name):
 
 def test_what_no_batch_reaches_has_no_form(directories):
     case = Case(directories("llama"), batches(1)[0], silent=[0, 1])
-    totals, gradient = case.gathered()
+    totals, gradient = case.added()
     assert not gradient.any()
     key = "mlp.up_proj.weight"
-    assert gathered(totals, {key: (48, 32), "nowhere": (3,)}).keys() == set()
+    assert parameter_statistics(totals, {key: (48, 32), "nowhere": (3,)}, 1.0, "").keys() == set()
 
 
 # Outside of the blocks
@@ -202,15 +202,16 @@ def test_what_no_batch_reaches_has_no_form(directories):
 
 def ends(case):
     """Totals of what is behind the last block, and of what is before the first one."""
-    flow, hidden, signal = case.flow, case.entered.hidden, case.signal
+    forward, hidden, signal = case.forward, case.entered.hidden, case.signal
     back, front = ExactSum(Processes()), ExactSum(Processes())
     at = hidden.clone().requires_grad_()
     with torch.no_grad():
-        output = flow.leave(batches(1)[0], at)
+        output = forward.head(batches(1)[0], at)
     torch.manual_seed(2)
     out_signal = torch.randn(output.shape)
-    gradient = gather(back, case.outside.parameters, partial(flow.leave, batches(1)[0], at), Back(out_signal, 5.0), at)
-    gather(front, case.outside.parameters, lambda: flow.enter(batches(1)[0]).hidden, Back(signal, 5.0))
+    parameters, run = case.outside.parameters, partial(forward.head, batches(1)[0], at)
+    gradient = add_batch(back, parameters, run, OutputGradient(out_signal, 5.0), at)
+    add_batch(front, parameters, lambda: forward.embed(batches(1)[0]).hidden, OutputGradient(signal, 5.0))
     return out_signal, gradient, back.totals(), front.totals()
 
 
@@ -222,7 +223,7 @@ def test_embeddings_and_the_head(directories, name):
     parameters = case.outside.parameters
     head = "lm_head.weight" if name == "llama" else "model.embed_tokens.weight"
     scale, matrix = parameters["model.norm.weight"].double(), parameters[head].double()
-    eps = case.flow.skeleton.model.config.rms_norm_eps
+    eps = case.forward.skeleton.model.config.rms_norm_eps
     scale, matrix, at = (each.detach().clone().requires_grad_() for each in (scale, matrix, hidden))
 
     def run(sample):
@@ -249,7 +250,7 @@ def test_embeddings_and_the_head(directories, name):
     counts = torch.bincount(ids.flatten(), minlength=97)
     assert torch.equal(front[f"tokens:{words}"], counts.double())
 
-    found = gathered({**back, **front}, {words: (97, 32)})[words]
+    found = parameter_statistics({**back, **front}, {words: (97, 32)}, 1.0, "")[words]
     diagonal = torch.from_numpy(found.form.diagonal())
     if name == "tied":
         assert found.reason == TIED
