@@ -44,7 +44,7 @@ from waterfill.cli.options import (
     WeightsOption,
     Work,
 )
-from waterfill.cli.output import check_outputs, show, write_json
+from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import CalibrationError, UsageError
 
 app = typer.Typer(
@@ -106,6 +106,7 @@ def compress(
     json_file: Json = None,
 ) -> None:
     """Compress a model to one file, or a model directory to another one."""
+    most = None if memory is None else as_size(memory)
     if Path(model).is_dir():
         refused = {
             "--weights": weights, "--distortion": distortion, "--tolerance": tolerance, "--metric": metric,
@@ -118,7 +119,7 @@ def compress(
             rate=rate, size_bytes=None if size is None else as_size(size),
             quantizers=as_quantizers(quantizer), effort=as_effort(effort),
             include=include or (), exclude=exclude or (), seed=seed, work=work, force=force,
-            memory=None if memory is None else as_size(memory),
+            memory=most,
         )  # fmt: skip
         return
     from waterfill.compression.api import compress as run
@@ -146,7 +147,7 @@ def compress(
     if tolerance is not None:
         targets["tolerance"] = as_tolerance(tolerance, network, batches, output) if loss is None else loss
     crossed = quantizer.startswith("feedback") and batches is not None
-    with progress_bar() as progress:
+    with progress_bar(is_first()) as progress:
         result = run(
             network,
             batches,
@@ -163,10 +164,12 @@ def compress(
             seed=seed,
             progress=progress,
             work=work,
+            memory=most,
         )
-    result.save(out, force=force)
-    show(result_table(result, str(out), metric or "top-1 accuracy"))
-    write_json(json_file, result.to_json())
+    if is_first():
+        result.save(out, force=force)
+        show(result_table(result, str(out), metric or "top-1 accuracy"))
+        write_json(json_file, result.to_json())
 
 
 @app.command()
