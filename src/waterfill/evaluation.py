@@ -30,6 +30,7 @@ from waterfill.models.batches import (
 )
 from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of, tokens_of, vocabulary_of
 from waterfill.models.pretrained import load_pretrained
+from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Output, Progress
 
 
@@ -128,6 +129,7 @@ def evaluate_batches(
     reference: nn.Module | Sequence[Tensor] | None,
     distortion: Distortion,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[BatchStatistics]:
     """Measure a model on data, batch by batch; see `evaluate`.
 
@@ -137,23 +139,36 @@ def evaluate_batches(
         reference: the network to compare with, or its outputs on the same batches.
         distortion: of what the model returns.
         progress: called with ("evaluate", done, total) after every batch.
+        processes: each measures some of the batches, and gets what all have measured.
 
     Raises:
         CalibrationError: the data do not fit the model or the reference.
     """
+
+    def measure(index: int, batch: Any) -> BatchStatistics:
+        return batch_statistics(_pass(model, batch, reference, index, distortion), distortion)
+
+    total, done = len(batches) if isinstance(batches, Sized) else 0, 0
     with _quiet(model, reference):
-        for one in _passes(model, batches, reference, distortion, progress):
-            found = batch_statistics(one, distortion)
-            del one  # its outputs are not kept while the models make the next
+        for found in processes.map(measure, batches):
             yield found
+            done += 1
+            if progress is not None:
+                progress("evaluate", done, max(done, total))
+    if reference is not None and not isinstance(reference, nn.Module) and done != len(reference):
+        raise CalibrationError(
+            f"There are {done} batches, but reference outputs for {len(reference)}; expected as many. "
+            "Make the reference outputs with the same data."
+        )
 
 
-def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
+def reference_outputs(model: nn.Module, data: Iterable[Any], processes: Processes = ALONE) -> list[Tensor]:
     """Run a model over data and keep its outputs, so that others can be compared with it again and again.
 
     Args:
         model: the network; its modes are left as they were.
         data: batches.
+        processes: each runs some of the batches, and gets the outputs of all.
 
     Returns:
         One tensor for every batch, on the CPU.
@@ -161,8 +176,10 @@ def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
     Raises:
         CalibrationError: the data do not fit the model.
     """
+    batches = as_batches(data)
     with _quiet(model):
-        return [one.result.cpu() for one in _passes(model, as_batches(data))]
+        outputs = processes.map(lambda index, batch: _pass(model, batch, None, index, None).result.cpu(), batches)
+        return list(outputs)
 
 
 @dataclass(frozen=True)
@@ -249,28 +266,6 @@ def _quiet(*models: Any) -> Iterator[None]:
         yield
 
 
-def _passes(
-    model: nn.Module,
-    batches: Iterable[Any],
-    reference: nn.Module | Sequence[Tensor] | None = None,
-    distortion: Distortion | None = None,
-    progress: Progress | None = None,
-) -> Iterator[OutputBatch]:
-    """Run the model and the reference on every batch; of text padding is left out, where it is said what is put out."""
-    total = len(batches) if isinstance(batches, Sized) else 0
-    done = 0
-    for index, batch in enumerate(batches):
-        yield _pass(model, batch, reference, index, distortion)
-        done = index + 1
-        if progress is not None:
-            progress("evaluate", done, max(done, total))
-    if reference is not None and not isinstance(reference, nn.Module) and done != len(reference):
-        raise CalibrationError(
-            f"There are {done} batches, but reference outputs for {len(reference)}; expected as many. "
-            "Make the reference outputs with the same data."
-        )
-
-
 def _pass(
     model: nn.Module,
     batch: Any,
@@ -278,6 +273,7 @@ def _pass(
     index: int,
     distortion: Distortion | None,
 ) -> OutputBatch:
+    """Run the model and the reference on a batch; of text padding is left out, where it is said what is put out."""
     inputs, target = split(batch)
     check_vocabulary(inputs, vocabulary_of(model), index)
     result = call(model, inputs, index=index)

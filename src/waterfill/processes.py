@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from waterfill.errors import UsageError, WaterfillError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,16 @@ class Processes:
         return cast(T, box[0])
 
     def broadcast_made(self, make: Callable[[], T]) -> T:
-        """What the first process makes, on all of them."""
-        return self.broadcast(cast(T, make() if self.is_first else None))
+        """What the first process makes by itself, on all of them.
+
+        Raises:
+            WaterfillError: what `make` has raised there, in all of them.
+        """
+        if self.count == 1:
+            return make()
+        with _sharing(ALONE):
+            found = _attempt(make) if self.is_first else None
+        return cast(T, _value(self.broadcast(found)))
 
     def all_gather(self, value: T) -> list[T]:
         """What all processes have given, in the order of their numbers."""
@@ -68,6 +78,31 @@ class Processes:
         box: list[Any] = [None] * self.count
         _together(lambda: dist.all_gather_object(box, value))
         return box
+
+    def all_made(self, make: Callable[[], T]) -> list[T]:
+        """What all processes make, in the order of their numbers.
+
+        Raises:
+            WaterfillError: what `make` has raised in one of them, in all of them.
+        """
+        if self.count == 1:
+            return [make()]
+        return [_value(each) for each in self.all_gather(_attempt(make))]
+
+    def map(self, make: Callable[[int, T], R], items: Iterable[T]) -> Iterator[R]:
+        """What is made of items, in their order, on all processes; each makes every `count`-th.
+
+        Args:
+            make: called with the index of an item and the item.
+            items: the same in all processes, which go on in step.
+
+        Raises:
+            WaterfillError: what `make` has raised in one of them, in all of them.
+        """
+        numbered = enumerate(items)
+        while some := list(itertools.islice(numbered, self.count)):
+            found = self.all_made(partial(_made, make, some[self.rank : self.rank + 1]))
+            yield from (each[0] for each in found if each)
 
     def all_reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums over all processes of whole numbers, int64, by name; where a process lacks one, it counts as zero."""
@@ -84,6 +119,41 @@ class Processes:
 
 
 ALONE = Processes()
+
+_current: ContextVar[Processes] = ContextVar("processes", default=ALONE)
+
+
+def current_processes() -> Processes:
+    """The processes that share the compression that goes on here; this one alone where none does."""
+    return _current.get()
+
+
+@contextmanager
+def _sharing(processes: Processes) -> Iterator[Processes]:
+    """Let some processes be the current ones."""
+    token = _current.set(processes)
+    try:
+        yield processes
+    finally:
+        _current.reset(token)
+
+
+def _made(make: Callable[[int, T], R], items: Sequence[tuple[int, T]]) -> list[R]:
+    return [make(index, item) for index, item in items]
+
+
+def _attempt(make: Callable[[], T]) -> T | WaterfillError:
+    """What is made, or the error instead."""
+    try:
+        return make()
+    except WaterfillError as error:
+        return error
+
+
+def _value(found: T | WaterfillError) -> T:
+    if isinstance(found, WaterfillError):
+        raise found
+    return found
 
 
 def _together(exchange: Callable[[], Any]) -> None:
@@ -121,7 +191,7 @@ def joined_processes() -> Iterator[Processes]:
     found there.
     """
     if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
-        yield Processes()
+        yield ALONE
         return
     joined = not dist.is_initialized()
     if joined:
@@ -129,7 +199,8 @@ def joined_processes() -> Iterator[Processes]:
         names = dist.PrefixStore(f"waterfill-{next(_calls)}", store)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=names, rank=rank, world_size=count)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        with _sharing(Processes(dist.get_rank(), dist.get_world_size())) as processes:
+            yield processes
     finally:
         if joined:
             dist.destroy_process_group()

@@ -49,7 +49,7 @@ from waterfill.cli.options import (
     WeightsOption,
     Work,
 )
-from waterfill.cli.output import check_outputs, show, write_json
+from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import CalibrationError, UsageError
 
 app = typer.Typer(
@@ -156,11 +156,12 @@ def _compress_model(
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
 
-    with progress_bar() as progress:
+    with progress_bar(is_first()) as progress:
         result = run(network, batches, progress=progress, **options)
-    result.save(out, force=force)
-    show(result_table(result, str(out), loss.what))
-    write_json(json_file, result.to_json())
+    if is_first():
+        result.save(out, force=force)
+        show(result_table(result, str(out), loss.what))
+        write_json(json_file, result.to_json())
 
 
 @app.command()

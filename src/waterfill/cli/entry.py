@@ -6,6 +6,7 @@ import signal
 import sys
 
 from waterfill.cli.commands import app
+from waterfill.cli.output import is_first, process_number
 from waterfill.errors import UsageError, WaterfillError
 
 
@@ -15,9 +16,14 @@ def main() -> None:
     try:
         app()
     except WaterfillError as error:
-        print(f"waterfill: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(" ".join(str(error).split()))
         raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"waterfill: {where}{error.strerror or error}", file=sys.stderr)
+        _tell(f"{where}{error.strerror or error}")
         raise SystemExit(1) from error
+
+
+def _tell(error: str) -> None:
+    """Tell an error in a line; of several processes each but the first says its number."""
+    print(f"waterfill{'' if is_first() else f' (process {process_number()})'}: {error}", file=sys.stderr)

@@ -29,7 +29,7 @@ Length = Annotated[
 Count = Annotated[int, typer.Option("--count", help="Windows or sentences of a text.")]
 Memory = Annotated[
     str | None,
-    typer.Option("--memory", help="Most memory for a model directory, such as 8GB; more is refused at once."),
+    typer.Option("--memory", help="Most memory, such as 8GB; more is refused at once."),
 ]
 OutputKind = Annotated[
     str | None, typer.Option("--output", help="What the model returns: logits or values (told from integer targets).")

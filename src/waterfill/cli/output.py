@@ -11,9 +11,14 @@ from typing import Any
 from waterfill.errors import UsageError
 
 
+def process_number() -> str:
+    """Number of this process among those that `torchrun` has started; 0 of the only one."""
+    return os.environ.get("RANK", "0")
+
+
 def is_first() -> bool:
     """Whether this process speaks to the user: the only one, or the first of those that `torchrun` has started."""
-    return os.environ.get("RANK", "0") == "0"
+    return process_number() == "0"
 
 
 def show(text: Any) -> None:

@@ -92,7 +92,7 @@ def decode(stream: bytes | memoryview, models: Sequence[AnyModel]) -> list[Symbo
     ends = np.cumsum([classes.size for classes, _ in codes], dtype=np.int64)
     parts = iter(np.split(rest, ends[:-1]))
     return [
-        _filled(values, left, next(parts)) if isinstance(coded, Model) else _whole(values)
+        _filled(values, left, next(parts)) if isinstance(coded, Model) else values
         for coded, (values, left) in zip(models, read, strict=True)
     ]
 
@@ -126,7 +126,7 @@ def _own_runs(values: Symbols, own_tables: tuple[Table, ...]) -> tuple[list[rans
     return runs, left
 
 
-def _read_first(decoder: rans.Decoder, coded: AnyModel) -> tuple[Symbols | None, Left]:
+def _read_first(decoder: rans.Decoder, coded: AnyModel) -> tuple[Symbols, Left]:
     """What is there of a piece before the integers that the bank codes: all of it, or what own tables have."""
     if isinstance(coded, AdaptiveModel):
         return decoder.read(lambda words, at, states: adaptive.decode(words, at, states, coded)), slice(0)
@@ -135,22 +135,14 @@ def _read_first(decoder: rans.Decoder, coded: AnyModel) -> tuple[Symbols | None,
     return _read_own(decoder, coded)
 
 
-def _whole(values: Symbols | None) -> Symbols:
-    assert values is not None
-    return values
-
-
-def _read_own(decoder: rans.Decoder, coded: Model) -> tuple[Symbols | None, Left]:
-    """Undo `_own_runs`: the values, right but for those that are left; None where there are no own tables."""
-    values: Symbols | None = None
+def _read_own(decoder: rans.Decoder, coded: Model) -> tuple[Symbols, Left]:
+    """Undo `_own_runs`: the values, right but for those that are left; empty where there are no own tables."""
+    values = np.zeros(0, np.int32)
     left: Left = slice(None)
     for table in coded.own:
         size = coded.size if isinstance(left, slice) else left.size
         indices = decoder.run(np.zeros(size, np.uint16), own.frequencies(table))
-        if values is None:
-            values = own.to_values(indices, table)
-        else:
-            values[left] = own.to_values(indices, table)
+        values = _filled(values, left, own.to_values(indices, table))
         escape = table.roots.size - 1
         left = _among(left, indices == escape) if table.roots[escape] else np.zeros(0, np.int64)
     return values, left
@@ -161,8 +153,9 @@ def _among(left: Left, escaped: NDArray[np.bool_]) -> Left:
     return positions if isinstance(left, slice) else left[positions]
 
 
-def _filled(values: Symbols | None, left: Left, part: Symbols) -> Symbols:
-    if values is None:
+def _filled(values: Symbols, left: Left, part: Symbols) -> Symbols:
+    """Put in what was left; all of it where nothing was there."""
+    if isinstance(left, slice):
         return part
     values[left] = part
     return values

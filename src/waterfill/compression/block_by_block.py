@@ -39,7 +39,6 @@ from waterfill.compression.sensitivity import (
     keys_of,
     run_original,
     survey_forms,
-    survey_weights,
     weight_sensitivity,
 )
 from waterfill.compression.settings import Settings
@@ -53,6 +52,9 @@ from waterfill.protocols import DataFree
 
 POWER = 0.75
 """To which importances are taken."""
+
+SAMPLED = 1 << 16
+"""Values of a matrix that are looked at to foresee its bits without data."""
 
 BUFFER = "a buffer of the model"
 
@@ -206,15 +208,18 @@ class StoredWalk:
     """
 
     def __init__(self, source: CheckpointSource, settings: Settings, estimator: DataFree) -> None:
-        order = [*(g for g in source.groups if g.block is None), *(g for g in source.groups if g.block is not None)]
         self.source, self.settings, self._estimator = source, settings, estimator
-        self.statistics = survey_weights(source, estimator, order, settings)
+        form_of = form_finder(estimator, source, (), settings)
+        self.statistics = survey_forms(source, 1.0, form_of, settings, most=SAMPLED)
         self.importance = estimator.name
-        self._order = sorted(order, key=lambda group: self.statistics.components[group.name].number > 0)
 
     def segments(self) -> Iterator[Segment]:
         """All groups."""
-        for group in self._order:
+        components = self.statistics.components
+        order = sorted(
+            self.source.groups, key=lambda group: (components[group.name].number > 0, group.block is not None)
+        )
+        for group in order:
             yield StoredTensors(group.name, partial(self._slices, group))
 
     def _slices(self, group: TensorGroup) -> Iterator[Any]:
@@ -273,7 +278,7 @@ class BlockWalk:
         else:
             fitting = [batch for number, batch in enumerate(data) if number not in self._held]
             form_of = form_finder(estimator, self.source, fitting, settings)
-            self.statistics = survey_forms(self.source, power, form_of, exactly=exactly)
+            self.statistics = survey_forms(self.source, power, form_of, settings, exactly=exactly)
         outside = self._loader.outside
         self._original = LoadedPart(
             outside.module, {name: each.data for name, each in outside.parameters.items()}, outside.places

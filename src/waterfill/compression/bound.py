@@ -259,7 +259,7 @@ def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequenc
     if data is None:
         estimator = data_free(settings.importance)
         importance = estimator.name
-        known = survey_forms(source, 1.0, form_finder(estimator, source, (), settings), exactly=True)
+        known = survey_forms(source, 1.0, form_finder(estimator, source, (), settings), settings, exactly=True)
         form = next(iter(known.pilot.values()), (None, None))[1]
         factor, unit = (1.0, COST_UNIT) if form is None else (form.factor, form.unit)
     else:

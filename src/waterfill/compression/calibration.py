@@ -22,6 +22,7 @@ from waterfill.errors import CalibrationError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
+from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
 from waterfill.resume.facts import fingerprint
@@ -81,6 +82,7 @@ class CalibratedModel:
         distortion: of what the model returns.
         options: `fold_norms`, `include` and `exclude` of its inventory.
         keep: names of tensors that are stored without loss.
+        processes: share the measuring.
     """
 
     model: torch.nn.Module
@@ -90,6 +92,7 @@ class CalibratedModel:
     distortion: Distortion
     options: Mapping[str, Any]
     keep: Sequence[str]
+    processes: Processes = ALONE
 
     @cached_property
     def observed(self) -> Observed:
@@ -99,7 +102,7 @@ class CalibratedModel:
 
     def measure(self, copy: torch.nn.Module) -> tuple[Evaluation, NDArray[np.float64]]:
         """Measure a copy on all data, and the distances of its outputs on the data to choose by."""
-        found = list(evaluate_batches(copy, self.batches, self.references, self.distortion))
+        found = list(evaluate_batches(copy, self.batches, self.references, self.distortion, processes=self.processes))
         chosen = self.choosing.chosen
         return summarize(found), np.concatenate([found[index].distances for index in sorted(chosen)])
 
@@ -125,13 +128,14 @@ def _calibrated(
     distortion: Distortion,
     options: Mapping[str, Any],
     keep: Sequence[str],
+    processes: Processes,
 ) -> CalibratedModel:
     """Prepare a module for measuring.
 
     Raises:
         CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
     """
-    references = reference_outputs(model, batches)
+    references = reference_outputs(model, batches, processes)
     for index, reference in enumerate(references):
         if not len(reference):
             raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
@@ -141,7 +145,8 @@ def _calibrated(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    return CalibratedModel(model, torch_module.clone(model), batches, references, distortion, options, keep)
+    copy = torch_module.clone(model)
+    return CalibratedModel(model, copy, batches, references, distortion, options, keep, processes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,32 +192,53 @@ def prepare(
         inventory = torch_module.inventory(model, **options)
     else:
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
-    known = None if data is None else _with_data(model, data, output, options, list(inventory.exact))
+    batches = None if data is None else as_batches(data)
+    _check_agreement(model, batches, settings.processes)
+    known = None
+    if batches is not None:
+        known = _with_data(model, batches, output, options, list(inventory.exact), settings.processes)
     estimator = settings.importance or _default_importance(known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
         model_memory(inventory, flow).check("this model", settings.memory)
     facts = {"output": known and known.distortion.name, "importance": estimator, **options, "seed": settings.seed}
-    batches, outputs = (known.batches, known.references) if known else ((), ())
-    settings.memo.claim(lambda others: fingerprint(model, batches, outputs, {**others, **facts}))
-    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress))
+    outputs = known.references if known else ()
+    settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
+    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress), settings.processes)
     return PreparedModel(inventory, estimator, forms, known)
+
+
+def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any] | None, processes: Processes) -> None:
+    """Check that all processes have the same model and data, or their decisions would part.
+
+    Raises:
+        UsageError: one has others; the text says what differs.
+    """
+    if processes.count == 1:
+        return
+    own = fingerprint(model, batches or (), (), {})
+    for rank, differences in enumerate(processes.all_gather(own.differences(processes.broadcast(own)))):
+        if differences:
+            raise UsageError(
+                f"Process {rank} has another model or other data than the first: {'; '.join(differences)}. Give all "
+                "the same: load weights, or seed what is drawn."
+            )
 
 
 def _with_data(
     model: torch.nn.Module | str | Path,
-    data: Iterable[Any],
+    batches: Iterable[Any],
     output: Output | None,
     options: Mapping[str, Any],
     keep: Sequence[str],
+    processes: Processes,
 ) -> CalibratedModel:
     """The module with its batches, which can be read again and again."""
     if not isinstance(model, torch.nn.Module):
         raise CalibrationError(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
-    batches = as_batches(data)
-    return _calibrated(model, batches, distortion_for(output_kind(batches, output)), options, keep)
+    return _calibrated(model, batches, distortion_for(output_kind(batches, output)), options, keep, processes)
 
 
 def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:

@@ -32,6 +32,9 @@ MORE_WALKS = 3
 LARGEST_MOVE = 4.0
 """Octaves by which the level moves at most from one walk to the next."""
 
+LEAST_MOVE = 0.25
+"""Octaves by which the level falls at least where no walk met the target; in later walks twice as many each time."""
+
 LEAST_SLOPE, LARGEST_SLOPE = 0.5, 2.0
 """Octaves of distortion for an octave of the level, between which a slope that was measured is taken."""
 
@@ -225,14 +228,16 @@ def few_walks(
     """
     trials: list[Trial[DirectoryCandidate]] = []
     level = first
-    for count in range(WALKS + MORE_WALKS):
+    for count in range(1, WALKS + MORE_WALKS + 1):
         trial = measure(level)
         trials.append(trial)
         fitting = [each for each in trials if each.value <= target.value]
-        if fitting and (count + 1 >= WALKS or (trial.value >= target.value * (1 - NEARLY) and trial in fitting)):
+        if fitting and (count >= WALKS or target.value * (1 - NEARLY) <= trial.value <= target.value):
             return max(fitting, key=lambda each: each.level).made
-        surely = count + 2 >= WALKS and not fitting
-        level = _next_level(trials, target.value * (1 - (2 * NEARLY if surely else NEARLY / 2)))
+        margin = NEARLY / 2 if fitting or count + 1 < WALKS else 2 * NEARLY
+        level = _next_level(trials, target.value * (1 - margin))
+        if not fitting:  # finer in any case, and surely so where walks are few
+            level = min(level, min(each.level for each in trials) - LEAST_MOVE * 2.0 ** max(0, count - WALKS + 1))
     raise floor_of_quality(target, min(each.value for each in trials))
 
 

@@ -94,12 +94,12 @@ class Encoder:
         Every process quantizes some of the tensors, about as many weights as the others.
 
         Raises:
-            WaterfillError: the quantizer refuses one; the text names the tensor.
+            WaterfillError: the quantizer refuses one, in whatever process; the text names the tensor.
         """
         order = sorted(jobs, key=lambda name: -jobs[name].weight.matrix.size)
         own = {name: jobs[name] for name in order[self.processes.rank :: self.processes.count]}
         found: dict[str, Quantized] = {}
-        for some in self.processes.all_gather(self._quantize(own, level)):
+        for some in self.processes.all_made(lambda: self._quantize(own, level)):
             found |= some
         return {name: found[name] for name in jobs}
 

@@ -154,15 +154,16 @@ class InMemoryWalk:
     @cached_property
     def encoder(self) -> Encoder:
         """What quantizes tensors."""
+        processes = self.settings.processes
         plain = Encoder(
             self.settings.quantizer,
-            mean_scale(self._matrix_forms),
+            processes.broadcast(mean_scale(self._matrix_forms)),
             self.power,
-            processes=self.settings.processes,
+            processes=processes,
             memo=self.settings.memo,
             progress=self.settings.progress,
         )
-        cost = mean_zero_cost(plain.jobs(self.inventory.weights, self.prepared.forms))
+        cost = processes.broadcast(mean_zero_cost(plain.jobs(self.inventory.weights, self.prepared.forms)))
         return replace(plain, zero_cost=cost, offsets=self.offsets)
 
     @property
@@ -180,14 +181,15 @@ class InMemoryWalk:
     @cached_property
     def mean_power(self) -> float:
         """Cost per weight of setting every matrix to zero; levels are relative to it."""
-        return mean_zero_cost(self.jobs)
+        return self.settings.processes.broadcast(mean_zero_cost(self.jobs))
 
     @cached_property
     def forecast(self) -> VarianceHistogram:
         """By which files take about so many bits at a level."""
         self.sources.fit(self.inventory.weights.values())
         known = [job for job in self.jobs.values() if job.form is not None or not job.weight.is_vector]
-        return sum((self.sources.forecast(job.weight, job.form) for job in known), VarianceHistogram.none())
+        own = sum((self.sources.forecast(job.weight, job.form) for job in known), VarianceHistogram.none())
+        return self.settings.processes.broadcast(own)
 
     @property
     def level_span(self) -> tuple[float, float]:
@@ -269,10 +271,12 @@ class InMemoryWalk:
         return [name for name in dense if name in model.observed.matrix_inputs]
 
     def _candidate(self, water_level: float, coded: CodedSegment) -> Candidate:
-        """Price and encode a segment."""
+        """Price and encode a segment: that of the first process, from which others may be a rounding away."""
+        coded = self.settings.processes.broadcast(coded)
         report = ReportBuilder(self.corrections)
         report.add(coded, coded.pack())
-        packed = coded.pack(report.limit_facts(self.measure, coded.entries))
+        facts = self.settings.processes.broadcast(report.limit_facts(self.measure, coded.entries))
+        packed = coded.pack(facts)
         whole = ReportBuilder(self.corrections)
         whole.add(coded, packed)
         return Candidate(self, water_level, coded, packed, whole)
@@ -298,7 +302,7 @@ class InMemoryWalk:
             lambda: tune.fit(copy, part, part.references, model.distortion, names, self.settings.progress),
         )
         state = copy.state_dict()
-        for name, value in values.items():
+        for name, value in self.settings.processes.broadcast(values).items():
             state[name].copy_(torch.from_numpy(value))
         read = torch_module.inventory(copy, **model.options).weights
         vectors = {name: read[name] for name in names if name in read}
@@ -334,8 +338,7 @@ class InMemoryWalk:
         groups = {name: [name] for name, job in self.jobs.items() if not job.weight.is_vector}
         groups[VECTORS] = [name for name, job in self.jobs.items() if job.weight.is_vector and job.form is not None]
         groups = {name: members for name, members in groups.items() if members}
-        key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in self.jobs.items()})
-        points = self.settings.memo.once(key, lambda: self._points(groups, water_level, model))
+        points = self.settings.processes.broadcast(self._points(groups, water_level, model))
         found = {name: Curve(curves.OFFSETS, *points[name][:2]) for name in groups}
         offsets = curves.offsets(found)
         ratios = {name: curves.mean_ratio(points[name][1], points[name][2]) for name in groups}
@@ -361,7 +364,7 @@ class InMemoryWalk:
         return float((own[used > 0] / used[used > 0]).mean() or 1.0) if (used > 0).any() else 1.0
 
     def _points(self, groups: Mapping[str, list[str]], water_level: float, model: CalibratedModel) -> dict[str, Points]:
-        """Points of every group, at every offset."""
+        """Points of every group, at every offset; each process measures some of the groups."""
         jobs = {name: self.jobs[name] for members in groups.values() for name in members}
         tried = [self.encoder.quantize(jobs, water_level * 2.0**offset) for offset in curves.OFFSETS]
         originals = assemble(self.inventory.entries, self._original, self.inventory.exact)
@@ -371,9 +374,13 @@ class InMemoryWalk:
             quantized = {name: tried[point][name] for name in groups[group]}
             return {name: self._assembled(name, quantized) for name in quantized}
 
-        part = model.fitting
-        some = curves.some(part, part.references)
-        losses = curves.measure(model.copy, some, model.distortion, list(groups), trial, self.settings.progress)
+        part, processes = model.fitting, self.settings.processes
+        some, own = curves.some(part, part.references), list(groups)[processes.rank :: processes.count]
+        key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in self.jobs.items()})
+        measured = self.settings.memo.once(
+            key, lambda: curves.measure(model.copy, some, model.distortion, own, trial, self.settings.progress)
+        )
+        losses = {name: each for of_process in processes.all_gather(measured) for name, each in of_process.items()}
         return {
             group: (
                 tuple(sum(done[name].bits for name in members) for done in tried),

@@ -18,7 +18,7 @@ from waterfill.compression.in_memory import Candidate, Draft, InMemoryWalk
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
-from waterfill.evaluation import evaluate
+from waterfill.evaluation import evaluate_batches, summarize
 from waterfill.models.batches import evaluation
 from waterfill.protocols import Metric
 
@@ -260,15 +260,16 @@ def losses_of(walk: InMemoryWalk, target: Target) -> Losses:
     if target.name == "distortion":
         return lambda candidate: or_infinite(candidate.distortion)
     if target.metric is None:
-        accuracy = evaluate(model.model, model.batches, output=model.distortion.name).accuracy
+        statistics = evaluate_batches(model.model, model.batches, None, model.distortion, processes=model.processes)
+        accuracy = summarize(statistics).accuracy
         if accuracy is None:
             raise CalibrationError(
                 "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
             )
         return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
-    metric = target.metric
-    before = original_quality(metric, model.model, model.batches)
-    return lambda candidate: before - quality(metric, candidate.walk.filled(candidate), model.batches)
+    metric, made = target.metric, model.processes.broadcast_made
+    before = made(lambda: original_quality(metric, model.model, model.batches))
+    return lambda candidate: before - made(lambda: quality(metric, candidate.walk.filled(candidate), model.batches))
 
 
 def or_infinite(loss: float | None) -> float:

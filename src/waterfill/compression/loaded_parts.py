@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,8 +14,6 @@ from waterfill.bundle.parts import part_of
 from waterfill.compression.checkpoint_groups import TensorGroup
 from waterfill.errors import UnsupportedModelError, WaterfillError
 from waterfill.models.skeleton import Place, Skeleton, apart
-from waterfill.models.state_dict import CODED_DTYPES, weight_of
-from waterfill.records import Layout, Weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,26 +118,3 @@ def tensor_or_matrix(checkpoint: Checkpoint, key: str) -> Tensor:
     """A tensor of a checkpoint, or a matrix `name[index]` of one."""
     part = None if key in checkpoint else part_of(key)
     return checkpoint[key] if part is None else checkpoint[part.tensor][part.start]
-
-
-def sampled_weights(
-    checkpoint: Checkpoint, group: TensorGroup, kept: Collection[str], most: int
-) -> Iterator[tuple[Weight, float]]:
-    """The coded tensors of a group, of large ones some rows, and how many times as large they are.
-
-    Args:
-        checkpoint: the weights.
-        group: which.
-        kept: names of tensors that are stored without loss, and are not read.
-        most: values of a tensor that are looked at, about.
-    """
-    for name in group.tensors:
-        shape = checkpoint.shapes[name]
-        if name in kept or checkpoint.dtypes[name] not in CODED_DTYPES or not all(shape):
-            continue
-        tensor = checkpoint[name]
-        flat = tensor.reshape(-1, shape[-1]) if len(shape) == 3 else tensor
-        size = flat.numel()
-        if flat.ndim > 1 and size > most:
-            flat = flat[:: max(1, -(-size // most))]
-        yield weight_of(name, flat, Layout(tuple(flat.shape))), size / flat.numel()

@@ -6,9 +6,9 @@ directory is a row of segments: what is before the blocks, every transformer blo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -28,34 +28,32 @@ from waterfill.protocols import Progress, QuadraticForm
 from waterfill.records import Entry, Inventory, Layout
 
 
-class Segment(Protocol):
+class Segment(ABC):
     """A part of a model that is quantized at one level."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Name of the segment; of its payload in a directory."""
-        ...
 
     @property
     def entries(self) -> Mapping[str, Entry]:
         """Entries of its file that are known in advance, in their order."""
-        ...
+        return {}
 
-    def start(self) -> None:
-        """Begin anew: what is compressed has the values of the original again."""
-        ...
-
+    @abstractmethod
     def independent(self) -> Iterable[TensorSlice]:
         """What is quantized before the segment runs, for its own values."""
-        ...
+
+    def start(self) -> None:  # noqa: B027 - nothing to do where nothing is compressed beside the file
+        """Begin anew: what is compressed has the values of the original again."""
 
     def slices_of(self, name: str) -> Iterable[TensorSlice]:
         """The slices of a matrix that is visited."""
-        ...
+        return [each for each in self.independent() if each.tensor == name]
 
-    def run(self, visit: Visit) -> None:
+    def run(self, visit: Visit) -> None:  # noqa: B027
         """Visit matrices in the order in which the model uses them, write back what they get, correct statistics."""
-        ...
 
     def remaining(self, coded: Collection[str]) -> Iterable[TensorSlice]:
         """What is left when it has run: vectors as they are now, and what was not visited.
@@ -63,55 +61,43 @@ class Segment(Protocol):
         Args:
             coded: names of the tensors that are done.
         """
-        ...
+        del coded
+        return ()
 
-    def write(self, piece: TensorSlice, values: Tensor) -> None:
+    def write(self, piece: TensorSlice, values: Tensor) -> None:  # noqa: B027
         """Give a slice of the compressed segment its values."""
-        ...
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027
         """Take what was quantized last for good."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
-class StoredTensors:
+class StoredTensors(Segment):
     """Tensors that are quantized without running anything.
 
     Attributes:
-        name: of the segment.
+        group: name of the segment.
         read: gives all slices.
-        entries: known in advance.
+        known: entries that are known in advance.
     """
 
-    name: str
+    group: str
     read: Callable[[], Iterable[TensorSlice]]
-    entries: Mapping[str, Entry] = field(default_factory=dict)
+    known: Mapping[str, Entry] = field(default_factory=dict)
 
-    def start(self) -> None:
-        """Nothing is compressed beside the file."""
+    @property
+    def name(self) -> str:
+        """Name of the group."""
+        return self.group
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Those that are known in advance."""
+        return self.known
 
     def independent(self) -> Iterable[TensorSlice]:
         """All of them."""
         return self.read()
-
-    def slices_of(self, name: str) -> Iterable[TensorSlice]:
-        """Those of one tensor."""
-        return [each for each in self.read() if each.tensor == name]
-
-    def run(self, visit: Visit) -> None:
-        """Nothing runs."""
-
-    def remaining(self, coded: Collection[str]) -> Iterable[TensorSlice]:
-        """Nothing."""
-        del coded
-        return ()
-
-    def write(self, piece: TensorSlice, values: Tensor) -> None:
-        """Nothing is compressed beside the file."""
-
-    def finish(self) -> None:
-        """Nothing is compressed beside the file."""
 
 
 def slices_of_inventory(inventory: Inventory, forms: Mapping[str, QuadraticForm]) -> Iterator[TensorSlice]:
@@ -129,7 +115,7 @@ def entries_by_name(inventory: Inventory) -> dict[str, Entry]:
 
 
 @dataclass(frozen=True, eq=False)
-class WholeModel:
+class WholeModel(Segment):
     """A model in memory: one pass of its copy, in which matrices are visited and statistics corrected.
 
     Attributes:
@@ -146,7 +132,10 @@ class WholeModel:
     visited: Collection[str]
     progress: Progress | None
 
-    name: ClassVar[str] = ""
+    @property
+    def name(self) -> str:
+        """Nothing: it is all there is."""
+        return ""
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -198,9 +187,6 @@ class WholeModel:
         if piece.weight is not None and not piece.weight.is_vector:
             self.model.copy.state_dict()[piece.tensor].copy_(values)
 
-    def finish(self) -> None:
-        """Nothing follows."""
-
 
 @dataclass(frozen=True, eq=False)
 class TensorReader:
@@ -235,7 +221,7 @@ class TensorReader:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelPart:
+class ModelPart(Segment):
     """A part of a model directory: a transformer block, or what is before or behind the blocks.
 
     Attributes:
@@ -246,7 +232,7 @@ class ModelPart:
         compressed: the part as far as it is compressed.
         runs: of both; None where no activations are looked at.
         processes: each has some of the batches.
-        finish: takes what was quantized last for good.
+        accept: takes what was quantized last for good.
     """
 
     group: TensorGroup
@@ -256,9 +242,7 @@ class ModelPart:
     compressed: LoadedPart
     runs: tuple[BlockRun, BlockRun] | None
     processes: Processes
-    finish: Callable[[], None]
-
-    entries: Mapping[str, Entry] = field(default_factory=dict)
+    accept: Callable[[], None]
 
     @property
     def name(self) -> str:
@@ -345,3 +329,7 @@ class ModelPart:
             rows = self.compressed.rows(piece.tensor)
             some = rows[piece.rows] if rows.ndim else rows
             some.copy_(values.reshape(some.shape))
+
+    def finish(self) -> None:
+        """Let the batches go on."""
+        self.accept()

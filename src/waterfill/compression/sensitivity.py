@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from waterfill.compression.kfac_statistics import (
     parameter_statistics,
 )
 from waterfill.compression.limits import SourceModels, TensorModel
-from waterfill.compression.loaded_parts import LoadedPart, PartLoader, sampled_weights, tensor_or_matrix
+from waterfill.compression.loaded_parts import LoadedPart, PartLoader, tensor_or_matrix
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.settings import Settings
 from waterfill.importance import UnfactoredForm, kronecker
@@ -45,8 +45,8 @@ from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import DataFree, QuadraticForm
 from waterfill.records import Layout, Weight
 
-SAMPLED = 1 << 16
-"""Values of a matrix that are looked at to foresee its bits without data."""
+FormFinder: TypeAlias = Callable[[Weight], QuadraticForm | None]
+"""Gives the form of a tensor of a checkpoint, or of a matrix of one; None where it is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,32 +158,6 @@ class ModelStatistics:
 # Without data
 
 
-def survey_weights(
-    source: CheckpointSource,
-    estimator: DataFree,
-    groups: Sequence[TensorGroup],
-    settings: Settings,
-    *,
-    exactly: bool = False,
-) -> ModelStatistics:
-    """Look at the weights of groups alone, at some rows of each that is not kept as it is."""
-    statistics, middle = ModelStatistics(groups, 1.0, exactly), groups[len(groups) // 2].name
-    for done, group in enumerate(groups):
-        statistics.components[group.name] = VarianceHistogram.none()
-        for weight, times in sampled_weights(source.checkpoint, group, source.kept, SAMPLED):
-            if weight.is_vector:
-                statistics.add_vector(group.name, weight)
-                continue
-            form = data_free_forms(estimator, {weight.name: weight})[weight.name]
-            statistics.add_matrix(group.name, weight, form, times)
-            if group.name == middle:
-                statistics.pilot[weight.name] = weight, form
-        statistics.sources.forget(group.tensors)  # they were fitted to some rows alone
-        settings.tell("look", done + 1, len(groups))
-    statistics.pilot_group = middle
-    return statistics
-
-
 def weight_sensitivity(estimator: DataFree, key: str, tensor: Tensor) -> TensorSensitivity:
     """What an estimator that needs no data says of a tensor."""
     layout = Layout(tuple(tensor.shape))
@@ -193,7 +167,13 @@ def weight_sensitivity(estimator: DataFree, key: str, tensor: Tensor) -> TensorS
 
 
 def survey_forms(
-    source: CheckpointSource, power: float, form_of: Callable[[Weight], QuadraticForm | None], *, exactly: bool = False
+    source: CheckpointSource,
+    power: float,
+    form_of: FormFinder,
+    settings: Settings,
+    *,
+    exactly: bool = False,
+    most: int | None = None,
 ) -> ModelStatistics:
     """Look at all tensors, of which an estimator says what errors cost without cross terms.
 
@@ -201,11 +181,14 @@ def survey_forms(
         source: the tensors.
         power: to which importances are taken.
         form_of: gives the form of a tensor, or of a matrix of one; None where it is not known.
+        settings: of the compression.
         exactly: see `ModelStatistics`.
+        most: values of a matrix that are looked at, about; what is found of them alone is not kept. None for all.
     """
     survey = _Survey(source, power, exactly=exactly)
-    for group in source.groups:
-        survey.learn_forms(group, form_of)
+    for done, group in enumerate(source.groups):
+        survey.learn_forms(group, form_of, most)
+        settings.tell("look", done + 1, len(source.groups))
     survey.estimate_unknown()
     return survey.found
 
@@ -381,10 +364,9 @@ class _Survey:
             weight = weight_of(key, tensor, _layout(each, tensor))
             form = None if each is None or place is None else self._know(weight, _range(place, each), each, keep=keep)
             self._count(group.name, weight, form, pilot)
-        if group.block is not None:
-            self.found.pilot, self.found.pilot_group = pilot, group.name
+        self._take_pilot(group, pilot)
 
-    def learn_forms(self, group: TensorGroup, form_of: Callable[[Weight], QuadraticForm | None]) -> None:
+    def learn_forms(self, group: TensorGroup, form_of: FormFinder, most: int | None) -> None:
         """Note what an estimator says about the tensors of a group."""
         self.found.components[group.name] = VarianceHistogram.none()
         pilot: dict[str, tuple[Weight, QuadraticForm]] = {}
@@ -392,13 +374,21 @@ class _Survey:
             tensor = tensor_or_matrix(self._checkpoint, key)
             if tensor.dtype not in CODED_DTYPES or not tensor.numel() or key.partition("[")[0] in self._source.kept:
                 continue
-            weight = weight_of(key, tensor, Layout(tuple(tensor.shape)))
+            step = max(1, -(-tensor.numel() // most)) if most and tensor.ndim > 1 else 1
+            some = tensor[::step]
+            weight = weight_of(key, some, Layout(tuple(some.shape)))
             form = form_of(weight)
-            if form is not None:
+            if form is not None and most is None:
                 self.found.known[key] = TensorSensitivity(weight.layout, form, None, form.factor, form.unit)
                 self._note_least(weight, form)
-            self._count(group.name, weight, form, pilot)
-        if group.block is not None:
+            self._count(group.name, weight, form, pilot, tensor.numel() / some.numel())
+        if most is not None:
+            self.found.sources.forget(keys_of(group, self._checkpoint.shapes))
+        self._take_pilot(group, pilot)
+
+    def _take_pilot(self, group: TensorGroup, pilot: dict[str, tuple[Weight, QuadraticForm]]) -> None:
+        """Take a block as the pilot; another group where there are no blocks."""
+        if pilot and (group.block is not None or not self.found.pilot):
             self.found.pilot, self.found.pilot_group = pilot, group.name
 
     def _count(
@@ -407,13 +397,14 @@ class _Survey:
         weight: Weight,
         form: QuadraticForm | None,
         pilot: dict[str, tuple[Weight, QuadraticForm]],
+        times: float = 1.0,
     ) -> None:
         if weight.is_vector:
             self.found.add_vector(group, weight, form)
         elif form is None:
             self._unknown.append((group, weight.name))
         else:
-            self.found.add_matrix(group, weight, form)
+            self.found.add_matrix(group, weight, form, times)
             pilot[weight.name] = weight, form
 
     def _know(self, weight: Weight, rows: slice, each: ParameterStatistics, *, keep: bool) -> QuadraticForm:

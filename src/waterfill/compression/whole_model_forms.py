@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,13 @@ from waterfill.bundle.parts import part_of
 from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.calibration import checked_forms, data_free_forms
 from waterfill.compression.checkpoint_source import CheckpointSource
+from waterfill.compression.sensitivity import FormFinder
 from waterfill.compression.settings import Settings
 from waterfill.importance import DiagonalForm
 from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.skeleton import Place, Skeleton
 from waterfill.protocols import DataFree, Estimator, QuadraticForm
 from waterfill.records import Floats, Weight
-
-FormFinder = Callable[[Weight], QuadraticForm | None]
-"""Gives the form of a tensor of a checkpoint, or of a matrix of one; None where it is not known."""
 
 
 def form_finder(estimator: Estimator, source: CheckpointSource, data: Sequence[Any], settings: Settings) -> FormFinder:

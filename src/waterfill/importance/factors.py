@@ -228,16 +228,19 @@ def _at_output(use: Use, signals: Sequence[Tensor], full: bool) -> tuple[Tensor 
     Returns:
         Float64 [groups, out, out] or None, and [rows, groups, places].
     """
-    total: Tensor | None = None
-    squares: Tensor | None = None
-    for signal in signals:
-        g = use.view.gradients(single(signal.reshape(use.rows, *signal.shape[use.lead :])))
-        squares = g.square() if squares is None else squares.addcmul_(g, g)
-        if full:
-            gram = _gram(g)
-            total = gram if total is None else total + gram
-    assert squares is not None
+    g = _gradients(use, signals[0])
+    total = _gram(g) if full else None
+    squares = g.square()
+    for signal in signals[1:]:
+        g = _gradients(use, signal)
+        squares.addcmul_(g, g)
+        total = None if total is None else total + _gram(g)
     return None if total is None else total.double(), squares.sum(2)
+
+
+def _gradients(use: Use, signal: Tensor) -> Tensor:
+    """The gradient at the output of a use, [rows, groups, outputs, places]."""
+    return use.view.gradients(single(signal.reshape(use.rows, *signal.shape[use.lead :])))
 
 
 def _at_input(use: Use, alive: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from waterfill.models.batches import (
 )
 from waterfill.models.capture import Tape, Variables, variables
 from waterfill.models.uses import Use
+from waterfill.processes import current_processes
 from waterfill.protocols import Progress
 
 SITE_BYTES = 2**28
@@ -128,22 +129,55 @@ class Seen(ABC):
             CalibrationError: the batch does not fit the model.
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
+        here = self.prepared_for(batch, index)
+        return replace(here, moments=self.moments.merge(here.seen(batch, index)))
+
+    def prepared_for(self, batch: Any, index: int | None = None) -> Self:
+        """The same with a plan for everything that a batch meets; it is not taken in.
+
+        Args:
+            batch: as in `update`.
+            index: number of the batch, for error messages.
+
+        Raises:
+            CalibrationError: the batch does not fit the model.
+            UnsupportedModelError: gradients do not reach the output.
+        """
+        with differentiable(self.model):
+            return replace(self, plan=self.planned(self._on_device(split(batch)[0]), index))
+
+    def seen(self, batch: Any, index: int | None = None) -> Moments:
+        """Sums over one batch alone, by the plan.
+
+        Args:
+            batch: as in `update`; the state is prepared for it.
+            index: number of the batch, for error messages.
+
+        Raises:
+            CalibrationError: the batch does not fit the model.
+            UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
+        """
         inputs, target = split(batch)
         samples = num_samples(inputs)
         generator = torch.Generator().manual_seed(self.seed ^ fingerprint(inputs))
-        inputs = map_tensors(inputs, lambda t: full_precision(t).to(device_of(self.model)).contiguous())
+        inputs = self._on_device(inputs)
+        most = max(_SAMPLES_TOGETHER, SITE_BYTES // (self.together * 4 * self.plan.site_values))
+        size = math.ceil(samples / math.ceil(samples / most))
+        found: Moments | None = None
         with differentiable(self.model):
-            here = replace(self, plan=self.planned(inputs, index))
-            most = max(_SAMPLES_TOGETHER, SITE_BYTES // (self.together * 4 * here.plan.site_values))
-            size = math.ceil(samples / math.ceil(samples / most))
             for start in range(0, samples, size):
                 part = take(inputs, start, start + size)
                 labels = target
                 if target is not None and target.ndim and len(target) == samples:
                     labels = target[start : start + size]
-                seen = here.measure(part, labels, generator, index)
-                here = replace(here, moments=here.moments.merge(seen))
-        return here
+                seen = self.measure(part, labels, generator, index)
+                found = seen if found is None else found.merge(seen)
+        assert found is not None  # every batch has samples
+        return found
+
+    def _on_device(self, inputs: Inputs) -> Inputs:
+        """Inputs as the model takes them, in single precision at least."""
+        return map_tensors(inputs, lambda t: full_precision(t).to(device_of(self.model)).contiguous())
 
     def merge(self, other: Self) -> Self:
         """Add what another state of the same model and importance has seen.
@@ -183,7 +217,7 @@ class State(Seen):
 
 
 def run(state: S, data: Iterable[Any], progress: Progress | None) -> S:
-    """Take in all batches.
+    """Take in all batches, each process of a compression every n-th; batch after batch is added up in all of them.
 
     Args:
         state: the state before.
@@ -191,11 +225,24 @@ def run(state: S, data: Iterable[Any], progress: Progress | None) -> S:
         progress: called with ("importance", done, total) after every batch.
     """
     total = len(data) if isinstance(data, Sized) else 0
-    for index, batch in enumerate(data):
-        state = state.update(batch, index=index)
+    plans = _prepared_states(state, data)
+    for index, (seen, plan) in enumerate(current_processes().map(_seen_by, plans)):
+        state = replace(state, plan=plan, moments=state.moments.merge(seen))
         if progress is not None:
             progress("importance", index + 1, max(index + 1, total))
     return state
+
+
+def _prepared_states(state: S, data: Iterable[Any]) -> Iterator[tuple[S, Any]]:
+    """For every batch a state that is prepared for it and those before; so all processes have the same plans."""
+    for index, batch in enumerate(data):
+        state = state.prepared_for(batch, index)
+        yield state, batch
+
+
+def _seen_by(index: int, prepared: tuple[Seen, Any]) -> tuple[Moments, Plan]:
+    state, batch = prepared
+    return state.seen(batch, index), state.plan
 
 
 def begin(model: nn.Module, source: Source, *, fold_norms: bool = True) -> State:

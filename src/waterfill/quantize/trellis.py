@@ -111,11 +111,9 @@ class Trellis:
 
     def _solve(self, problem: Problem, zero: bool, log_states: int) -> Found:
         """A path, with few states until the last two rounds."""
-        fit, found = problem.start(zero), None
-        for left in range(self.rounds, 0, -1):
-            found = problem.solve(fit, states_of(left, log_states), found, last=left == 1)
-            fit = found.fit
-        assert found is not None
+        found = problem.solve(problem.start(zero), states_of(self.rounds, log_states), last=self.rounds == 1)
+        for left in range(self.rounds - 1, 0, -1):
+            found = problem.solve(found.fit, states_of(left, log_states), found, last=left == 1)
         return found
 
     def _choices(self, problem: Problem, room: int) -> list[tuple[bool, int]]:
@@ -207,7 +205,7 @@ class Problem:
         nearest = np.rint(self.x / 2).astype(np.int32)
         return path_spread.start(nearest.reshape(nearest.shape[0], -1), self.layout, zero, self.steps)
 
-    def solve(self, fit: PathFit, log_states: int, before: Found | None, *, last: bool = False) -> Found:
+    def solve(self, fit: PathFit, log_states: int, before: Found | None = None, *, last: bool = False) -> Found:
         """The best path under the tables of a fit and the centroids of the one before, with both fitted to it."""
         from waterfill.quantize import trellis_kernels as kernels
 

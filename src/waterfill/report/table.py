@@ -93,8 +93,7 @@ def _two_row(index: int, name: str, a: TensorReport | None, b: TensorReport | No
     rates = [None if row is None else row.rate for row in (a, b)]
     gaps = [None if row is None else row.gap for row in (a, b)]
     losses = [None if row is None else row.distortion for row in (a, b)]
-    some = a or b
-    assert some is not None  # the name is of one of them
+    some = next(row for row in (a, b) if row is not None)  # the name is of one of them
     more, faster = _difference(sizes), _difference(rates)
     quotient = losses[1] / losses[0] if losses[0] and losses[1] is not None else None
     return [

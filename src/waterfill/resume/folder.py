@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from waterfill.atomic import write_atomically
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.processes import ALONE, Processes
 from waterfill.protocols import QuadraticForm
 from waterfill.resume.description import digest
 from waterfill.resume.facts import Fingerprint
@@ -51,8 +52,16 @@ class Memo:
         del key
         return compute()
 
-    def forms(self, compute: Callable[[], Mapping[str, QuadraticForm]]) -> Mapping[str, QuadraticForm]:
-        """What errors cost, by name. Forms of other classes than the package's are not kept but computed again."""
+    def forms(
+        self, compute: Callable[[], Mapping[str, QuadraticForm]], processes: Processes = ALONE
+    ) -> Mapping[str, QuadraticForm]:
+        """What errors cost, by name. Forms of other classes than the package's are not kept but computed again.
+
+        Args:
+            compute: makes them.
+            processes: those that make them together, or none of which does: each has a folder of its own.
+        """
+        del processes
         return compute()
 
 
@@ -89,11 +98,13 @@ class WorkFolder(Memo):
         found = self._recall(name)
         return cast(T, found[0] if found else self._keep(name, pack(compute())))
 
-    def forms(self, compute: Callable[[], Mapping[str, QuadraticForm]]) -> Mapping[str, QuadraticForm]:
+    def forms(
+        self, compute: Callable[[], Mapping[str, QuadraticForm]], processes: Processes = ALONE
+    ) -> Mapping[str, QuadraticForm]:
         """See `Memo`."""
         names = self._recall(self._name(("forms",)))
         found = {name: self._recall(self._name(("form", name))) for name in (names[0] if names else ())}
-        if names and all(found.values()):
+        if all(processes.all_gather(bool(names and all(found.values())))):
             return {name: form[0] for name, form in found.items() if form}
         computed = compute()
         try:
