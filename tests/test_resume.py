@@ -310,7 +310,7 @@ DIFFERENCES = [
     ({"include": ["*.weight"]}, "option include is ('*.weight'), was ()"),
     ({"fold_norms": False}, "option fold_norms is False, was True"),
     ({"output": "values"}, "option output is 'values', was 'logits'"),
-    ({"quantizers": [Scalar()]}, "option quantizers is (Scalar("),
+    ({"quantizers": [Scalar()]}, "option quantizer is Scalar("),
     ({"importance": kl(temperature=2.0)}, "option importance is kl(temperature=2.0"),
     ({"model": with_weight(lambda w: w[1].mul_(1.0001))}, "weights of 3.weight differ"),
     ({"model": net(1)}, "weights of 0.weight, 0.bias, 3.weight and 3 more differ"),

@@ -266,6 +266,17 @@ def test_embeddings_and_the_head(directories, name):
         close(diagonal[~seen], mass.expand(int((~seen).sum()), 32))
 
 
+def test_tokens_at_padding_are_not_seen(directories):
+    batch = padded(1)[0]
+    case, front = Case(directories("llama"), batch), ExactSum(Processes())
+    back = OutputGradient(case.signal, 5.0)
+    add_batch(front, case.outside.parameters, lambda: case.forward.embed(batch).hidden, back)
+    ids, there = batch["input_ids"].flatten(), batch["attention_mask"].bool().flatten()
+    found = front.totals()["tokens:model.embed_tokens.weight"]
+    assert torch.equal(found, torch.bincount(ids[there], minlength=97).double())
+    assert not torch.equal(found, torch.bincount(ids, minlength=97).double())
+
+
 def test_a_table_of_positions_that_all_samples_read_once(directories):
     """GPT-2 looks positions up without samples, so that those come back together."""
     case = Case(directories("gpt2"), batches(1)[0])

@@ -122,9 +122,16 @@ def _statistics(name: str, uses: list[Use], gradients: list[Tensor], back: Outpu
     whole = back.samples if all(map(back.has_all, (use.rows for use in uses))) else 1
     found = {f"squares:{name}": square_sum(uses, [[g] for g in gradients], whole, "major")}
     if all(isinstance(use.view, Tokens) for use in uses):
-        counts = [torch.bincount(use.x, minlength=use.view.layout.shape[0]) for use in uses if use.x is not None]
+        counts = [_tokens(use, g) for use, g in zip(uses, gradients, strict=True)]
         found[f"tokens:{name}"] = torch.stack(counts).sum(0).double()
     return found
+
+
+def _tokens(use: Use, gradient: Tensor) -> Tensor:
+    """How often each token came where it has a part in the output; padding has none."""
+    assert use.x is not None
+    alive = gradient.reshape(use.rows, -1).ne(0).any(1)
+    return torch.bincount(use.x.reshape(-1)[alive], minlength=use.view.layout.shape[0])
 
 
 def _products(name: str, use: Use, gradient: Tensor, samples: int) -> dict[str, Tensor]:
