@@ -30,7 +30,8 @@ CASES = ("resnet20", "stories", "stories-directory", "stories-no-data", "minilm"
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 TAKEN = {"CPU s": "cpu", "CPU s of the call": "call_cpu", "wall s of the call": "call_wall"}
-TEXT = """Each case is a process of its own with two threads, the trees one after the other. *CPU s* are user and system
+TEXT = """Each case is a process of its own, the trees one after the other. Libraries have one thread, for threads that
+wait for others burn CPU seconds on a busy machine; tensors are quantized on all cores. *CPU s* are user and system
 seconds of the whole process, without those that numba took to compile kernels (a first run of a tree does, and its
 memory is larger for it); *of the call* are those from the call to the
 written file, after everything was imported and a small network was compressed. *Peak* is the largest resident memory of
@@ -108,7 +109,7 @@ class Run:
         path = {"PYTHONPATH": str(self.tree.path / "src")}
         done = subprocess.run(
             [sys.executable, script, step, self.case, *folders],
-            env=os.environ | dict.fromkeys(THREADS, "2") | path,
+            env=os.environ | dict.fromkeys(THREADS, "1") | path,
             stdout=subprocess.PIPE,
             text=True,
             check=True,
