@@ -11,7 +11,7 @@ from families import batches, padded
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.checkpoint_groups import groups_of
-from waterfill.compression.kfac_statistics import TIED, OutputGradient, add_batch, parameter_statistics
+from waterfill.compression.kfac_statistics import TIED, OutputGradient, add_batch, add_last_batch, parameter_statistics
 from waterfill.compression.loaded_parts import PartLoader
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
@@ -211,7 +211,7 @@ def ends(case):
     out_signal = torch.randn(output.shape)
     parameters, run = case.outside.parameters, partial(forward.head, batches(1)[0], at)
     gradient = add_batch(back, parameters, run, OutputGradient(out_signal, 5.0), at)
-    add_batch(front, parameters, lambda: forward.embed(batches(1)[0]).hidden, OutputGradient(signal, 5.0))
+    add_last_batch(front, parameters, lambda: forward.embed(batches(1)[0]).hidden, OutputGradient(signal, 5.0))
     return out_signal, gradient, back.totals(), front.totals()
 
 
@@ -270,7 +270,7 @@ def test_tokens_at_padding_are_not_seen(directories):
     batch = padded(1)[0]
     case, front = Case(directories("llama"), batch), ExactSum(Processes())
     back = OutputGradient(case.signal, 5.0)
-    add_batch(front, case.outside.parameters, lambda: case.forward.embed(batch).hidden, back)
+    add_last_batch(front, case.outside.parameters, lambda: case.forward.embed(batch).hidden, back)
     ids, there = batch["input_ids"].flatten(), batch["attention_mask"].bool().flatten()
     found = front.totals()["tokens:model.embed_tokens.weight"]
     assert torch.equal(found, torch.bincount(ids[there], minlength=97).double())

@@ -13,8 +13,10 @@ from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.checkpoint_groups import groups_of
 from waterfill.compression.layer_stages import SHRINKAGE, BlockRun, agreed, input_moments, stages
 from waterfill.compression.loaded_parts import PartLoader
+from waterfill.compression.sensitivity import CrossedSensitivity
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.forms import DiagonalForm
 from waterfill.models.embedder import Embedder
 from waterfill.models.skeleton import Skeleton
 from waterfill.processes import Processes
@@ -86,6 +88,11 @@ class Two(nn.Module):
         return self.second(hidden) + self.beside(hidden)
 
 
+def rows_alone(layout, rows):
+    """What is known of a matrix: its factor over rows."""
+    return CrossedSensitivity.of_rows(layout, rows, DiagonalForm(np.ones((1, 1), np.float32)), "")
+
+
 @pytest.fixture
 def two():
     """The original, the compressed one, and three batches of inputs with the positions that count."""
@@ -119,8 +126,7 @@ def compared(two, names=("second.weight", "beside.weight")):
 def target(moments, matrix):
     """Where a matrix aims."""
     layout = Layout(tuple(matrix.shape))
-    form = moments.form(np.ones(len(matrix)), 1.0, "")
-    return moments.layer_inputs(layout, form).target(Weight("w", matrix, layout)).matrix
+    return moments.layer_inputs(rows_alone(layout, np.ones(len(matrix)))).target(Weight("w", matrix, layout)).matrix
 
 
 def test_inputs_are_compared_at_the_positions_that_count(two):
@@ -164,8 +170,10 @@ def test_the_form_has_the_rows_and_the_inputs_of_now(two):
     found = compared(two)["second.weight"]
     columns = found.seen.numpy() / np.trace(found.seen.numpy())
     expected = KroneckerForm(rows, columns[None], "", 39.0).shrunk()
-    np.testing.assert_allclose(found.form(rows, 1.0, "").rows, expected.rows)
-    np.testing.assert_allclose(found.form(rows, 1.0, "").columns, expected.columns, atol=1e-15)
+    np.testing.assert_allclose(found.form(rows_alone(Layout((len(rows), len(found.seen))), rows)).rows, expected.rows)
+    np.testing.assert_allclose(
+        found.form(rows_alone(Layout((len(rows), len(found.seen))), rows)).columns, expected.columns, atol=1e-15
+    )
 
 
 # Experts

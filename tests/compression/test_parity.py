@@ -17,7 +17,7 @@ from waterfill.compression import block_by_block, layer_stages, presets  # noqa:
 from waterfill.compression.api import _source  # noqa: E402
 from waterfill.compression.block_by_block import BlockWalk, StoredWalk, walk_directory  # noqa: E402
 from waterfill.compression.calibration import prepare  # noqa: E402
-from waterfill.compression.in_memory import InMemoryWalk  # noqa: E402
+from waterfill.compression.in_memory import InMemoryWalk, filled  # noqa: E402
 from waterfill.compression.limits import SourceModels  # noqa: E402
 from waterfill.compression.rate_control import ConstantLevel  # noqa: E402
 from waterfill.compression.settings import Settings  # noqa: E402
@@ -135,7 +135,7 @@ def test_the_same_measurement(both):
     if walked.measured is None:
         assert walk.model is None
         return
-    measured, distances = walk.model.measure(walk.filled(walk.trial(walk.draft(LEVELS[True]))))
+    measured, distances = walk.model.measure(filled(walk.model, walk.trial(walk.draft(LEVELS[True]))))
     assert walked.measured.compressed.kl == pytest.approx(
         measured.kl, rel=0.3
     )  # without last positions, and another table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from waterfill.compression import target_correction
 from waterfill.compression.statistics_correction import correct_statistics
-from waterfill.compression.target_correction import RIDGE, Requantization, compared, sampled
+from waterfill.compression.target_correction import RIDGE, Requantization, compare_inputs, sampled
 from waterfill.importance.factored import SHRINKAGE
 from waterfill.models import clone
 from waterfill.models.state_dict import weight_of
@@ -59,7 +59,7 @@ def least_squares(call, w, x, other):
 
 def target(call, w, x, other):
     view, own = seen(call, w, x)
-    return values(compared(view, sampled(view, own, ALL), seen(call, w, other)[1]), w)
+    return values(compare_inputs(view, sampled(view, own, ALL), seen(call, w, other)[1]), w)
 
 
 def values(inputs, tensor):

@@ -12,7 +12,7 @@ _DEAD = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class ChannelMoments:
     """Mean and variance of every channel over all samples and positions.
 
     Attributes:
@@ -34,7 +34,7 @@ class Moments:
         return self.variance > floor
 
 
-def measure(values: Tensor, axis: int) -> Moments:
+def measure(values: Tensor, axis: int) -> ChannelMoments:
     """The moments of one call.
 
     Args:
@@ -44,10 +44,10 @@ def measure(values: Tensor, axis: int) -> Moments:
     wide = values.detach()[None].double()
     positions = [i for i in range(wide.ndim) if i != (axis if axis < 0 else axis + 1) % wide.ndim]
     variance, mean = torch.var_mean(wide, dim=positions, correction=0)
-    return Moments(wide.numel() // mean.numel(), mean.cpu(), variance.cpu(), torch.finfo(values.dtype).eps)
+    return ChannelMoments(wide.numel() // mean.numel(), mean.cpu(), variance.cpu(), torch.finfo(values.dtype).eps)
 
 
-def merge(a: Moments, b: Moments) -> Moments:
+def merge(a: ChannelMoments, b: ChannelMoments) -> ChannelMoments:
     """The moments of two sets of calls together.
 
     Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
@@ -56,4 +56,4 @@ def merge(a: Moments, b: Moments) -> Moments:
     part = b.count / count
     shift = b.mean - a.mean
     variance = a.variance * (1 - part) + b.variance * part + shift.square() * (part * (1 - part))
-    return Moments(count, a.mean + shift * part, variance, max(a.precision, b.precision))
+    return ChannelMoments(count, a.mean + shift * part, variance, max(a.precision, b.precision))

@@ -16,7 +16,7 @@ from waterfill.compression.calibration import PreparedModel, data_free, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch, Staging
 from waterfill.compression.encoder import only_quantizer
-from waterfill.compression.in_memory import Candidate, InMemoryWalk
+from waterfill.compression.in_memory import FileCandidate, InMemoryWalk
 from waterfill.compression.level_search import fixed_candidate, search
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.memory import directory_memory
@@ -290,7 +290,7 @@ def _compressed(
     return _result(search(walks, target, curves=len(powers) > 1 and effort in MEASURED), target)
 
 
-def _result(found: Candidate, target: Target | None) -> CompressionResult:
+def _result(found: FileCandidate, target: Target | None) -> CompressionResult:
     walk = found.walk
     return CompressionResult(
         data=found.packed.data,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from waterfill.compression.activation_moments import Moments
+from waterfill.compression.activation_moments import ChannelMoments
 from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models.patterns import listed
 from waterfill.models.torch_module import norm_fields, scale_and_shift, storage_key
@@ -47,7 +47,7 @@ class BiasSite:
 
         return layer.register_forward_hook(hook)
 
-    def correct(self, wanted: Moments, found: Moments) -> Tensor:
+    def correct(self, wanted: ChannelMoments, found: ChannelMoments) -> Tensor:
         """Move the bias, and return what must be added to an output that was computed with the old one, float64."""
         bias = self.layer.bias
         assert isinstance(bias, Tensor)
@@ -55,7 +55,7 @@ class BiasSite:
         _write([bias], [before + wanted.mean - found.mean])
         return (bias.detach().cpu().double() - before).reshape([-1] + [1] * (-1 - self.axis))
 
-    def try_out(self, wanted: Moments, found: Moments) -> Tensor:
+    def try_out(self, wanted: ChannelMoments, found: ChannelMoments) -> Tensor:
         """Return the same, but leave the bias as it is."""
         bias = self.layer.bias
         assert isinstance(bias, Tensor)
@@ -92,7 +92,7 @@ class NormSite:
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def correct(self, wanted: Moments, found: Moments) -> None:
+    def correct(self, wanted: ChannelMoments, found: ChannelMoments) -> None:
         """Set scale and shift to s' and t'; the layer goes on to use them by itself."""
         alive = wanted.alive & found.alive
         ratio = (wanted.variance / found.variance).clamp(1 / _MAX_RATIO, _MAX_RATIO)
@@ -101,7 +101,7 @@ class NormSite:
         write = _write_affine if self.norm.weight is not None else _write_statistics
         write(self.norm, scale, target, found.mean)
 
-    def try_out(self, wanted: Moments, found: Moments) -> None:
+    def try_out(self, wanted: ChannelMoments, found: ChannelMoments) -> None:
         """Do the same for one call; the next correction does not build on it."""
         self.correct(wanted, found)
 

@@ -176,7 +176,7 @@ class DirectorySearch:
         """Base-2 logarithm of a level to begin at: errors that fill it add up to the distortion."""
         aim = self.target.value * (10 if self.target.name == "tolerance" else 1)
         known = self.walk.statistics.known.values()
-        factor = next((each.factor for each in known), 1.0)
+        factor = next((each.form.factor for each in known if each.form is not None), 1.0)
         return math.log2(aim / (factor * max(1, self.walk.source.floating_values)))
 
     def _losses(self) -> Callable[[DirectoryCandidate], float]:

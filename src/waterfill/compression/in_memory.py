@@ -33,6 +33,7 @@ from waterfill.compression.segments import Segment, StoredTensors, WholeModel, e
 from waterfill.compression.settings import Settings
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
+from waterfill.errors import CalibrationError
 from waterfill.evaluation import Evaluation
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.models import torch_module
@@ -73,7 +74,7 @@ class Draft:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class FileCandidate:
     """A finished file.
 
     Attributes:
@@ -83,7 +84,7 @@ class Candidate:
         packed: the file.
         report: what is told of it.
         measured: on the calibration data; None without.
-        distances: of every output from that of the original, on the data to choose by; None without data.
+        distances: of every output from that of the original, on the data to choose by; empty without data.
         untuned: distortion before tuning; None where nothing was tuned.
     """
 
@@ -93,7 +94,7 @@ class Candidate:
     packed: container.Packed
     report: ReportBuilder
     measured: Evaluation | None = None
-    distances: NDArray[np.float64] | None = None
+    distances: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     untuned: float | None = None
 
     @property
@@ -109,7 +110,7 @@ class Candidate:
     @property
     def held_out(self) -> float | None:
         """The same on the data to choose by."""
-        return None if self.distances is None else float(self.distances.mean())
+        return float(self.distances.mean()) if self.distances.size else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,17 @@ class InMemoryWalk:
     def model(self) -> CalibratedModel | None:
         """The module with its data; None without data."""
         return self.prepared.model
+
+    @property
+    def calibrated(self) -> CalibratedModel:
+        """The module with its data.
+
+        Raises:
+            CalibrationError: there are no data.
+        """
+        if self.model is None:
+            raise CalibrationError("The quality of a model is measured on data, but there are none; pass data.")
+        return self.model
 
     @property
     def inventory(self) -> Inventory:
@@ -242,12 +254,12 @@ class InMemoryWalk:
 
     # Candidates
 
-    def finish(self, draft: Draft) -> Candidate:
+    def finish(self, draft: Draft) -> FileCandidate:
         """Quantize in sequence and correct statistics on the way, then price, encode, and measure."""
         found = self.trial(draft)
         return found if self.tune is None or self.model is None else self._tuned(found, self.model, self.tune)
 
-    def trial(self, draft: Draft) -> Candidate:
+    def trial(self, draft: Draft) -> FileCandidate:
         """The same without tuning."""
         segment = self._segment()
         coded = quantize_segment(segment, draft.water_level, self.encoder, self.sources, draft.quantized)
@@ -270,7 +282,7 @@ class InMemoryWalk:
         ]
         return [name for name in dense if name in model.observed.matrix_inputs]
 
-    def _candidate(self, water_level: float, coded: CodedSegment) -> Candidate:
+    def _candidate(self, water_level: float, coded: CodedSegment) -> FileCandidate:
         """Price and encode a segment: that of the first process, from which others may be a rounding away."""
         coded = self.settings.processes.broadcast(coded)
         report = ReportBuilder(self.corrections)
@@ -279,23 +291,17 @@ class InMemoryWalk:
         packed = coded.pack(facts)
         whole = ReportBuilder(self.corrections)
         whole.add(coded, packed)
-        return Candidate(self, water_level, coded, packed, whole)
+        return FileCandidate(self, water_level, coded, packed, whole)
 
-    def filled(self, candidate: Candidate) -> torch.nn.Module:
-        """The copy of the model with the values of a candidate, until it is filled with others."""
-        assert self.model is not None  # nothing is filled without data
-        torch_module.fill(self.model.copy, dict(WaterfillFile(candidate.packed.data).tensors()))
-        return self.model.copy
-
-    def _measured(self, candidate: Candidate) -> Candidate:
+    def _measured(self, candidate: FileCandidate) -> FileCandidate:
         if self.model is None:
             return candidate
-        measured, distances = self.model.measure(self.filled(candidate))
+        measured, distances = self.model.measure(filled(self.model, candidate))
         return replace(candidate, measured=measured, distances=distances)
 
-    def _tuned(self, found: Candidate, model: CalibratedModel, tune: Tune) -> Candidate:
+    def _tuned(self, found: FileCandidate, model: CalibratedModel, tune: Tune) -> FileCandidate:
         """A candidate with tuned vectors, or itself where it measures better."""
-        copy, part = self.filled(found), model.fitting
+        copy, part = filled(model, found), model.fitting
         names = [name for name, weight in self.inventory.weights.items() if weight.is_vector]
         values = self.settings.memo.once(
             ("tuned", found.packed.data, tune),
@@ -311,7 +317,7 @@ class InMemoryWalk:
         better = tuned if (tuned.held_out or 0) < (found.held_out or 0) else found
         return replace(better, untuned=found.distortion)
 
-    def _with_vectors(self, found: Candidate, vectors: Mapping[str, Weight]) -> CodedSegment:
+    def _with_vectors(self, found: FileCandidate, vectors: Mapping[str, Weight]) -> CodedSegment:
         """The tensors of a candidate, with other vectors."""
         inventory = self.inventory
 
@@ -401,6 +407,12 @@ class InMemoryWalk:
             return decoded_matrix(weight, quantized[name]) if name in quantized else weight.matrix
 
         return assemble_one(name, self.inventory.entries, matrix, self.inventory.exact)
+
+
+def filled(model: CalibratedModel, candidate: FileCandidate) -> torch.nn.Module:
+    """Fill the copy of a model with the values of a candidate."""
+    torch_module.fill(model.copy, dict(WaterfillFile(candidate.packed.data).tensors()))
+    return model.copy
 
 
 def _loss(job: Job, quantized: Quantized) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.importance.state import SITE_BYTES
 from waterfill.models.batches import Inputs, call, evaluation, map_tensors, num_samples, split, take, tensors_in
 
 BUDGET_BYTES = 1 << 30
@@ -18,6 +19,8 @@ _LIVE_LAYERS = 4
 """How many times the largest input and output of a module are in memory at once, at the most."""
 _FEW_SAMPLES = 8
 """How many samples measure it."""
+_SIGNALS = 10
+"""For about so many signals gradients are kept at once."""
 
 
 def samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Inputs]:
@@ -39,9 +42,32 @@ def samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Inputs
 
 
 def activation_bytes(original: nn.Module, batches: Iterable[Any]) -> int:
-    """Bytes of what flows through a model at once where its statistics are corrected."""
+    """Bytes of what flows through a model at once: where its statistics are corrected, and where gradients come back.
+
+    Both are counted, for memory that was used in small pieces is seldom given back.
+    """
     with evaluation(original), torch.no_grad():
-        return sum(_activation_bytes(original, each) for each in samples_that_fit(original, batches))
+        parts = samples_that_fit(original, batches)
+        return sum(_activation_bytes(original, each) for each in parts) + _gradient_bytes(original, parts[0])
+
+
+def _gradient_bytes(model: nn.Module, inputs: Inputs) -> int:
+    """Memory for the gradients of some signals at all layers, and for what is kept to take them."""
+    samples = num_samples(inputs)
+    few = min(samples, _FEW_SAMPLES)
+    total = 0
+
+    def add(_module: nn.Module, _args: Any, output: Any) -> None:
+        nonlocal total
+        total += sum(t.numel() * t.element_size() for t in tensors_in(output))
+
+    layers = [module for module in model.modules() if not list(module.children())]
+    with ExitStack() as stack:
+        for module in layers:
+            stack.callback(module.register_forward_hook(add).remove)
+        call(model, take(inputs, 0, few))
+    most = max(_FEW_SAMPLES, SITE_BYTES * few // max(1, _SIGNALS * total))
+    return (_SIGNALS + _LIVE_LAYERS) * total * min(samples, most) // few
 
 
 def _activation_bytes(model: nn.Module, inputs: Inputs) -> int:

@@ -58,24 +58,38 @@ class OutputGradient:
 
 
 def add_batch(
+    sums: ExactSum, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], back: OutputGradient, at: Tensor
+) -> Tensor:
+    """Take in one batch, and send its gradient back.
+
+    Args:
+        sums: what is added to.
+        parameters: of the part, by name.
+        run: computes the output of the part.
+        back: what comes back to that output.
+        at: the input of the part; it requires gradients.
+
+    Returns:
+        The gradient at the input.
+    """
+    return _add(sums, parameters, run, back, [at])[0]
+
+
+def add_last_batch(
+    sums: ExactSum, parameters: Mapping[str, Tensor], run: Callable[[], Tensor], back: OutputGradient
+) -> None:
+    """Take in one batch of a part whose input has no gradient; arguments as of `add_batch`."""
+    _add(sums, parameters, run, back, [])
+
+
+def _add(
     sums: ExactSum,
     parameters: Mapping[str, Tensor],
     run: Callable[[], Tensor],
     back: OutputGradient,
-    at: Tensor | None = None,
-) -> Tensor | None:
-    """Take in one batch.
-
-    Args:
-        sums: what is added to.
-        parameters: of the piece, by name.
-        run: computes the output of the piece.
-        back: what comes back to that output.
-        at: an input of the piece that requires gradients.
-
-    Returns:
-        The gradient at that input.
-    """
+    inputs: list[Tensor],
+) -> tuple[Tensor, ...]:
+    """Take in one batch; gives the gradients at the inputs."""
     layouts = {name: Layout(tuple(tensor.shape)) for name, tensor in parameters.items()}
     for tensor in parameters.values():
         tensor.requires_grad_()
@@ -83,7 +97,7 @@ def add_batch(
         output = run()
     sites = list(tape.sites)
     unknown = [name for name in parameters if name in tape.missed]
-    wanted = [*sites, *(parameters[name] for name in unknown), *([] if at is None else [at])]
+    wanted = [*sites, *(parameters[name] for name in unknown), *inputs]
     found = torch.autograd.grad(output, wanted, back.signal.to(output), allow_unused=True)
     for tensor in parameters.values():
         tensor.requires_grad_(False)
@@ -97,7 +111,7 @@ def add_batch(
             values |= _statistics(name, [use for use, _ in reached], [g for _, g in reached], back)
     values["count:"] = torch.tensor([back.count])
     sums.add(values)
-    return None if at is None else found[-1]
+    return found[len(found) - len(inputs) :]
 
 
 def _statistics(name: str, uses: list[Use], gradients: list[Tensor], back: OutputGradient) -> dict[str, Tensor]:
@@ -205,19 +219,16 @@ class _Reader:
         squares, gram = self.totals.get(f"squares:{name}"), self.totals.get(f"gram:{name}")
         if gram is None or not float(gram.trace()) > 0:
             return None if squares is None else self._diagonal(name, squares, shape)
-        plain, turned = self.totals.get(f"plain:{name}"), self.totals.get(f"turned:{name}")
-        row_squares = plain if turned is None else turned
-        assert row_squares is not None  # every product adds one of the two
+        turned = f"turned:{name}" in self.totals
+        row_squares = self.totals[f"turned:{name}" if turned else f"plain:{name}"]
         columns, rows = gram.numpy() / float(gram.trace()), row_squares.numpy() / self.count
-        if (
-            squares is not None and turned is None
-        ):  # a table of tokens that is the last layer, too: errors are looked up
+        if squares is not None and not turned:  # a table of tokens that is the last layer, too: errors are looked up
             exact = rows[:, None] * np.diagonal(columns) + squares.numpy() / self.count
             return ParameterStatistics(self._form(exact), Layout(shape), reason=TIED)
         positions = float(self.totals[f"positions:{name}"])
         symmetric = ((columns + columns.T) / 2)[None]
         form = KroneckerForm(rows, symmetric, "", positions, factor=self.factor, unit=self.unit).shrunk()
-        return ParameterStatistics(form, Layout(shape, transposed=turned is not None), rows)
+        return ParameterStatistics(form, Layout(shape, transposed=turned), rows)
 
     def _diagonal(self, name: str, squares: Tensor, shape: tuple[int, ...]) -> ParameterStatistics:
         layout = Layout(shape)

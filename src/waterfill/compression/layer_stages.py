@@ -13,15 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from waterfill.compression.sensitivity import CrossedSensitivity
 from waterfill.compression.target_correction import LayerInputs
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.uses import Dense, View
 from waterfill.models.watch import ProductWatch
-from waterfill.records import Layout
 
 SHRINKAGE = 1.5
 """Share of the mean diagonal that is added to the products of inputs where a target is sought, times inputs over
@@ -121,28 +120,23 @@ class InputMoments:
     means: tuple[Tensor, Tensor] | None
     positions: float
 
-    def form(self, rows: NDArray[np.float64], factor: float, unit: str) -> KroneckerForm:
+    def form(self, known: CrossedSensitivity) -> KroneckerForm:
         """The importance for these inputs.
 
         Args:
-            rows: factor over rows that goes with a trace of 1.
-            factor: see `QuadraticForm`.
-            unit: likewise.
+            known: factor over rows that goes with a trace of 1, and the unit.
         """
         columns = self.seen.numpy()
         columns = columns / max(float(np.trace(columns)), 1e-300)
         symmetric = ((columns + columns.T) / 2)[None]
-        return KroneckerForm(rows, symmetric, "", self.positions, factor=factor, unit=unit).shrunk()
+        return KroneckerForm(
+            known.rows, symmetric, "", self.positions, factor=known.form.factor, unit=known.form.unit
+        ).shrunk()
 
-    def layer_inputs(self, layout: Layout, form: KroneckerForm) -> LayerInputs:
-        """What a target is sought by.
-
-        Args:
-            layout: how the layer reads the tensor.
-            form: what errors cost for these inputs.
-        """
+    def layer_inputs(self, known: CrossedSensitivity) -> LayerInputs:
+        """What a target is sought by, with what errors cost for these inputs; argument as of `form`."""
         change = None if self.change is None else self.change[None]
-        return LayerInputs(layout, self.seen[None], change, SHRINKAGE / self.positions, form)
+        return LayerInputs(known.layout, self.seen[None], change, SHRINKAGE / self.positions, self.form(known))
 
 
 def input_moments(

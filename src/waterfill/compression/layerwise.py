@@ -20,7 +20,7 @@ from waterfill.compression.target_correction import LayerInputs
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.files import exact_bytes
 from waterfill.reconstruct import errors
-from waterfill.records import Entry, Exact, Limits, Quantized
+from waterfill.records import Entry, Exact, Limits, Quantized, Weight
 
 AT_ONCE = 1 << 25
 """Weights that are quantized at once, about."""
@@ -160,17 +160,20 @@ class _Coder:
     def visit(self, names: Sequence[str], inputs: Mapping[str, LayerInputs]) -> dict[str, Tensor]:
         """Quantize matrices for targets of their own; gives the values that they get."""
         slices = [each for name in names for each in self.segment.slices_of(name)]
-        jobs = {each.entry.name: self._corrected(each, inputs[each.tensor]) for each in slices if each.weight}
+        jobs = {
+            each.entry.name: self._corrected(each, each.weight, inputs[each.tensor])
+            for each in slices
+            if each.weight is not None
+        }
         values = self._code(slices, jobs, NOTHING)
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for each in slices:
             parts[each.tensor].append(values[each.entry.name])
         return {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in parts.items()}
 
-    def _corrected(self, piece: TensorSlice, inputs: LayerInputs) -> Job:
-        assert piece.weight is not None  # slices without one are not visited
+    def _corrected(self, piece: TensorSlice, weight: Weight, inputs: LayerInputs) -> Job:
         form = piece.form if inputs.form is None else inputs.form.rows_of(piece.rows)
-        return self.encoder.job(inputs.target(piece.weight), form)
+        return self.encoder.job(inputs.target(weight), form)
 
     def _code(
         self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], known: Mapping[str, Quantized]

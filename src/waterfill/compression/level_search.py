@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from waterfill.compression.calibration import CalibratedModel
-from waterfill.compression.in_memory import Candidate, Draft, InMemoryWalk
+from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk, filled
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
@@ -47,7 +47,7 @@ COARSELY = 0.3
 """A first file is within this fraction of a target of quality; ways to share the bits are compared there."""
 
 
-def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = False) -> Candidate:
+def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = False) -> FileCandidate:
     """Find the candidate that meets a target; of several ways to share the bits, the one that measures best on data.
 
     The ways are the predicted ones and, with `curves`, measured ones. They are compared at one size, on data that
@@ -67,7 +67,7 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
     if target.is_size:
         size = target.size(first.inventory.floating_values)
         return _best_allocation(walks, size, curves=curves).largest(size)
-    losses = losses_of(first, target)
+    losses = losses_of(first.calibrated, target)
     untuned = replace(first, tune=None)
     start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
     best = _best_allocation(walks, start.size_bytes, curves=curves).walk
@@ -88,7 +88,7 @@ def _best_allocation(walks: Sequence[InMemoryWalk], size: float, *, curves: bool
         with suppress(TargetError):
             level = first.nearest(size - first.walk.limit_bytes, ABOUT).water_level
             ways += [_Files(walk) for walk in _with_curves(walks, level, model)]
-    best: tuple[_Files, Candidate] | None = None
+    best: tuple[_Files, FileCandidate] | None = None
     for files in ways:
         with suppress(TargetError):  # not even its coarsest file is that small
             candidate = files.trial(size)
@@ -112,7 +112,7 @@ def _with_curves(walks: Sequence[InMemoryWalk], water_level: float, model: Calib
     return found
 
 
-def _is_better(one: Candidate, other: Candidate) -> bool:
+def _is_better(one: FileCandidate, other: FileCandidate) -> bool:
     """Whether a candidate is nearer to the original than another on data to choose by, by more than chance.
 
     Their distances are compared as they would be at one size (6 dB a bit), output by output: some outputs are far off
@@ -125,8 +125,7 @@ def _is_better(one: Candidate, other: Candidate) -> bool:
     return bool(gain.mean() > SURELY * gain.std() / math.sqrt(max(1, gain.size - 1)))
 
 
-def _at_one_size(candidate: Candidate) -> NDArray[np.float64]:
-    assert candidate.distances is not None  # there are data
+def _at_one_size(candidate: FileCandidate) -> NDArray[np.float64]:
     numel = sum(item.symbols.size for item in candidate.coded.quantized.values())
     return np.asarray(candidate.distances * 2.0 ** (2 * 8 * candidate.size_bytes / max(1, numel)))
 
@@ -146,7 +145,7 @@ class _Files:
         self._drafts: dict[float, Draft] = {}
         self._growth: float | None = None
 
-    def trial(self, size: float) -> Candidate:
+    def trial(self, size: float) -> FileCandidate:
         """A corrected file of about this size, measured on data to choose by.
 
         Raises:
@@ -157,7 +156,7 @@ class _Files:
         self._growth = done.size_bytes - draft.size_bytes
         return done
 
-    def largest(self, limit: float) -> Candidate:
+    def largest(self, limit: float) -> FileCandidate:
         """The largest file of at most `limit` bytes.
 
         Finishing changes the size, and limits are named, so drafts aim at another size than the limit: by as much as
@@ -168,7 +167,7 @@ class _Files:
         """
         walk = self.walk
         aim = limit - (walk.limit_bytes if self._growth is None else self._growth)
-        fitting: list[Candidate] = []
+        fitting: list[FileCandidate] = []
         known: set[bytes] = set()
         try:
             for _ in range(TRIES):
@@ -244,19 +243,17 @@ def _below_floor(limit: float, floor: float, values: int) -> TargetError:
 # Qualities
 
 
-Losses = Callable[[Candidate], float]
+Losses = Callable[[FileCandidate], float]
 """What a candidate loses of the quality that is asked for."""
 
 
-def losses_of(walk: InMemoryWalk, target: Target) -> Losses:
+def losses_of(model: CalibratedModel, target: Target) -> Losses:
     """How to tell what a candidate loses.
 
     Raises:
         CalibrationError: top-1 accuracy is asked for, but the data have no integer targets, or the metric gives NaN, or
             something infinite for the original.
     """
-    model = walk.model
-    assert model is not None  # a target of quality has data
     if target.name == "distortion":
         return lambda candidate: or_infinite(candidate.distortion)
     if target.metric is None:
@@ -269,7 +266,7 @@ def losses_of(walk: InMemoryWalk, target: Target) -> Losses:
         return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
     metric, made = target.metric, model.processes.broadcast_made
     before = made(lambda: original_quality(metric, model.model, model.batches))
-    return lambda candidate: before - made(lambda: quality(metric, candidate.walk.filled(candidate), model.batches))
+    return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.batches))
 
 
 def or_infinite(loss: float | None) -> float:
@@ -310,7 +307,7 @@ def guessed_level(walk: InMemoryWalk, target: Target) -> float:
     return aim / (factor * max(1, count))
 
 
-def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, within: float) -> Candidate:
+def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, within: float) -> FileCandidate:
     """The smallest file that loses at most what the target allows, nearly.
 
     Args:
@@ -324,7 +321,7 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
         TargetError: even the finest steps lose more.
     """
 
-    def measure(fineness: float) -> Trial[Candidate]:
+    def measure(fineness: float) -> Trial[FileCandidate]:
         candidate = walk.finish(walk.draft(walk.mean_power * 2.0**-fineness))
         return Trial(fineness, losses(candidate), candidate)
 
@@ -349,7 +346,7 @@ def floor_of_quality(target: Target, floor: float) -> TargetError:
 # Quantizers of a fixed rate
 
 
-def fixed_candidate(walk: InMemoryWalk, target: Target | None) -> Candidate:
+def fixed_candidate(walk: InMemoryWalk, target: Target | None) -> FileCandidate:
     """The one file of quantizers that do not depend on the water level.
 
     Args:
@@ -360,7 +357,7 @@ def fixed_candidate(walk: InMemoryWalk, target: Target | None) -> Candidate:
         TargetError: it does not meet the target; the text says what it takes.
         CalibrationError: top-1 accuracy is asked for, but the data have no integer targets.
     """
-    losses = None if target is None or target.is_size else losses_of(walk, target)
+    losses = None if target is None or target.is_size else losses_of(walk.calibrated, target)
     candidate = walk.finish(walk.draft_fixed())
     if target is None:
         return candidate

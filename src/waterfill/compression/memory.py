@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.checkpoint_groups import TensorGroup, groups_of
+from waterfill.compression.target_correction import BUDGET_BYTES, MOST_POSITIONS
 from waterfill.compression.tensor_slices import LARGEST_SLICE
 from waterfill.errors import WaterfillError
 from waterfill.records import Inventory
@@ -21,6 +23,9 @@ DENSE = 7
 PROGRAM_BYTES = 500 << 20
 """Of the program and its libraries."""
 
+KERNEL_BYTES = 260 << 20
+"""Of compiled kernels and libraries that are loaded when a compression begins, beside what is there before."""
+
 CODING_BYTES = 72
 """Of a weight that is being coded, in all arrays of a search together."""
 
@@ -29,6 +34,9 @@ COPIES = 5
 
 PRODUCTS_KEPT = 3
 """Products of the inputs of a matrix that are kept at once: as they were estimated, damped, and to a power."""
+
+PRODUCTS_AT_WORK = 5
+"""Further ones of a matrix that is worked on."""
 
 LARGEST_PRODUCT = 16384
 """Inputs of a matrix up to which products are kept."""
@@ -42,7 +50,8 @@ class Memory:
         program: of the program and its libraries.
         weights: of the weights that are in memory at once, and their compressed twins.
         products: of products of inputs, and what is made of them.
-        activations: of hidden states, of all batches of a process.
+        activations: of hidden states, of all batches of a process; of a model in memory, of what flows through it and
+            what is kept of that.
         coding: of the search in the largest tensors.
     """
 
@@ -94,18 +103,29 @@ def model_memory(inventory: Inventory, activations: int | None) -> Memory:
 
     Args:
         inventory: the tensors of the model.
-        activations: bytes of what flows through the model at once; None without data.
+        activations: bytes of what flows through the model at once, and of gradients there; None without data.
     """
+    program = max(PROGRAM_BYTES, held_bytes() + KERNEL_BYTES)
     sizes = [weight.matrix.size for weight in inventory.weights.values()]
     cores = os.cpu_count() or 1
-    coding = CODING_BYTES * min(cores * max(sizes, default=0), sum(sizes))
+    coding = CODING_BYTES * sum(sorted(sizes)[-cores:])
     weights = 4 * COPIES * sum(sizes)
     if activations is None:
-        return Memory(PROGRAM_BYTES, weights, 0, 0, coding)
+        return Memory(program, weights, 0, 0, coding)
     matrices = [weight.matrix.shape[1] for weight in inventory.weights.values() if not weight.is_vector]
-    inputs = [size for size in matrices if size <= LARGEST_PRODUCT]
-    products = 8 * (PRODUCTS_KEPT * sum(size**2 for size in inputs) + cores * 5 * max(inputs, default=0) ** 2)
-    return Memory(PROGRAM_BYTES, weights, products, activations, coding)
+    squares = sorted(size**2 for size in matrices if size <= LARGEST_PRODUCT)
+    products = 8 * (PRODUCTS_KEPT * sum(squares) + PRODUCTS_AT_WORK * sum(squares[-cores:]))
+    kept = min(BUDGET_BYTES, 4 * MOST_POSITIONS * sum(matrices))
+    return Memory(program, weights, products, activations + kept, coding)
+
+
+def held_bytes() -> int:
+    """Bytes of memory that this process has now, with the model and the data; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _experts(checkpoint: Checkpoint, groups: Sequence[TensorGroup]) -> int:

@@ -16,7 +16,7 @@ from waterfill.compression.calibration import CalibratedModel
 from waterfill.compression.checkpoint_groups import TensorGroup
 from waterfill.compression.layer_stages import BlockRun, InputMoments, agreed, input_moments, stages
 from waterfill.compression.loaded_parts import LoadedPart
-from waterfill.compression.sensitivity import TensorSensitivity
+from waterfill.compression.sensitivity import CrossedSensitivity, TensorSensitivity
 from waterfill.compression.statistics_correction import correct
 from waterfill.compression.target_correction import LayerInputs, Requantization, Visit
 from waterfill.compression.tensor_slices import TensorSlice, WholeTensor
@@ -208,12 +208,12 @@ class TensorReader:
         known = self.known.get(key)
         if known is None:
             return WholeTensor(key, tensor, Layout(tuple(tensor.shape)), None, self.why_kept(key))
-        return WholeTensor(key, tensor, known.layout, known.diagonal, self.why_kept(key), known.reason)
+        return WholeTensor(key, tensor, known.layout, known.form, self.why_kept(key), known.reason)
 
-    def is_crossed(self, key: str) -> bool:
-        """Whether errors of a tensor are priced with cross terms, for inputs that are measured again."""
-        known = self.known.get(key)
-        return known is not None and known.rows is not None and not self.why_kept(key)
+    def crossed(self, keys: Iterable[str]) -> dict[str, CrossedSensitivity]:
+        """The tensors whose errors are priced with cross terms, for inputs that are measured again."""
+        found = {key: self.known.get(key) for key in keys if not self.why_kept(key)}
+        return {key: each for key, each in found.items() if isinstance(each, CrossedSensitivity)}
 
     def why_kept(self, key: str) -> str:
         """Why a tensor is stored without loss; empty where it is coded."""
@@ -250,11 +250,11 @@ class ModelPart(Segment):
         return self.group.name
 
     @property
-    def _crossed(self) -> list[str]:
-        """Names of the matrices that are visited."""
+    def _crossed(self) -> dict[str, CrossedSensitivity]:
+        """The matrices that are visited, by name."""
         if self.runs is None:
-            return []
-        return [key for key in self.keys if self.reader.is_crossed(key) and key in self.original.places]
+            return {}
+        return self.reader.crossed(key for key in self.keys if key in self.original.places)
 
     def start(self) -> None:
         """Begin with what there was."""
@@ -263,7 +263,7 @@ class ModelPart(Segment):
 
     def independent(self) -> Iterator[TensorSlice]:
         """Matrices that are not visited."""
-        crossed = set(self._crossed)
+        crossed = self._crossed
         for key in self.keys:
             if key not in crossed:
                 whole = self.reader.whole(key)
@@ -279,20 +279,16 @@ class ModelPart(Segment):
         if self.runs is None:
             return
         places = self.original.places
-        names = list(dict.fromkeys(places[key].parameter for key in self._crossed))
+        crossed = self._crossed
+        names = list(dict.fromkeys(places[key].parameter for key in crossed))
         for stage in agreed(self.processes.all_gather(stages(self.runs[0], names))):
             moments = input_moments(stage, *self.runs, ExactSum(self.processes))
-            keys = [key for key in self._crossed if places[key].parameter in moments]
-            inputs = {key: self._inputs(key, moments[places[key].parameter]) for key in keys}
-            for key, values in visit(keys, inputs).items():
+            found = {key: moments[place.parameter] for key in crossed if (place := places[key]).parameter in moments}
+            inputs = {key: each.layer_inputs(crossed[key]) for key, each in found.items()}
+            for key, values in visit(list(found), inputs).items():
                 rows = self.compressed.rows(key)
                 rows.copy_(values.reshape(rows.shape))
-            self._correct_biases(keys, moments)
-
-    def _inputs(self, key: str, moments: InputMoments) -> LayerInputs:
-        known = self.reader.known[key]
-        assert known.rows is not None  # it is crossed
-        return moments.layer_inputs(known.layout, moments.form(known.rows, known.factor, known.unit))
+            self._correct_biases(list(found), moments)
 
     def _correct_biases(self, keys: Sequence[str], moments: Mapping[str, InputMoments]) -> None:
         """Move the biases behind compressed matrices so that their outputs keep their means."""

@@ -30,13 +30,14 @@ from waterfill.compression.kfac_statistics import (
     OutputGradient,
     ParameterStatistics,
     add_batch,
+    add_last_batch,
     parameter_statistics,
 )
 from waterfill.compression.limits import SourceModels, TensorModel
 from waterfill.compression.loaded_parts import LoadedPart, PartLoader, tensor_or_matrix
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.settings import Settings
-from waterfill.importance import UnfactoredForm, kronecker
+from waterfill.importance import COST_UNIT, UnfactoredForm, kronecker
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.state import fingerprint
@@ -55,28 +56,34 @@ class TensorSensitivity:
 
     Attributes:
         layout: how it is read as a matrix.
-        form: what errors cost; None for a vector without one, and where only the rows are known.
-        rows: factor over the rows for a factor over columns of the trace 1, [out]; None without cross terms.
-        factor: of the form that the rows are for, see `QuadraticForm`.
-        unit: likewise.
+        form: what errors cost; None where that is not known.
         reason: why the form is coarser than it could be; usually empty.
     """
 
     layout: Layout
     form: QuadraticForm | None = None
-    rows: Doubles | None = None
-    factor: float = 1.0
-    unit: str = ""
     reason: str = ""
 
-    @property
-    def diagonal(self) -> QuadraticForm | None:
-        """The form; without cross terms where only the rows are known."""
-        if self.form is not None or self.rows is None:
-            return self.form
-        inputs = self.layout.numel // max(1, len(self.rows))
-        values = np.repeat(self.rows[:, None] / inputs, inputs, 1).astype(np.float32)
-        return DiagonalForm(values, factor=self.factor, unit=self.unit)
+
+@dataclass(frozen=True, eq=False)
+class CrossedSensitivity(TensorSensitivity):
+    """The same of a matrix whose errors are priced with cross terms, for inputs that are measured again.
+
+    Attributes:
+        form: for inputs of one size, or as it was estimated.
+        rows: factor over the rows for a factor over columns of the trace 1, [out].
+    """
+
+    form: QuadraticForm = field(kw_only=True)
+    rows: Doubles = field(kw_only=True)
+
+    @classmethod
+    def of_rows(cls, layout: Layout, rows: Doubles, form: QuadraticForm, reason: str) -> CrossedSensitivity:
+        """Keep of a form no more than its rows: its diagonal is that of inputs of one size."""
+        inputs = layout.numel // max(1, len(rows))
+        values = np.broadcast_to((rows[:, None] / inputs).astype(np.float32), (len(rows), inputs))
+        diagonal = DiagonalForm(values, factor=form.factor, unit=form.unit)
+        return cls(layout, reason=reason, form=diagonal, rows=rows)
 
 
 @dataclass(eq=False)
@@ -302,7 +309,6 @@ class BackwardPass:
             with torch.no_grad():
                 drawn = self._drawn(batch, self.forward.head(batch, at), mask)
             gradient = add_batch(sums, part.parameters, partial(self.forward.head, batch, at), drawn, at)
-            assert gradient is not None  # there is an input
             found.append(OutputGradient(gradient, drawn.count))
         return found
 
@@ -319,7 +325,6 @@ class BackwardPass:
             at = passed.hidden[number][batch].detach().requires_grad_()
             run = partial(self.forward.run_block, block, at, passed.calls[batch][number])
             gradient = add_batch(sums, parameters, run, each, at)
-            assert gradient is not None  # there is an input
             found.append(OutputGradient(gradient, each.count))
         return found
 
@@ -327,7 +332,7 @@ class BackwardPass:
         self, passed: OriginalPass, part: LoadedPart, sums: ExactSum, gradients: list[OutputGradient]
     ) -> None:
         for batch, each in zip(passed.batches, gradients, strict=False):
-            add_batch(sums, part.parameters, partial(self._embedded, batch), each)
+            add_last_batch(sums, part.parameters, partial(self._embedded, batch), each)
 
     def _embedded(self, batch: Any) -> Tensor:
         return self.forward.embed(batch).hidden
@@ -379,7 +384,7 @@ class _Survey:
             weight = weight_of(key, some, Layout(tuple(some.shape)))
             form = form_of(weight)
             if form is not None and most is None:
-                self.found.known[key] = TensorSensitivity(weight.layout, form, None, form.factor, form.unit)
+                self.found.known[key] = TensorSensitivity(weight.layout, form)
                 self._note_least(weight, form)
             self._count(group.name, weight, form, pilot, tensor.numel() / some.numel())
         if most is not None:
@@ -410,11 +415,11 @@ class _Survey:
     def _know(self, weight: Weight, rows: slice, each: ParameterStatistics, *, keep: bool) -> QuadraticForm:
         """Note what errors in one tensor cost."""
         form = each.form if rows == slice(None) else each.form.rows_of(rows)
-        factors = None if each.rows is None else each.rows[rows]
-        kept = form if weight.is_vector or factors is None or keep else None
-        self.found.known[weight.name] = TensorSensitivity(
-            weight.layout, kept, factors, form.factor, form.unit, each.reason
-        )
+        known = TensorSensitivity(weight.layout, form, each.reason)
+        if each.rows is not None and not weight.is_vector:
+            known = CrossedSensitivity.of_rows(weight.layout, each.rows[rows], form, each.reason)
+            known = replace(known, form=form) if keep else known
+        self.found.known[weight.name] = known
         self._note_least(weight, form)
         return form
 
@@ -443,14 +448,16 @@ class _Survey:
     def estimate_unknown(self) -> None:
         """Price matrices that nothing is known of like the least important of their shape, or of all."""
         least = min(self._least.values(), default=1.0)
-        some = next(iter(self.found.known.values()), TensorSensitivity(Layout(())))
+        factor, unit = next(
+            ((each.form.factor, each.form.unit) for each in self.found.known.values() if each.form), (1.0, COST_UNIT)
+        )
         for group, key in self._unknown:
             tensor = tensor_or_matrix(self._checkpoint, key)
             weight = weight_of(key, tensor, Layout(tuple(tensor.shape)))
             value = np.full(weight.matrix.shape, self._least.get(weight.matrix.shape, least), np.float32)
-            form = UnfactoredForm(value, UNUSED, factor=some.factor, unit=some.unit)
+            form = UnfactoredForm(value, UNUSED, factor=factor, unit=unit)
             reason = f"{UNUSED}: priced like the least important of its kind"
-            self.found.known[key] = TensorSensitivity(weight.layout, form, None, form.factor, form.unit, reason)
+            self.found.known[key] = TensorSensitivity(weight.layout, form, reason)
             self.found.add_matrix(group, weight, form)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.compression.activation_moments import Moments, measure, merge
+from waterfill.compression.activation_moments import ChannelMoments, measure, merge
 from waterfill.compression.correction_sites import Act, Site, find_sites
 from waterfill.compression.joined_samples import joined, samples_that_fit
 from waterfill.compression.target_correction import Requantization, record_inputs, requantize
@@ -82,7 +82,7 @@ class Observed:
 
     inputs: Inputs
     sites: Sequence[Site]
-    wanted: Mapping[str, Sequence[Moments]]
+    wanted: Mapping[str, Sequence[ChannelMoments]]
     matrix_inputs: Mapping[str, Tensor]
 
 
@@ -151,8 +151,8 @@ def correct(
 
 def _pass(
     original: nn.Module, sites: Sequence[Site], inputs: Inputs, names: Collection[str]
-) -> tuple[dict[str, list[Moments]], dict[str, Tensor]]:
-    found: dict[str, list[Moments]] = defaultdict(list)
+) -> tuple[dict[str, list[ChannelMoments]], dict[str, Tensor]]:
+    found: dict[str, list[ChannelMoments]] = defaultdict(list)
     layers = dict(original.named_modules())
 
     def note(site: Site, values: Tensor) -> None:
@@ -165,10 +165,10 @@ def _pass(
 
 def _correcting_pass(
     compressed: nn.Module, observed: Observed, sites: list[Site], count: Callable[[], None]
-) -> dict[str, list[Moments]]:
+) -> dict[str, list[ChannelMoments]]:
     """Correct every site when it is called, for good where that is once; return the moments that were found."""
     layers = dict(compressed.named_modules())
-    found: dict[str, list[Moments]] = defaultdict(list)
+    found: dict[str, list[ChannelMoments]] = defaultdict(list)
 
     def correct(site: Site, values: Tensor) -> Tensor | None:
         goals, calls = observed.wanted[site.name], found[site.name]

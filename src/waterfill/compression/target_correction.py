@@ -139,7 +139,7 @@ def requantize(compressed: nn.Module, sequence: Requantization, before: Mapping[
     tensors = _named(compressed, before.keys() & set(sequence.names))
 
     def fill(name: str, view: View, x: Tensor) -> bool:
-        inputs = compared(view, before[name], x)
+        inputs = compare_inputs(view, before[name], x)
         tensors[name].copy_(sequence.visit([name], {name: inputs})[name].reshape(tensors[name].shape))
         return True
 
@@ -172,7 +172,7 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
     return torch.cat(found, -1)
 
 
-def compared(view: View, before: Tensor, x: Tensor) -> LayerInputs:
+def compare_inputs(view: View, before: Tensor, x: Tensor) -> LayerInputs:
     """Compare the inputs of a layer with those that it had.
 
     Args:
