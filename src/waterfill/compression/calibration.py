@@ -200,7 +200,8 @@ def prepare(
     estimator = settings.importance or _default_importance(known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
-        model_memory(inventory, flow).check("this model", settings.memory)
+        estimate = model_memory(inventory, flow)
+        settings.processes.all_made(lambda: estimate.check("this model", settings.memory))
     facts = {"output": known and known.distortion.name, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))

@@ -23,8 +23,8 @@ DENSE = 7
 PROGRAM_BYTES = 500 << 20
 """Of the program and its libraries."""
 
-KERNEL_BYTES = 260 << 20
-"""Of compiled kernels and libraries that are loaded when a compression begins, beside what is there before."""
+KERNEL_BYTES = 320 << 20
+"""Of kernels, where they are compiled, and libraries that are loaded, beside what there is before a compression."""
 
 CODING_BYTES = 72
 """Of a weight that is being coded, in all arrays of a search together."""
