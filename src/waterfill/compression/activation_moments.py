@@ -29,7 +29,7 @@ class ChannelMoments:
 
     @property
     def alive(self) -> Tensor:
-        """Which channels vary: more than a tiny share of the mean variance, and than the rounding of their mean."""
+        """Mask of the channels that vary: more than a tiny share of the mean variance, and than rounding their mean."""
         floor = torch.maximum(_DEAD * self.variance.mean(), (self.precision * self.mean).square())
         return self.variance > floor
 

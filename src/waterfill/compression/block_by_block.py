@@ -64,7 +64,7 @@ HEADER_BYTES = 64
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What was measured on the calibration data.
+    """Quality of a compressed directory and of the original, on the calibration data.
 
     Attributes:
         compressed: of the compressed model; of models that predict the next token, its accuracy is about that.
@@ -103,7 +103,7 @@ class DirectoryWalk(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """What one walk through a directory made.
+    """Result of one walk through a directory.
 
     Attributes:
         report: what is told of it.
@@ -153,7 +153,7 @@ def walk_directory(
 
 
 def encoder_of(walk: DirectoryWalk) -> Encoder:
-    """What quantizes the tensors of a directory."""
+    """Make the encoder of a directory."""
     statistics, settings = walk.statistics, walk.settings
     return Encoder(
         settings.quantizer,
@@ -230,7 +230,7 @@ class StoredWalk:
             yield from TensorReader(partial(tensor_or_matrix, checkpoint), known, self.source.kept).whole(key).slices()
 
     def measure(self) -> None:
-        """Nothing."""
+        """Measure nothing: there are no data."""
 
 
 # With data

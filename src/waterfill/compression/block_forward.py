@@ -24,7 +24,7 @@ from waterfill.models.batches import Inputs, split
 from waterfill.models.skeleton import Skeleton
 
 Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
-"""What a block is called with beside the hidden states."""
+"""Arguments of a block beside the hidden states."""
 
 OTHERWISE = (
     "expected blocks that are called one after the other, each once with the hidden states of the one before. Compress "

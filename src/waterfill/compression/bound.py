@@ -96,7 +96,7 @@ class ModelBound:
 
     @property
     def largest_distortion(self) -> float:
-        """Where every tensor is zero bits."""
+        """Distortion at which no tensor takes a bit."""
         return self.factor * self._whole.total
 
     @property

@@ -1,4 +1,4 @@
-"""What compressing and bounding need to know about a model: its weights, its data, and what errors cost."""
+"""Prepare a model in memory for compressing or bounding: its weights, its data, and the cost of errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HOLD_OUT = 8
 
 
 def held_out(count: int) -> frozenset[int]:
-    """Which of so many batches nothing is fitted to: every eighth, or the last of four to seven; none of fewer."""
+    """Numbers of the batches that nothing is fitted to: every eighth, or the last of four to seven; none of fewer."""
     if count < FEWEST_BATCHES:
         return frozenset()
     return frozenset(range(HOLD_OUT - 1, count, HOLD_OUT) or [count - 1])
@@ -96,7 +96,7 @@ class CalibratedModel:
 
     @cached_property
     def observed(self) -> Observed:
-        """What the original does on the batches to fit to."""
+        """Activations of the original on the batches to fit to."""
         names = [name for name, each in self.model.named_parameters(remove_duplicate=False) if each.ndim > 1]
         return observe(self.model, self.copy, self.fitting, keep=self.keep, names=names)
 
@@ -108,7 +108,7 @@ class CalibratedModel:
 
     @property
     def held(self) -> frozenset[int]:
-        """Which batches are held out; none where there are few."""
+        """Numbers of the batches that are held out; none where there are few."""
         return held_out(len(self.references))
 
     @property
@@ -253,7 +253,7 @@ def _default_importance(model: CalibratedModel | None, settings: Settings) -> Es
 def _forms(
     estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, progress: Progress | None
 ) -> Mapping[str, QuadraticForm]:
-    """What errors cost in every weight.
+    """Estimate the forms of all weights.
 
     Raises:
         CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
@@ -281,12 +281,12 @@ def data_free(estimator: Estimator | None) -> DataFree:
 
 
 def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
-    """What errors in some weights cost by an estimator that looks at them alone."""
+    """Estimate the forms of some weights by an estimator that looks at them alone."""
     return {name: importances.completed(form) for name, form in estimator.forms(weights).items()}
 
 
 def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> dict[str, QuadraticForm]:
-    """What an estimator has found, as more positions would show it.
+    """Check the forms of an estimator, and give them as more positions would show them.
 
     Raises:
         CalibrationError: a coefficient is not finite, or negative.

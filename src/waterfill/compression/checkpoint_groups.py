@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint belong together: those of a transformer block, large ones on their own, all others."""
+"""Group the tensors of a checkpoint: those of a transformer block, large ones on their own, all others."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class CheckpointSource:
         return cls(checkpoint, groups_of(left), tied, kept)
 
     def keeping(self, names: Mapping[str, str]) -> CheckpointSource:
-        """The same with more tensors stored without loss: why, by name."""
+        """Store more tensors without loss, given as reasons by name."""
         return replace(self, kept=dict(names) | dict(self.kept))
 
     @property

@@ -1,4 +1,4 @@
-"""What is corrected: the biases and the batch norms of a compressed model, as the places where activations are seen."""
+"""Sites of corrections: the biases and the batch norms of a compressed model, where activations are seen."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _write_affine(norm: _BatchNorm, scale: Tensor, target: Tensor, mean: Tensor)
 
 
 def _write_statistics(norm: _BatchNorm, scale: Tensor, target: Tensor, mean: Tensor) -> None:
-    """The same by way of the running statistics, for a norm without weight and bias."""
+    """Set the running statistics so that a norm without weight and bias does so."""
     assert norm.running_mean is not None and norm.running_var is not None
     variance = (1 / scale.square() - norm.eps).clamp(min=0).to(norm.running_var.dtype)
     _write(

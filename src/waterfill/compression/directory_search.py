@@ -143,7 +143,7 @@ class DirectorySearch:
         return self.walk.importance if power == 1 else f"{self.walk.importance}^{power:g}"
 
     def facts(self, walked: Walked) -> dict[str, Any]:
-        """What the directory says of itself."""
+        """Facts that the directory stores about itself."""
         return {
             "target": self.target.asked,
             "importance": self.walk.importance,
@@ -242,7 +242,7 @@ def few_walks(
 
 
 def _next_level(trials: Sequence[Trial[Any]], aim: float) -> float:
-    """Where the loss is what is aimed at, by the two trials nearest to it."""
+    """Level at which the loss is what is aimed at, by the two trials nearest to it."""
     nearest = sorted(trials, key=lambda each: abs(math.log(max(each.value, 1e-9 * aim) / aim)))[:2]
     last, slope = nearest[0], 1.0
     if len(nearest) == 2 and min(each.value for each in nearest) > 0 and nearest[0].level != nearest[1].level:

@@ -27,7 +27,7 @@ from waterfill.models.replay import Replay
 from waterfill.protocols import Progress
 
 OFFSETS = (-1.0, 1.0, 3.0)
-"""Where points are measured: base-2 logarithms of water levels, relative to the one at hand."""
+"""Base-2 logarithms of the water levels at which points are measured, relative to the one at hand."""
 
 FARTHEST = 4.0
 """No tensor moves farther than this many octaves."""
@@ -69,7 +69,7 @@ class Curve:
         return (self.losses[coarse] - self.losses[fine]) / (self.bits[fine] - self.bits[coarse])
 
     def offset(self, log_slope: float) -> float:
-        """Where the curve has a slope, given as a base-2 logarithm; beyond its points a slope goes as the level.
+        """Offset where the curve has a slope, given as a base-2 logarithm; beyond its points a slope goes as the level.
 
         Where a curve has fewer than two points on its hull, nothing is known, and it is 0.
         """

@@ -79,7 +79,7 @@ class Encoder:
         return Job(weight, quantizer, self._made[importance], importance)
 
     def _form(self, weight: Weight, importance: QuadraticForm) -> QuadraticForm:
-        """What errors cost where a tensor is quantized."""
+        """The form under which a tensor is quantized: to the power, and at its own level."""
         form = importance if weight.is_vector else importance.tempered(self.mean, self.power)
         offset = self.offsets.get(weight.name)
         return form if offset is None else form.scaled(2.0**-offset)

@@ -109,7 +109,7 @@ class FileCandidate:
 
     @property
     def held_out(self) -> float | None:
-        """The same on the data to choose by."""
+        """Mean distance of the outputs on the data to choose by."""
         return float(self.distances.mean()) if self.distances.size else None
 
 
@@ -165,7 +165,7 @@ class InMemoryWalk:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What quantizes tensors."""
+        """The encoder of all tensors."""
         processes = self.settings.processes
         plain = Encoder(
             self.settings.quantizer,
@@ -226,7 +226,7 @@ class InMemoryWalk:
         return Draft(water_level, quantized, self._pack(quantized))
 
     def draft_fixed(self) -> Draft:
-        """The same where the level moves nothing but the vectors: they are filled to the level of the matrices."""
+        """Quantize and encode where the level moves only the vectors: they are filled to the level of the matrices."""
         matrices = {name: job for name, job in self.jobs.items() if not job.weight.is_vector}
         vectors = {name: job for name, job in self.jobs.items() if job.weight.is_vector}
         done = self.encoder.quantize(matrices, self.mean_power)
@@ -260,7 +260,7 @@ class InMemoryWalk:
         return found if self.tune is None or self.model is None else self._tuned(found, self.model, self.tune)
 
     def trial(self, draft: Draft) -> FileCandidate:
-        """The same without tuning."""
+        """Finish a draft without tuning."""
         segment = self._segment()
         coded = quantize_segment(segment, draft.water_level, self.encoder, self.sources, draft.quantized)
         return self._measured(self._candidate(draft.water_level, coded))
@@ -335,7 +335,7 @@ class InMemoryWalk:
     # Curves
 
     def with_curves(self, water_level: float, model: CalibratedModel) -> InMemoryWalk:
-        """The same with tensors at levels of their own, by curves that are measured about a level.
+        """Give tensors levels of their own, by curves that are measured about a level.
 
         Args:
             water_level: that level.
@@ -353,7 +353,7 @@ class InMemoryWalk:
         return self.moved({name: offsets[group] for name, group in of_members.items()}, corrections)
 
     def moved(self, offsets: Mapping[str, float], corrections: Mapping[str, float]) -> InMemoryWalk:
-        """The same with tensors at levels of their own: what an error costs is multiplied by `2^-offset`.
+        """Give tensors levels of their own: the cost of an error is multiplied by `2^-offset`.
 
         Args:
             offsets: base-2 logarithms, by name.
@@ -362,7 +362,7 @@ class InMemoryWalk:
         return replace(self, offsets=offsets, corrections=corrections)
 
     def mean_price(self, name: str) -> float:
-        """What an error of a tensor that fills its level costs by its importance; mean over all weights that cost."""
+        """Cost, by the importance, of an error of a tensor that fills its level; mean over all weights that cost."""
         job = self.jobs[name]
         if job.form is None or job.importance is None:
             return 1.0

@@ -1,4 +1,4 @@
-"""Which samples flow through a model at once."""
+"""Join samples that flow through a model at once."""
 
 from __future__ import annotations
 

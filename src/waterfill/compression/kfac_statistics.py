@@ -1,4 +1,4 @@
-"""What errors in the tensors of one piece of a model cost, from the gradients at its output: forms without the model.
+"""Forms of the tensors of one piece of a model, from the gradients at its output, without the rest of the model.
 
 A piece is a transformer block, or what lies before the first or behind the last one. Signals u that stand for the
 importance at the output of the model (Eq. 6 of the paper for logits, Eq. 5 for values) have come back to the output of
@@ -36,7 +36,7 @@ UNUSED = "nothing of the calibration data reaches it"
 
 @dataclass(frozen=True, eq=False)
 class OutputGradient:
-    """What comes back to the output of a piece in one batch.
+    """Gradient at the output of a piece in one batch.
 
     Attributes:
         signal: of the shape of the output.
@@ -115,7 +115,7 @@ def _add(
 
 
 def _statistics(name: str, uses: list[Use], gradients: list[Tensor], back: OutputGradient) -> dict[str, Tensor]:
-    """What one tensor adds to the sums."""
+    """Terms that one tensor adds to the sums."""
     if all(isinstance(use.view, Dense) and use.view.sizes[2] <= LARGEST for use in uses):
         parts = zip(uses, gradients, strict=True)
         return _sum([_products(name, use, g, back.samples if back.has_all(use.rows) else use.rows) for use, g in parts])
@@ -173,7 +173,7 @@ def _sum(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class ParameterStatistics:
-    """What the sums of a piece say about one of its tensors.
+    """Form and layout of a tensor of a piece, from the sums.
 
     Attributes:
         form: what errors cost.
@@ -215,7 +215,7 @@ class _Reader:
     unit: str
 
     def statistics(self, name: str, shape: tuple[int, ...]) -> ParameterStatistics | None:
-        """What the sums say of one tensor; None for nothing."""
+        """Form and layout of one tensor; None where the sums say nothing."""
         squares, gram = self.totals.get(f"squares:{name}"), self.totals.get(f"gram:{name}")
         if gram is None or not float(gram.trace()) > 0:
             return None if squares is None else self._diagonal(name, squares, shape)

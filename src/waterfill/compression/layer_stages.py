@@ -134,7 +134,7 @@ class InputMoments:
         ).shrunk()
 
     def layer_inputs(self, known: CrossedSensitivity) -> LayerInputs:
-        """What a target is sought by, with what errors cost for these inputs; argument as of `form`."""
+        """Give the inputs by which a target is sought, with the form for them; argument as of `form`."""
         change = None if self.change is None else self.change[None]
         return LayerInputs(known.layout, self.seen[None], change, SHRINKAGE / self.positions, self.form(known))
 
@@ -166,7 +166,7 @@ def input_moments(
 
 
 def _compared(name: str, before: Tensor | None, now: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What one batch adds. Positions that are routed to an expert are others in the compressed model."""
+    """Terms that one batch adds. Positions that are routed to an expert are others in the compressed model."""
     aligned = before is not None and len(before) == len(now) == len(mask)
     if len(now) == len(mask) and not bool(mask.all()):
         now, before = now[mask], before[mask] if before is not None and aligned else None

@@ -31,7 +31,7 @@ NO_COMPONENTS = VarianceHistogram.none()
 
 @dataclass(frozen=True)
 class EntryReport:
-    """What is told of an entry.
+    """Report of an entry.
 
     Attributes:
         tensor: name of the tensor of which it is a part.
@@ -83,7 +83,7 @@ class CodedSegment:
         return sum(report.distortion for report in self.reports.values())
 
     def replaced(self, other: CodedSegment) -> CodedSegment:
-        """The same with the tensors that another one has, as they are there."""
+        """Replace the tensors that another segment has by those there."""
         return replace(
             self,
             quantized=self.quantized | other.quantized,

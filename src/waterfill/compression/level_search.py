@@ -29,7 +29,7 @@ SIZE_PRECISION = 3e-3
 """Width in octaves of forecasts at which a search for a size ends."""
 
 ABOUT = 0.02
-"""The same where ways to share the bits are compared; scores make up for sizes."""
+"""A file is within this fraction of a size where ways to share the bits are compared; scores make up for sizes."""
 
 SURELY = 1.0
 """An allocation replaces a simpler one only if its held-out distortion is lower by this many standard errors."""
@@ -208,12 +208,12 @@ class _Files:
 
     @property
     def _span(self) -> tuple[float, float]:
-        """Where levels are searched: negative base-2 logarithms of forecasts."""
+        """Span in which levels are searched: negative base-2 logarithms of forecasts."""
         low, high = (-_log2_forecast(self.walk, 2.0**level) for level in self.walk.level_span)
         return low, high
 
     def _start(self, aim: float) -> float:
-        """Where to look first: a size goes with the forecast, from the nearest one that is known."""
+        """Place to look at first: a size goes with the forecast, from the nearest one that is known."""
         if not self._drafts:
             return -math.log2(8 * aim)
         place, draft = min(self._drafts.items(), key=lambda each: abs(math.log(each[1].size_bytes / aim)))
@@ -244,7 +244,7 @@ def _below_floor(limit: float, floor: float, values: int) -> TargetError:
 
 
 Losses = Callable[[FileCandidate], float]
-"""What a candidate loses of the quality that is asked for."""
+"""Loss of a candidate in the quality that is asked for."""
 
 
 def losses_of(model: CalibratedModel, target: Target) -> Losses:

@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class TensorModel:
-    """What a tensor is taken for.
+    """Source and components of a tensor.
 
     Attributes:
         source: the fitted source of its weights.

@@ -92,7 +92,7 @@ class PartLoader:
 
     @cached_property
     def outside(self) -> LoadedPart:
-        """What is outside of the blocks; filled once, and then as it was left."""
+        """The part outside of the blocks; filled once, and then as it was left."""
         names = [tensor for group in self.groups if group.block is None for tensor in group.tensors]
         places = self.skeleton.places({name: self.checkpoint.shapes[name] for name in names})
         self.skeleton.fill({name: self._finite(name) for name in names})

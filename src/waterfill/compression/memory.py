@@ -63,7 +63,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Sum of all parts."""
         return self.program + self.weights + self.products + self.activations + self.coding
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which water level meets a target: schedules of levels, and searches for the level.
+"""Find the water level that meets a target: schedules of levels, and searches for the level.
 
 Two ways lead to a target. A model in memory is walked again and again (`lowest_within` over drafts, then over finished
 candidates). A directory is walked once, segment by segment, each at the level at which what is left is foreseen to fill
@@ -27,13 +27,13 @@ VECTOR_BITS = 9.0
 """Bits of a value of a vector, until some are known."""
 
 PILOT_WEIGHT = 0.2
-"""What the pilot counts beside segments that are done: as so many of its own size."""
+"""Weight of the pilot beside segments that are done: as so many of its own size."""
 
 CLOSELY = 0.003
 """How far below the size is aimed at."""
 
 NEARLY = 0.005
-"""What may be left of the size at the end."""
+"""Fraction of the size that may be left at the end."""
 
 TRIES = 5
 """How often the last segment is coded, until all fit."""
@@ -80,14 +80,14 @@ class ConstantLevel:
         return self.water_level
 
     def accepts(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
-        """Whatever it took."""
+        """Accept any size."""
         del segment, level, matrix_bits, size_bytes
         return True
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentForecast:
-    """What a segment is foreseen to take.
+    """Forecast of the bits of a segment.
 
     Attributes:
         components: of its matrices.
@@ -260,7 +260,7 @@ def lowest_within(
 def _next_level(
     above: Trial[T] | None, below: Trial[T] | None, aim: float, slope: float, count: int, least: float
 ) -> float:
-    """Where to try next: beyond the only side known, by `least` at least, or between both."""
+    """Level to try next: beyond the only side known, by `least` at least, or between both."""
     if above is None or below is None:
         known = above or below
         assert known is not None  # something was tried

@@ -19,7 +19,7 @@ NO_ENTRY = EntryReport("")
 
 @dataclass(eq=False)
 class _Row:
-    """What is known of a tensor, added up over its slices."""
+    """Report of a tensor, added up over its slices."""
 
     size: float = 0.0
     loss: float | None = None
@@ -43,7 +43,7 @@ class _Row:
 
 @dataclass(eq=False)
 class ReportBuilder:
-    """What is told of all segments so far.
+    """Report of all segments so far.
 
     Attributes:
         corrections: measured distortions over predicted ones, by name of a tensor; 1 for all others.
@@ -105,7 +105,7 @@ class ReportBuilder:
         return sum(self.corrections.get(name, 1.0) * loss for name, loss in losses.items())
 
     def limit_facts(self, measure: str, entries: Mapping[str, Entry]) -> Limits:
-        """What a file says about its limit.
+        """Facts that a file stores about its limit.
 
         Args:
             measure: name of the distortion.

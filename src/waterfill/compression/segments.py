@@ -43,7 +43,7 @@ class Segment(ABC):
 
     @abstractmethod
     def independent(self) -> Iterable[TensorSlice]:
-        """What is quantized before the segment runs, for its own values."""
+        """Slices that are quantized before the segment runs, for their own values."""
 
     def start(self) -> None:  # noqa: B027 - nothing to do where nothing is compressed beside the file
         """Begin anew: what is compressed has the values of the original again."""
@@ -56,7 +56,7 @@ class Segment(ABC):
         """Visit matrices in the order in which the model uses them, write back what they get, correct statistics."""
 
     def remaining(self, coded: Collection[str]) -> Iterable[TensorSlice]:
-        """What is left when it has run: vectors as they are now, and what was not visited.
+        """Slices that are left when it has run: vectors as they are now, and all that were not visited.
 
         Args:
             coded: names of the tensors that are done.
@@ -92,11 +92,11 @@ class StoredTensors(Segment):
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """Those that are known in advance."""
+        """Entries that are known in advance."""
         return self.known
 
     def independent(self) -> Iterable[TensorSlice]:
-        """All of them."""
+        """All slices."""
         return self.read()
 
 
@@ -134,7 +134,7 @@ class WholeModel(Segment):
 
     @property
     def name(self) -> str:
-        """Nothing: it is all there is."""
+        """The empty name, for it is the only segment."""
         return ""
 
     @property
@@ -149,7 +149,7 @@ class WholeModel(Segment):
         torch_module.fill(self.model.copy, dict(values))
 
     def independent(self) -> Iterator[TensorSlice]:
-        """What is stored without loss, and matrices that are not visited."""
+        """Exact tensors, and matrices that are not visited."""
         for each in slices_of_inventory(self.inventory, self.forms):
             if each.weight is None or not (each.weight.is_vector or each.tensor in self.visited):
                 yield each

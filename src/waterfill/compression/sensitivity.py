@@ -1,4 +1,4 @@
-"""What is known of a model directory before its first tensor is coded: what errors cost, and how many bits that takes.
+"""Survey a model directory before its first tensor is coded: the cost of errors, and how many bits that takes.
 
 ```
 batches --forward, block by block--> hidden states before every block
@@ -52,7 +52,7 @@ FormFinder: TypeAlias = Callable[[Weight], QuadraticForm | None]
 
 @dataclass(frozen=True, eq=False)
 class TensorSensitivity:
-    """What errors in a tensor, or in a matrix of it, cost.
+    """Cost of errors in a tensor, or in a matrix of it.
 
     Attributes:
         layout: how it is read as a matrix.
@@ -67,7 +67,7 @@ class TensorSensitivity:
 
 @dataclass(frozen=True, eq=False)
 class CrossedSensitivity(TensorSensitivity):
-    """The same of a matrix whose errors are priced with cross terms, for inputs that are measured again.
+    """Cost of errors in a matrix, priced with cross terms for inputs that are measured again.
 
     Attributes:
         form: for inputs of one size, or as it was estimated.
@@ -88,7 +88,7 @@ class CrossedSensitivity(TensorSensitivity):
 
 @dataclass(eq=False)
 class ModelStatistics:
-    """What is known of a model.
+    """Statistics of a model before it is coded.
 
     Forms are taken to the power about 1 while the mean of all is not known; `scale` turns what was counted so into what
     counts about the mean.
@@ -129,7 +129,7 @@ class ModelStatistics:
 
     @property
     def scale(self) -> float:
-        """What costs about 1 are multiplied by to be costs about the mean."""
+        """Factor that turns costs about 1 into costs about the mean."""
         return float(self.mean ** (1 - self.power))
 
     @property
@@ -166,7 +166,7 @@ class ModelStatistics:
 
 
 def weight_sensitivity(estimator: DataFree, key: str, tensor: Tensor) -> TensorSensitivity:
-    """What an estimator that needs no data says of a tensor."""
+    """Cost of errors in a tensor by an estimator that needs no data."""
     layout = Layout(tuple(tensor.shape))
     if tensor.ndim < 2 or tensor.dtype not in CODED_DTYPES or not tensor.numel():
         return TensorSensitivity(layout)
@@ -483,7 +483,7 @@ def keys_of(group: TensorGroup, shapes: Mapping[str, tuple[int, ...]]) -> list[s
 
 
 def _fitting(each: ParameterStatistics | None, place: Place) -> ParameterStatistics | None:
-    """What is known of a parameter, where it says something of some of its rows."""
+    """Statistics of a parameter where they say something of the rows at a place; None otherwise."""
     whole = each is None or place.count == each.layout.shape[0]
     return each if whole or (each is not None and not each.layout.transposed) else None
 
@@ -494,6 +494,6 @@ def _layout(each: ParameterStatistics | None, tensor: Tensor) -> Layout:
 
 
 def _range(place: Place, each: ParameterStatistics) -> slice:
-    """Which rows of the matrix of a parameter a tensor is; all of a vector."""
+    """Rows that a tensor is of the matrix of a parameter; all of a vector."""
     whole = len(each.layout.shape) < 2 or place.count == each.layout.shape[0]
     return slice(None) if whole else slice(place.start, place.start + place.count)

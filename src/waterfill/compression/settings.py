@@ -1,4 +1,4 @@
-"""What all steps of a compression share, however it walks."""
+"""Settings that all steps of a compression share, however it walks."""
 
 from __future__ import annotations
 

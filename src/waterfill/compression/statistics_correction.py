@@ -71,7 +71,7 @@ def correct_statistics(
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """What an original does on calibration data, as far as a copy is to do the same.
+    """Activations of an original on calibration data, as far as a copy is to have the same.
 
     Attributes:
         inputs: the samples, as one batch.

@@ -1,4 +1,4 @@
-"""What a file or a directory has to meet."""
+"""Targets that a file or a directory has to meet."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ RIDGE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """What is known of the inputs of a matrix in the compressed model, beside those in the original.
+    """Moments of the inputs of a matrix in the compressed model, beside those in the original.
 
     Attributes:
         layout: how the layer reads the tensor as a matrix.
@@ -62,7 +62,7 @@ class LayerInputs:
     form: QuadraticForm | None = None
 
     def target(self, weight: Weight) -> Weight:
-        """What a weight is to be for these inputs; itself where that is not to be trusted.
+        """The target of a weight for these inputs; the weight itself where that is not to be trusted.
 
         Args:
             weight: what it is in the original, or some of its rows.

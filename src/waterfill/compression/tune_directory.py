@@ -33,7 +33,7 @@ from waterfill.records import Layout
 
 @dataclass(frozen=True, eq=False)
 class _Tuned:
-    """What tuning made.
+    """Result of tuning.
 
     Attributes:
         values: of vectors, by name in the checkpoint.
