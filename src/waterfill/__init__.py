@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from waterfill import bundle, importance, quantize, reproduce, resident, theory, zoo
     from waterfill.compression.api import compress, compress_directory
     from waterfill.compression.bound import bound
+    from waterfill.compression.tune import Tune
     from waterfill.evaluation import evaluate
     from waterfill.reading import decompress, load, open
     from waterfill.text import sentence_batches, text_batches
 
 __all__ = [
+    "Tune",
     "bound",
     "bundle",
     "compress",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _FUNCTIONS = {
+    "Tune": "waterfill.compression.tune",
     "bound": "waterfill.compression.bound",
     "compress": "waterfill.compression.api",
     "compress_directory": "waterfill.compression.api",
@@ -48,7 +51,7 @@ _FUNCTIONS = {
     "sentence_batches": "waterfill.text",
     "text_batches": "waterfill.text",
 }
-"""The module of every public function; all other public names are modules.
+"""The module of every public function and class; all other public names are modules.
 
 No module of this package has the name of a function: its import would put it in the place of the function.
 """

@@ -229,6 +229,10 @@ def bound(
     """
     settings = Settings(Feedback(), importance, seed, progress)
     if not isinstance(model, torch.nn.Module) and Path(model).is_dir():
+        if output is not None:
+            raise UsageError(
+                f"Got output={output!r} for {model}; a directory says itself what it returns. Leave it out."
+            )
         source = CheckpointSource.of(Checkpoint(model), include, exclude, ties=True)
         return _directory_bound(source, settings, None if data is None else list(data))
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
