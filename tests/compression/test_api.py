@@ -794,3 +794,23 @@ def test_a_file_that_exists_is_replaced_only_by_force(tmp_path):
     result.save(path)
     assert path.read_bytes() == result.data
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_constant_matrix_comes_back():
+    net = nn.Linear(40, 60, bias=False)
+    nn.init.constant_(net.weight, 0.5)
+    result = waterfill.compress(net, rate=2)
+    assert result.size_bytes <= 600
+    found = dict(WaterfillFile(result.data).tensors())["weight"]
+    assert float((found - net.weight).square().sum() / net.weight.square().sum()) < 1e-6
+
+
+def test_vectors_alone_take_the_bits_that_there_are():
+    class Vectors(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.scale, self.shift = nn.Parameter(torch.randn(200)), nn.Parameter(torch.randn(50))
+
+    coarse, fine = (waterfill.compress(Vectors(), rate=rate) for rate in (14, 20))
+    assert coarse.rate <= 14 < fine.rate <= 20

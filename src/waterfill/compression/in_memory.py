@@ -201,6 +201,8 @@ class InMemoryWalk:
         self.sources.fit(self.inventory.weights.values())
         known = [job for job in self.jobs.values() if job.form is not None or not job.weight.is_vector]
         own = sum((self.sources.forecast(job.weight, job.form) for job in known), VarianceHistogram.none())
+        if not own.number:  # vectors of unknown importance alone, whose precision goes by the level
+            own = VarianceHistogram.of(np.full(max(1, self.inventory.floating_values), self.mean_power))
         return self.settings.processes.broadcast(own)
 
     @property

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
@@ -88,10 +90,14 @@ class SourceModels:
         self._fitted[weight.name] = sample, source
 
     def forecast(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:
-        """Components of a tensor by the pivots of its form: as many bits at high rate, and soon found."""
+        """Components of a tensor by the pivots of its form: as many bits at high rate, and soon found.
+
+        A matrix without a source, such as a constant one, is as wide as its values: levels go by it, too.
+        """
         source = self.source(weight)
         if source is None:
-            return VarianceHistogram.none()
+            squares = np.square(weight.matrix, dtype=np.float64)
+            return VarianceHistogram.of(squares if form is None else squares * form.diagonal())
         sample = self._fitted[weight.name][0]
         if form is None:
             return VarianceHistogram.of(source.entropy_powers(sample.weight.matrix), sample.times)
