@@ -87,7 +87,7 @@ def compress(
         progress: called with (stage, done, total).
         work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
             file; with another target it uses what fits. It stays. Each of several processes has a folder in it.
-        memory: bytes of memory that may be used, about; see `estimate_memory`.
+        memory: bytes of memory that may be used, about; see `compression.memory.estimate_memory`.
 
     Returns:
         The file with a report of every tensor.
@@ -169,7 +169,7 @@ def compress_directory(
         progress: called with (stage, done, total).
         work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
             files. Each of several processes has a folder in it.
-        memory: bytes of memory that may be used, about; see `estimate_memory`.
+        memory: bytes of memory that may be used, about; see `compression.memory.estimate_memory`.
         force: replace `out`.
 
     Returns:
