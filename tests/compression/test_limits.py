@@ -1,7 +1,9 @@
 """The limit beside a file, against sums over every weight; components are counted by the 64th of an octave."""
 
+import gc
 import json
 import math
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from waterfill.compression.layerwise import CodedSegment, EntryReport, _Coder
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.report_rows import ReportBuilder, _why_below
 from waterfill.compression.segments import StoredTensors
+from waterfill.compression.sensitivity import ModelStatistics
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.files import WaterfillFile
 from waterfill.importance import KroneckerForm, identity, kl, kronecker
@@ -203,6 +206,21 @@ def test_the_measure_is_the_importance_that_chose_the_steps():
     assert (one.importance_power, one.limit_measure) == (0.5, "kl^0.5")
     other = waterfill.compress(net(), rate=4, importance=identity())
     assert (other.importance_power, other.limit_measure) == (1.0, "identity")
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+def test_what_is_known_of_a_model_larger_than_memory_holds_neither_weights_nor_forms(exactly):
+    statistics = ModelStatistics((), 1.0, exactly)
+    large = weight("large", 30, 20)
+    prices = form(large)
+    statistics.add_matrix("block", large, prices)
+    if not exactly:
+        statistics.sources.models({"large": large}, {"large": None})
+    kept = weakref.ref(large.matrix), weakref.ref(prices)
+    del large, prices
+    gc.collect()
+    assert [each() for each in kept] == [None, None]
+    assert statistics.components["block"].number == 600
 
 
 def test_structure_that_the_source_lacks_lies_below_the_limit_and_says_so():

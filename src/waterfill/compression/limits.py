@@ -64,30 +64,24 @@ class TensorModel:
 
 
 class SourceModels:
-    """Source models of tensors, each fitted once, and their components under a form, found once for every form."""
+    """Source models of tensors, each fitted once, and their components under a form, found once for every form.
+
+    Of a tensor no more than its source is kept, so that a model may be larger than memory.
+    """
 
     def __init__(self) -> None:
-        self._fitted: dict[str, tuple[Sample, ScaledSource | None]] = {}
+        self._fitted: dict[str, ScaledSource | None] = {}
         self._found: dict[str, tuple[QuadraticForm | None, TensorModel]] = {}
 
     def fit(self, weights: Iterable[Weight]) -> None:
         """Fit sources to tensors, in parallel."""
-        _in_parallel([weight for weight in weights if weight.name not in self._fitted], self._fit)
+        _in_parallel([weight for weight in weights if weight.name not in self._fitted], self.source)
 
     def source(self, weight: Weight) -> ScaledSource | None:
         """The source of a tensor; None for fewer than eight values, or without spread."""
         if weight.name not in self._fitted:
-            self._fit(weight)
-        return self._fitted[weight.name][1]
-
-    def _fit(self, weight: Weight) -> None:
-        sample, source = Sample.of(weight), None
-        if weight.matrix.size >= FEWEST:
-            try:
-                source = fit_scaled_source(sample.weight.matrix.reshape(sample.weight.layout.axes))
-            except UsageError:
-                source = None
-        self._fitted[weight.name] = sample, source
+            self._fitted[weight.name] = _fitted_source(weight)
+        return self._fitted[weight.name]
 
     def forecast(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:
         """Components of a tensor by the pivots of its form: as many bits at high rate, and soon found.
@@ -98,7 +92,7 @@ class SourceModels:
         if source is None:
             squares = np.square(weight.matrix, dtype=np.float64)
             return VarianceHistogram.of(squares if form is None else squares * form.diagonal())
-        sample = self._fitted[weight.name][0]
+        sample = Sample.of(weight)
         if form is None:
             return VarianceHistogram.of(source.entropy_powers(sample.weight.matrix), sample.times)
         factors = sample.form(form).conditional_variances(source, sample.weight.matrix)
@@ -125,12 +119,10 @@ class SourceModels:
         return {weight.name: self._found[weight.name][1] for weight in wanted}
 
     def _find(self, weight: Weight, form: QuadraticForm | None) -> None:
-        known = self._found.get(weight.name)
-        if known is not None and known[0] is form:
+        known, source = self._found.get(weight.name), self.source(weight)
+        if source is None or (known is not None and known[0] is form):
             return
-        sample, source = self._fitted[weight.name]
-        if source is None:
-            return
+        sample = Sample.of(weight)
         matrix = sample.weight.matrix
         if form is None:
             variances = source.entropy_powers(matrix)
@@ -145,7 +137,17 @@ class SourceModels:
             self._fitted.pop(name, None)
 
 
-def _in_parallel(weights: list[Weight], work: Callable[[Weight], None]) -> None:
+def _fitted_source(weight: Weight) -> ScaledSource | None:
+    if weight.matrix.size < FEWEST:
+        return None
+    some = Sample.of(weight).weight
+    try:
+        return fit_scaled_source(some.matrix.reshape(some.layout.axes))
+    except UsageError:
+        return None
+
+
+def _in_parallel(weights: list[Weight], work: Callable[[Weight], object]) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(work, weights):
             pass

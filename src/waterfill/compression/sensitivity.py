@@ -141,7 +141,7 @@ class ModelStatistics:
         """Count a vector."""
         self.vectors[group] = self.vectors.get(group, 0) + weight.matrix.size
         if self.exactly:
-            self.models |= self.sources.models({weight.name: weight}, {weight.name: form})
+            self._exact(weight, form)
 
     def add_matrix(self, group: str, weight: Weight, form: QuadraticForm, times: float = 1.0) -> None:
         """Count a matrix, or some rows of one, each of which stands for several."""
@@ -149,17 +149,15 @@ class ModelStatistics:
         self._scale_total += times * form.scale_total
         self._count += round(times * weight.matrix.size)
         self._zero_total += times * zero_cost(weight, tempered)
-        found = self._components(weight, tempered, times)
-        self.components[group] = self.components.get(group, VarianceHistogram.none()) + found
+        found = self._exact(weight, tempered) if self.exactly else self.sources.forecast(weight, tempered)
+        self.components[group] = self.components.get(group, VarianceHistogram.none()) + found.repeated(times)
 
-    def _components(self, weight: Weight, form: QuadraticForm, times: float) -> VarianceHistogram:
-        if not self.exactly:
-            return self.sources.forecast(weight, form).repeated(times)
-        model = self.sources.models({weight.name: weight}, {weight.name: form}).get(weight.name)
-        if model is None:
-            return VarianceHistogram.none()
-        self.models[weight.name] = replace(model, components=model.components.repeated(times))
-        return self.models[weight.name].components
+    def _exact(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:
+        """Components of the limit; the model of the tensor is kept, but not its form."""
+        self.models |= self.sources.models({weight.name: weight}, {weight.name: form})
+        self.sources.forget([weight.name])
+        known = self.models.get(weight.name)
+        return VarianceHistogram.none() if known is None else known.components
 
 
 # Without data
