@@ -1,6 +1,8 @@
+import gc
 import math
 import os
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +58,18 @@ def test_matrices_get_the_quantizer_and_vectors_their_own():
     assert all(job.weight is MODEL[name] for name, job in jobs.items())
     assert all(jobs[name].form is jobs[name].importance is form for name, form in FORMS.items())
     assert jobs["shift"].form is jobs["shift"].importance is None
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_forms_are_made_once_and_go_with_their_importance(power):
+    encoder = Encoder(Scalar(), power=power)
+    importance = form(MODEL["conv"])
+    made = encoder.job(MODEL["conv"], importance).form
+    assert encoder.job(MODEL["conv"], importance).form is made
+    kept = weakref.ref(importance), weakref.ref(made)
+    del importance, made
+    gc.collect()
+    assert [each() for each in kept] == [None, None]
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -74,9 +74,12 @@ class Encoder:
         quantizer = Vector(self.zero_cost) if weight.is_vector else self.quantizer
         if importance is None:
             return Job(weight, quantizer, None, None)
-        if importance not in self._made:  # once for every form: what depends on the result is kept by it
-            self._made[importance] = self._form(weight, importance)
-        return Job(weight, quantizer, self._made[importance], importance)
+        form = self._made.get(importance)
+        if form is None:
+            form = self._form(weight, importance)
+            if form is not importance:  # which would keep itself in memory
+                self._made[importance] = form  # once for every importance: what depends on the result is kept by it
+        return Job(weight, quantizer, form, importance)
 
     def _form(self, weight: Weight, importance: QuadraticForm) -> QuadraticForm:
         """The form under which a tensor is quantized: to the power, and at its own level."""
