@@ -265,7 +265,7 @@ class InMemoryWalk:
         """Finish a draft without tuning."""
         segment = self._segment()
         coded = quantize_segment(segment, draft.water_level, self.encoder, self.sources, draft.quantized)
-        return self._measured(self._candidate(draft.water_level, coded))
+        return self._measured(self._candidate(draft.water_level, coded, draft.packed))
 
     def _segment(self) -> Segment:
         inventory, forms = self.inventory, self.prepared.forms
@@ -284,11 +284,17 @@ class InMemoryWalk:
         ]
         return [name for name in dense if name in model.observed.matrix_inputs]
 
-    def _candidate(self, water_level: float, coded: CodedSegment) -> FileCandidate:
-        """Price and encode a segment: that of the first process, from which others may be a rounding away."""
+    def _candidate(self, water_level: float, coded: CodedSegment, before: container.Packed) -> FileCandidate:
+        """Price and encode a segment: that of the first process, from which others may be a rounding away.
+
+        Args:
+            water_level: at which it was quantized.
+            coded: its tensors.
+            before: a file of it, for the sizes of what is stored without loss.
+        """
         coded = self.settings.processes.broadcast(coded)
         report = ReportBuilder(self.corrections)
-        report.add(coded, coded.pack())
+        report.add(coded, before)
         facts = self.settings.processes.broadcast(report.limit_facts(self.measure, coded.entries))
         packed = coded.pack(facts)
         whole = ReportBuilder(self.corrections)
@@ -315,7 +321,7 @@ class InMemoryWalk:
         read = torch_module.inventory(copy, **model.options).weights
         vectors = {name: read[name] for name in names if name in read}
         coded = self._with_vectors(found, vectors)
-        tuned = self._measured(self._candidate(found.water_level, coded))
+        tuned = self._measured(self._candidate(found.water_level, coded, found.packed))
         better = tuned if (tuned.held_out or 0) < (found.held_out or 0) else found
         return replace(better, untuned=found.distortion)
 
