@@ -15,7 +15,7 @@ from waterfill.compression import calibration
 from waterfill.compression import distortion_curves as curves
 from waterfill.compression.api import _result
 from waterfill.compression.calibration import CalibratedModel, prepare
-from waterfill.compression.in_memory import InMemoryWalk, _loss
+from waterfill.compression.in_memory import InMemoryWalk
 from waterfill.compression.level_search import _is_better
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.settings import Settings
@@ -175,7 +175,7 @@ def test_distortions_of_the_report_are_those_of_the_importance_at_any_level():
     candidate = moved.finish(moved.draft(2.0**-6))
     result = _result(candidate, None)
     losses = {row.name: row.distortion for row in result.tensors if row.name in walk.prepared.forms}
-    expected = {name: _loss(walk.jobs[name], candidate.coded.quantized[name]) for name in losses}
+    expected = {name: walk.jobs[name].loss(candidate.coded.quantized[name]) for name in losses}
     assert losses == pytest.approx(expected, rel=1e-4)
     expected = sum(loss * (3 if name == "0.weight" else 1) for name, loss in losses.items())
     assert result.predicted_distortion == pytest.approx(expected, rel=1e-6)
@@ -242,7 +242,6 @@ def test_no_file_is_worse_on_held_out_data_than_that_of_one_step(uneven, rate, m
     model, batches = uneven
     best = waterfill.compress(model, batches, rate=rate, quantizers=QUICK)
     monkeypatch.setitem(waterfill.compress.__globals__["POWERS"], "default", (0.0,))
-    monkeypatch.setitem(waterfill.compress.__globals__, "MEASURED", ())
     plain = waterfill.compress(model, batches, rate=rate, quantizers=QUICK)
     assert (plain.importance_power, plain.limit_measure) == (0.0, "kronecker^0")
     assert abs(best.size_bytes - plain.size_bytes) <= 0.01 * plain.size_bytes

@@ -16,7 +16,7 @@ from waterfill.errors import UsageError, WaterfillError
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
-from waterfill.reconstruct import reconstruct
+from waterfill.reconstruct import errors, reconstruct
 from waterfill.records import Entry, Floats, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 
@@ -36,6 +36,12 @@ class Job:
     quantizer: Quantizer
     form: QuadraticForm | None
     importance: QuadraticForm | None
+
+    def loss(self, quantized: Quantized) -> float | None:
+        """The distortion of the model that the importance predicts for the errors; None where it is not known."""
+        if self.importance is None:
+            return None
+        return self.importance.factor * self.importance.cost(errors(self.weight, quantized.symbols, quantized.rule))
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,6 @@ from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.protocols import QuadraticForm, traits_of
 from waterfill.quantize.feedback import is_sparse
-from waterfill.reconstruct import errors
 from waterfill.records import Floats, Inventory, Quantized, Weight
 
 FIXED_LEVEL_LOG2 = -24.0
@@ -399,7 +398,7 @@ class InMemoryWalk:
             group: (
                 tuple(sum(done[name].bits for name in members) for done in tried),
                 tuple(losses[group]),
-                tuple(sum(_loss(self.jobs[name], done[name]) for name in members) for done in tried),
+                tuple(sum(self.jobs[name].loss(done[name]) or 0.0 for name in members) for done in tried),
             )
             for group, members in groups.items()
         }
@@ -421,10 +420,3 @@ def filled(model: CalibratedModel, candidate: FileCandidate) -> torch.nn.Module:
     """Fill the copy of a model with the values of a candidate."""
     torch_module.fill(model.copy, dict(WaterfillFile(candidate.packed.data).tensors()))
     return model.copy
-
-
-def _loss(job: Job, quantized: Quantized) -> float:
-    """The distortion of the model that the importance of a tensor predicts for its error."""
-    if job.importance is None:
-        return 0.0
-    return job.importance.factor * job.importance.cost(errors(job.weight, quantized.symbols, quantized.rule))

@@ -19,7 +19,6 @@ from waterfill.compression.segments import Segment
 from waterfill.compression.target_correction import LayerInputs
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.files import exact_bytes
-from waterfill.reconstruct import errors
 from waterfill.records import Entry, Exact, Limits, Quantized, Weight
 
 AT_ONCE = 1 << 25
@@ -203,20 +202,15 @@ class _Coder:
         priced = {name: weight for name, weight in originals.items() if quantized[name].distortion > 0}
         models = self.sources.models(priced, {name: jobs[name].form for name in priced})
         for name, weight in originals.items():
-            report = replace(self.coded.reports[name], loss=self._loss(jobs[name], quantized[name]))
+            report = replace(self.coded.reports[name], loss=jobs[name].loss(quantized[name]))
+            importance = jobs[name].importance
+            self.coded.unit = self.coded.unit if importance is None else importance.unit
             if name in models:
                 distortion = quantized[name].distortion
                 limit = entry_limit(models[name], distortion, weight.matrix.size)
                 components = models[name].components
                 report = replace(report, limit=limit, components=components, distortion=distortion)
             self.coded.reports[name] = report
-
-    def _loss(self, job: Job, quantized: Quantized) -> float | None:
-        importance = job.importance
-        if importance is None:
-            return None
-        self.coded.unit = importance.unit
-        return importance.factor * importance.cost(errors(job.weight, quantized.symbols, quantized.rule))
 
 
 def _batched(slices: Iterable[TensorSlice]) -> Iterator[list[TensorSlice]]:
