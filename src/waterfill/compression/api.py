@@ -20,7 +20,7 @@ from waterfill.compression.in_memory import FileCandidate, InMemoryWalk
 from waterfill.compression.level_search import fixed_candidate, search
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.memory import directory_memory
-from waterfill.compression.presets import MEASURED, POWERS, STATES, Effort, check_effort
+from waterfill.compression.presets import POWERS, STATES, Effort, check_effort
 from waterfill.compression.settings import Settings
 from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
 from waterfill.compression.tune import Tune
@@ -287,7 +287,7 @@ def _compressed(
     if traits.fixed:
         return _result(fixed_candidate(walks[0], target), target)
     target = target or DEFAULT_TARGET
-    return _result(search(walks, target, curves=len(powers) > 1 and effort in MEASURED), target)
+    return _result(search(walks, target, curves=len(powers) > 1), target)
 
 
 def _result(found: FileCandidate, target: Target | None) -> CompressionResult:
@@ -314,9 +314,9 @@ def _directory_result(
         directory=out,
         written_bytes=found.size_bytes,
         water_level=walked.water_level,
-        distortion=None if walked.measured is None else walked.measured.compressed.distortion,
+        distortion=walked.distortion,
         target=run.target.asked,
-        held_out_distortion=None if walked.measured is None else float(walked.measured.distances.mean()),
+        held_out_distortion=walked.held_out,
         untuned_distortion=untuned,
         importance=walk.importance,
         importance_power=walk.statistics.power,

@@ -117,6 +117,23 @@ class Walked:
     measured: Measurement | None
     coded: Sequence[CodedSegment] = ()
 
+    @property
+    def distortion(self) -> float | None:
+        """Measured on the calibration data: KL of logits, squared error of values."""
+        return None if self.measured is None else self.measured.compressed.distortion
+
+    @property
+    def held_out(self) -> float | None:
+        """Mean distance of the outputs on the data to choose by."""
+        return None if self.measured is None else float(self.measured.distances.mean())
+
+    @property
+    def accuracy_loss(self) -> float:
+        """By how much the accuracy is below that of the original; 0 where it was not measured."""
+        if self.measured is None:
+            return 0.0
+        return (self.measured.original.accuracy or 0.0) - (self.measured.compressed.accuracy or 0.0)
+
 
 def walk_directory(
     walk: DirectoryWalk, schedule: LevelSchedule, writer: BundleWriter | None, *, keep: bool = False
@@ -149,6 +166,7 @@ def walk_directory(
         if writer is not None:
             writer.add(segment.name, packed.data)
         settings.tell("code", number + 1, len(statistics.groups))
+        del segment, coded, packed  # or they would be in memory beside the next ones
     return Walked(report, water_level, walk.measure(), kept)
 
 
@@ -227,7 +245,7 @@ class StoredWalk:
         for key in keys_of(group, checkpoint.shapes):
             values = tensor_or_matrix(checkpoint, key)
             known = {key: weight_sensitivity(self._estimator, key, values)}
-            yield from TensorReader(partial(tensor_or_matrix, checkpoint), known, self.source.kept).whole(key).slices()
+            yield from TensorReader({key: values}.__getitem__, known, self.source.kept).whole(key).slices()
 
     def measure(self) -> None:
         """Measure nothing: there are no data."""

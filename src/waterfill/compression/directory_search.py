@@ -151,7 +151,7 @@ class DirectorySearch:
             "limit": walked.report.limit_bits / max(1, self.walk.source.floating_values),
             "limits": walked.report.limits,
             "limit_measure": self.measure,
-            "distortion": None if walked.measured is None else walked.measured.compressed.distortion,
+            "distortion": walked.distortion,
         }
 
     def _candidate(self, schedule: LevelSchedule) -> DirectoryCandidate:
@@ -174,10 +174,9 @@ class DirectorySearch:
 
     def _guess(self) -> float:
         """Base-2 logarithm of a level to begin at: errors that fill it add up to the distortion."""
-        aim = self.target.value * (10 if self.target.name == "tolerance" else 1)
         known = self.walk.statistics.known.values()
         factor = next((each.form.factor for each in known if each.form is not None), 1.0)
-        return math.log2(aim / (factor * max(1, self.walk.source.floating_values)))
+        return math.log2(self.target.distortion / (factor * max(1, self.walk.source.floating_values)))
 
     def _losses(self) -> Callable[[DirectoryCandidate], float]:
         """How to tell what a candidate loses.
@@ -187,16 +186,14 @@ class DirectorySearch:
                 gives no finite number.
         """
         if self.target.name == "distortion":
-            return lambda candidate: or_infinite(_measured(candidate).compressed.distortion)
+            return lambda candidate: or_infinite(candidate.walked.distortion)
         if self.target.metric is None:
             if not (isinstance(self.walk, BlockWalk) and self.walk.predicts_next):
                 raise CalibrationError(
                     "A tolerance is measured as top-1 accuracy of the next token, which this model does not predict; "
                     "expected a language model, or a metric. Give a metric, or a distortion."
                 )
-            return lambda candidate: (
-                (_measured(candidate).original.accuracy or 0.0) - (_measured(candidate).compressed.accuracy or 0.0)
-            )
+            return lambda candidate: candidate.walked.accuracy_loss
         metric, processes = self.target.metric, self.walk.settings.processes
         directory, data = self.walk.source.checkpoint.directory, self.data or ()
 
@@ -205,10 +202,6 @@ class DirectorySearch:
 
         before = measured(directory, original_quality)
         return lambda candidate: before - measured(candidate.place, quality)
-
-
-def _measured(candidate: DirectoryCandidate) -> Any:
-    return candidate.walked.measured
 
 
 def few_walks(

@@ -300,11 +300,10 @@ def quality(metric: Metric, model: nn.Module, data: Iterable[Any]) -> float:
 
 
 def guessed_level(walk: InMemoryWalk, target: Target) -> float:
-    """A water level to begin at: errors that fill it add up to the distortion, or to ten times the tolerance."""
+    """A water level to begin at: errors that fill it add up to the distortion that is aimed at."""
     count = sum(weight.matrix.size for weight in walk.inventory.weights.values())
-    aim = target.value * (10 if target.name == "tolerance" else 1)
     factor = next((form.factor for form in walk.prepared.forms.values()), 1.0)
-    return aim / (factor * max(1, count))
+    return target.distortion / (factor * max(1, count))
 
 
 def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, within: float) -> FileCandidate:

@@ -40,6 +40,11 @@ class Target:
         """Name and value, as results tell it."""
         return {self.name: self.value}
 
+    @property
+    def distortion(self) -> float:
+        """The distortion that a target of quality allows, about: ten times a tolerance."""
+        return self.value * (10 if self.name == "tolerance" else 1)
+
     def size(self, floating_values: int) -> float:
         """Bytes that a target of size allows.
 
