@@ -58,9 +58,9 @@ class Distortion(ABC):
             Float64 [outputs].
         """
 
-    @abstractmethod
     def total(self, reference: Tensor, result: Tensor, target: Tensor | None) -> Tensor:
         """Sum of `per_output`, with the same arguments, float64."""
+        return self.per_output(reference, result, target).sum()
 
     @abstractmethod
     def training_loss(self, reference: Tensor, result: Tensor, target: Tensor | None) -> Tensor:

@@ -48,10 +48,6 @@ class _KLDivergence(Distortion):
         """Divergence of every prediction that counts, nats, float64 [predictions]."""
         return divergence(as_predictions(reference, target)[0], as_predictions(result, target)[0])
 
-    def total(self, reference: Tensor, result: Tensor, target: Tensor | None) -> Tensor:
-        """Sum of the divergences, nats, float64."""
-        return self.per_output(reference, result, target).sum()
-
     def training_loss(self, reference: Tensor, result: Tensor, target: Tensor | None) -> Tensor:
         """Mean divergence of the predictions that count."""
         logits, _ = as_predictions(result, target)
