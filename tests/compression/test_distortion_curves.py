@@ -105,11 +105,6 @@ def test_bits_are_linear_between_points_and_beyond_them():
     assert [curve.bits_at(place) for place in places] == [70.0, 60.0, 50.0, 40.0, 32.5, 30.0, 25.0, 0.0]
 
 
-def test_losses_are_linear_in_logarithms():
-    curve = exponential(10, 3.0)
-    assert [curve.loss_at(place) for place in (-1.0, 0.0, 2.0, 3.0)] == pytest.approx([1.5, 3.0, 12.0, 24.0])
-
-
 # Shares ---------------------------------------------------------------------------------------------------------------
 
 PARTS = st.lists(st.tuples(st.floats(10, 1e5), st.floats(-1.5, 1.5)), min_size=1, max_size=6)

@@ -89,10 +89,6 @@ class Curve:
         (low, high), (left, right) = self.offsets[place - 1 : place + 1], self.bits[place - 1 : place + 1]
         return max(0.0, left + (right - left) * (offset - low) / (high - low))
 
-    def loss_at(self, offset: float) -> float:
-        """Loss between the points, linear in logarithms."""
-        return float(np.exp2(np.interp(offset, self.offsets, np.log2(np.maximum(self.losses, 1e-30)))))
-
 
 def offsets(curves: Mapping[str, Curve]) -> dict[str, float]:
     """How far each tensor moves from the common level so that all have one slope, at the same bits in total.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from waterfill.errors import UsageError
@@ -20,10 +20,10 @@ POWERS: Mapping[str, tuple[float, ...]] = {
     "best": (0.5, 1.0, 0.0, 0.75),
     "max": (0.5, 1.0, 0.0, 0.75, 0.25),
 }
-"""Powers of the importances to try; the first is the one to use where nothing can be measured."""
+"""Powers of the importances to try; the first is the one to use where nothing can be measured.
 
-MEASURED: Collection[str] = ("default", "best", "max")
-"""Efforts at which curves are measured."""
+Where there are several, curves are measured, too.
+"""
 
 
 def check_effort(effort: str) -> None:
