@@ -98,9 +98,7 @@ def model_and_batches(model: str, weights: Path | None, data: str | None, sampli
     Raises:
         UsageError: `--weights` came with a directory, or one of them is nothing that is known.
     """
-    if Path(model).is_dir():
-        if weights is not None:
-            raise UsageError(f"--weights fills a factory, but MODEL is the directory {model}; leave --weights out.")
+    if _is_directory(model, weights):
         return Path(model), None if data is None else as_text_data(data, Path(model), sampling)
     return as_model(model, weights), None if data is None else as_data(data)
 
@@ -193,11 +191,15 @@ def measured_model(text: str, weights: Path | None) -> nn.Module:
     Raises:
         UsageError: `--weights` came with a directory, or MODEL is neither.
     """
-    if not Path(text).is_dir():
-        return as_module(text, weights)
+    return read_model(Path(text)) if _is_directory(text, weights) else as_module(text, weights)
+
+
+def _is_directory(model: str, weights: Path | None) -> bool:
+    if not Path(model).is_dir():
+        return False
     if weights is not None:
-        raise UsageError(f"--weights fills a factory, but MODEL is the directory {text}; leave --weights out.")
-    return read_model(Path(text))
+        raise UsageError(f"--weights fills a factory, but MODEL is the directory {model}; leave --weights out.")
+    return True
 
 
 def measured_batches(data: str, model: str, sampling: Sampling) -> Iterable[Any]:
