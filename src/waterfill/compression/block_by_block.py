@@ -68,7 +68,7 @@ class Measurement:
 
     Attributes:
         compressed: of the compressed model; of models that predict the next token, its accuracy is about that.
-        original: of the original.
+        original: of the original; only what is about labels.
         distances: of every output from that of the original, on the data to choose by.
     """
 
@@ -403,13 +403,13 @@ class BlockWalk:
             with torch.no_grad():
                 before = self._head(self._original, self._passed.hidden[-1], batch)
                 now = self._head(self._compressed, self._hidden, batch)
-            found.append((number, self._statistics(batch, now, before), self._statistics(batch, before, before)))
+            found.append((number, self._statistics(batch, now, before), self._labelled(batch, before)))
         every = [each for of_process in self.settings.processes.all_gather(found) for each in of_process]
         every.sort(key=lambda each: each[0])
         chosen = [now for number, now, _ in every if number in self._held or not self._held]
         return Measurement(
             summarize(now for _, now, _ in every),
-            summarize(before for _, _, before in every),
+            summarize(before for _, _, before in every if before is not None),
             np.concatenate([each.distances for each in chosen]),
         )
 
@@ -418,10 +418,15 @@ class BlockWalk:
         distortion, mask, samples = self.forward.distortion, self._passed.masks[batch], len(now)
         rows, others = (distortion.counted(each, mask) for each in (now, before))
         found = batch_statistics(OutputBatch(samples, rows, None, others), distortion)
+        labelled = self._labelled(batch, now)
+        return found if labelled is None else found.with_labels(labelled)
+
+    def _labelled(self, batch: int, outputs: Tensor) -> BatchStatistics | None:
+        """How near outputs of a batch are to the next tokens; None where the model does not predict them."""
         if not self.predicts_next:
-            return found
+            return None
         target = next_tokens(as_keywords(self._passed.batches[batch]))
-        return found.with_labels(batch_statistics(OutputBatch(samples, now, target, None), distortion))
+        return batch_statistics(OutputBatch(len(outputs), outputs, target, None), self.forward.distortion)
 
 
 def _shared(data: Sequence[Any], settings: Settings) -> tuple[list[int], list[Any], int]:
