@@ -365,3 +365,8 @@ def test_a_size_is_met_within_half_a_percent_from_below(wide, size, options):
 def test_a_size_is_met_by_the_way_that_is_chosen(wide):
     result = waterfill.compress(*wide, size_bytes=8000, quantizers=QUICK)
     assert 0.995 * 8000 <= result.size_bytes <= 8000
+
+
+def test_a_size_is_met_after_a_draft_that_comes_again_and_is_too_large():
+    model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 5)).eval()
+    assert 3.96 <= waterfill.compress(model, rate=4).rate <= 4

@@ -168,15 +168,19 @@ class _Files:
         walk = self.walk
         aim = limit - (walk.limit_bytes if self._growth is None else self._growth)
         fitting: list[FileCandidate] = []
-        known: set[bytes] = set()
+        known: dict[bytes, bool] = {}  # whether the file of a draft fits
         try:
             for _ in range(TRIES):
                 draft = self.nearest(aim)
-                if fitting and draft.packed.data in known:  # nothing lies between
+                fits = known.get(draft.packed.data)
+                if fits:  # nothing lies between
                     break
-                known.add(draft.packed.data)
+                if fitting and fits is False:  # the largest draft that is near enough to the aim, as before
+                    aim = min(aim, draft.size_bytes) - 1
+                    continue
                 candidate = walk.finish(draft)
                 left = limit - candidate.size_bytes
+                known[draft.packed.data] = left >= 0
                 fitting += [candidate] if left >= 0 else []
                 if 0 <= left <= WITHIN * limit:
                     break
