@@ -427,3 +427,51 @@ def test_another_try_of_a_segment_begins_with_what_there_was(tmp_path):
         segment.finish()
         moved += segment.name == "rest behind the blocks"
     assert moved
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_distortion_of_a_tuned_directory_is_that_of_what_is_written(directories, tmp_path, name):
+    data = batches(6)
+    result = waterfill.compress_directory(directories(name), tmp_path / "out", data, rate=3.5, tune=True, effort="fast")
+    assert result.distortion == pytest.approx(measured(name, directories(name), tmp_path / "out", data), rel=1e-3)
+    last = measured(name, directories(name), tmp_path / "out", data[5:])
+    assert result.held_out_distortion == pytest.approx(last, rel=1e-3)
+    assert result.untuned_distortion is not None
+    adds_up(result, tmp_path / "out")
+
+
+def test_directories_take_targets_of_quality_and_importances(directories, tmp_path):
+    data = batches(6)
+    loose = waterfill.compress_directory(directories("llama"), tmp_path / "a", data, distortion=0.05, effort="fast")
+    assert 0.02 < loose.distortion <= 0.05
+    tight = waterfill.compress_directory(directories("llama"), tmp_path / "b", data, tolerance=0.02, effort="fast")
+    assert tight.target == {"tolerance": 0.02}
+    by_kl = waterfill.compress_directory(
+        directories("llama"), tmp_path / "c", data, rate=4, importance=waterfill.importance.kl(), effort="fast"
+    )
+    assert (by_kl.importance, by_kl.distortion_unit) == ("kl", "nats of KL")
+    assert fits(by_kl, 4)
+
+
+def test_a_metric_gets_the_loaded_compressed_model(directories, tmp_path):
+    seen = []
+
+    def size_of_logits(model, data):
+        seen.append(type(model).__name__)
+        with torch.no_grad():
+            return -float(model(data[0]).logits.square().mean().sqrt())
+
+    result = waterfill.compress_directory(
+        directories("llama"), tmp_path / "out", batches(3), tolerance=10.0, metric=size_of_logits, effort="fast"
+    )
+    assert set(seen) == {"LlamaForCausalLM"}
+    assert result.target == {"tolerance": 10.0}
+    only(tmp_path, "out")
+
+
+def test_targets_that_a_directory_cannot_meet(directories, tmp_path):
+    with pytest.raises(CalibrationError, match="there are none"):
+        waterfill.compress_directory(directories("llama"), tmp_path / "out", distortion=0.1)
+    with pytest.raises(CalibrationError, match="does not predict"):
+        waterfill.compress_directory(directories("bert"), tmp_path / "out", batches(), tolerance=0.1)
+    only(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -174,14 +173,9 @@ def reads_windows(directory: Path) -> bool:
 
 
 def read_model(directory: Path) -> nn.Module:
-    """Read the model of a directory, without progress bars of others."""
+    """Read the model of a directory."""
     from waterfill.models.pretrained import load_pretrained
 
-    with contextlib.suppress(ImportError):  # the next line says that it is missing
-        from transformers.utils import logging
-
-        quiet: Any = logging.disable_progress_bar
-        quiet()
     return load_pretrained(directory)
 
 

@@ -209,9 +209,10 @@ def compress_directory(
             target.size(tensors.floating_values)  # refuses a rate of no values before any work
         walk = directory_walk(tensors, settings, batches)
         run = DirectorySearch(walk, target, staging, batches, keep=tuning is not None)
-        found, untuned = run.run(), None
+        found = run.run()
+        untuned = None if tuning is None else found.walked.distortion
         if tuning is not None:
-            found, untuned = tuned_directory(run, found, tuning)
+            found = tuned_directory(run, found, tuning)
         staging.take(found)
         return _directory_result(run, found, Path(out), untuned)
 

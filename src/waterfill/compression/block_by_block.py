@@ -43,6 +43,7 @@ from waterfill.compression.sensitivity import (
 )
 from waterfill.compression.settings import Settings
 from waterfill.compression.whole_model_forms import form_finder
+from waterfill.distortion import Distortion
 from waterfill.evaluation import BatchStatistics, Evaluation, OutputBatch, batch_statistics, summarize
 from waterfill.importance import kronecker
 from waterfill.models.embedder import Embedder, pooling_of
@@ -415,9 +416,7 @@ class BlockWalk:
 
     def _statistics(self, batch: int, now: Tensor, before: Tensor) -> BatchStatistics:
         """How near the outputs of a batch are to others, position by position, and to the next tokens."""
-        distortion, mask, samples = self.forward.distortion, self._passed.masks[batch], len(now)
-        rows, others = (distortion.counted(each, mask) for each in (now, before))
-        found = batch_statistics(OutputBatch(samples, rows, None, others), distortion)
+        found = position_statistics(self.forward.distortion, now, before, self._passed.masks[batch])
         labelled = self._labelled(batch, now)
         return found if labelled is None else found.with_labels(labelled)
 
@@ -427,6 +426,19 @@ class BlockWalk:
             return None
         target = next_tokens(as_keywords(self._passed.batches[batch]))
         return batch_statistics(OutputBatch(len(outputs), outputs, target, None), self.forward.distortion)
+
+
+def position_statistics(distortion: Distortion, now: Tensor, before: Tensor, mask: Tensor) -> BatchStatistics:
+    """How near the outputs of a batch are to those of the original, at all positions that are no padding.
+
+    Args:
+        distortion: of the outputs.
+        now: of the compressed model [samples, ...].
+        before: of the original.
+        mask: which positions count, bool [samples * positions].
+    """
+    rows, others = (distortion.counted(each, mask) for each in (now, before))
+    return batch_statistics(OutputBatch(len(now), rows, None, others), distortion)
 
 
 def _shared(data: Sequence[Any], settings: Settings) -> tuple[list[int], list[Any], int]:

@@ -17,7 +17,7 @@ from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
 from waterfill.reconstruct import errors, reconstruct
-from waterfill.records import Entry, Floats, Quantized, Weight
+from waterfill.records import Entry, Floats, Layout, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 
 
@@ -172,13 +172,13 @@ def mean_zero_cost(jobs: Mapping[str, Job]) -> float:
     return total / count if total > 0 else 1.0
 
 
-def decoded_matrix(weight: Weight, quantized: Quantized) -> Floats:
-    """Values [out, in] of a quantized tensor, in single precision; of `weight` only the layout counts."""
-    values = reconstruct(quantized.symbols.reshape(-1), quantized.rule, weight.layout)
+def decoded_matrix(layout: Layout, quantized: Quantized) -> Floats:
+    """Values [out, in] of a quantized tensor, in single precision."""
+    values = reconstruct(quantized.symbols.reshape(-1), quantized.rule, layout)
     return values.reshape(quantized.symbols.shape)
 
 
-def decoded(entry: Entry, weight: Weight, quantized: Quantized) -> Tensor:
+def decoded(entry: Entry, layout: Layout, quantized: Quantized) -> Tensor:
     """Values of a coded entry in its own shape, rounded to its type as they will be decoded, float32."""
-    values = np.ascontiguousarray(weight.layout.from_matrix(decoded_matrix(weight, quantized)))
+    values = np.ascontiguousarray(layout.from_matrix(decoded_matrix(layout, quantized)))
     return torch.from_numpy(values.reshape(entry.shape)).to(getattr(torch, entry.dtype)).float()

@@ -411,7 +411,7 @@ class InMemoryWalk:
 
         def matrix(name: str) -> Floats:
             weight = self.inventory.weights[name]
-            return decoded_matrix(weight, quantized[name]) if name in quantized else weight.matrix
+            return decoded_matrix(weight.layout, quantized[name]) if name in quantized else weight.matrix
 
         return assemble_one(name, self.inventory.entries, matrix, self.inventory.exact)
 

@@ -190,7 +190,7 @@ class _Coder:
         self.coded.quantized |= quantized
         self._report(slices, jobs, quantized)
         return {
-            each.entry.name: decoded(each.entry, each.weight, quantized[each.entry.name])
+            each.entry.name: decoded(each.entry, each.weight.layout, quantized[each.entry.name])
             for each in slices
             if each.weight is not None
         }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -13,41 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from waterfill.bundle import BundleWriter
-from waterfill.compression.block_by_block import Measurement, Walked, encoder_of
+from waterfill.compression.block_by_block import Measurement, Walked, encoder_of, position_statistics
 from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.calibration import BatchSubset, held_out
 from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch
+from waterfill.compression.encoder import decoded
 from waterfill.compression.layerwise import CodedSegment, quantize_segment
 from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import StoredTensors
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
 from waterfill.distortion import Distortion, distortion_for
-from waterfill.evaluation import BatchStatistics, evaluate_batches, reference_outputs, summarize
-from waterfill.models.language import output_of
+from waterfill.evaluation import Evaluation, reference_outputs, summarize
+from waterfill.models.language import mask_of, output_of
 from waterfill.models.pretrained import load_pretrained
-from waterfill.models.skeleton import Skeleton
+from waterfill.models.skeleton import Place, Skeleton
 from waterfill.models.state_dict import weight_of
 from waterfill.records import Layout
 
 
-@dataclass(frozen=True, eq=False)
-class _Tuned:
-    """Result of tuning.
-
-    Attributes:
-        values: of vectors, by name in the checkpoint.
-        before: what was measured on every batch before.
-        after: the same with the tuned vectors.
-    """
-
-    values: Mapping[str, Tensor]
-    before: list[BatchStatistics]
-    after: list[BatchStatistics]
-
-
-def tuned_directory(run: DirectorySearch, found: DirectoryCandidate, tune: Tune) -> tuple[DirectoryCandidate, float]:
-    """Tune the vectors of a candidate, with the whole model in memory.
+def tuned_directory(run: DirectorySearch, found: DirectoryCandidate, tune: Tune) -> DirectoryCandidate:
+    """Tune the vectors of a candidate, with the whole model in memory of the first process.
 
     Args:
         run: the search that found it.
@@ -55,79 +40,113 @@ def tuned_directory(run: DirectorySearch, found: DirectoryCandidate, tune: Tune)
         tune: how.
 
     Returns:
-        A candidate with tuned vectors, or itself where it measures better on the data to choose by; and the distortion
-        before.
+        A candidate with tuned vectors, or itself where it measures better on the data to choose by.
     """
-    processes, count = run.walk.settings.processes, len(run.data or ())
-    tuned = processes.broadcast_made(lambda: _tune(run, found, tune))
-    chosen = sorted(held_out(count) or range(count))
-    before, after = (
-        float(np.concatenate([each[index].distances for index in chosen]).mean())
-        for each in (tuned.before, tuned.after)
-    )
-    untuned = summarize(tuned.before).distortion or 0.0
-    if not after < before:
-        return found, untuned
+    made = run.walk.settings.processes.broadcast_made
+    model = _LoadedModel(run, found)
+    values = made(lambda: model.tuned(tune))
+    segments = [_with_vectors(run, coded, values) for coded in found.walked.coded]
+    vectors = {name: value for coded in segments for name, value in _decoded(coded, values).items()}
+    distances, compressed = made(lambda: model.measure(vectors))
+    before = found.walked.measured
+    if before is None or not distances.mean() < before.distances.mean():
+        return found
+    walked = replace(found.walked, measured=Measurement(compressed, before.original, distances))
     with run.staging.writer() as (place, writer):
-        walked = _repacked(run, found.walked, tuned, writer)
-        distances = np.concatenate([tuned.after[index].distances for index in chosen])
-        original = found.walked.measured.original if found.walked.measured else summarize(tuned.before)
-        walked = replace(walked, measured=Measurement(summarize(tuned.after), original, distances))
-        return run.finished(place, writer, walked), untuned
+        return run.finished(place, writer, _packed(walked, segments, writer))
 
 
-def _tune(run: DirectorySearch, found: DirectoryCandidate, tune: Tune) -> _Tuned:
-    """Tune the loaded model."""
-    directory, settings = run.walk.source.checkpoint.directory, run.walk.settings
-    data = [as_keywords(batch) for batch in run.data or ()]
-    original = load_pretrained(directory).float()
-    distortion = distortion_for(output_of(original, data, None))
-    references = reference_outputs(original, data)
-    del original
-    model = load_pretrained(found.place).float()
-    measured = partial(_measured, model, data, references, distortion)
-    before = measured()
-    fitting = BatchSubset(data, references, frozenset(range(len(data))) - held_out(len(data)))
-    names = [name for name, each in model.named_parameters() if each.ndim < 2]
-    values = tune.fit(model, fitting, fitting.references, distortion, names, settings.progress)
-    return _Tuned(_by_checkpoint(run, values), before, measured())
+class _LoadedModel:
+    """A compressed directory as transformers loads it, beside the outputs of the original; loaded when it is used.
+
+    Args:
+        run: the search that found it.
+        found: where it is.
+    """
+
+    def __init__(self, run: DirectorySearch, found: DirectoryCandidate) -> None:
+        self._run, self._place = run, found.place
+        self._data = [as_keywords(batch) for batch in run.data or ()]
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        return load_pretrained(self._place).float()
+
+    @cached_property
+    def _original(self) -> tuple[Distortion, list[Tensor]]:
+        """What the outputs are, and those of the original."""
+        original = load_pretrained(self._run.walk.source.checkpoint.directory).float()
+        return distortion_for(output_of(original, self._data, None)), reference_outputs(original, self._data)
+
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        """Where the vectors of the checkpoint are among the parameters."""
+        checkpoint = self._run.walk.source.checkpoint
+        places = Skeleton(checkpoint.directory, checkpoint).places(checkpoint.shapes)
+        return {name: place for name, place in places.items() if len(checkpoint.shapes.get(name, (0, 0))) < 2}
+
+    def _rows(self, place: Place) -> Tensor | None:
+        """The memory of a vector; an encoder is inside of its pooling."""
+        parameters = dict(self._model.named_parameters())
+        found = parameters.get(place.parameter, parameters.get(f"model.{place.parameter}"))
+        return None if found is None else found.detach().view(-1)[place.start : place.start + place.count]
+
+    def tuned(self, tune: Tune) -> dict[str, Tensor]:
+        """Tune the vectors; gives them by their names in the checkpoint."""
+        distortion, references = self._original
+        count = len(self._data)
+        fitting = BatchSubset(self._data, references, frozenset(range(count)) - held_out(count))
+        names = [name for name, each in self._model.named_parameters() if each.ndim < 2]
+        tune.fit(self._model, fitting, fitting.references, distortion, names, self._run.walk.settings.progress)
+        rows = {name: self._rows(place) for name, place in self._places.items()}
+        return {name: each.clone() for name, each in rows.items() if each is not None}
+
+    def measure(self, vectors: Mapping[str, Tensor]) -> tuple[NDArray[np.float64], Evaluation]:
+        """Measure the model with other vectors, as the walk does; distances are those on the data to choose by."""
+        for name, value in vectors.items():
+            rows = self._rows(self._places[name])
+            if rows is not None:
+                rows.copy_(value.reshape(-1))
+        distortion, references = self._original
+        found = []
+        for batch, now, before in zip(self._data, reference_outputs(self._model, self._data), references, strict=True):
+            found.append(position_statistics(distortion, now, before, mask_of(batch).flatten()))
+        chosen = sorted(held_out(len(found)) or range(len(found)))
+        return np.concatenate([found[index].distances for index in chosen]), summarize(found)
 
 
-def _measured(
-    model: nn.Module, data: Sequence[Any], references: list[Tensor], distortion: Distortion
-) -> list[BatchStatistics]:
-    return list(evaluate_batches(model, data, references, distortion))
+def _with_vectors(run: DirectorySearch, coded: CodedSegment, values: Mapping[str, Tensor]) -> CodedSegment:
+    """A segment with other vectors, quantized at its level."""
+    vectors = StoredTensors(coded.name, partial(_slices, run, coded, values))
+    return coded.replaced(
+        quantize_segment(vectors, coded.water_level, encoder_of(run.walk), run.walk.statistics.sources)
+    )
 
 
-def _by_checkpoint(run: DirectorySearch, values: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
-    """Values of parameters by the names that they have in the checkpoint; an encoder is inside of its pooling."""
-    checkpoint, found = run.walk.source.checkpoint, {}
-    for key, place in Skeleton(checkpoint.directory, checkpoint).places(checkpoint.shapes).items():
-        value = values.get(place.parameter, values.get(f"model.{place.parameter}"))
-        if value is not None and len(checkpoint.shapes.get(key, (0, 0))) < 2:
-            found[key] = torch.from_numpy(value.reshape(-1)[place.start : place.start + place.count])
-    return found
-
-
-def _repacked(run: DirectorySearch, walked: Walked, tuned: _Tuned, writer: BundleWriter | None) -> Walked:
-    """The payloads of all segments with tuned vectors."""
-    report = ReportBuilder()
-    encoder, sources = encoder_of(run.walk), run.walk.statistics.sources
-    for coded in walked.coded:
-        vectors = StoredTensors(coded.name, partial(_vectors, run, coded, tuned.values))
-        new = coded.replaced(quantize_segment(vectors, coded.water_level, encoder, sources))
-        packed = new.pack()
-        report.add(new, packed)
-        if writer is not None:
-            writer.add(new.name, packed.data)
-    return replace(walked, report=report)
-
-
-def _vectors(run: DirectorySearch, coded: CodedSegment, values: Mapping[str, Tensor]) -> Iterator[TensorSlice]:
-    """The tuned vectors of a segment."""
+def _slices(run: DirectorySearch, coded: CodedSegment, values: Mapping[str, Tensor]) -> Iterator[TensorSlice]:
     for name, entry in coded.entries.items():
-        if name in values and name in coded.quantized and len(entry.shape) < 2:
+        if name in values and name in coded.quantized:
             known = run.walk.statistics.known.get(name)
             value = values[name].to(getattr(torch, entry.dtype)).reshape(entry.shape)
             weight = weight_of(name, value, Layout(entry.shape))
             yield TensorSlice(entry, name, weight, None if known is None else known.form)
+
+
+def _decoded(coded: CodedSegment, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The vectors of a segment as they will be decoded."""
+    return {
+        name: decoded(entry, Layout(entry.shape), coded.quantized[name])
+        for name, entry in coded.entries.items()
+        if name in values and name in coded.quantized
+    }
+
+
+def _packed(walked: Walked, segments: Sequence[CodedSegment], writer: BundleWriter | None) -> Walked:
+    """Write the payloads of all segments, and report on them."""
+    report = ReportBuilder()
+    for coded in segments:
+        packed = coded.pack()
+        report.add(coded, packed)
+        if writer is not None:
+            writer.add(coded.name, packed.data)
+    return replace(walked, report=report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +30,8 @@ def load_pretrained(directory: Path) -> nn.Module:
     """
     kind = model_class(directory)
     try:
-        model = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        with _without_bars():
+            model = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WaterfillError(
@@ -37,6 +40,21 @@ def load_pretrained(directory: Path) -> nn.Module:
         ) from error
     module = Embedder(model, pooling_of(directory)) if is_embedder(directory) else model
     return cast("nn.Module", module.eval())
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Loading shows no progress bars of transformers."""
+    from transformers.utils import logging
+
+    quiet: Any = logging
+    shown = quiet.is_progress_bar_enabled()
+    quiet.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            quiet.enable_progress_bar()
 
 
 def model_class(directory: Path) -> Any:
