@@ -211,6 +211,7 @@ def spend(walk: DirectoryWalk, limit_bytes: float) -> SpendBudget:
         bits = sum(item.bits for item in encoder.quantize(jobs, level).values())
         share = sum(job.weight.matrix.size for job in jobs.values()) / components.number
         budget.pilot(bits, share * components.forecast(level))
+        statistics.pilot = {}  # a whole block with its forms
     return budget
 
 
