@@ -228,9 +228,9 @@ class StoredWalk:
     """
 
     def __init__(self, source: CheckpointSource, settings: Settings, estimator: DataFree) -> None:
-        self.source, self.settings, self._estimator = source, settings, estimator
-        form_of = form_finder(estimator, source, (), settings)
-        self.statistics = survey_forms(source, 1.0, form_of, settings, most=SAMPLED)
+        self.source, self.settings = source, settings
+        self._form_of = form_finder(estimator, source, (), settings)
+        self.statistics = survey_forms(source, 1.0, self._form_of, settings, most=SAMPLED)
         self.importance = estimator.name
 
     def segments(self) -> Iterator[Segment]:
@@ -246,7 +246,7 @@ class StoredWalk:
         checkpoint = self.source.checkpoint
         for key in keys_of(group, checkpoint.shapes):
             values = tensor_or_matrix(checkpoint, key)
-            known = {key: weight_sensitivity(self._estimator, key, values)}
+            known = {key: weight_sensitivity(self._form_of, key, values)}
             yield from TensorReader({key: values}.__getitem__, known, self.source.kept).whole(key).slices()
 
     def measure(self) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from waterfill.bundle import Checkpoint, part_name
 from waterfill.compression.block_forward import BlockForward, Call, as_keywords
-from waterfill.compression.calibration import data_free_forms
 from waterfill.compression.checkpoint_groups import TensorGroup
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.encoder import zero_cost
@@ -43,7 +42,7 @@ from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.state import fingerprint
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
-from waterfill.protocols import DataFree, QuadraticForm
+from waterfill.protocols import QuadraticForm
 from waterfill.records import Layout, Weight
 
 FormFinder: TypeAlias = Callable[[Weight], QuadraticForm | None]
@@ -163,12 +162,12 @@ class ModelStatistics:
 # Without data
 
 
-def weight_sensitivity(estimator: DataFree, key: str, tensor: Tensor) -> TensorSensitivity:
-    """Cost of errors in a tensor by an estimator that needs no data."""
+def weight_sensitivity(form_of: FormFinder, key: str, tensor: Tensor) -> TensorSensitivity:
+    """Cost of errors in a tensor by an estimator that looks at it alone."""
     layout = Layout(tuple(tensor.shape))
-    if tensor.ndim < 2 or tensor.dtype not in CODED_DTYPES or not tensor.numel():
+    if tensor.dtype not in CODED_DTYPES or not tensor.numel():
         return TensorSensitivity(layout)
-    return TensorSensitivity(layout, data_free_forms(estimator, {key: weight_of(key, tensor, layout)}).get(key))
+    return TensorSensitivity(layout, form_of(weight_of(key, tensor, layout)))
 
 
 def survey_forms(
