@@ -14,6 +14,7 @@ from small_nets import IMAGES, OUT, Function, image_net, param
 from torch import nn
 
 from waterfill.compression.calibration import prepare
+from waterfill.compression.settings import Settings
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance import (
     DiagonalForm,
@@ -34,6 +35,7 @@ LAYERS = (
     "transposed3d", "linear", "linear on sequences", "linear on grids", "rows of samples apart",
     "rows of samples together", "called twice", "called on two sizes",
 )  # fmt: skip
+from waterfill.quantize import Feedback
 
 
 def layout_of(model, name):
@@ -440,8 +442,8 @@ def test_options_out_of_range_and_data_that_do_not_fit_are_refused():
 def test_the_unit_is_that_of_the_output():
     options = {"fold_norms": True, "include": (), "exclude": ()}
     for output, factor, unit in (("logits", 0.5, "nats of KL"), ("values", 1.0, "squared output")):
-        ready = prepare(deep_net(), deep_data(), output, kronecker(), options, 0, None)
-        assert (ready.factor, ready.unit) == (factor, unit)
+        ready = prepare(deep_net(), deep_data(), output, options, Settings(Feedback(), kronecker()))
+        assert {(form.factor, form.unit) for form in ready.forms.values()} == {(factor, unit)}
         assert isinstance(ready.forms["1.bias"], DiagonalForm)
 
 
@@ -465,5 +467,5 @@ def test_forms_know_over_how_many_positions_they_are():
     forms = kronecker().estimate(model, [torch.randn(5, 2, 6, 6)], "values")
     assert (forms["0.weight"].positions, forms["2.weight"].positions) == (5 * 16, 5)
     options = {"fold_norms": True, "include": (), "exclude": ()}
-    ready = prepare(model, [torch.randn(5, 2, 6, 6)], "values", kronecker(), options, 0, None)
+    ready = prepare(model, [torch.randn(5, 2, 6, 6)], "values", options, Settings(Feedback(), kronecker()))
     assert np.isinf(ready.forms["0.weight"].positions)
