@@ -27,6 +27,7 @@ from waterfill.importance import (
     state,
 )
 from waterfill.models import inventory
+from waterfill.quantize import Feedback
 
 GROUPS = {"grouped": 2, "depthwise": 4, "transposed grouped": 2}
 LAYERS = (
@@ -35,7 +36,6 @@ LAYERS = (
     "transposed3d", "linear", "linear on sequences", "linear on grids", "rows of samples apart",
     "rows of samples together", "called twice", "called on two sizes",
 )  # fmt: skip
-from waterfill.quantize import Feedback
 
 
 def layout_of(model, name):
