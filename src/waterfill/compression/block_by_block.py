@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from waterfill.bundle import BundleWriter
 from waterfill.compression.block_forward import BlockForward, as_keywords
-from waterfill.compression.calibration import held_out
+from waterfill.compression.calibration import chosen_by, held_out
 from waterfill.compression.checkpoint_groups import TensorGroup
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.encoder import Encoder
@@ -288,7 +288,6 @@ class BlockWalk:
         self.forward = BlockForward(skeleton, head)
         self._loader = PartLoader(source.checkpoint, source.groups, skeleton)
         self._numbers, batches, fitted = _shared(data, settings)
-        self._held = held_out(len(data))
         self._passed = run_original(self.forward, self._loader, batches, fitted, settings)
         estimator = settings.importance or kronecker(seed=settings.seed)
         self.importance = estimator.name
@@ -296,7 +295,8 @@ class BlockWalk:
             survey = BackwardPass(self.source, self.forward, self._loader, estimator, settings, exactly=exactly)
             self.statistics = survey.run(self._passed, power)
         else:
-            fitting = [batch for number, batch in enumerate(data) if number not in self._held]
+            held = held_out(len(data))
+            fitting = [batch for number, batch in enumerate(data) if number not in held]
             form_of = form_finder(estimator, self.source, fitting, settings)
             self.statistics = survey_forms(self.source, power, form_of, settings, exactly=exactly)
         outside = self._loader.outside
@@ -408,7 +408,8 @@ class BlockWalk:
             found.append((number, self._statistics(batch, now, before), self._labelled(batch, before)))
         every = [each for of_process in self.settings.processes.all_gather(found) for each in of_process]
         every.sort(key=lambda each: each[0])
-        chosen = [now for number, now, _ in every if number in self._held or not self._held]
+        numbers = chosen_by(len(every))
+        chosen = [now for number, now, _ in every if number in numbers]
         return Measurement(
             summarize(now for _, now, _ in every),
             summarize(before for _, _, before in every if before is not None),

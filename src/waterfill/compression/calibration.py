@@ -41,6 +41,11 @@ def held_out(count: int) -> frozenset[int]:
     return frozenset(range(HOLD_OUT - 1, count, HOLD_OUT) or [count - 1])
 
 
+def chosen_by(count: int) -> frozenset[int]:
+    """Numbers of the batches to choose by: those that are held out, or all of them."""
+    return held_out(count) or frozenset(range(count))
+
+
 @dataclass(frozen=True, eq=False)
 class BatchSubset(Iterable[Any]):
     """Some of the batches, to be read again and again.
@@ -119,7 +124,7 @@ class CalibratedModel:
     @property
     def choosing(self) -> BatchSubset:
         """The batches to choose by: those held out, or all of them."""
-        return BatchSubset(self.batches, self.references, self.held or frozenset(range(len(self.references))))
+        return BatchSubset(self.batches, self.references, chosen_by(len(self.references)))
 
 
 def _calibrated(

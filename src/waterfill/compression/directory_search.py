@@ -16,6 +16,7 @@ import numpy as np
 from waterfill.bundle import BundleWriter
 from waterfill.bundle.folder import NewFolder
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, Walked, spend, walk_directory
+from waterfill.compression.encoder import importance_to_power
 from waterfill.compression.level_search import NEARLY, floor_of_quality, or_infinite, original_quality, quality
 from waterfill.compression.rate_control import ConstantLevel, LevelSchedule, Trial
 from waterfill.compression.target import Target
@@ -139,8 +140,7 @@ class DirectorySearch:
     @property
     def measure(self) -> str:
         """Name of the distortion of the limit."""
-        power = self.walk.statistics.power
-        return self.walk.importance if power == 1 else f"{self.walk.importance}^{power:g}"
+        return importance_to_power(self.walk.importance, self.walk.statistics.power)
 
     def facts(self, walked: Walked) -> dict[str, Any]:
         """Facts that the directory stores about itself."""

@@ -140,6 +140,11 @@ class Encoder:
             raise type(error)(f"tensor {job.weight.name!r} {job.weight.layout.shape}: {error}") from error
 
 
+def importance_to_power(name: str, power: float) -> str:
+    """Name of an importance that is taken to a power."""
+    return name if power == 1 else f"{name}^{power:g}"
+
+
 def only_quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:
     """The quantizer of all matrices.
 

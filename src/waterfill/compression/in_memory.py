@@ -23,7 +23,7 @@ from waterfill.codec import container
 from waterfill.compression import distortion_curves as curves
 from waterfill.compression.calibration import CalibratedModel, PreparedModel
 from waterfill.compression.distortion_curves import Curve
-from waterfill.compression.encoder import Encoder, Job, decoded_matrix, mean_scale, mean_zero_cost
+from waterfill.compression.encoder import Encoder, Job, decoded_matrix, importance_to_power, mean_scale, mean_zero_cost
 from waterfill.compression.layerwise import CodedSegment, quantize_segment
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
@@ -158,8 +158,7 @@ class InMemoryWalk:
     @property
     def measure(self) -> str:
         """Name of what errors cost: the importance and its power."""
-        name = self.prepared.estimator.name
-        to_power = name if self.power == 1 else f"{name}^{self.power:g}"
+        to_power = importance_to_power(self.prepared.estimator.name, self.power)
         return f"{to_power}, measured" if self.offsets else to_power
 
     @cached_property

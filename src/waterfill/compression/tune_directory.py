@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from waterfill.bundle import BundleWriter
 from waterfill.compression.block_by_block import Measurement, Walked, encoder_of, position_statistics
 from waterfill.compression.block_forward import as_keywords
-from waterfill.compression.calibration import BatchSubset, held_out
+from waterfill.compression.calibration import BatchSubset, chosen_by, held_out
 from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch
 from waterfill.compression.encoder import decoded
 from waterfill.compression.layerwise import CodedSegment, quantize_segment
@@ -111,7 +111,7 @@ class _LoadedModel:
         found = []
         for batch, now, before in zip(self._data, reference_outputs(self._model, self._data), references, strict=True):
             found.append(position_statistics(distortion, now, before, mask_of(batch).flatten()))
-        chosen = sorted(held_out(len(found)) or range(len(found)))
+        chosen = sorted(chosen_by(len(found)))
         return np.concatenate([found[index].distances for index in chosen]), summarize(found)
 
 
