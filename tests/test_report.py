@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from waterfill.errors import FormatError, UsageError
 from waterfill.report.asked_plot import decades
@@ -22,6 +23,7 @@ from waterfill.report.bytes_map import squarified
 from waterfill.report.html import page
 from waterfill.report.saved import parse, read
 from waterfill.report.svg import ticks
+from waterfill.report.text import result_table
 from waterfill.report.words import MINUS, NONE, TIMES, fixed, plain, printable, short, signed, size_text
 from waterfill.results import CompressionResult, TensorReport
 
@@ -123,6 +125,16 @@ def test_a_page_is_whole_for_any_number_of_tensors(count):
     assert walk.names.count("tr") >= count + 1
     assert len(re.findall(r'<div class="bar">', page({"net": one}))) == min(40, count + 1)
     assert ("smaller tensors" in " ".join(walk.words)) == (count == 500)
+
+
+def test_page_and_table_have_the_notes_of_a_result():
+    note = "The first of <2> outputs was read."
+    one = saved(notes=(note,))
+    assert note in " ".join(check(page({"net": one})).words)
+    console = Console(width=200)
+    with console.capture() as told:
+        console.print(result_table(result(notes=(note,)), "net.wf"))
+    assert f"note: {note}" in told.get()
 
 
 def test_a_page_says_what_the_file_is():

@@ -95,6 +95,7 @@ class Outcome(ABC):
             without data.
         untuned_distortion: the distortion before tuning; None where nothing was tuned.
         limit_curve: (rate, least distortion by the measure of the limit) from the lowest rate on; empty for none.
+        notes: what was assumed, and what the target did not get, a sentence each.
     """
 
     floating_values: int
@@ -115,6 +116,7 @@ class Outcome(ABC):
     held_out_distortion: float | None = None
     untuned_distortion: float | None = None
     limit_curve: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -303,6 +303,7 @@ def _result(found: FileCandidate, target: Target | None) -> CompressionResult:
         importance=walk.prepared.estimator.name,
         importance_power=walk.power,
         limit_measure=walk.measure,
+        notes=walk.settings.notes.texts,
         **found.report.outcome(walk.inventory.entries),
     )
 
@@ -322,5 +323,6 @@ def _directory_result(
         importance=walk.importance,
         importance_power=walk.statistics.power,
         limit_measure=run.measure,
+        notes=walk.settings.notes.texts,
         **walked.report.outcome(walk.source.entries),
     )

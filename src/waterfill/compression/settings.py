@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Estimator, Progress, Quantizer
 from waterfill.resume.folder import NOTHING_KEPT, Memo
+
+
+class Notes:
+    """What has to be said about a result as a whole: what was assumed, and what the target did not get."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, None] = {}
+
+    def add(self, text: str) -> None:
+        """Take in a sentence; one that is there already is not repeated."""
+        self._texts[text] = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All sentences, in the order in which they came."""
+        return tuple(self._texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +37,7 @@ class Settings:
         memo: of results that are there already.
         processes: share the work.
         memory: bytes that may be used, about; None for any number.
+        notes: what has to be said about the result.
     """
 
     quantizer: Quantizer
@@ -30,6 +47,7 @@ class Settings:
     memo: Memo = NOTHING_KEPT
     processes: Processes = ALONE
     memory: int | None = None
+    notes: Notes = field(default_factory=Notes)
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is."""

@@ -67,8 +67,17 @@ def _header(shown: list[Shown]) -> str:
     )
     return (
         f'<header><p class="brand">waterfill report</p><h1>{title}</h1><p class="lead">{lead(shown)}</p></header>\n'
-        f"{tiles(shown)}"
+        f"{tiles(shown)}{_notes(shown)}"
     )
+
+
+def _notes(shown: list[Shown]) -> str:
+    """What has to be said about the results, a line each; nothing where there is nothing."""
+    several = len(shown) > 1
+    told = [
+        f"{safe(each.label)}: {safe(note)}" if several else safe(note) for each in shown for note in each.result.notes
+    ]
+    return "".join(f'<p class="note-line">{text}</p>' for text in told)
 
 
 def _section(title: str, text: str, body: str, kind: str = "") -> str:

@@ -45,6 +45,7 @@ class SavedResult(Struct, frozen=True):
     held_out_distortion: float | None = None
     untuned_distortion: float | None = None
     limit_curve: tuple[tuple[float, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def rate(self) -> float:

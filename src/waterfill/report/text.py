@@ -63,7 +63,8 @@ def result_table(result: Outcome, name: str, metric: str = "top-1 accuracy") -> 
     ]
     lines.append(_limit_line(result.rate, result.limit, result.limit_measure))
     notes = _notes((row.reconstruction, row.reason, row.name) for row in result.tensors)
-    return Group(table, *map(Text, (*notes, *lines)), _told_table(result, metric))
+    told = [f"note: {printable(note)}" for note in result.notes]
+    return Group(table, *map(Text, (*notes, *lines, *told)), _told_table(result, metric))
 
 
 def _told_table(result: Outcome, metric: str) -> Table:
