@@ -47,6 +47,9 @@ def broken(value=float("nan")):
 def infinite():
     return broken(float("inf"))
 
+def softmax():
+    return nn.Sequential(*net(), nn.Softmax(1))
+
 def narrow():
     return nn.Linear(6, 5)
 
@@ -279,6 +282,19 @@ def test_evaluate_with_and_without_a_file(run, place):
     assert code == 0 and 0 < told["compressed"]["kl"] < 1 and told["original"]["samples"] == 32
 
 
+def test_networks_that_return_probabilities(run, place):
+    note = "note: The outputs sum to 1 over the classes and were read as probabilities."
+    code, out, _ = run("compress nets:softmax -o o.wf --data nets:data --size 1kB --json o.json")
+    assert code == 0 and note in out and json.loads((place / "o.json").read_text())["notes"]
+    code, out, _ = run("evaluate nets:softmax o.wf --data nets:data --json e.json")
+    told = json.loads((place / "e.json").read_text())["compressed"]
+    assert code == 0 and note in out and told["kl"] > 0 and told["notes"]
+    code, out, _ = run("bound nets:softmax --data nets:inputs --output probabilities")
+    assert code == 0
+    code, _, error = run("compress nets:softmax -o p.wf --data nets:inputs --output logits")
+    assert code == 1 and "probabilities, not logits" in error
+
+
 @pytest.mark.parametrize(
     ("options", "key"),
     [
@@ -464,7 +480,11 @@ BAD = [
     ("compress nets:net -o o.wf --rate 0", 2, ("rate=0", "expected a number above zero")),
     ("compress nets:net -o o.wf --rate nan", 2, ("rate=nan", "expected")),
     ("compress nets:net -o o.wf --rate 0.01", 1, ("below the floor of", "ask for more")),
-    ("compress nets:net -o o.wf --output scores", 2, ("--output 'scores'", "expected one of logits, values")),
+    (
+        "compress nets:net -o o.wf --output scores",
+        2,
+        ("--output 'scores'", "expected one of logits, values, probabilities"),
+    ),
     ("compress nets:net -o o.wf --importance magic", 2, ("--importance 'magic'", "expected one of")),
     ("compress nets:net -o o.wf --quantizer magic", 2, ("--quantizer 'magic'", "feedback, feedback:64 or trellis:64")),
     ("compress nets:net -o o.wf --quantizer kmeans", 2, ("--quantizer 'kmeans'", "kmeans:16")),

@@ -190,7 +190,7 @@ def test_data_and_references_that_do_not_fit_are_refused():
         evaluate(model, [(torch.randn(4, 5), torch.randn(4, 2))], output="values")
     with pytest.raises(CalibrationError, match="expected 0 to 2 for 3 classes"):
         evaluate(nets(3)[0], data)
-    with pytest.raises(UsageError, match="expected 'logits', 'values' or None"):
+    with pytest.raises(UsageError, match="expected 'logits', 'values', 'probabilities' or None"):
         evaluate(model, data, output="classes")
     with pytest.raises(UnsupportedModelError, match="single number"):
         evaluate(nn.MSELoss(), [((torch.ones(2), torch.ones(2)), None)], output="values")

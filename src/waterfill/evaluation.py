@@ -28,7 +28,8 @@ from waterfill.models.batches import (
     evaluation,
     split,
 )
-from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of, tokens_of, vocabulary_of
+from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of_text, tokens_of, vocabulary_of
+from waterfill.models.output_rules import reading_of
 from waterfill.models.pretrained import load_pretrained
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Output, Progress
@@ -53,6 +54,7 @@ class Evaluation:
         squared_error: mean over the samples of the squared distance to the reference's output.
         relative_squared_error: the same divided by the mean squared length of the reference's output.
         cosine: mean over the samples of the cosine between both outputs.
+        notes: how the output of the model was read, where that had to be told, a sentence each.
     """
 
     samples: int
@@ -69,15 +71,16 @@ class Evaluation:
     squared_error: float | None = None
     relative_squared_error: float | None = None
     cosine: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def distortion(self) -> float | None:
         """Mean distance from the reference: KL of logits, squared error of values; None without a reference."""
         return self.squared_error if self.kl is None else self.kl
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"notes": list(self.notes)}
 
     def to_json(self) -> str:
         """All fields as JSON text."""
@@ -105,22 +108,26 @@ def evaluate(
         reference: the network to compare with, the path of its directory (of transformers), or what
             `reference_outputs` returned for it on the same data. A network runs beside the model, batch by batch, so
             that both are in memory and no outputs are kept.
-        output: what the model returns; None to tell from the targets, or for text from the model.
+        output: what the model returns; None to tell from the targets and outputs, or for text from the model.
         progress: called with ("evaluate", done, total) after every batch.
 
     Returns:
         What the targets and the reference allow to measure.
 
     Raises:
-        UsageError: `output` is not one of the two names.
+        UsageError: `output` is none of its names.
         CalibrationError: the data do not fit the model or the reference, or do not tell what the model returns.
         WaterfillError: the directory has no model that can be read.
     """
     batches = as_batches(data)
-    distortion = distortion_for(output_of(model, batches, output))
+    reading = reading_of(model, batches, output or output_of_text(model, batches))
     if isinstance(reference, str | Path):
         reference = load_pretrained(Path(reference))
-    return summarize(evaluate_batches(model, batches, reference, distortion, progress))
+    if reference is not None and not isinstance(reference, nn.Module):
+        reference = list(map(reading.of_tensor, reference))
+    with reading.of(model, reference):
+        measured = evaluate_batches(model, reading.batches(batches), reference, distortion_for(reading.kind), progress)
+        return dataclasses.replace(summarize(measured), notes=reading.notes)
 
 
 def evaluate_batches(

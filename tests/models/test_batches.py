@@ -8,17 +8,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
+from waterfill.errors import CalibrationError
 from waterfill.models.batches import (
     as_batches,
-    as_predictions,
     call,
-    class_axis,
     describe,
     evaluation,
-    first_tensor,
     num_samples,
-    output_kind,
     pick,
     split,
     take,
@@ -101,14 +97,6 @@ def test_inputs_of_every_kind():
         assert torch.equal(call(echo, inputs), 2 * X)
 
 
-def test_outputs_without_a_tensor_are_refused():
-    for output in (None, "text", (), {"logits": None}, SimpleNamespace(logits=3)):
-        with pytest.raises(
-            UnsupportedModelError, match=f"returns a {type(output).__name__} without a tensor; expected"
-        ):
-            first_tensor(output)
-
-
 def test_a_batch_that_does_not_fit_is_named():
     with pytest.raises(CalibrationError) as error:
         call(nn.Linear(5, 2), X, index=7)
@@ -163,50 +151,6 @@ def test_a_tuple_of_batches_is_data():
     pair = (X, X)
     assert as_batches(pair) is pair
     assert as_batches(((X, Y), (X, Y)))
-
-
-def test_what_the_model_returns_is_told_from_targets():
-    assert output_kind([(X, Y)], None) == "logits"
-    assert output_kind([(X, Y.to(torch.uint8))], None) == "logits"
-    assert output_kind([(X, Y)], "values") == "values"
-    assert output_kind([X], "logits") == "logits"
-    with pytest.raises(UsageError, match="'logits', 'values' or None"):
-        output_kind([X], "classes")
-    for data, found in (([X], "no targets"), ([(X, X)], r"targets of float32\[4, 3\]"), ([(X, Y > 0)], "bool")):
-        with pytest.raises(CalibrationError, match=f"{found}.*output='logits'.*KL.*output='values'.*squared"):
-            output_kind(data, None)
-
-
-def test_classes_are_on_the_last_axis_unless_the_target_says_axis_1():
-    assert class_axis(torch.zeros(4, 3)) == 1
-    assert class_axis(torch.zeros(4, 6, 3), torch.zeros(4, 6).long()) == 2
-    assert class_axis(torch.zeros(4, 3, 6), torch.zeros(4, 6).long()) == 1
-    assert class_axis(torch.zeros(4, 3, 5, 6), torch.zeros(4, 5, 6).long()) == 1
-    assert class_axis(torch.zeros(4, 5, 5), torch.zeros(4, 5).long()) == 2
-    assert class_axis(torch.zeros(4, 3, 6), torch.zeros(4, 6)) == 2
-    assert class_axis(torch.zeros(4, 6, 3), Y) == 2
-
-
-def test_predictions_are_rows():
-    logits = torch.randn(2, 3, 4, 5)
-    target = torch.randint(0, 3, (2, 4, 5))
-    target[0, 1, 2] = -100
-    rows, labels = as_predictions(logits, target)
-    keep = target.reshape(-1) != -100
-    assert torch.equal(rows, logits.permute(0, 2, 3, 1).reshape(-1, 3)[keep])
-    assert torch.equal(labels, target.reshape(-1)[keep])
-    assert as_predictions(X, X)[1] is None
-    assert torch.equal(as_predictions(X, Y[:, None])[1], Y)
-
-
-def test_targets_that_do_not_fit_are_refused():
-    with pytest.raises(
-        CalibrationError, match=r"int64\[3\] do not fit the logits float32\[4, 3\]; expected one target"
-    ):
-        as_predictions(X, Y[:3])
-    for bad in (Y + 1, Y - 1):
-        with pytest.raises(CalibrationError, match="expected 0 to 2 for 3 classes"):
-            as_predictions(X, bad)
 
 
 def test_evaluation_puts_everything_back():

@@ -278,7 +278,7 @@ def evaluate(
     from waterfill.cli.directories import compared, measured_batches, measured_model, size_of
     from waterfill.evaluation import evaluate as run
     from waterfill.progress import progress_bar
-    from waterfill.report.text import evaluation_table
+    from waterfill.report.text import evaluation_notes, evaluation_table
 
     if data is None:
         raise UsageError("evaluate needs --data package.module:factory, or for a model directory a text file.")
@@ -294,6 +294,8 @@ def evaluate(
             after = run(compressed, batches, reference=network, output=kind, progress=progress)
     sizes = [size_of(Path(path)) for path in (model, file) if path is not None] if Path(model).is_dir() else []
     show(evaluation_table(before, after, sizes))
+    for note in evaluation_notes(before, after):
+        show(note)
     names = ("original", "compressed")
     found = {name: each.to_dict() for name, each in zip(names, (before, after), strict=True) if each is not None}
     for name, size in zip(names, sizes, strict=False):

@@ -72,7 +72,8 @@ def compress(
         tolerance: largest loss of the metric: of top-1 accuracy as a fraction (0.005 is half a point).
         metric: what a tolerance is about, called with a model and `data`, larger for a better model; by default top-1
             accuracy on the data. It may measure on data of its own.
-        output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
+        output: `"logits"`, `"values"` or `"probabilities"` (behind a softmax or sigmoid), what the model returns; by
+            default told from integer targets and the outputs on the first batch.
         importance: an estimator; by default `weight_scale()` without data, with data `kronecker()` for quantizers that
             use cross terms, and for others `kl()` of logits and `regression()` of values.
         quantizers: quantizer of the matrices; by default `Feedback()` with as many states as the effort says. One of a

@@ -203,7 +203,8 @@ def bound(
     Args:
         model: a module, a path to a safetensors file (then without data), or a Hugging Face model directory.
         data: calibration batches as in `compress`, of a directory as in `compress_directory`; None for none.
-        output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
+        output: `"logits"`, `"values"` or `"probabilities"` (behind a softmax or sigmoid), what the model returns; by
+            default told from integer targets and the outputs on the first batch.
         importance: an estimator; by default that of `compress`.
         include: name patterns; when given, only tensors that match one are coded.
         exclude: name patterns of tensors that are stored without loss.

@@ -22,7 +22,9 @@ from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
 from waterfill.models import state_dict, torch_module
-from waterfill.models.batches import as_batches, output_kind
+from waterfill.models.batches import as_batches
+from waterfill.models.output_reading import OutputReading
+from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
@@ -83,9 +85,9 @@ class CalibratedModel:
     Attributes:
         model: the original, which is never changed.
         copy: a copy to fill with trial weights.
-        batches: calibration data, to be read again and again.
-        references: outputs of the original on each batch.
-        distortion: of what the model returns.
+        data: calibration data as they were given, to be read again and again.
+        references: outputs of the original on each batch, as they are read.
+        reading: how outputs are read.
         options: `fold_norms`, `include` and `exclude` of its inventory.
         keep: names of tensors that are stored without loss.
         processes: share the measuring.
@@ -93,12 +95,22 @@ class CalibratedModel:
 
     model: torch.nn.Module
     copy: torch.nn.Module
-    batches: Iterable[Any]
+    data: Iterable[Any]
     references: Sequence[torch.Tensor]
-    distortion: Distortion
+    reading: OutputReading
     options: Mapping[str, Any]
     keep: Sequence[str]
     processes: Processes = ALONE
+
+    @property
+    def batches(self) -> Iterable[Any]:
+        """The data with targets as they are read."""
+        return self.reading.batches(self.data)
+
+    @property
+    def distortion(self) -> Distortion:
+        """Of what the model returns."""
+        return distortion_for(self.reading.kind)
 
     @cached_property
     def observed(self) -> Observed:
@@ -108,7 +120,9 @@ class CalibratedModel:
 
     def measure(self, copy: torch.nn.Module) -> tuple[Evaluation, NDArray[np.float64]]:
         """Measure a copy on all data, and the distances of its outputs on the data to choose by."""
-        found = list(evaluate_batches(copy, self.batches, self.references, self.distortion, processes=self.processes))
+        with self.reading.of(copy):
+            measured = evaluate_batches(copy, self.batches, self.references, self.distortion, processes=self.processes)
+            found = list(measured)
         chosen = self.choosing.chosen
         return summarize(found), np.concatenate([found[index].distances for index in sorted(chosen)])
 
@@ -130,8 +144,8 @@ class CalibratedModel:
 
 def _calibrated(
     model: torch.nn.Module,
-    batches: Iterable[Any],
-    distortion: Distortion,
+    data: Iterable[Any],
+    reading: OutputReading,
     options: Mapping[str, Any],
     keep: Sequence[str],
     processes: Processes,
@@ -141,7 +155,9 @@ def _calibrated(
     Raises:
         CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
     """
-    references = reference_outputs(model, batches, processes)
+    with reading.of(model):
+        references = reference_outputs(model, data, processes)
+    distortion = distortion_for(reading.kind)
     for index, reference in enumerate(references):
         if not len(reference):
             raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
@@ -152,7 +168,7 @@ def _calibrated(
                 "Check the batch and the weights."
             )
     copy = torch_module.clone(model)
-    return CalibratedModel(model, copy, batches, references, distortion, options, keep, processes)
+    return CalibratedModel(model, copy, data, references, reading, options, keep, processes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +202,7 @@ def prepare(
     Args:
         model: a module, or the path of a safetensors file.
         data: calibration batches, or None.
-        output: what the model returns; None to tell from the targets.
+        output: what the model returns; None to tell from the targets and outputs.
         options: `fold_norms`, `include` and `exclude`.
         settings: of the compression. Without an importance it is `weight_scale()` without data, with data `kronecker()`
             for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of values.
@@ -204,13 +220,13 @@ def prepare(
     _check_agreement(model, batches, settings.processes)
     known = None
     if batches is not None:
-        known = _with_data(model, batches, output, options, list(inventory.exact), settings.processes)
+        known = _with_data(model, batches, output, options, list(inventory.exact), settings)
     estimator = settings.importance or _default_importance(known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
         estimate = model_memory(inventory, flow)
         settings.processes.all_made(lambda: estimate.check("this model", settings.memory))
-    facts = {"output": known and known.distortion.name, "importance": estimator, **options, "seed": settings.seed}
+    facts = {"output": known and known.reading.kind, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
     forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress), settings.processes)
@@ -242,14 +258,17 @@ def _with_data(
     output: Output | None,
     options: Mapping[str, Any],
     keep: Sequence[str],
-    processes: Processes,
+    settings: Settings,
 ) -> CalibratedModel:
     """The module with its batches, which can be read again and again."""
     if not isinstance(model, torch.nn.Module):
         raise CalibrationError(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
-    return _calibrated(model, batches, distortion_for(output_kind(batches, output)), options, keep, processes)
+    reading = reading_of(model, batches, output)
+    for note in reading.notes:
+        settings.notes.add(note)
+    return _calibrated(model, batches, reading, options, keep, settings.processes)
 
 
 def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:
@@ -273,8 +292,9 @@ def _forms(
     if model is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = model.options["fold_norms"]
-    output = model.distortion.name
-    found = estimator.estimate(model.model, model.fitting, output, fold_norms=fold_norms, progress=progress)
+    output = model.reading.form
+    with model.reading.of(model.model):
+        found = estimator.estimate(model.model, model.fitting, output, fold_norms=fold_norms, progress=progress)
     return checked_forms(estimator, found)
 
 

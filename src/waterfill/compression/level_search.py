@@ -261,16 +261,17 @@ def losses_of(model: CalibratedModel, target: Target) -> Losses:
     if target.name == "distortion":
         return lambda candidate: or_infinite(candidate.distortion)
     if target.metric is None:
-        statistics = evaluate_batches(model.model, model.batches, None, model.distortion, processes=model.processes)
-        accuracy = summarize(statistics).accuracy
+        with model.reading.of(model.model):
+            statistics = evaluate_batches(model.model, model.batches, None, model.distortion, processes=model.processes)
+            accuracy = summarize(statistics).accuracy
         if accuracy is None:
             raise CalibrationError(
                 "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
             )
         return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
     metric, made = target.metric, model.processes.broadcast_made
-    before = made(lambda: original_quality(metric, model.model, model.batches))
-    return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.batches))
+    before = made(lambda: original_quality(metric, model.model, model.data))
+    return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.data))
 
 
 def or_infinite(loss: float | None) -> float:

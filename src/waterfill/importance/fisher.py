@@ -15,7 +15,9 @@ from waterfill.distortion.probe_vectors import Signals
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import State, begin, run
-from waterfill.models.batches import as_batches, output_kind, split
+from waterfill.models.batches import as_batches, split
+from waterfill.models.output_reading import OutputReading
+from waterfill.models.output_rules import reading_of
 from waterfill.protocols import Output, Progress
 
 
@@ -68,7 +70,7 @@ class kl:
         Args:
             model: the network; it is left as it was.
             data: batches.
-            output: what the model returns, which has to be logits.
+            output: what the model returns, which has to be logits or probabilities.
             fold_norms: whether batch norms are priced as a scale and a shift.
             progress: called with ("importance", done, total) after every batch.
 
@@ -232,19 +234,27 @@ def _estimate(
     progress: Progress | None,
 ) -> dict[str, DiagonalForm]:
     batches = needed(importance.name, data)
-    _check_kind(importance, batches, output)
-    return run(importance.begin(model, fold_norms=fold_norms), batches, progress).forms()
+    reading = _reading(importance, model, batches, output)
+    with reading.of(model):
+        state = importance.begin(model, fold_norms=fold_norms)
+        return run(state, reading.batches(batches), progress).forms()
 
 
-def _check_kind(importance: kl | regression, batches: Iterable[Any], output: Output | None) -> None:
-    """Check that the model returns what the importance is for; without targets the importance itself says so."""
+def _reading(
+    importance: kl | regression, model: nn.Module, batches: Iterable[Any], output: Output | None
+) -> OutputReading:
+    """Tell how the model's output is read; without targets the importance itself says so.
+
+    Raises:
+        CalibrationError: the importance is for other outputs.
+    """
     _, target = split(next(iter(batches)))
-    if output is None and target is None:
-        return
-    found, kind = output_kind(batches, output), importance.distortion.name
-    if found != kind:
-        other = of_distortion(distortion_for(found)).name
+    kind = importance.distortion.name
+    found = reading_of(model, batches, kind if output is None and target is None else output)
+    if found.form != kind:
+        other = of_distortion(distortion_for(found.kind)).name
         raise CalibrationError(
-            f"The {importance.name} importance is for outputs that are {kind}, but the data or output= say {found}; "
-            f"expected the {other} importance. Use it, or give output={kind!r} to the estimate."
+            f"The {importance.name} importance is for outputs that are {kind}, but the data or output= say "
+            f"{found.kind}; expected the {other} importance. Use it, or give output={kind!r} to the estimate."
         )
+    return found

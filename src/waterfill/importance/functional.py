@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from waterfill.importance.backward import check_twice, gradients
-from waterfill.models.batches import Inputs, call, first_tensor, map_tensors, num_samples, take, tensors_in
+from waterfill.models.batches import Inputs, call, map_tensors, num_samples, take, tensors_in
 from waterfill.models.capture import Tape, Variables
+from waterfill.models.outputs import first_tensor
 
 CHUNK_BYTES = 2**26
 

@@ -19,8 +19,9 @@ from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Plan
 from waterfill.importance.state import Seen, State, in_full_precision, measure, nothing, run
-from waterfill.models.batches import Inputs, output_kind
+from waterfill.models.batches import Inputs
 from waterfill.models.capture import variables
+from waterfill.models.output_rules import reading_of
 from waterfill.protocols import Output, Progress
 from waterfill.records import Floats
 
@@ -103,8 +104,10 @@ class kronecker:
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
         batches = needed(self.name, data)
-        state = self.begin(model, output_kind(batches, output), fold_norms=fold_norms)
-        return run(state, batches, progress).forms()
+        reading = reading_of(model, batches, output)
+        with reading.of(model):
+            state = self.begin(model, reading.form, fold_norms=fold_norms)
+            return run(state, reading.batches(batches), progress).forms()
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> KroneckerState:
         """Make the state before the first batch, for data that come in parts.

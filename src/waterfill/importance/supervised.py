@@ -18,7 +18,9 @@ from waterfill.importance.curved import HessianState, QuarticState
 from waterfill.importance.fisher import check_draws, check_temperature, needed
 from waterfill.importance.forms import COST_UNIT, DiagonalForm, DrawnForm, DrawnQuarticForm, check_mu
 from waterfill.importance.state import State, begin, run
-from waterfill.models.batches import output_kind, split
+from waterfill.models.batches import split
+from waterfill.models.output_reading import OutputReading
+from waterfill.models.output_rules import reading_of
 from waterfill.protocols import Output, Progress
 
 
@@ -78,8 +80,10 @@ class gradient:
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
         batches = needed(self.name, data)
-        state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
-        return run(state, batches, progress).forms()
+        reading = _reading(self.name, model, batches, output)
+        with reading.of(model):
+            state = self.begin(model, reading.form, fold_norms=fold_norms)
+            return run(state, reading.batches(batches), progress).forms()
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> State:
         """Make the state before the first batch, for data that come in parts.
@@ -147,8 +151,10 @@ class hessian:
     ) -> dict[str, DrawnForm]:
         """Estimate it for every learned tensor of a model; as `gradient.estimate`."""
         batches = needed(self.name, data)
-        state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
-        return run(state, batches, progress).forms()
+        reading = _reading(self.name, model, batches, output)
+        with reading.of(model):
+            state = self.begin(model, reading.form, fold_norms=fold_norms)
+            return run(state, reading.batches(batches), progress).forms()
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> HessianState:
         """Make the state before the first batch; as `gradient.begin`."""
@@ -205,8 +211,10 @@ class gradient_hessian:
     ) -> dict[str, DrawnQuarticForm]:
         """Estimate it for every learned tensor of a model with one prediction per sample; as `gradient.estimate`."""
         batches = needed(self.name, data)
-        state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
-        return run(state, batches, progress).forms()
+        reading = _reading(self.name, model, batches, output)
+        with reading.of(model):
+            state = self.begin(model, reading.form, fold_norms=fold_norms)
+            return run(state, reading.batches(batches), progress).forms()
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> QuarticState:
         """Make the state before the first batch; as `gradient.begin`."""
@@ -238,8 +246,8 @@ def _loss(output: Output, temperature: float) -> Loss:
     return distortion_for(output).labelled_loss(temperature)
 
 
-def _kind(name: str, batches: Iterable[Any], output: Output | None) -> Output:
-    """Tell what the model returns.
+def _reading(name: str, model: nn.Module, batches: Iterable[Any], output: Output | None) -> OutputReading:
+    """Tell how the model's output is read.
 
     Raises:
         CalibrationError: there are no targets.
@@ -250,7 +258,7 @@ def _kind(name: str, batches: Iterable[Any], output: Output | None) -> Output:
             f"The {name} importance compares outputs with the right answer, but the first batch has no target; "
             "expected batches of (input, target). Give targets, or use the kl or regression importance."
         )
-    return output_kind(batches, output)
+    return reading_of(model, batches, output)
 
 
 def _check_pairs(draws: int) -> None:

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
-from waterfill.protocols import Output
+from waterfill.errors import CalibrationError
+from waterfill.models.outputs import first_tensor
 
 Inputs: TypeAlias = Any
 """A tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
-
-OUTPUTS: tuple[Output, ...] = get_args(Output)
-"""Names of what a model can return."""
 
 IGNORED = -100
 """Integer target of a prediction that does not count, as in `torch.nn.functional.cross_entropy`."""
@@ -120,6 +117,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tensor:
+    """Run the model on one batch, with gradients as the caller has set them; arguments and errors of `run`.
+
+    Returns:
+        The tensor that is read of the output, see `first_tensor`; within `OutputReading.of` that of the reading.
+
+    Raises:
+        UnsupportedModelError: the output has no tensor.
+    """
+    return first_tensor(run(model, inputs, index=index))
+
+
+def run(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Any:
     """Run the model on one batch, with gradients as the caller has set them.
 
     Args:
@@ -128,24 +137,21 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
         index: number of the batch, for the error message.
 
     Returns:
-        The output tensor: the output itself, its `logits`, or the first tensor of a tuple, list or dict.
+        What the model returns.
 
     Raises:
         CalibrationError: the forward pass rejects the batch.
-        UnsupportedModelError: the output has no tensor.
     """
     device = device_of(model)
     moved = map_tensors(inputs, lambda t: t.to(device))
     try:
         if isinstance(moved, Mapping):
-            output = model(**moved)
-        else:
-            output = model(*moved) if isinstance(moved, tuple | list) else model(moved)
+            return model(**moved)
+        return model(*moved) if isinstance(moved, tuple | list) else model(moved)
     except torch.OutOfMemoryError:
         raise
     except _FORWARD_ERRORS as error:
         raise CalibrationError(_misfit(inputs, index, error)) from error
-    return first_tensor(output)
 
 
 def _misfit(inputs: Inputs, index: int | None, error: Exception) -> str:
@@ -155,27 +161,6 @@ def _misfit(inputs: Inputs, index: int | None, error: Exception) -> str:
         f"{which} does not fit the model: its inputs {describe(inputs)} raised {type(error).__name__}: {cause} "
         "Expected what the model's forward takes; give batches of that shape and dtype, as (input, target) or as "
         "inputs alone: a tensor, a tuple of positional or a dict of keyword arguments."
-    )
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Find the tensor that counts in a model's output: itself, its `logits`, or the first of a tuple, list or dict.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    for value in values:
-        if isinstance(value, Tensor):
-            return value
-    raise UnsupportedModelError(
-        f"The model returns a {type(output).__name__} without a tensor; expected a tensor, an object with `logits`, or "
-        "a tuple, list or dict with a tensor. Wrap the model so that it returns its output tensor."
     )
 
 
@@ -232,103 +217,6 @@ _NOTHING = object()
 def is_integer(target: Tensor | None) -> bool:
     """Whether targets are classes: signed integers or bytes, not booleans."""
     return target is not None and target.dtype in _INTEGERS
-
-
-def output_kind(data: Iterable[Any], output: str | None) -> Output:
-    """Tell whether the model returns logits or values.
-
-    Args:
-        data: batches that can be iterated over again; only the first is looked at.
-        output: what the caller says, which wins; None to tell from the targets, where integers mean logits.
-
-    Raises:
-        UsageError: `output` is not one of the two names.
-        CalibrationError: `output` is None and the targets do not tell.
-    """
-    if output is not None:
-        return _named(output)
-    _, target = split(next(iter(data)))
-    if is_integer(target):
-        return "logits"
-    found = "no targets" if target is None else f"targets of {describe(target)}"
-    raise CalibrationError(
-        f"Data has {found}, which do not tell what the model returns; expected integer targets or output=. Give "
-        "output='logits' for scores of classes (error measured as KL divergence) or output='values' for real values "
-        "(error measured as squared error)."
-    )
-
-
-def _named(output: str) -> Output:
-    for known in OUTPUTS:
-        if output == known:
-            return known
-    names = ", ".join(map(repr, OUTPUTS))
-    raise UsageError(f"Output is {output!r}; expected {names} or None. Name what the model returns.")
-
-
-def class_axis(logits: Tensor, target: Tensor | None = None) -> int:
-    """Axis of the classes: the last, `[B, C]` or `[B, T, C]`, except where only axis 1 agrees with the target.
-
-    Images labelled pixel by pixel have logits `[B, C, H, W]` and integer targets `[B, H, W]`: there it is 1.
-    """
-    if not is_integer(target) or target is None or target.shape == logits.shape[:-1]:
-        return logits.ndim - 1
-    return 1 if logits.ndim > 2 and target.shape == logits.shape[:1] + logits.shape[2:] else logits.ndim - 1
-
-
-def prediction_rows(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Read logits as one row for every prediction, those that do not count among them.
-
-    Args:
-        logits: [samples, classes], [samples, ..., classes], or [samples, classes, ...] where the target says so.
-        target: integers, one for every prediction; anything else is not looked at.
-
-    Returns:
-        Logits [predictions, classes], no copy where their memory allows, and integer targets [predictions] or None.
-
-    Raises:
-        CalibrationError: integer targets do not fit the logits in shape.
-    """
-    rows = logits.movedim(class_axis(logits, target), -1)
-    if target is None or not is_integer(target):
-        return rows.reshape(-1, rows.shape[-1]), None
-    if _without_ones(target.shape) != _without_ones(rows.shape[:-1]):
-        raise CalibrationError(
-            f"Integer targets {describe(target)} do not fit the logits {describe(logits)}; expected one target for "
-            "every prediction, [samples] for logits [samples, classes]. Give such targets, or None."
-        )
-    return rows.reshape(-1, rows.shape[-1]), target.reshape(-1).to(rows.device, torch.int64)
-
-
-def as_predictions(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Read logits as one row for every prediction; those whose target is `IGNORED` are left out.
-
-    Args:
-        logits: as in `prediction_rows`.
-        target: as there.
-
-    Returns:
-        Logits [predictions, classes], and integer targets [predictions] or None.
-
-    Raises:
-        CalibrationError: integer targets do not fit the logits in shape or range.
-    """
-    rows, labels = prediction_rows(logits, target)
-    if labels is None:
-        return rows, None
-    counted = labels != IGNORED
-    rows, labels = rows[counted], labels[counted]
-    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
-    if not 0 <= low <= high < rows.shape[-1]:
-        raise CalibrationError(
-            f"Integer targets range from {low} to {high}; expected 0 to {rows.shape[-1] - 1} for {rows.shape[-1]} "
-            f"classes, or {IGNORED} for a prediction that does not count. Correct the targets."
-        )
-    return rows, labels
-
-
-def _without_ones(shape: torch.Size) -> tuple[int, ...]:
-    return tuple(size for size in shape if size != 1)
 
 
 @contextmanager
