@@ -289,8 +289,10 @@ def test_networks_that_return_probabilities(run, place):
     code, out, _ = run("evaluate nets:softmax o.wf --data nets:data --json e.json")
     told = json.loads((place / "e.json").read_text())["compressed"]
     assert code == 0 and note in out and told["kl"] > 0 and told["notes"]
+    code, out, _ = run("bound nets:softmax --data nets:data --json b.json")
+    assert code == 0 and note in out and json.loads((place / "b.json").read_text())["notes"]
     code, out, _ = run("bound nets:softmax --data nets:inputs --output probabilities")
-    assert code == 0
+    assert code == 0 and note not in out
     code, _, error = run("compress nets:softmax -o p.wf --data nets:inputs --output logits")
     assert code == 1 and "probabilities, not logits" in error
 

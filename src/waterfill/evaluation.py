@@ -80,7 +80,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
-        return dataclasses.asdict(self) | {"notes": list(self.notes)}
+        return dataclasses.asdict(self) | {"notes": list(self.notes) or None}
 
     def to_json(self) -> str:
         """All fields as JSON text."""

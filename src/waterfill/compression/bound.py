@@ -78,6 +78,7 @@ class ModelBound:
         shapes: of every coded tensor.
         models: source and components of those that are not left out: variances `I_i N_i`, with cross terms eigenvalues
             of `N^{1/2} I N^{1/2}`.
+        notes: what was assumed, a sentence each.
     """
 
     floating_values: int
@@ -89,6 +90,7 @@ class ModelBound:
     factor: float
     shapes: Mapping[str, tuple[int, ...]]
     models: Mapping[str, TensorModel]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def _whole(self) -> VarianceHistogram:
@@ -176,6 +178,7 @@ class ModelBound:
             "unit": self.unit,
             "exact_bits": self.exact_bits,
             "left_out": self.left_out,
+            "notes": self.notes,
             "lowest_rate": self.lowest_rate,
             "largest_distortion": self.largest_distortion,
             "curve": [{"rate": r, "distortion": d} for r, d in self.curve()],
@@ -237,10 +240,10 @@ def bound(
         source = CheckpointSource.of(Checkpoint(model), include, exclude, ties=True)
         return _directory_bound(source, settings, None if data is None else list(data))
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
-    return _model_bound(prepare(model, data, output, options, settings))
+    return _model_bound(prepare(model, data, output, options, settings), settings)
 
 
-def _model_bound(ready: PreparedModel) -> ModelBound:
+def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
     inventory = ready.inventory
     _check_values(inventory.floating_values)
     models = SourceModels().models(inventory.weights, ready.forms)
@@ -256,6 +259,7 @@ def _model_bound(ready: PreparedModel) -> ModelBound:
         factor=1.0 if form is None else form.factor,
         shapes={name: weight.layout.shape for name, weight in inventory.weights.items()},
         models=models,
+        notes=settings.notes.texts,
     )
 
 

@@ -142,12 +142,13 @@ def _read(first: FirstBatch, kind: Output | None) -> OutputReading:
         return _without_labels(first, kind)
     if without_ones(target.shape) == without_ones(tensor.shape):
         return _a_target_for_every_number(first, kind)
-    if not is_integer(target):
-        if kind is None:
-            raise not_told(target)
-        return _without_labels(first, kind)
-    prediction_rows(tensor, target)  # refuses what does not fit
-    return _of_classes(first, kind, axes_that_fit(tensor, target))
+    axes = axes_that_fit(tensor, target) if is_integer(target) else []
+    if axes:
+        return _of_classes(first, kind, axes)
+    if kind is None:
+        prediction_rows(tensor, target)  # says what does not fit
+        raise not_told(target)
+    return _without_labels(first, kind)
 
 
 def _without_labels(first: FirstBatch, kind: Output | None) -> OutputReading:

@@ -214,6 +214,7 @@ def bound_table(bound: ModelBound, rate: float) -> Group:
         Text(f"\nAt {rate:.4g} bit/value, distortion {bound.distortion(rate):.4g}:"),
         _bound_rows(bound.tensors(rate)),
         Text(_bound_line(bound)),
+        *(Text(f"note: {printable(note)}") for note in bound.notes),
     )
 
 
