@@ -261,6 +261,22 @@ def test_values_fit_targets_of_their_shape():
     assert "the second" in reading.notes[0]
 
 
+def test_a_tensor_of_all_samples_comes_before_others():
+    reading, found, z = read(lambda z: (z.new_zeros(2, 40, 6), z), None, "logits")
+    assert torch.equal(found, z)
+    assert "the second" in reading.notes[0]
+
+
+def test_models_that_run_no_hooks_are_named():
+    class Direct(Net):
+        def __call__(self, x):
+            return self.forward(x)
+
+    assert reading_of(Direct(lambda z: z), [(x(), numbers())]).kind == "logits"
+    with pytest.raises(UnsupportedModelError, match="Direct has a __call__ of its own that runs no forward hooks"):
+        reading_of(Direct(lambda z: z.softmax(1)), [(x(), numbers())])
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

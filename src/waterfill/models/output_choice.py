@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from waterfill.errors import UnsupportedModelError
-from waterfill.models.batches import IGNORED, describe, is_integer
+from waterfill.models.batches import IGNORED, Inputs, describe, is_integer, tensors_in
 from waterfill.models.output_values import is_yes_or_no
 from waterfill.models.outputs import Path, first_tensor, in_order, is_dense, is_readable, kind_of, place, tensors_of
 from waterfill.models.predictions import axes_that_fit, without_ones
@@ -22,7 +22,9 @@ SHOWN = 2
 """So many targets for every class show how many classes there are."""
 
 
-def chosen(output: Any, target: Tensor | None, kind: Output | None) -> tuple[Path, Tensor, tuple[str, ...]]:
+def chosen(
+    output: Any, inputs: Inputs, target: Tensor | None, kind: Output | None
+) -> tuple[Path, Tensor, tuple[str, ...]]:
     """Choose the tensor that counts: the first that fits the targets, or the first.
 
     Of several that fit class numbers the most accurate is read where it is far more accurate than the first; else the
@@ -30,6 +32,7 @@ def chosen(output: Any, target: Tensor | None, kind: Output | None) -> tuple[Pat
 
     Args:
         output: of a model, on one batch.
+        inputs: of the batch; a tensor with as many samples comes before others.
         target: of the batch; None where there is none.
         kind: what the model is said to return; None where that is not said.
 
@@ -46,9 +49,15 @@ def chosen(output: Any, target: Tensor | None, kind: Output | None) -> tuple[Pat
         readable = [each for each in found if is_dense(each[1]) and each[1].ndim]
     if not readable:
         raise _unreadable(first, kind)
+    readable = [each for each in readable if _has_samples_of(inputs, each[1])] or readable
     path, tensor = _best(readable, target)
     note = _note(output, found, path, tensor, fits=tensor is not readable[0][1])
     return (() if tensor is first else path), tensor, note
+
+
+def _has_samples_of(inputs: Inputs, tensor: Tensor) -> bool:
+    """Whether a tensor has the samples of a batch on its first axis."""
+    return any(each.ndim and len(each) == len(tensor) for each in tensors_in(inputs)[:1])
 
 
 def _best(readable: Sequence[tuple[Path, Tensor]], target: Tensor | None) -> tuple[Path, Tensor]:

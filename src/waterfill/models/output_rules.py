@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, get_args
@@ -54,12 +55,29 @@ def reading_of(model: nn.Module, batches: Iterable[Any], output: str | None = No
     if before is not None:
         return OutputReading(before.form)
     check_vocabulary(inputs, vocabulary_of(model), 0)
-    with evaluation(model), torch.no_grad():
+    with evaluation(model), torch.no_grad(), _hooks_seen(model) as seen:
         found = run(model, inputs, index=0)
-    path, tensor, note = chosen(found, target, kind)
+    path, tensor, note = chosen(found, inputs, target, kind)
     target = None if target is None else target.to(tensor.device)
     told = _read(FirstBatch(model, inputs, tensor.detach(), target, path), kind)
-    return replace(told, path=path, notes=(*note, *told.notes))
+    reading = replace(told, path=path, notes=(*note, *told.notes))
+    if reading.changes and not seen:
+        raise UnsupportedModelError(
+            f"The class {type(model).__name__} has a __call__ of its own that runs no forward hooks, by which its "
+            f"outputs would be read; expected that of nn.Module. Take it out, or return {reading.form} in one tensor."
+        )
+    return reading
+
+
+@contextmanager
+def _hooks_seen(model: nn.Module) -> Iterator[list[None]]:
+    """A list that gets an entry when the model runs its forward hooks."""
+    seen: list[None] = []
+    hook = nn.Module.register_forward_hook(model, lambda *_: seen.append(None))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def _named(output: str) -> Output:
