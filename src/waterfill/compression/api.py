@@ -26,6 +26,7 @@ from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
 from waterfill.compression.tune import Tune
 from waterfill.compression.tune_directory import tuned_directory
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.models.kept_batches import as_batches
 from waterfill.processes import Processes, joined_processes
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of
 from waterfill.quantize import Feedback
@@ -192,7 +193,7 @@ def compress_directory(
     ) or DEFAULT_TARGET  # fmt: skip
     tuning = _tuning(tune, has_data=data is not None)
     quantizer = _moving_quantizer(quantizers or (_default_quantizer(effort),))
-    batches = None if data is None else list(data)
+    batches = None if data is None else as_batches(data, progress)
     facts = {"quantizer": quantizer, "include": include, "exclude": exclude, "seed": seed, "importance": importance}
     facts["data"] = batches is not None
     with (
