@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from waterfill.models.arguments import ArrangedBatches, Arrangement, arranged, arranged_pass, arrangement, as_given
+from waterfill.models.arguments import (
+    ArrangedBatches,
+    Arrangement,
+    MaskedText,
+    arranged,
+    arranged_pass,
+    arrangement,
+    as_given,
+    is_masked,
+    masked_text,
+)
 from waterfill.models.batches import split
 from waterfill.models.kept_batches import as_batches, one_pass
 
@@ -145,3 +155,46 @@ def test_a_pass_is_arranged_too():
     assert [len(batch[0]) for batch in found] == [2, 2, 2]
     plain = one_pass([X])
     assert arranged_pass(nn.Linear(5, 3), plain) is plain
+
+
+IDS = torch.arange(12).reshape(3, 4)
+ENDS = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(12, 5)
+
+    def forward(self, ids, padding_mask=None):
+        return self.words(ids) * (1 if padding_mask is None else padding_mask[..., None])
+
+
+@pytest.mark.parametrize("mask", [ENDS, ENDS.flip(1), ENDS.bool(), torch.ones(3, 4)])
+def test_tokens_and_their_mask_are_understood(mask):
+    assert is_masked((IDS, mask))
+    notes = []
+    assert arrangement(Reader(), (IDS, mask), notes.append) == MaskedText("ids", "padding_mask")
+    assert set(masked_text([[IDS, mask]], notes.append)[0]) == {"input_ids", "attention_mask"}
+    assert notes[0].startswith("Pairs are read as (ids, padding_mask)")
+    assert notes[1].startswith("Pairs are read as (input_ids, attention_mask)")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (IDS, IDS.roll(-1, 1)),
+        (IDS, torch.tensor([[1, 0, 1, 0]] * 3)),
+        (IDS, torch.zeros(3, 4).long()),
+        (IDS, ENDS[:, :3]),
+        (IDS.float(), ENDS),
+        (ENDS, ENDS),
+        (IDS, None),
+        IDS,
+        {"input_ids": IDS},
+    ],
+)
+def test_other_pairs_are_no_masked_text(batch):
+    assert not is_masked(batch)
+    data = [batch]
+    assert masked_text(data, print) is data

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models.copies import copied, is_plain
-from waterfill.models.kept_batches import KeptBatches, as_batches, known_length, one_pass, without_empty
+from waterfill.models.kept_batches import KeptBatches, agreed, as_batches, known_length, one_pass, without_empty
 from waterfill.models.spilling import budget_bytes
+from waterfill.processes import ALONE, Processes
 
 X, Y = torch.randn(12, 3), torch.arange(12)
 Pair = namedtuple("Pair", "x y")
@@ -265,6 +266,20 @@ def test_empty_batches_are_left_out():
     assert len(without_empty(as_batches(iter(data)))) == 2
     for other in ([X], [X[:0]]):
         assert without_empty(other) is other
+
+
+def test_all_processes_have_the_batches_of_the_first():
+    class Pretended(Processes):
+        def broadcast(self, value):
+            return [X + 1 for _ in value]
+
+        def all_gather(self, value):
+            return [value, value]
+
+    two, kept = Pretended(1, 2), as_batches(iter([X]))
+    assert torch.equal(agreed(kept, two)[0], X + 1)
+    assert agreed(kept, ALONE) is kept
+    assert agreed([X], two)[0] is X
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summa
 from waterfill.models import state_dict, torch_module
 from waterfill.models.arguments import arranged
 from waterfill.models.batches import output_kind
-from waterfill.models.kept_batches import as_batches, without_empty
+from waterfill.models.kept_batches import agreed, as_batches, without_empty
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
@@ -235,7 +235,7 @@ def _check_agreement(model: torch.nn.Module | str | Path, batches: Sequence[Any]
 
 def _batches_for(model: torch.nn.Module | str | Path, data: Iterable[Any], settings: Settings) -> Sequence[Any]:
     """Data that can be read again and again, as the model takes them; without batches of no samples."""
-    batches = without_empty(as_batches(data, settings.progress))
+    batches = without_empty(agreed(as_batches(data, settings.progress), settings.processes))
     return arranged(model, batches, settings.notes.add) if isinstance(model, torch.nn.Module) else batches
 
 

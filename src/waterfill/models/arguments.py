@@ -47,6 +47,31 @@ class Arrangement:
         )
 
 
+@dataclass(frozen=True)
+class MaskedText:
+    """Pairs of tokens and the mask of their padding, read as the arguments of these names.
+
+    Attributes:
+        tokens: name of the first.
+        mask: name of the second.
+    """
+
+    tokens: str = "input_ids"
+    mask: str = "attention_mask"
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch as a dict; one of another kind as it is."""
+        return {self.tokens: batch[0], self.mask: batch[1]} if _is_tuple(batch) and len(batch) == 2 else batch
+
+    @property
+    def note(self) -> str:
+        """What was assumed, in a sentence."""
+        return f"Pairs are read as ({self.tokens}, {self.mask}), for the second part is 1 on tokens and 0 on padding."
+
+
+Reading = Arrangement | MaskedText
+
+
 @dataclass(frozen=True, eq=False)
 class ArrangedBatches(Sequence[Any]):
     """Batches as the model takes them, beside those that the caller gave.
@@ -57,7 +82,7 @@ class ArrangedBatches(Sequence[Any]):
     """
 
     given: Sequence[Any]
-    arrangement: Arrangement
+    arrangement: Reading
 
     def __len__(self) -> int:
         return len(self.given)
@@ -84,6 +109,27 @@ def arranged(model: nn.Module, batches: Sequence[Any], note: Callable[[str], Non
     return batches if found is None else ArrangedBatches(batches, found)
 
 
+def masked_text(batches: Sequence[Any], note: Callable[[str], None]) -> Sequence[Any]:
+    """Batches for a model of text: pairs of tokens and their mask as dicts, all others themselves."""
+    if not is_masked(batches[0]):
+        return batches
+    note(MaskedText().note)
+    return ArrangedBatches(batches, MaskedText())
+
+
+def is_masked(batch: Any) -> bool:
+    """Whether a pair is tokens [texts, tokens] and a mask: in every row ones, and zeros before or after them."""
+    if not _is_tuple(batch) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        return False
+    tokens, mask = batch
+    if not is_integer(tokens) or tokens.ndim != 2 or tokens.shape != mask.shape or not mask.numel():
+        return False
+    steps = mask.to(torch.int64).diff(dim=1)
+    sorted_rows = bool((steps <= 0).all()) or bool((steps >= 0).all())
+    binary = bool(((mask == 0) | (mask == 1)).all()) and bool(mask.bool().any(1).all())
+    return sorted_rows and binary and int(tokens.max()) > 1
+
+
 def arranged_pass(model: nn.Module, batches: OnePass, note: Callable[[str], None] = lambda _: None) -> OnePass:
     """Data to go through once, as a model takes them; see `arranged`."""
     found = arrangement(model, batches.first, note)
@@ -97,7 +143,7 @@ def as_given(batches: Iterable[Any]) -> Iterable[Any]:
     return batches.given if isinstance(batches, ArrangedBatches) else batches
 
 
-def arrangement(model: nn.Module, batch: Any, note: Callable[[str], None] = lambda _: None) -> Arrangement | None:
+def arrangement(model: nn.Module, batch: Any, note: Callable[[str], None] = lambda _: None) -> Reading | None:
     """How a model takes the parts of a batch; None where `split` reads it right.
 
     A tuple of two is `(input, target)`, one of three or more is inputs alone. Only where the model does not take them
@@ -113,7 +159,14 @@ def arrangement(model: nn.Module, batch: Any, note: Callable[[str], None] = lamb
     least, most = positional_inputs(model)
     if most < 2:
         return None
-    found = _of_pair(model, batch, least, note) if len(batch) == 2 else _of_several(model, batch, most)
+    names = input_names(model)
+    found: Reading | None
+    if is_masked(batch) and len(names) > 1 and "mask" in names[1]:
+        found = MaskedText(*names[:2])
+    elif len(batch) == 2:
+        found = _of_pair(model, batch, least, note)
+    else:
+        found = _of_several(model, batch, most)
     if found is not None:
         note(found.note)
     return found
@@ -151,6 +204,15 @@ def _may_be_target(target: Any, output: Tensor) -> bool:
     if is_integer(map_arrays(target)) or target.shape == output.shape:
         return math.prod(target.shape) == 1 or tuple(target.shape) in {tuple(shape) for shape in shapes}
     return math.prod(target.shape) == math.prod(output.shape) and len(target) == len(output)
+
+
+def input_names(model: nn.Module) -> list[str]:
+    """Names of the positional inputs of a model's forward, as far as it tells."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # code that is not Python's
+        return []
+    return [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
 
 def positional_inputs(model: nn.Module) -> tuple[int, float]:

@@ -14,6 +14,7 @@ from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models.batches import describe, is_integer, split, tensors_in
 from waterfill.models.copies import copied, is_plain, rebuilt
 from waterfill.models.spilling import budget_bytes, spilled
+from waterfill.processes import Processes
 from waterfill.protocols import Progress
 
 _NOTHING = object()
@@ -127,6 +128,13 @@ def without_empty(batches: Sequence[Any]) -> Sequence[Any]:
         return batches.filled
     filled = [batch for batch in batches if not _is_empty(batch)]
     return batches if len(filled) in (0, len(batches)) else filled
+
+
+def agreed(batches: Sequence[Any], processes: Processes) -> Sequence[Any]:
+    """Batches of the first process in all of them, where each has read its own: a shuffled loader gives others."""
+    if processes.count == 1 or not all(processes.all_gather(isinstance(batches, KeptBatches))):
+        return batches
+    return KeptBatches(batches, processes.broadcast(list(batches)))
 
 
 def unshared(batches: Iterable[Any]) -> Iterable[Any]:
