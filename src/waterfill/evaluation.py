@@ -8,7 +8,7 @@ import math
 import sys
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from waterfill.batch_statistics import BatchStatistics, OutputBatch, batch_statistics
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError
 from waterfill.models.arguments import arranged, arranged_pass
@@ -119,6 +120,8 @@ def evaluate(
     if isinstance(reference, ReferenceOutputs):
         data = reference.batches_of(data)
     batches, distortion = _opened(model, data, output)
+    if isinstance(reference, ReferenceOutputs):
+        batches = reference.checked(batches)
     if isinstance(reference, str | Path):
         reference = load_pretrained(Path(reference))
     return summarize(evaluate_batches(model, batches, reference, distortion, progress))
@@ -254,76 +257,6 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], processes: Processes = 
         return list(outputs)
 
 
-@dataclass(frozen=True)
-class OutputBatch:
-    """What one batch gave.
-
-    Attributes:
-        samples: number of samples.
-        result: outputs of the model.
-        target: what they should be; None where that is not known.
-        reference: outputs of the model to compare with; None without one.
-        is_text: whether it is text, with an output for every token.
-    """
-
-    samples: int
-    result: Tensor
-    target: Tensor | None
-    reference: Tensor | None
-    is_text: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class BatchStatistics:
-    """Sums of what was measured in one batch.
-
-    Attributes:
-        samples: number of samples.
-        sums: by name of the measure.
-        counts: of how many values each is the sum.
-        distances: of every output from that of the reference: nats of KL divergence, or squared distance; float64.
-        is_text: whether it is text, with an output for every token.
-    """
-
-    samples: int
-    sums: Mapping[str, float]
-    counts: Mapping[str, int]
-    distances: NDArray[np.float64]
-    is_text: bool
-
-    def with_labels(self, other: BatchStatistics) -> BatchStatistics:
-        """The same with what another one says of labels."""
-        names = [name for name in _LABEL_MEASURES if name in other.sums]
-        sums = dict(self.sums) | {name: other.sums[name] for name in names}
-        counts = dict(self.counts) | {name: other.counts[name] for name in names}
-        return dataclasses.replace(self, sums=sums, counts=counts)
-
-
-_LABEL_MEASURES = ("accuracy", "cross_entropy", "top5")
-
-
-def batch_statistics(one: OutputBatch, distortion: Distortion) -> BatchStatistics:
-    """Measure the outputs of one batch.
-
-    Args:
-        one: the batch; text without padding.
-        distortion: of what the model returns.
-
-    Raises:
-        CalibrationError: the targets do not fit.
-    """
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    distances = array("d")  # not tensors: small ones kept between large ones would hold memory apart
-    for part in distortion.measures(one.result, one.target, one.reference):
-        if distortion.measure in part:
-            distances.extend(part[distortion.measure].tolist())
-        for name, each in part.items():
-            sums[name] += float(each.sum(dtype=torch.float64))
-            counts[name] += each.numel()
-    return BatchStatistics(one.samples, sums, counts, np.array(distances), one.is_text)
-
-
 @contextmanager
 def _quiet(*models: Any) -> Iterator[None]:
     """Evaluation mode for every module, no gradients.
@@ -357,7 +290,7 @@ def _pass(
     if isinstance(reference, nn.Module):
         other: Tensor | None = call(reference, inputs, index=index)
     else:
-        other = None if reference is None else _kept(reference, inputs, index)
+        other = None if reference is None else _kept(reference, index)
     if other is not None and other.shape != result.shape:
         raise CalibrationError(
             f"Batch {index} gives {describe(result)} by the model, but {describe(other)} by the reference; "
@@ -391,15 +324,13 @@ def _check_samples(inputs: Any, target: Tensor | None, result: Tensor, index: in
         )
 
 
-def _kept(references: Sequence[Tensor], inputs: Any, index: int) -> Tensor:
+def _kept(references: Sequence[Tensor], index: int) -> Tensor:
     """The output of the reference on a batch."""
     if index >= len(references):
         raise CalibrationError(
             f"Batch {index} has no reference output, there are {len(references)}; expected one for every batch. "
             "Make the reference outputs with the same data."
         )
-    if isinstance(references, ReferenceOutputs):
-        references.check(inputs, index)
     return references[index]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import starmap
 from typing import Any
 
 from torch import Tensor
 
 from waterfill.errors import CalibrationError
-from waterfill.models.batches import Inputs, fingerprint
+from waterfill.models.batches import fingerprint, split
+from waterfill.models.kept_batches import OnePass
 
 
 class ReferenceOutputs(list[Tensor]):
@@ -35,15 +37,19 @@ class ReferenceOutputs(list[Tensor]):
         """The batches that outputs are known of, where `data` is what they were read from; else `data` itself."""
         return self._batches if data is self._data else data
 
-    def check(self, inputs: Inputs, index: int) -> None:
-        """Check that a batch is the one that the outputs were made of.
+    def checked(self, batches: OnePass) -> OnePass:
+        """The same pass, in which every batch is checked to be the one that its output was made of.
 
         Raises:
-            CalibrationError: it has other inputs.
+            CalibrationError: one has other inputs.
         """
-        if index < len(self) and fingerprint(inputs) != self._fingerprints[index]:
+        return OnePass(self._same(0, batches.first), starmap(self._same, enumerate(batches.rest, 1)), batches.total)
+
+    def _same(self, index: int, batch: Any) -> Any:
+        if index < len(self) and fingerprint(split(batch)[0]) != self._fingerprints[index]:
             raise CalibrationError(
                 f"Batch {index} is not the one that the reference outputs were made of; expected the same inputs in "
                 "the same order. The data shuffle, or change at random: give the same list of batches to both, or the "
                 "network itself as reference."
             )
+        return batch
