@@ -32,8 +32,8 @@ OTHERWISE = (
 )
 
 
-class _Reached(Exception):
-    """The pass has come to where it was to stop."""
+class Reached(BaseException):
+    """The pass has come to where it was to stop; no error, so that nothing between takes it for one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +123,12 @@ class BlockForward:
             first.append(given)
             calls.append(call)
             if index == len(self.skeleton.blocks) - 1:
-                raise _Reached
+                raise Reached
             return given
 
         try:
             self._call(inputs, act)
-        except _Reached:
+        except Reached:
             return first[0], calls
         raise UnsupportedModelError(f"The model does not call its last block; {OTHERWISE}")
 
@@ -136,7 +136,7 @@ class BlockForward:
         with _standing_in(list(self.skeleton.blocks.values()), act, self._tuples):
             try:
                 out = self.model(**inputs)
-            except (_Reached, _OtherShape, WaterfillError):
+            except (_OtherShape, WaterfillError):
                 raise
             except Exception as error:
                 shapes = {name: list(each.shape) for name, each in inputs.items()}
