@@ -87,8 +87,8 @@ def compress_directory(
     with progress_bar(is_first()) as progress:
         result = run(directory, out, batches, tolerance=tolerance, progress=progress, **options)
     if is_first():
-        show(result_table(result, str(out), loss.what))
         write_json(json_file, result.to_json())
+        show(result_table(result, str(out), loss.what))
 
 
 def model_and_batches(model: str, weights: Path | None, data: str | None, sampling: Sampling) -> tuple[Any, Any]:
@@ -119,8 +119,8 @@ def inspect_directory(directory: Path, json_file: Path | None) -> None:
     with Bundle(directory) as bundle:
         bundle.verify()
         summary = bundle_summary(str(directory), bundle)
-    show(bundle_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
+    show(bundle_table(summary))
 
 
 def is_text(data: str) -> bool:
@@ -228,7 +228,8 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of the weight files of a model directory."""
     if path.is_file():
         return path.stat().st_size
-    files = [*path.glob("model*.safetensors")] or [*path.glob("pytorch_model*.bin")]
+    patterns = ("waterfill*.safetensors", "model*.safetensors", "pytorch_model*.bin")
+    files: list[Path] = next(filter(None, ([*path.glob(pattern)] for pattern in patterns)), [])
     return sum(file.stat().st_size for file in files)
 
 

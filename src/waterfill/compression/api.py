@@ -217,8 +217,9 @@ def compress_directory(
         untuned = None if tuning is None else found.walked.distortion
         if tuning is not None:
             found = tuned_directory(run, found, tuning)
-        staging.take(found)
-        return _directory_result(run, found, Path(out), untuned)
+        result = _directory_result(run, found, Path(out), untuned)
+        staging.take(found, result)
+        return result
 
 
 def directory_walk(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> DirectoryWalk:
