@@ -20,9 +20,10 @@ from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
+from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
 from waterfill.models import state_dict, torch_module
-from waterfill.models.batches import as_batches
+from waterfill.models.arguments import arranged
+from waterfill.models.kept_batches import agreed, as_batches, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
@@ -95,7 +96,7 @@ class CalibratedModel:
 
     model: torch.nn.Module
     copy: torch.nn.Module
-    data: Iterable[Any]
+    data: Sequence[Any]
     references: Sequence[torch.Tensor]
     reading: OutputReading
     options: Mapping[str, Any]
@@ -103,7 +104,7 @@ class CalibratedModel:
     processes: Processes = ALONE
 
     @property
-    def batches(self) -> Iterable[Any]:
+    def batches(self) -> Sequence[Any]:
         """The data with targets as they are read."""
         return self.reading.batches(self.data)
 
@@ -144,7 +145,7 @@ class CalibratedModel:
 
 def _calibrated(
     model: torch.nn.Module,
-    data: Iterable[Any],
+    data: Sequence[Any],
     reading: OutputReading,
     options: Mapping[str, Any],
     keep: Sequence[str],
@@ -156,7 +157,7 @@ def _calibrated(
         CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
     """
     with reading.of(model):
-        references = reference_outputs(model, data, processes)
+        references = outputs_of(model, data, processes)
     distortion = distortion_for(reading.kind)
     for index, reference in enumerate(references):
         if not len(reference):
@@ -216,7 +217,7 @@ def prepare(
         inventory = torch_module.inventory(model, **options)
     else:
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
-    batches = None if data is None else as_batches(data)
+    batches = None if data is None else _batches_for(model, data, settings)
     _check_agreement(model, batches, settings.processes)
     known = None
     if batches is not None:
@@ -235,7 +236,7 @@ def prepare(
     return PreparedModel(inventory, estimator, priced, known, reasons)
 
 
-def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any] | None, processes: Processes) -> None:
+def _check_agreement(model: torch.nn.Module | str | Path, batches: Sequence[Any] | None, processes: Processes) -> None:
     """Check that all processes have the same model and data, or their decisions would part.
 
     Raises:
@@ -252,9 +253,15 @@ def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any]
             )
 
 
+def _batches_for(model: torch.nn.Module | str | Path, data: Iterable[Any], settings: Settings) -> Sequence[Any]:
+    """Data that can be read again and again, as the model takes them; without batches of no samples."""
+    batches = without_empty(agreed(as_batches(data, settings.progress), settings.processes))
+    return arranged(model, batches, settings.notes.add) if isinstance(model, torch.nn.Module) else batches
+
+
 def _with_data(
     model: torch.nn.Module | str | Path,
-    batches: Iterable[Any],
+    batches: Sequence[Any],
     output: Output | None,
     options: Mapping[str, Any],
     keep: Sequence[str],
@@ -265,7 +272,10 @@ def _with_data(
         raise CalibrationError(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
-    reading = reading_of(model, batches, output)
+    try:
+        reading = reading_of(model, batches, output)
+    except CalibrationError as error:
+        raise CalibrationError(" ".join([str(error), *settings.notes.texts])) from error
     for note in reading.notes:
         settings.notes.add(note)
     return _calibrated(model, batches, reading, options, keep, settings.processes)

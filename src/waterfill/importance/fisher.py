@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,9 @@ from waterfill.distortion.probe_vectors import Signals
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import State, begin, run
-from waterfill.models.batches import as_batches, split
+from waterfill.models.arguments import arranged
+from waterfill.models.batches import split
+from waterfill.models.kept_batches import as_batches
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.protocols import Output, Progress
@@ -210,8 +212,8 @@ def check_draws(draws: int | None) -> None:
         raise UsageError(f"Draws is {draws}; expected at least 1, or None. Give the number of random signals.")
 
 
-def needed(name: str, data: Iterable[Any] | None) -> Iterable[Any]:
-    """Check that there are data, and that they can be iterated over again.
+def needed(name: str, model: nn.Module, data: Iterable[Any] | None) -> Sequence[Any]:
+    """Check that there are data; gives them as the model takes them, to be iterated over again and again.
 
     Raises:
         CalibrationError: there are none.
@@ -221,7 +223,7 @@ def needed(name: str, data: Iterable[Any] | None) -> Iterable[Any]:
             f"The {name} importance is measured on data, but there are none; expected batches. Pass data, or use the "
             "identity importance."
         )
-    return as_batches(data)
+    return arranged(model, as_batches(data))
 
 
 def _estimate(
@@ -233,7 +235,7 @@ def _estimate(
     fold_norms: bool,
     progress: Progress | None,
 ) -> dict[str, DiagonalForm]:
-    batches = needed(importance.name, data)
+    batches = needed(importance.name, model, data)
     reading = _reading(importance, model, batches, output)
     with reading.of(model):
         state = importance.begin(model, fold_norms=fold_norms)
@@ -241,7 +243,7 @@ def _estimate(
 
 
 def _reading(
-    importance: kl | regression, model: nn.Module, batches: Iterable[Any], output: Output | None
+    importance: kl | regression, model: nn.Module, batches: Sequence[Any], output: Output | None
 ) -> OutputReading:
     """Tell how the model's output is read; without targets the importance itself says so.
 

@@ -103,7 +103,7 @@ class kronecker:
             CalibrationError: there are no data, or they do not fit the model, or do not tell what it returns.
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
-        batches = needed(self.name, data)
+        batches = needed(self.name, model, data)
         reading = reading_of(model, batches, output)
         with reading.of(model):
             state = self.begin(model, reading.form, fold_norms=fold_norms)

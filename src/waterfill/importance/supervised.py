@@ -79,7 +79,7 @@ class gradient:
             CalibrationError: there are no data or no targets, or they do not fit the model.
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
-        batches = needed(self.name, data)
+        batches = needed(self.name, model, data)
         reading = _reading(self.name, model, batches, output)
         with reading.of(model):
             state = self.begin(model, reading.form, fold_norms=fold_norms)
@@ -150,7 +150,7 @@ class hessian:
         progress: Progress | None = None,
     ) -> dict[str, DrawnForm]:
         """Estimate it for every learned tensor of a model; as `gradient.estimate`."""
-        batches = needed(self.name, data)
+        batches = needed(self.name, model, data)
         reading = _reading(self.name, model, batches, output)
         with reading.of(model):
             state = self.begin(model, reading.form, fold_norms=fold_norms)
@@ -210,7 +210,7 @@ class gradient_hessian:
         progress: Progress | None = None,
     ) -> dict[str, DrawnQuarticForm]:
         """Estimate it for every learned tensor of a model with one prediction per sample; as `gradient.estimate`."""
-        batches = needed(self.name, data)
+        batches = needed(self.name, model, data)
         reading = _reading(self.name, model, batches, output)
         with reading.of(model):
             state = self.begin(model, reading.form, fold_norms=fold_norms)

@@ -46,7 +46,12 @@ def next_tokens(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def predicts_next(model: nn.Module) -> bool:
-    """Whether a model's logits are of the next token: not for those of transformers that cannot generate."""
+    """Whether a model's logits are of the next token of its inputs.
+
+    Those of transformers are not that cannot generate, or whose decoder has inputs of its own.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
+        return False
     can_generate = getattr(model, "can_generate", None)
     return bool(can_generate()) if callable(can_generate) else True
 

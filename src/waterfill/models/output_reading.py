@@ -11,7 +11,7 @@ values, for a hook reads the output: probabilities p become logits `log p`, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from waterfill.models.batches import split
+from waterfill.models.kept_batches import OnePass
 from waterfill.models.output_values import as_it_is
 from waterfill.models.outputs import Path, first_tensor, select
 from waterfill.protocols import Output
@@ -78,31 +79,37 @@ class OutputReading:
                     stack.callback(hook.remove)
             yield
 
-    def batches(self, batches: Iterable[Any]) -> Iterable[Any]:
+    def batch(self, batch: Any) -> Any:
+        """A batch with class numbers as target."""
+        inputs, target = split(batch)
+        return batch if target is None else (inputs, self.labels(target))
+
+    def batches(self, batches: Sequence[Any]) -> Sequence[Any]:
         """The batches with class numbers as targets."""
+        return batches if self.labels is as_it_is else _ReadBatches(batches, self)
+
+    def one_pass(self, batches: OnePass) -> OnePass:
+        """The same pass with class numbers as targets."""
         if self.labels is as_it_is:
             return batches
-        return _SizedBatches(batches, self.labels) if isinstance(batches, Sized) else _ReadBatches(batches, self.labels)
+        return OnePass(self.batch(batches.first), map(self.batch, batches.rest), batches.total)
 
 
 @dataclass(frozen=True, eq=False)
-class _ReadBatches(Iterable[Any]):
-    """Batches whose targets are changed."""
+class _ReadBatches(Sequence[Any]):
+    """Batches whose targets are read."""
 
-    batches: Iterable[Any]
-    labels: Change
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            inputs, target = split(batch)
-            yield batch if target is None else (inputs, self.labels(target))
-
-
-class _SizedBatches(_ReadBatches):
-    """Batches of which it is known how many there are."""
+    batches: Sequence[Any]
+    reading: OutputReading
 
     def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.reading.batch, self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.reading.batch(self.batches[index])
 
 
 def active(model: nn.Module) -> OutputReading | None:
