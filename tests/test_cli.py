@@ -76,6 +76,20 @@ def inputs():
 def generator():
     return iter(data())
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return ((x[row], y[row]) for x, y in data() for row in range(len(y)))
+
+def iterable():
+    return torch.utils.data.DataLoader(Stream(), batch_size=16)
+
+def shuffled():
+    return torch.utils.data.DataLoader(list(Stream()), batch_size=16, shuffle=True)
+
+def breaks():
+    yield data()[0]
+    raise OSError("the disk is gone")
+
 def empty():
     return []
 
@@ -376,8 +390,21 @@ def test_a_percentage_is_one_of_the_accuracy():
     assert as_tolerance("0.5%", nets.net(), half, None) == pytest.approx(0.0025)
 
 
-def test_data_that_can_be_read_once_are_enough(run):
-    assert run("compress nets:net -o out.wf --tolerance 30% --data nets:generator")[0] == 0
+@pytest.mark.parametrize("kind", ["generator", "iterable", "shuffled"])
+def test_data_that_can_be_read_once_are_enough(run, kind):
+    assert run(f"compress nets:net -o out.wf --tolerance 30% --data nets:{kind} --effort fast")[0] == 0
+    code, _, _ = run(f"evaluate nets:net out.wf --data nets:{kind} --weights net.safetensors --json e.json")
+    told = json.loads(Path("e.json").read_text())
+    assert code == 0
+    assert told["original"]["samples"] == told["compressed"]["samples"] == 32
+    assert told["compressed"]["kl"] >= 0
+
+
+@pytest.mark.parametrize("line", ["compress nets:net -o out.wf --rate 6", "evaluate nets:net"])
+def test_data_that_break_off_are_named(run, line):
+    code, _, err = run(f"{line} --data nets:breaks")
+    assert code == 1
+    assert re.search(r"--data \S+:breaks failed at batch 1: OSError: the disk is gone", " ".join(err.split()))
 
 
 def test_names_are_shown_as_they_are(run):

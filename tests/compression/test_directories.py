@@ -477,3 +477,24 @@ def test_targets_that_a_directory_cannot_meet(directories, tmp_path):
     with pytest.raises(CalibrationError, match="does not predict"):
         waterfill.compress_directory(directories("bert"), tmp_path / "out", batches(), tolerance=0.1)
     only(tmp_path)
+
+
+def test_directories_take_loaders_and_generators(directories, tmp_path):
+    torch.manual_seed(0)
+    ids = torch.randint(2, 50, (12, 8))
+    mask = torch.ones_like(ids)
+    mask[::3, 5:] = 0
+    dicts = [{"input_ids": ids[i : i + 4], "attention_mask": mask[i : i + 4]} for i in (0, 4, 8)]
+    kinds = {
+        "list": dicts,
+        "generator": (each for each in dicts),
+        "pairs": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids, mask), batch_size=4),
+        "shuffled": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids), batch_size=4, shuffle=True),
+    }
+    found = {
+        name: waterfill.compress_directory(directories("llama"), tmp_path / name, data, rate=6.0, effort="fast")
+        for name, data in kinds.items()
+    }
+    assert found["list"].distortion == found["generator"].distortion == found["pairs"].distortion
+    assert found["list"].notes == found["shuffled"].notes == ()
+    assert "read as (input_ids, attention_mask)" in found["pairs"].notes[0]

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.models.batches import (
-    as_batches,
     as_predictions,
     call,
     class_axis,
@@ -52,6 +50,51 @@ def test_targets_may_be_arrays_and_lists():
     assert torch.equal(split((X, [0, 1, 2, 0]))[1], Y)
     with pytest.raises(CalibrationError, match=r"target of a batch is a dict.*\(\(first, second\), None\)"):
         split((X, {"y": Y}))
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.ones((4, 3)), torch.float32),
+        (np.ones((4, 3), "float16"), torch.float16),
+        (np.ones((4, 3), ">f4"), torch.float32),
+        (np.ones((4, 3), "int32")[::-1], torch.int32),
+        (np.broadcast_to(np.float32(1), (4, 3)), torch.float32),
+    ],
+)
+def test_arrays_are_tensors(array, dtype):
+    for batch in (array, (array, Y), {"x": array}, ((array, X), None)):
+        inputs, _ = split(batch)
+        first = inputs["x"] if isinstance(inputs, dict) else inputs[0] if isinstance(inputs, tuple) else inputs
+        assert first.dtype == dtype
+        assert torch.equal(first, torch.ones(4, 3, dtype=dtype))
+    assert split((X, array))[1].shape == (4, 3)
+
+
+class WritesOver(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.linear = how, nn.Linear(3, 2)
+
+    def forward(self, x):
+        self.how(x)
+        return self.linear(x["x"].pop() if isinstance(x, dict) else x)
+
+
+@pytest.mark.parametrize(
+    ("how", "batch"),
+    [
+        (lambda x: torch.relu_(x), X),
+        (lambda x: x.mul_(2), (X,)),
+        (lambda x: x.__setitem__(0, 7.0), {"x": X}),
+        (lambda x: x["x"][0].zero_(), ({"x": [X]},)),
+    ],
+)
+def test_a_model_may_write_over_its_inputs(how, batch):
+    before = X.clone()
+    call(WritesOver(how), batch)
+    assert torch.equal(X, before)
+    assert not isinstance(batch, tuple) or not isinstance(batch[0], dict) or len(batch[0]["x"]) == 1
 
 
 def test_samples_are_counted_on_the_first_tensor():
@@ -122,47 +165,6 @@ def test_a_batch_that_does_not_fit_is_named():
 
 def test_describe_shows_shapes_and_types():
     assert describe((X, {"m": Y > 0}, None)) == "(float32[4, 3], (m=bool[4]), NoneType)"
-
-
-def test_batches_can_be_read_again_and_again():
-    data = [X, X]
-    assert as_batches(data) is data
-    loader = DataLoader(TensorDataset(X, Y), batch_size=2)
-    assert as_batches(loader) is loader
-    once = as_batches(x for x in data)
-    assert len(list(once)) == len(list(once)) == 2
-
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(data)
-
-    stream = Stream()
-    assert as_batches(stream) is stream
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (X, r"a single tensor float32\[4, 3\].*\[batch\]"),
-        ({"x": X}, "a single dict"),
-        ("data.npz", "a str"),
-        ((X, Y), "a single pair"),
-        (3, "a int and cannot be iterated over"),
-        (TensorDataset(X, Y), "DataLoader"),
-        ([], "has no batches; expected at least one"),
-        (iter([]), "has no batches"),
-        ((x for x in ()), "has no batches"),
-    ],
-)
-def test_what_is_no_data_is_refused(data, message):
-    with pytest.raises(CalibrationError, match=message):
-        as_batches(data)
-
-
-def test_a_tuple_of_batches_is_data():
-    pair = (X, X)
-    assert as_batches(pair) is pair
-    assert as_batches(((X, Y), (X, Y)))
 
 
 def test_what_the_model_returns_is_told_from_targets():

@@ -145,9 +145,17 @@ def compress(
     check_suffix(out, ".wf")
     check_outputs(out, json_file, force=force, inputs=(Path(model), weights))
     network = as_model(model, weights)
-    batches = None if data is None else as_data(data)
+    batches = None if data is None else _read_data(data)
     options |= {"tolerance": loss.amount(network, batches, output), "output": as_output(output)}
     _compress_model(network, out, batches, loss, json_file, force=force, fold_norms=fold_norms, **options)
+
+
+def _read_data(data: str) -> Any:
+    """Batches of `--data`, while a bar shows how many were read."""
+    from waterfill.progress import progress_bar
+
+    with progress_bar(is_first()) as progress:
+        return as_data(data, progress)
 
 
 def _compress_model(
@@ -280,6 +288,7 @@ def evaluate(
     """Measure a model, or a compressed file or directory against it."""
     from waterfill.cli.directories import compared, measured_batches, measured_model, size_of
     from waterfill.evaluation import evaluate as run
+    from waterfill.evaluation import evaluate_both
     from waterfill.progress import progress_bar
     from waterfill.report.text import evaluation_table
 
@@ -291,10 +300,10 @@ def evaluate(
     compressed = None if file is None else compared(file, network)
     kind = as_output(output)
     with progress_bar() as progress:
-        before = run(network, batches, output=kind, progress=progress)
-        after = None
-        if compressed is not None:
-            after = run(compressed, batches, reference=network, output=kind, progress=progress)
+        if compressed is None:
+            before, after = run(network, batches, output=kind, progress=progress), None
+        else:
+            before, after = evaluate_both(network, compressed, batches, output=kind, progress=progress)
     sizes = [size_of(Path(path)) for path in (model, file) if path is not None] if Path(model).is_dir() else []
     names = ("original", "compressed")
     found = {name: each.to_dict() for name, each in zip(names, (before, after), strict=True) if each is not None}

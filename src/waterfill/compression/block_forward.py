@@ -209,6 +209,8 @@ def as_keywords(batch: Any) -> dict[str, Tensor]:
         CalibrationError: it is none.
     """
     inputs: Inputs = split(batch)[0]
+    if isinstance(inputs, tuple | list) and len(inputs) == 1:
+        inputs = inputs[0]
     if isinstance(inputs, Tensor):
         return {"input_ids": inputs}
     if isinstance(inputs, Mapping) and inputs and all(isinstance(each, Tensor) for each in inputs.values()):

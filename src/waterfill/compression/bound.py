@@ -26,6 +26,8 @@ from waterfill.compression.whole_model_forms import form_finder
 from waterfill.errors import TargetError, UsageError
 from waterfill.files import exact_bytes
 from waterfill.importance import COST_UNIT
+from waterfill.models.arguments import masked_text
+from waterfill.models.kept_batches import as_batches, without_empty
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.quantize import Feedback
 
@@ -234,7 +236,8 @@ def bound(
                 f"Got output={output!r} for {model}; a directory says itself what it returns. Leave it out."
             )
         source = CheckpointSource.of(Checkpoint(model), include, exclude, ties=True)
-        return _directory_bound(source, settings, None if data is None else list(data))
+        batches = None if data is None else masked_text(without_empty(as_batches(data, progress)), settings.notes.add)
+        return _directory_bound(source, settings, batches)
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
     return _model_bound(prepare(model, data, output, options, settings))
 

@@ -20,9 +20,11 @@ from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
+from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
 from waterfill.models import state_dict, torch_module
-from waterfill.models.batches import as_batches, output_kind
+from waterfill.models.arguments import arranged
+from waterfill.models.batches import output_kind
+from waterfill.models.kept_batches import agreed, as_batches, without_empty
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
@@ -93,7 +95,7 @@ class CalibratedModel:
 
     model: torch.nn.Module
     copy: torch.nn.Module
-    batches: Iterable[Any]
+    batches: Sequence[Any]
     references: Sequence[torch.Tensor]
     distortion: Distortion
     options: Mapping[str, Any]
@@ -130,7 +132,7 @@ class CalibratedModel:
 
 def _calibrated(
     model: torch.nn.Module,
-    batches: Iterable[Any],
+    batches: Sequence[Any],
     distortion: Distortion,
     options: Mapping[str, Any],
     keep: Sequence[str],
@@ -141,7 +143,7 @@ def _calibrated(
     Raises:
         CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
     """
-    references = reference_outputs(model, batches, processes)
+    references = outputs_of(model, batches, processes)
     for index, reference in enumerate(references):
         if not len(reference):
             raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
@@ -200,11 +202,11 @@ def prepare(
         inventory = torch_module.inventory(model, **options)
     else:
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
-    batches = None if data is None else as_batches(data)
+    batches = None if data is None else _batches_for(model, data, settings)
     _check_agreement(model, batches, settings.processes)
     known = None
     if batches is not None:
-        known = _with_data(model, batches, output, options, list(inventory.exact), settings.processes)
+        known = _with_data(model, batches, output, options, list(inventory.exact), settings)
     estimator = settings.importance or _default_importance(known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
@@ -219,7 +221,7 @@ def prepare(
     return PreparedModel(inventory, estimator, priced, known, reasons)
 
 
-def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any] | None, processes: Processes) -> None:
+def _check_agreement(model: torch.nn.Module | str | Path, batches: Sequence[Any] | None, processes: Processes) -> None:
     """Check that all processes have the same model and data, or their decisions would part.
 
     Raises:
@@ -236,20 +238,30 @@ def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any]
             )
 
 
+def _batches_for(model: torch.nn.Module | str | Path, data: Iterable[Any], settings: Settings) -> Sequence[Any]:
+    """Data that can be read again and again, as the model takes them; without batches of no samples."""
+    batches = without_empty(agreed(as_batches(data, settings.progress), settings.processes))
+    return arranged(model, batches, settings.notes.add) if isinstance(model, torch.nn.Module) else batches
+
+
 def _with_data(
     model: torch.nn.Module | str | Path,
-    batches: Iterable[Any],
+    batches: Sequence[Any],
     output: Output | None,
     options: Mapping[str, Any],
     keep: Sequence[str],
-    processes: Processes,
+    settings: Settings,
 ) -> CalibratedModel:
     """The module with its batches, which can be read again and again."""
     if not isinstance(model, torch.nn.Module):
         raise CalibrationError(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
-    return _calibrated(model, batches, distortion_for(output_kind(batches, output)), options, keep, processes)
+    try:
+        kind = output_kind(batches, output)
+    except CalibrationError as error:
+        raise CalibrationError(" ".join([str(error), *settings.notes.texts])) from error
+    return _calibrated(model, batches, distortion_for(kind), options, keep, settings.processes)
 
 
 def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:

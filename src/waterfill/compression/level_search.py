@@ -20,7 +20,9 @@ from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_o
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluation import evaluate_batches, summarize
+from waterfill.models.arguments import as_given
 from waterfill.models.batches import IGNORED, evaluation, is_integer, split
+from waterfill.models.kept_batches import unshared
 from waterfill.protocols import Metric
 
 WITHIN = 0.005
@@ -330,7 +332,7 @@ def quality(metric: Metric, model: nn.Module, data: Iterable[Any]) -> float:
         CalibrationError: it gives no number.
     """
     with evaluation(model), torch.no_grad():
-        found = float(metric(model, data))
+        found = float(metric(model, unshared(as_given(data))))
     if math.isnan(found):
         raise CalibrationError("The metric gives NaN; expected a number, larger for a better model. Correct it.")
     return found

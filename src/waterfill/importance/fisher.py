@@ -15,7 +15,9 @@ from waterfill.distortion.probe_vectors import Signals
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import State, begin, run
-from waterfill.models.batches import as_batches, output_kind, split
+from waterfill.models.arguments import arranged
+from waterfill.models.batches import output_kind, split
+from waterfill.models.kept_batches import as_batches
 from waterfill.protocols import Output, Progress
 
 
@@ -208,8 +210,8 @@ def check_draws(draws: int | None) -> None:
         raise UsageError(f"Draws is {draws}; expected at least 1, or None. Give the number of random signals.")
 
 
-def needed(name: str, data: Iterable[Any] | None) -> Iterable[Any]:
-    """Check that there are data, and that they can be iterated over again.
+def needed(name: str, model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
+    """Check that there are data; gives them as the model takes them, to be iterated over again and again.
 
     Raises:
         CalibrationError: there are none.
@@ -219,7 +221,7 @@ def needed(name: str, data: Iterable[Any] | None) -> Iterable[Any]:
             f"The {name} importance is measured on data, but there are none; expected batches. Pass data, or use the "
             "identity importance."
         )
-    return as_batches(data)
+    return arranged(model, as_batches(data))
 
 
 def _estimate(
@@ -231,7 +233,7 @@ def _estimate(
     fold_norms: bool,
     progress: Progress | None,
 ) -> dict[str, DiagonalForm]:
-    batches = needed(importance.name, data)
+    batches = needed(importance.name, model, data)
     _check_kind(importance, batches, output)
     return run(importance.begin(model, fold_norms=fold_norms), batches, progress).forms()
 

@@ -90,7 +90,7 @@ def _response(
 
     def response(values: Mapping[str, Tensor], signal: Tensor, *parts: Tensor) -> Tensor:
         given = (part.unsqueeze(0) if split else part for part, split in zip(parts, batched, strict=True))
-        one = map_tensors(inputs, lambda _: next(given))
+        one = map_tensors(inputs, lambda _: next(given).clone())
         args, kwargs = _arguments(one)
         own = {name: value for name, value in values.items() if name in parameters}
         with Tape(learned, values):

@@ -102,7 +102,7 @@ class kronecker:
             CalibrationError: there are no data, or they do not fit the model, or do not tell what it returns.
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
-        batches = needed(self.name, data)
+        batches = needed(self.name, model, data)
         state = self.begin(model, output_kind(batches, output), fold_norms=fold_norms)
         return run(state, batches, progress).forms()
 

@@ -9,7 +9,6 @@ batch --forward--> outputs --signals--> u [signals, samples, ...]     u u^T adds
 from __future__ import annotations
 
 import math
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -32,11 +31,11 @@ from waterfill.models.batches import (
     call,
     device_of,
     evaluation,
+    fingerprint,
     map_tensors,
     num_samples,
     split,
     take,
-    tensors_in,
 )
 from waterfill.models.capture import Tape, Variables, variables
 from waterfill.models.uses import Use
@@ -263,14 +262,6 @@ def in_full_precision(model: nn.Module) -> nn.Module:
     if any(_is_half(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return torch_module.clone(model).float()
     return model
-
-
-def fingerprint(inputs: Inputs) -> int:
-    """Number made of all bytes of all tensors."""
-    number = 0
-    for tensor in tensors_in(inputs):
-        number = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, number)
-    return number
 
 
 def full_precision(tensor: Tensor) -> Tensor:

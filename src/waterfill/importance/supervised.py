@@ -77,7 +77,7 @@ class gradient:
             CalibrationError: there are no data or no targets, or they do not fit the model.
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
-        batches = needed(self.name, data)
+        batches = needed(self.name, model, data)
         state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
         return run(state, batches, progress).forms()
 
@@ -146,7 +146,7 @@ class hessian:
         progress: Progress | None = None,
     ) -> dict[str, DrawnForm]:
         """Estimate it for every learned tensor of a model; as `gradient.estimate`."""
-        batches = needed(self.name, data)
+        batches = needed(self.name, model, data)
         state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
         return run(state, batches, progress).forms()
 
@@ -204,7 +204,7 @@ class gradient_hessian:
         progress: Progress | None = None,
     ) -> dict[str, DrawnQuarticForm]:
         """Estimate it for every learned tensor of a model with one prediction per sample; as `gradient.estimate`."""
-        batches = needed(self.name, data)
+        batches = needed(self.name, model, data)
         state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
         return run(state, batches, progress).forms()
 

@@ -7,11 +7,14 @@ axis of their tensors counts the samples. A target may be None.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
@@ -37,23 +40,40 @@ def split(batch: Any) -> tuple[Inputs, Tensor | None]:
         batch: `(input, target)`, or only inputs.
 
     Returns:
-        The inputs as they are, and the target as a tensor, or None where there is none.
+        The inputs as they are, arrays as tensors; and the target as a tensor, or None where there is none.
 
     Raises:
         CalibrationError: the second of a pair cannot be read as a tensor.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        return batch, None
-    inputs, target = batch
+        return map_arrays(batch), None
+    inputs, target = map_arrays(batch[0]), batch[1]
     if target is None or isinstance(target, Tensor):
         return inputs, target
     try:
-        return inputs, torch.as_tensor(target)
+        return inputs, _tensor_of(target) if isinstance(target, np.ndarray) else torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CalibrationError(
             f"The target of a batch is a {type(target).__name__}; expected a tensor or None. A tuple of two is read as "
             "(input, target); give two inputs as ((first, second), None)."
         ) from error
+
+
+def map_arrays(inputs: Inputs) -> Inputs:
+    """Arrays of NumPy as tensors, those of its own double precision in that of PyTorch; all else stays as it is."""
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "biufc":
+        found = _tensor_of(inputs)
+        return found.to(torch.get_default_dtype()) if found.dtype == torch.float64 else found
+    if isinstance(inputs, Mapping) and any(isinstance(value, np.ndarray) for value in inputs.values()):
+        return {key: map_arrays(value) for key, value in inputs.items()}
+    if type(inputs) in (tuple, list) and any(isinstance(value, np.ndarray) for value in inputs):
+        return tuple(map(map_arrays, inputs))
+    return inputs
+
+
+def _tensor_of(array: NDArray[Any]) -> Tensor:
+    """The values of an array, which may be read-only, in another order of bytes, or have steps that are negative."""
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
 def map_tensors(inputs: Inputs, function: Callable[[Tensor], Any]) -> Inputs:
@@ -62,7 +82,9 @@ def map_tensors(inputs: Inputs, function: Callable[[Tensor], Any]) -> Inputs:
         return function(inputs)
     if isinstance(inputs, Mapping):
         return {key: map_tensors(value, function) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
+    if isinstance(inputs, list):
+        return [map_tensors(value, function) for value in inputs]
+    if isinstance(inputs, tuple):
         return tuple(map_tensors(value, function) for value in inputs)
     return inputs
 
@@ -72,6 +94,14 @@ def tensors_in(inputs: Inputs) -> list[Tensor]:
     found: list[Tensor] = []
     map_tensors(inputs, found.append)
     return found
+
+
+def fingerprint(inputs: Inputs) -> int:
+    """Number made of all bytes of all tensors."""
+    number = 0
+    for tensor in tensors_in(inputs):
+        number = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, number)
+    return number
 
 
 def num_samples(inputs: Inputs) -> int:
@@ -135,7 +165,7 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
         UnsupportedModelError: the output has no tensor.
     """
     device = device_of(model)
-    moved = map_tensors(inputs, lambda t: t.to(device))
+    moved = map_tensors(inputs, lambda t: t.to(device, copy=True))  # a model may write over what it is given
     try:
         if isinstance(moved, Mapping):
             output = model(**moved)
@@ -177,56 +207,6 @@ def first_tensor(output: Any) -> Tensor:
         f"The model returns a {type(output).__name__} without a tensor; expected a tensor, an object with `logits`, or "
         "a tuple, list or dict with a tensor. Wrap the model so that it returns its output tensor."
     )
-
-
-def as_batches(data: Any) -> Iterable[Any]:
-    """Check that `data` can be iterated over several times, and make it so where it cannot.
-
-    Args:
-        data: an iterable of batches, such as a list or a DataLoader.
-
-    Returns:
-        `data` itself, or a list of what a one-shot iterator yields.
-
-    Raises:
-        CalibrationError: `data` is one batch, cannot be iterated over, or is empty.
-    """
-    problem = _not_batches(data)
-    if problem:
-        raise CalibrationError(f"Data is {problem}; expected an iterable of batches. Give a list of batches: [batch].")
-    if not isinstance(data, Iterable):
-        raise CalibrationError(
-            f"Data is a {type(data).__name__} and cannot be iterated over; expected an iterable of batches. "
-            "Give a list of batches or wrap a dataset in torch.utils.data.DataLoader."
-        )
-    batches: Iterable[Any] = list(data) if isinstance(data, Iterator) else data
-    if _is_empty(batches):
-        raise CalibrationError("Data has no batches; expected at least one. Give a list of batches that is not empty.")
-    return batches
-
-
-def _not_batches(data: Any) -> str:
-    """Say what `data` is where it is plainly a single batch or no data at all; empty text otherwise."""
-    if isinstance(data, Tensor):
-        return f"a single tensor {describe(data)}"
-    if isinstance(data, Mapping):
-        return "a single dict"
-    if isinstance(data, str | bytes):
-        return f"a {type(data).__name__}"
-    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    if pair and is_integer(data[1]) and data[1].ndim < data[0].ndim and data[0].shape[:1] == data[1].shape[:1]:
-        return f"a single pair {describe(data)}"
-    return ""
-
-
-def _is_empty(batches: Iterable[Any]) -> bool:
-    try:
-        return len(batches) == 0  # type: ignore[arg-type]
-    except TypeError:
-        return next(iter(batches), _NOTHING) is _NOTHING
-
-
-_NOTHING = object()
 
 
 def is_integer(target: Tensor | None) -> bool:
