@@ -65,7 +65,7 @@ def test_evaluate_a_language_model_and_its_copy(run, place):
     assert found["compressed"]["kl"] > 0
     assert f"{1 - found['compressed']['total_variation']:.6g}" in out
     assert [line.split()[0] for line in out.splitlines()][-1] == "bytes"
-    assert size == (place / "lm" / "waterfill.safetensors").stat().st_size
+    assert size == (place / "lm" / "model.safetensors").stat().st_size
 
 
 def test_evaluate_an_encoder_alone_and_with_its_copy(run, place):

@@ -26,6 +26,13 @@ WEIGHTS = {
 FITS = (fit_gaussian, fit_laplace, fit_generalized_gaussian)
 
 
+def test_a_tensor_whose_weights_that_are_looked_at_are_equal():
+    weights = np.full((1, 1 << 18, 1), 0.25)
+    weights[0, 1::4] = 0.375
+    weights[0, 3::4] = 0.125  # every second is looked at, and equal to the mean
+    assert np.isfinite(fit_scaled_source(weights).standard_error)
+
+
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("scale", [1.0, 2.0**-120, 2.0**100])
 def test_fits_go_with_the_scale_and_without_a_warning(weights, scale):

@@ -135,6 +135,8 @@ def _is_better(one: FileCandidate, other: FileCandidate) -> bool:
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return bool(np.isfinite(left).all())
     gain = right - left
+    if not gain.size:
+        return False
     return bool(gain.mean() > SURELY * gain.std() / math.sqrt(max(1, gain.size - 1)))
 
 

@@ -223,6 +223,8 @@ class _Fit:
 
     def _shape(self, magnitudes: Array) -> float:
         """The shape of largest likelihood if it pays for itself, else that of a Gaussian."""
+        if not magnitudes.any():  # of the weights that are looked at
+            return 2.0
         shape = fit_shape(magnitudes)
         gain = self.count * (fitted_entropy(magnitudes, 2.0) - fitted_entropy(magnitudes, shape))
         return shape if gain > math.log2(self.count) / 2 else 2.0
