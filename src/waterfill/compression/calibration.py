@@ -22,6 +22,7 @@ from waterfill.errors import CalibrationError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
+from waterfill.models.cloning import clone
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
@@ -150,7 +151,7 @@ def _calibrated(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    copy = torch_module.clone(model)
+    copy = clone(model)
     return CalibratedModel(model, copy, batches, references, distortion, options, keep, processes)
 
 
