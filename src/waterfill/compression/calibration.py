@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import waterfill.importance as importances
 from waterfill.compression.joined_samples import activation_bytes
+from waterfill.compression.least_prices import priced_like_the_least, unreached
 from waterfill.compression.memory import model_memory
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
@@ -164,12 +165,14 @@ class PreparedModel:
         estimator: what estimated the importances.
         forms: what errors cost, by name.
         model: the module with its data; None without data.
+        reasons: why some tensors are priced in a special way, by name.
     """
 
     inventory: Inventory
     estimator: Estimator
     forms: Mapping[str, QuadraticForm]
     model: CalibratedModel | None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -212,7 +215,9 @@ def prepare(
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
     forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress), settings.processes)
-    return PreparedModel(inventory, estimator, forms, known)
+    names = () if isinstance(estimator, DataFree) else unreached(inventory.weights, forms)
+    priced, reasons = priced_like_the_least(inventory.weights, forms, names)
+    return PreparedModel(inventory, estimator, priced, known, reasons)
 
 
 def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any] | None, processes: Processes) -> None:

@@ -266,10 +266,10 @@ class InMemoryWalk:
         return self._measured(self._candidate(draft.water_level, coded, draft.packed))
 
     def _segment(self) -> Segment:
-        inventory, forms = self.inventory, self.prepared.forms
+        inventory, forms, reasons = self.inventory, self.prepared.forms, self.prepared.reasons
         if self.model is None:
-            return StoredTensors("", lambda: slices_of_inventory(inventory, forms), entries_by_name(inventory))
-        return WholeModel(self.model, inventory, forms, self._visited(self.model), self.settings.progress)
+            return StoredTensors("", lambda: slices_of_inventory(inventory, forms, reasons), entries_by_name(inventory))
+        return WholeModel(self.model, inventory, forms, self._visited(self.model), self.settings.progress, reasons)
 
     def _visited(self, model: CalibratedModel) -> Collection[str]:
         """Names of the matrices that are quantized in sequence: dense ones, with cross terms that the search uses."""
@@ -328,7 +328,7 @@ class InMemoryWalk:
         inventory = self.inventory
 
         def read() -> list[TensorSlice]:
-            slices = slices_of_inventory(inventory, self.prepared.forms)
+            slices = slices_of_inventory(inventory, self.prepared.forms, self.prepared.reasons)
             return [
                 replace(each, weight=vectors[each.tensor], before=each.weight)
                 for each in slices
