@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from waterfill.models.module_state import has_storage
+from waterfill.models.module_state import has_storage, keys_of, storage_key
 
 LARGEST_KEPT = 1 << 20
 """Learned tensors and attributes with more values than this are not kept beside the model."""
@@ -110,6 +110,14 @@ def restored(model: nn.Module, *, learned: bool = False, in_place: bool | None =
     finally:
         with torch._C.DisableTorchFunction():
             state.restore(in_place=not torch.is_grad_enabled() if in_place is None else in_place)
+
+
+def attribute_tensors(model: nn.Module) -> list[Tensor]:
+    """Tensors in attributes and containers, and buffers outside the state dict: what no file of weights has."""
+    state = keys_of(each for each in model.state_dict().values() if isinstance(each, Tensor))
+    known = state | keys_of(model.parameters())
+    found = [*_contents(model)[1], *model.buffers()]
+    return [each for each in found if _is_kept(each) and storage_key(each) not in known]
 
 
 @contextmanager
