@@ -103,6 +103,22 @@ def test_random_numbers_without_effect_are_fine(net, tmp_path):
     assert result.distortion == pytest.approx(true_kl(net, result, tmp_path), rel=1e-3)
 
 
+class Decaying(Net):
+    def hidden(self, x):
+        with torch.no_grad():
+            self.a.weight.mul_(0.5)
+        return self.a(x)
+
+
+def test_a_forward_that_writes_into_parameters_is_named():
+    torch.manual_seed(0)
+    net = Decaying()
+    before = net.a.weight.detach().clone()
+    with pytest.raises(UnsupportedModelError, match=r"changes the parameter 'a\.weight'"):
+        waterfill.compress(net, data(), rate=6.0, effort="fast")
+    assert torch.equal(net.a.weight, before)
+
+
 # Copies
 
 

@@ -11,20 +11,19 @@ copy, values moved    the answer of a new copy with these values, or something d
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
 
 from waterfill.errors import CalibrationError, UnsupportedModelError
-from waterfill.models.batches import Inputs, call, evaluation, split, take
+from waterfill.models.batches import Inputs, call, evaluation, split, take, tensors_in
 from waterfill.models.cloning import clone
 from waterfill.models.module_state import has_storage
-from waterfill.models.restoring import attribute_tensors
+from waterfill.models.restoring import LARGEST_KEPT, attribute_tensors, restored
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
 from waterfill.records import Constant, Floats, Inventory, NormVariance
@@ -57,8 +56,10 @@ def check_repeatable(model: nn.Module, batch: Any) -> None:
 
     Raises:
         CalibrationError: it does not.
+        UnsupportedModelError: its forward pass changes parameters in a way that cannot be put back.
     """
     inputs = few_samples(model, batch)
+    _check_learned_stay(model, inputs)
     before = _random_state()
     first = answer(model, inputs)
     passes = PASSES if _random_state() == before else RANDOM_PASSES
@@ -71,6 +72,30 @@ def check_repeatable(model: nn.Module, batch: Any) -> None:
                 "for one batch. Give functional dropout training=self.training, switch sampling and noise off, and "
                 "reset what is kept."
             )
+
+
+def _check_learned_stay(model: nn.Module, inputs: Inputs) -> None:
+    """Check that a forward pass does not write into parameters; into small ones it may by `.data`, which is put back.
+
+    Raises:
+        UnsupportedModelError: it does; the parameter has its values again.
+    """
+    learned = [(name, each) for name, each in model.named_parameters() if has_storage(each) and not each.is_inference()]
+    versions = [each._version for _, each in learned]
+    large = [(name, each, each.detach().clone()) for name, each in learned if each.numel() > LARGEST_KEPT]
+    with evaluation(model, writing=True), torch.no_grad(), restored(model, learned=True, in_place=True):
+        call(model, inputs)
+        written = [name for (name, each), version in zip(learned, versions, strict=True) if each._version != version]
+    for name, each, values in large:
+        if not torch.equal(each, values):
+            written.append(name)
+            with torch.no_grad():
+                each.copy_(values)
+    if written:
+        raise UnsupportedModelError(
+            f"A forward pass in evaluation mode changes the parameter {written[0]!r}; expected one that leaves "
+            "parameters as they are, or the file has other values than the model. Change them in training mode alone."
+        )
 
 
 def check_copies(model: nn.Module, batch: Any, inventory: Inventory) -> bool:
@@ -266,7 +291,7 @@ def _moved(values: Floats) -> Floats:
     return found.astype(np.float32)
 
 
-class MemoryWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class MemoryWatch(TorchFunctionMode):
     """While it is entered, notes which tensors of a model are read.
 
     Args:
@@ -277,18 +302,18 @@ class MemoryWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         named = (*model.named_parameters(), *model.named_buffers())
         self.read: list[str] = []
         self._memory = {each.untyped_storage().data_ptr(): name for name, each in named if has_storage(each)}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Look at what an operator takes, and call it."""
+        """Look at what a function takes, and call it."""
         del types
-        for each in tree_leaves((args, dict(kwargs or {}))):
-            if isinstance(each, Tensor) and has_storage(each):
+        for each in tensors_in((*args, *(kwargs or {}).values())):
+            if has_storage(each):
                 name = self._memory.get(each.untyped_storage().data_ptr())
                 self.read += [] if name is None else [name]
         return func(*args, **(kwargs or {}))

@@ -353,5 +353,6 @@ def evaluation(model: nn.Module, *, writing: bool = False) -> Iterator[nn.Module
         for module, training in modes:
             module.training = training
         for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
             parameter.grad = grad
