@@ -137,12 +137,13 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
     """
     device = device_of(model)
     moved = map_tensors(inputs, lambda t: t.to(device))
+    run = getattr(model, "_orig_mod", model)  # of torch.compile, whose code cannot be watched
     try:
         with restored(model):
             if isinstance(moved, Mapping):
-                output = model(**moved)
+                output = run(**moved)
             else:
-                output = model(*moved) if isinstance(moved, tuple | list) else model(moved)
+                output = run(*moved) if isinstance(moved, tuple | list) else run(moved)
     except torch.OutOfMemoryError:
         raise
     except _FORWARD_ERRORS as error:
