@@ -168,7 +168,10 @@ def _check_derived(model: nn.Module, used: nn.Module, inputs: Inputs, inventory:
     if _gap_to_new(model, used, inputs, moved) > FOLDED:
         name = next((n for n in inventory.weights if _is_kept(model, used, inputs, inventory, n)), "")
         raise UnsupportedModelError(_derived(name or next(iter(inventory.weights)), "a cache (functools.lru_cache)"))
-    names = _without_gradient(used, inputs, inventory)
+    try:
+        names = _without_gradient(used, inputs, inventory)
+    except (RuntimeError, NotImplementedError, CalibrationError):  # no gradients; whoever needs them says so
+        return
     if not names:
         return
     fill(used, values_of(inventory))
