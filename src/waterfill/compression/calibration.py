@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 import waterfill.importance as importances
+from waterfill.compression.contract import check_copies, check_repeatable
 from waterfill.compression.joined_samples import activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least, unreached
+from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.memory import model_memory
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
@@ -23,6 +25,7 @@ from waterfill.errors import CalibrationError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
 from waterfill.models import state_dict, torch_module
 from waterfill.models.arguments import arranged
+from waterfill.models.cloning import clone
 from waterfill.models.kept_batches import agreed, as_batches, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
@@ -33,6 +36,11 @@ from waterfill.resume.facts import fingerprint
 
 FEWEST_BATCHES = 4
 """From so many batches on, some are held out."""
+
+UNFOLDED = (
+    "Norms are stored unfolded: with a scale and a shift in their place the model answers differently, so it uses "
+    "their vectors in a way of its own."
+)
 
 HOLD_OUT = 8
 """One batch in so many is held out; with fewer batches the last one."""
@@ -168,7 +176,8 @@ def _calibrated(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    copy = torch_module.clone(model)
+    check_repeatable(model, next(iter(data)))
+    copy = clone(model)
     return CalibratedModel(model, copy, data, references, reading, options, keep, processes)
 
 
@@ -189,6 +198,11 @@ class PreparedModel:
     forms: Mapping[str, QuadraticForm]
     model: CalibratedModel | None
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def lossless(self) -> LosslessTensors:
+        """How the file has the tensors that are stored without loss."""
+        return LosslessTensors.of(self.inventory)
 
 
 def prepare(
@@ -222,6 +236,11 @@ def prepare(
     known = None
     if batches is not None:
         known = _with_data(model, batches, output, options, list(inventory.exact), settings)
+    if known is not None and not check_copies(known.model, next(iter(known.batches)), inventory):
+        known = replace(known, options={**options, "fold_norms": False})
+        options, inventory = known.options, torch_module.inventory(known.model, **known.options)
+        settings.notes.add(UNFOLDED)
+        check_copies(known.model, next(iter(known.batches)), inventory)
     estimator = settings.importance or _default_importance(known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)

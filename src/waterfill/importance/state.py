@@ -25,7 +25,6 @@ from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Method, Plan, check_output, extend
 from waterfill.importance.squares import square_sum
-from waterfill.models import torch_module
 from waterfill.models.batches import (
     Inputs,
     call,
@@ -38,6 +37,7 @@ from waterfill.models.batches import (
     take,
 )
 from waterfill.models.capture import Tape, Variables, variables
+from waterfill.models.cloning import clone
 from waterfill.models.uses import Use
 from waterfill.processes import current_processes
 from waterfill.protocols import Progress
@@ -260,7 +260,7 @@ def begin(model: nn.Module, source: Source, *, fold_norms: bool = True) -> State
 def in_full_precision(model: nn.Module) -> nn.Module:
     """The model itself, or a copy in single precision of one in half precision."""
     if any(_is_half(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        return torch_module.clone(model).float()
+        return clone(model).float()
     return model
 
 

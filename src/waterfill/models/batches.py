@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError
 from waterfill.models.outputs import first_tensor
+from waterfill.models.restoring import restored
 
 Inputs: TypeAlias = Any
 """A tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
@@ -159,7 +160,7 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
 
 
 def run(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Any:
-    """Run the model on one batch, with gradients as the caller has set them.
+    """Run the model on one batch, with gradients as the caller has set them; what it keeps of it is put back.
 
     Args:
         model: the network; inputs are moved to its device.
@@ -174,10 +175,12 @@ def run(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Any:
     """
     device = device_of(model)
     moved = map_tensors(inputs, lambda t: t.to(device, copy=True))  # a model may write over what it is given
+    own = getattr(model, "_orig_mod", model)  # of torch.compile, whose code cannot be watched
     try:
-        if isinstance(moved, Mapping):
-            return model(**moved)
-        return model(*moved) if isinstance(moved, tuple | list) else model(moved)
+        with restored(model):
+            if isinstance(moved, Mapping):
+                return own(**moved)
+            return own(*moved) if isinstance(moved, tuple | list) else own(moved)
     except torch.OutOfMemoryError:
         raise
     except _FORWARD_ERRORS as error:
@@ -200,18 +203,25 @@ def is_integer(target: Tensor | None) -> bool:
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the whole model into evaluation mode, and afterwards every flag and gradient back as it was."""
+def evaluation(model: nn.Module, *, writing: bool = False) -> Iterator[nn.Module]:
+    """Put the whole model into evaluation mode, and afterwards every flag, gradient, attribute and tensor as it was.
+
+    Args:
+        model: the network.
+        writing: whether the caller gives parameters and statistics of norms other values, which then stay.
+    """
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     model.eval()
     for parameter in model.parameters():
         parameter.grad = None
     try:
-        yield model
+        with restored(model, learned=not writing, in_place=True):
+            yield model
     finally:
         for module, training in modes:
             module.training = training
         for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
             parameter.grad = grad
