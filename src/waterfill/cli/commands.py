@@ -142,8 +142,8 @@ def compress(
         sampling = Sampling(length, count, seed)
         compress_directory(Path(model), out, data, refused, sampling, loss, json_file, force=force, **options)
         return
-    check_suffix(out, ".wf")
     check_outputs(out, json_file, force=force, inputs=(Path(model), weights))
+    check_suffix(out, ".wf")
     network = as_model(model, weights)
     batches = None if data is None else _read_data(data)
     options |= {"tolerance": loss.amount(network, batches, output), "output": as_output(output)}
@@ -183,8 +183,8 @@ def decompress(file: FileArgument, out: Destination, force: Force = False) -> No
     if file.is_dir():
         decompress_directory(file, out, force=force)
         return
-    check_suffix(out, ".safetensors")
     check_outputs(out, None, force=force, inputs=(file,))
+    check_suffix(out, ".safetensors")
     tensors = run(file)
     save_tensors(out, tensors, force=force)
     show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
