@@ -301,7 +301,7 @@ def test_a_size_is_met_although_corrections_change_the_vectors(grown, slope):
     """And although the forecast is wrong."""
 
     def made(size):
-        return SimpleNamespace(size_bytes=size, packed=SimpleNamespace(data=bytes(f"{size}", "ascii")))
+        return SimpleNamespace(size_bytes=size, water_level=0, packed=SimpleNamespace(data=bytes(f"{size}", "ascii")))
 
     drafts = []
 

@@ -74,7 +74,7 @@ def test_bits_between_zeros_and_a_few_values_are_shared_by_rows(kind, rate, tmp_
             {"rate": 8.0},
             "next finer one",
         ),
-        (module(torch.full((40, 60), 0.3)), {"rate": 0.5}, "no finer one was found that fits"),
+        (module(torch.full((40, 60), 0.3)), {"size_bytes": 150}, "no finer one was found that fits"),
     ],
     ids=["too much", "jump", "header"],
 )
@@ -84,8 +84,18 @@ def test_a_size_that_is_not_reached_is_said_with_its_cause(net, target, words):
     assert json.loads(result.to_json())["notes"] == list(result.notes)
 
 
+@pytest.mark.parametrize(("shape", "rate"), [((20, 6), 4.0), ((8, 8), 6.0), ((3, 3), 2.0)])
+def test_a_rate_of_few_values_is_spent_beside_the_header(shape, rate):
+    torch.manual_seed(0)
+    result = waterfill.compress(nn.Linear(*shape), rate=rate, effort="fast")
+    assert result.tensors[0].rate > rate / 3
+    assert any("spent beside" in note for note in result.notes)
+    with pytest.raises(TargetError, match="below the floor"):
+        waterfill.compress(nn.Linear(*shape), size_bytes=rate * shape[0] * shape[1] // 8, effort="fast")
+
+
 def test_a_file_of_zeros_says_so():
-    result = waterfill.compress(module(torch.full((40, 60), 0.3)), rate=0.5)
+    result = waterfill.compress(module(torch.full((40, 60), 0.3)), size_bytes=150)
     assert ZEROED in result.notes
     zeros = waterfill.compress(module(torch.zeros(40, 60)), rate=2.0)
     assert ZEROED not in zeros.notes

@@ -17,12 +17,21 @@ from waterfill.bundle import BundleWriter
 from waterfill.bundle.card import Card, write_card
 from waterfill.bundle.folder import NewFolder
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, Walked, spend, walk_directory
+from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.encoder import importance_to_power
-from waterfill.compression.level_search import NEARLY, floor_of_quality, or_infinite, original_quality, quality
+from waterfill.compression.level_search import (
+    NEARLY,
+    commonest,
+    floor_of_quality,
+    or_infinite,
+    original_quality,
+    quality,
+)
 from waterfill.compression.rate_control import LOWEST_LOG2, ConstantLevel, LevelSchedule, Trial
 from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, WaterfillError
+from waterfill.models.language import next_tokens
 from waterfill.models.pretrained import load_pretrained
 from waterfill.processes import Processes
 from waterfill.results import DirectoryResult
@@ -253,7 +262,10 @@ class DirectorySearch:
             TargetError: there is no more to lose than is tolerated.
         """
         if candidate.walked.measured is not None:
-            check_tolerance(self.target, candidate.walked.measured.original.accuracy or 0.0)
+            accuracy = candidate.walked.measured.original.accuracy or 0.0
+            check_tolerance(
+                self.target, accuracy, commonest(next_tokens(as_keywords(each)) for each in self.data or ())
+            )
         return candidate.walked.accuracy_loss
 
 

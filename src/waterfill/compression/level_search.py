@@ -11,12 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from waterfill.compression.calibration import CalibratedModel
 from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk, filled
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
-from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
+from waterfill.compression.shortfall import (
+    ZEROED,
+    check_tolerance,
+    is_mostly_header,
+    rate_beside_header,
+    shortfall_of_size,
+    zeroed_by,
+)
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluation import evaluate_batches, summarize
@@ -69,15 +76,34 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
     first = walks[0]
     if target.is_size:
         size = target.size(first.inventory.floating_values)
-        files = _best_allocation(walks, size, curves=curves)
-        found = files.largest(size)
-        return _told(_told(found, files.shortfall(found, size)), ZEROED if found.is_zeroed else "")
+        return _of_size(_best_allocation(walks, size, curves=curves), target, size)
     losses = losses_of(first.calibrated, target)
     untuned = replace(first, tune=None)
     start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
     best = _best_allocation(walks, start.size_bytes, curves=curves).walk
     found = _within(best, target, losses, start.water_level, NEARLY)
     return _told(found, zeroed_by(target, losses(found)) if found.is_zeroed else "")
+
+
+def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
+    """The file that meets a target of size, with what has to be said of it.
+
+    Of so few values that the header outweighs them a rate is that of what is beside the header.
+
+    Raises:
+        TargetError: even the coarsest file is larger.
+    """
+    values = files.walk.inventory.floating_values
+    try:
+        found = files.largest(size)
+    except TargetError:
+        if target.name != "rate" or not is_mostly_header(files.floor.report.overhead, values):
+            raise
+        found = files.floor
+    if found.is_zeroed and target.name == "rate" and is_mostly_header(found.report.overhead, values):
+        beside = files.floor.size_bytes + size
+        return _told(files.largest(beside), rate_beside_header(size, files.floor.size_bytes, target.value))
+    return _told(_told(found, files.shortfall(found, size)), ZEROED if found.is_zeroed else "")
 
 
 def _told(found: FileCandidate, note: str) -> FileCandidate:
@@ -204,12 +230,17 @@ class _Files:
                 sure = left < 0 or len(known) == 1  # how much a draft grows is not the same for the next one
                 aim += left - 1 if sure else left / 2
         except TargetError as error:
-            floor = fitting[-1] if fitting else walk.finish(self._drafts[max(self._drafts)])
+            floor = fitting[-1] if fitting else self.floor
             if floor.size_bytes > limit:
                 raise _below_floor(limit, floor.size_bytes, walk.inventory.floating_values) from error
             fitting.append(floor)
         fitting = fitting or [walk.finish(self.nearest(aim - limit / 8))]
         return max(fitting, key=lambda each: (each.size_bytes, -each.water_level))
+
+    @property
+    def floor(self) -> FileCandidate:
+        """The coarsest file that was tried."""
+        return self.walk.finish(self._drafts[max(self._drafts)])
 
     def shortfall(self, found: FileCandidate, limit: float) -> str:
         """What has to be said of a file that is far smaller than it might be."""
@@ -294,18 +325,20 @@ def losses_of(model: CalibratedModel, target: Target) -> Losses:
             raise CalibrationError(
                 "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
             )
-        check_tolerance(target, accuracy, commonest(model.batches))
+        check_tolerance(target, accuracy, commonest(split(batch)[1] for batch in model.batches))
         return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
     metric, made = target.metric, model.processes.broadcast_made
     before = made(lambda: original_quality(metric, model.model, model.data))
     return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.data))
 
 
-def commonest(batches: Iterable[Any]) -> float:
+def commonest(targets: Iterable[Tensor | None]) -> float:
     """Accuracy of the best constant answer: share of the commonest integer target among those that count."""
-    targets = [target for target in (split(batch)[1] for batch in batches) if target is not None and is_integer(target)]
-    labels = torch.cat([target.reshape(-1).to("cpu", torch.int64) for target in targets])
-    counts = np.unique(labels[labels != IGNORED].numpy(), return_counts=True)[1]
+    labels = [
+        target.reshape(-1).to("cpu", torch.int64) for target in targets if target is not None and is_integer(target)
+    ]
+    joined = torch.cat(labels)
+    counts = np.unique(joined[joined != IGNORED].numpy(), return_counts=True)[1]
     return float(counts.max(initial=0) / max(1, counts.sum()))
 
 

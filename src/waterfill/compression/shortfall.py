@@ -9,6 +9,9 @@ from waterfill.records import Codebook, Quantized
 FAR = 0.05
 """A file that is smaller than its target by more than this fraction says so."""
 
+HEADER_BITS = 1.0
+"""A header of so many bits for every value is no part of a rate that has no room for it."""
+
 ZEROED = "Every matrix is zero in this file: nothing of the model is left but vectors and what is stored without loss."
 """What is said of such a file."""
 
@@ -32,6 +35,30 @@ def shortfall_of_size(limit: float, size: int, finer: int | None = None, *, is_f
     why = "no finer one was found that fits" if finer is None else f"the next finer one takes {finer:,}"
     why = "its steps are the finest there are" if is_finest else why
     return f"The target of {limit:,.0f} bytes is not reached, the file has {size:,}: {why}."
+
+
+def is_mostly_header(overhead: float, values: int) -> bool:
+    """Whether what belongs to no tensor takes `HEADER_BITS` or more for every value of the model.
+
+    Args:
+        overhead: bytes of it.
+        values: number of floating-point values.
+    """
+    return 8 * overhead >= HEADER_BITS * max(1, values)
+
+
+def rate_beside_header(limit: float, floor: int, rate: float) -> str:
+    """Say that a rate was spent beside a header that is larger than what it allows.
+
+    Args:
+        limit: bytes that the rate allows for the whole file.
+        floor: bytes of the file in which every matrix is zero.
+        rate: bits per value.
+    """
+    return (
+        f"The rate of {rate:g} allows {limit:,.0f} bytes, of which nothing is left beside the header of so small a "
+        f"model: with every matrix zero the file has {floor:,}. The rate was spent beside these."
+    )
 
 
 def zeroed_by(target: Target, loss: float) -> str:
