@@ -17,6 +17,7 @@ from waterfill.compression.calibration import CalibratedModel
 from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk, filled
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
 from waterfill.compression.shortfall import (
+    HEADER_BITS,
     ZEROED,
     check_tolerance,
     is_mostly_header,
@@ -93,17 +94,25 @@ def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
     Raises:
         TargetError: even the coarsest file is larger.
     """
-    values = files.walk.inventory.floating_values
     try:
         found = files.largest(size)
     except TargetError:
-        if target.name != "rate" or not is_mostly_header(files.floor.report.overhead, values):
+        if not _is_of_few_values(files, target):
             raise
         found = files.floor
-    if found.is_zeroed and target.name == "rate" and is_mostly_header(found.report.overhead, values):
-        beside = files.floor.size_bytes + size
-        return _told(files.largest(beside), rate_beside_header(size, files.floor.size_bytes, target.value))
-    return _told(_told(found, files.shortfall(found, size)), ZEROED if found.is_zeroed else "")
+    note = files.shortfall(found, size)
+    if found.is_zeroed and _is_of_few_values(files, target):
+        floor = files.floor.size_bytes
+        found, note = files.largest(floor + size), rate_beside_header(size, floor, target.value)
+    return _told(_told(found, note), ZEROED if found.is_zeroed else "")
+
+
+def _is_of_few_values(files: _Files, target: Target) -> bool:
+    """Whether a rate is asked for of so few values that the header alone takes more."""
+    values = files.walk.inventory.floating_values
+    return (
+        target.name == "rate" and target.value >= HEADER_BITS and is_mostly_header(files.floor.report.overhead, values)
+    )
 
 
 def _told(found: FileCandidate, note: str) -> FileCandidate:
