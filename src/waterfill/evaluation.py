@@ -30,6 +30,7 @@ from waterfill.models.batches import (
 )
 from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of, tokens_of, vocabulary_of
 from waterfill.models.pretrained import load_pretrained
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Output, Progress
 
@@ -84,6 +85,7 @@ class Evaluation:
         return json.dumps(self.to_dict(), indent=1)
 
 
+@in_ordinary_surroundings
 def evaluate(
     model: nn.Module,
     data: Iterable[Any],
@@ -162,6 +164,7 @@ def evaluate_batches(
         )
 
 
+@in_ordinary_surroundings
 def reference_outputs(model: nn.Module, data: Iterable[Any], processes: Processes = ALONE) -> list[Tensor]:
     """Run a model over data and keep its outputs, so that others can be compared with it again and again.
 

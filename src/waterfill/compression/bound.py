@@ -26,6 +26,7 @@ from waterfill.compression.whole_model_forms import form_finder
 from waterfill.errors import TargetError, UsageError
 from waterfill.files import exact_bytes
 from waterfill.importance import COST_UNIT
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.quantize import Feedback
 
@@ -186,6 +187,7 @@ class ModelBound:
         return json.dumps(fields, indent=1)
 
 
+@in_ordinary_surroundings
 def bound(
     model: torch.nn.Module | str | Path,
     data: Iterable[Any] | None = None,

@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 
 import waterfill.importance as importances
 from waterfill.compression.joined_samples import activation_bytes
-from waterfill.compression.least_prices import priced_like_the_least, unreached
+from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.memory import model_memory
+from waterfill.compression.moved_tensors import CheckedForms, checked_by_moving
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
+from waterfill.importance.backward import NoGradientError
+from waterfill.importance.forms import DiagonalForm
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
+from waterfill.protocols import DataFree, Estimator, Output, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
 from waterfill.resume.facts import fingerprint
 
@@ -213,10 +216,29 @@ def prepare(
     facts = {"output": known and known.distortion.name, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
-    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress), settings.processes)
-    names = () if isinstance(estimator, DataFree) else unreached(inventory.weights, forms)
-    priced, reasons = priced_like_the_least(inventory.weights, forms, names)
-    return PreparedModel(inventory, estimator, priced, known, reasons)
+    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings), settings.processes)
+    checked = _checked_by_moving(estimator, inventory, known, forms, settings)
+    priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
+    return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
+
+
+def _checked_by_moving(
+    estimator: Estimator,
+    inventory: Inventory,
+    model: CalibratedModel | None,
+    forms: Mapping[str, QuadraticForm],
+    settings: Settings,
+) -> CheckedForms:
+    """The forms, of which those that gradients do not tell are made by moving the tensors; of all processes alike."""
+    if model is None or isinstance(estimator, DataFree):
+        return CheckedForms(forms)
+
+    def data_free(weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
+        return data_free_forms(importances.weight_scale(), weights)
+
+    return settings.processes.broadcast(
+        checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms, data_free)
+    )
 
 
 def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any] | None, processes: Processes) -> None:
@@ -261,9 +283,9 @@ def _default_importance(model: CalibratedModel | None, settings: Settings) -> Es
 
 
 def _forms(
-    estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, progress: Progress | None
+    estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, settings: Settings
 ) -> Mapping[str, QuadraticForm]:
-    """Estimate the forms of all weights.
+    """Estimate the forms of all weights; no error costs anything where gradients cannot be had.
 
     Raises:
         CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
@@ -274,8 +296,19 @@ def _forms(
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = model.options["fold_norms"]
     output = model.distortion.name
-    found = estimator.estimate(model.model, model.fitting, output, fold_norms=fold_norms, progress=progress)
+    try:
+        found = estimator.estimate(
+            model.model, model.fitting, output, fold_norms=fold_norms, progress=settings.progress
+        )
+    except NoGradientError as error:
+        settings.notes.add(f"No gradients were had, so that tensors are priced by moving them. {error}")
+        return {name: _free(weight, model.distortion) for name, weight in inventory.weights.items()}
     return checked_forms(estimator, found)
+
+
+def _free(weight: Weight, distortion: Distortion) -> QuadraticForm:
+    """A form by which no error costs anything, in the unit of a distortion."""
+    return DiagonalForm(np.zeros(weight.matrix.shape, np.float32), factor=distortion.factor, unit=distortion.unit)
 
 
 def data_free(estimator: Estimator | None) -> DataFree:

@@ -16,6 +16,7 @@ from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import State, begin, run
 from waterfill.models.batches import as_batches, output_kind, split
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 
 
@@ -54,6 +55,7 @@ class kl:
         """`kl`, with the temperature where it is not 1."""
         return "kl" if self.temperature == 1 else f"kl(temperature={self.temperature:g})"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -126,6 +128,7 @@ class regression:
         """`regression`."""
         return "regression"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,

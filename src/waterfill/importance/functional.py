@@ -190,7 +190,7 @@ def loop_gradients(
 
 def _backward(output: Tensor, tensors: Sequence[Tensor], signals: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
     for signal in signals:
-        yield torch.autograd.grad(output, tensors, signal, retain_graph=True, allow_unused=True)
+        yield gradients(output, tensors, signal)
 
 
 def _zeros(learned: Variables, names: Collection[str]) -> dict[str, Tensor]:

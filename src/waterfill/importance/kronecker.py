@@ -21,6 +21,7 @@ from waterfill.importance.plan import Plan
 from waterfill.importance.state import Seen, State, in_full_precision, measure, nothing, run
 from waterfill.models.batches import Inputs, output_kind
 from waterfill.models.capture import variables
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 from waterfill.records import Floats
 
@@ -77,6 +78,7 @@ class kronecker:
         options += [] if self.temperature == 1 else [f"temperature={self.temperature:g}"]
         return f"kronecker({', '.join(options)})" if options else "kronecker"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,

@@ -19,6 +19,7 @@ from waterfill.importance.fisher import check_draws, check_temperature, needed
 from waterfill.importance.forms import COST_UNIT, DiagonalForm, DrawnForm, DrawnQuarticForm, check_mu
 from waterfill.importance.state import State, begin, run
 from waterfill.models.batches import output_kind, split
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 
 
@@ -52,6 +53,7 @@ class gradient:
         """`gradient`, with the temperature where it is not 1."""
         return _named("gradient", temperature=(self.temperature, 1.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -136,6 +138,7 @@ class hessian:
         """`hessian`, with the temperature where it is not 1 and mu where it is not 0."""
         return _named("hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -194,6 +197,7 @@ class gradient_hessian:
         """`gradient_hessian`, with the temperature where it is not 1 and mu where it is not 0."""
         return _named("gradient_hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,

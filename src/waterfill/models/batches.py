@@ -119,6 +119,16 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def on_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """Move inputs to a device; tensors of inference mode, which have no gradients, are copied to ordinary ones."""
+    return map_tensors(inputs, lambda t: t.to(device, copy=True) if _lacks_gradients(t) else t.to(device))
+
+
+def _lacks_gradients(tensor: Tensor) -> bool:
+    with torch._C.DisableTorchFunction():  # a question that is no part of what the model computes
+        return tensor.is_inference() and not torch.is_inference_mode_enabled()
+
+
 def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tensor:
     """Run the model on one batch, with gradients as the caller has set them.
 
@@ -134,8 +144,7 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
         CalibrationError: the forward pass rejects the batch.
         UnsupportedModelError: the output has no tensor.
     """
-    device = device_of(model)
-    moved = map_tensors(inputs, lambda t: t.to(device))
+    moved = on_device(inputs, device_of(model))
     try:
         if isinstance(moved, Mapping):
             output = model(**moved)
@@ -345,5 +354,6 @@ def evaluation(model: nn.Module) -> Iterator[nn.Module]:
         for module, training in modes:
             module.training = training
         for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:  # a tensor of inference mode does not take it
+                parameter.requires_grad_(requires_grad)
             parameter.grad = grad

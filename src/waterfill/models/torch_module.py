@@ -283,8 +283,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, missing_ok: Iterabl
             f"The tensors do not fit the model: {'; '.join(problems)}. Nothing was changed; expected the names and "
             "shapes of its state dict. Build the model as it was when the tensors were saved."
         )
+    made_in_inference_mode = any(value.is_inference() for value in state.values())
     state.update({name: tensors[name] for name in state if name in tensors})
-    model.load_state_dict(state, strict=True)
+    with torch.inference_mode(made_in_inference_mode):
+        model.load_state_dict(state, strict=True)
 
 
 def _problems(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], tolerated: Collection[str]) -> list[str]:
