@@ -18,7 +18,8 @@ from waterfill.bundle.folder import NewFolder
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, Walked, spend, walk_directory
 from waterfill.compression.encoder import importance_to_power
 from waterfill.compression.level_search import NEARLY, floor_of_quality, or_infinite, original_quality, quality
-from waterfill.compression.rate_control import ConstantLevel, LevelSchedule, Trial
+from waterfill.compression.rate_control import LOWEST_LOG2, ConstantLevel, LevelSchedule, Trial
+from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError
 from waterfill.models.pretrained import load_pretrained
@@ -53,6 +54,11 @@ class DirectoryCandidate:
     place: Path
     size_bytes: int
     walked: Walked
+
+    @property
+    def is_zeroed(self) -> bool:
+        """Whether all of its matrices are zero."""
+        return self.walked.report.is_zeroed
 
 
 class Staging:
@@ -134,8 +140,19 @@ class DirectorySearch:
         """
         if self.target.is_size:
             limit = self.target.size(self.walk.source.floating_values)
-            return self._candidate(spend(self.walk, limit))
-        return few_walks(self._trial(self._losses()), self.target, self._guess())
+            found = self._candidate(spend(self.walk, limit))
+            finest = found.walked.water_level <= self.walk.statistics.zero_cost * 2.0**LOWEST_LOG2
+            self._tell(shortfall_of_size(limit, found.size_bytes, is_finest=finest))
+            self._tell(ZEROED if found.is_zeroed else "")
+            return found
+        losses = self._losses()
+        found = few_walks(self._trial(losses), self.target, self._guess())
+        self._tell(zeroed_by(self.target, losses(found)) if found.is_zeroed else "")
+        return found
+
+    def _tell(self, note: str) -> None:
+        if note:
+            self.walk.settings.notes.add(note)
 
     @property
     def measure(self) -> str:
@@ -193,7 +210,7 @@ class DirectorySearch:
                     "A tolerance is measured as top-1 accuracy of the next token, which this model does not predict; "
                     "expected a language model, or a metric. Give a metric, or a distortion."
                 )
-            return lambda candidate: candidate.walked.accuracy_loss
+            return self._accuracy_loss
         metric, processes = self.target.metric, self.walk.settings.processes
         directory, data = self.walk.source.checkpoint.directory, self.data or ()
 
@@ -202,6 +219,16 @@ class DirectorySearch:
 
         before = measured(directory, original_quality)
         return lambda candidate: before - measured(candidate.place, quality)
+
+    def _accuracy_loss(self, candidate: DirectoryCandidate) -> float:
+        """By how much the accuracy is below that of the original.
+
+        Raises:
+            TargetError: there is no more to lose than is tolerated.
+        """
+        if candidate.walked.measured is not None:
+            check_tolerance(self.target, candidate.walked.measured.original.accuracy or 0.0)
+        return candidate.walked.accuracy_loss
 
 
 def few_walks(

@@ -31,6 +31,7 @@ from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
 from waterfill.compression.settings import Settings
+from waterfill.compression.shortfall import FAR
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError
@@ -40,6 +41,7 @@ from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.protocols import QuadraticForm, traits_of
 from waterfill.quantize.feedback import is_sparse
+from waterfill.reconstruct import errors
 from waterfill.records import Floats, Inventory, Quantized, Weight
 
 FIXED_LEVEL_LOG2 = -24.0
@@ -47,6 +49,9 @@ FIXED_LEVEL_LOG2 = -24.0
 
 VECTORS = ""
 """Name of the curve that all vectors have together: one that no tensor has."""
+
+ROW_TRIES = 4
+"""How many shares of the rows of a matrix are tried until they fit."""
 
 Points = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 """Bits, measured losses and predicted losses of a curve."""
@@ -110,6 +115,11 @@ class FileCandidate:
     def held_out(self) -> float | None:
         """Mean distance of the outputs on the data to choose by."""
         return float(self.distances.mean()) if self.distances.size else None
+
+    @property
+    def is_zeroed(self) -> bool:
+        """Whether all of its matrices are zero."""
+        return self.report.is_zeroed
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,9 +247,10 @@ class InMemoryWalk:
         return Draft(water_level, done, self._pack(done))
 
     def mix(self, coarse: Draft, fine: Draft, limit: float) -> Draft:
-        """Take as many tensors of the finer draft as fit, those with the most bits first.
+        """Take as many tensors of the finer draft as fit, those with the most bits first, and rows of one more.
 
-        Rate-distortion optimised rounding can jump from one level to the next, past the limit; tensors jump one by one.
+        Rate-distortion optimised rounding can jump from one level to the next, past the limit; tensors jump one by one,
+        and in the last one some rows are set to zero.
         """
         quantized, left = dict(coarse.quantized), 8 * (limit - coarse.size_bytes)
         more = {name: fine.quantized[name].bits - item.bits for name, item in coarse.quantized.items()}
@@ -247,7 +258,41 @@ class InMemoryWalk:
             if 0 < more[name] <= left:
                 quantized[name], left = fine.quantized[name], left - more[name]
         mixed = replace(coarse, quantized=quantized, packed=self._pack(quantized))
-        return mixed if mixed.size_bytes <= limit else coarse
+        mixed = mixed if mixed.size_bytes <= limit else coarse
+        return self._with_rows(mixed, fine, limit) if mixed.size_bytes < limit * (1 - FAR) else mixed
+
+    def _with_rows(self, draft: Draft, fine: Draft, limit: float) -> Draft:
+        """Take as many rows as fit of the matrix that takes the most bits more in a finer draft.
+
+        Between a matrix of zeros and one of two values there is no step; the bits in between are shared between rows.
+        """
+        name = max(fine.quantized, key=lambda name: fine.quantized[name].bits - draft.quantized[name].bits)
+        job = self.jobs[name]
+        more = fine.quantized[name].bits - draft.quantized[name].bits
+        if self.model is not None or job.weight.is_vector or more <= 0:  # with data matrices are quantized again
+            return draft
+        share = min(1.0, 8 * (limit - draft.size_bytes) / more)
+        for _ in range(ROW_TRIES):
+            part = self._some_rows(job, share, fine.water_level)
+            quantized = {**draft.quantized, name: part}
+            found = replace(draft, quantized=quantized, packed=self._pack(quantized))
+            if found.size_bytes <= limit:
+                better = part.distortion < draft.quantized[name].distortion
+                return found if better else draft
+            share *= 0.97 * limit / found.size_bytes
+        return draft
+
+    def _some_rows(self, job: Job, share: float, water_level: float) -> Quantized:
+        """A matrix of which a share of the rows is quantized, those that cost most; the others are zero."""
+        matrix, form = job.weight.matrix, job.form
+        price = 1.0 if form is None else form.diagonal()
+        order = np.argsort(-(np.square(matrix, dtype=np.float64) * price).sum(1), kind="stable")
+        kept = np.zeros_like(matrix)
+        some = order[: int(share * len(order))]
+        kept[some] = matrix[some]
+        item = self.encoder.quantize_one(replace(job, weight=replace(job.weight, matrix=kept)), water_level)
+        error = errors(job.weight, item.symbols, item.rule)
+        return replace(item, distortion=float(np.square(error).sum()) if form is None else form.cost(error))
 
     def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
         return container.pack(self.inventory.entries, quantized, self._exact, PRODUCER)

@@ -16,10 +16,11 @@ from torch import nn
 from waterfill.compression.calibration import CalibratedModel
 from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk, filled
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
+from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluation import evaluate_batches, summarize
-from waterfill.models.batches import evaluation
+from waterfill.models.batches import IGNORED, evaluation, is_integer, split
 from waterfill.protocols import Metric
 
 WITHIN = 0.005
@@ -66,12 +67,22 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
     first = walks[0]
     if target.is_size:
         size = target.size(first.inventory.floating_values)
-        return _best_allocation(walks, size, curves=curves).largest(size)
+        files = _best_allocation(walks, size, curves=curves)
+        found = files.largest(size)
+        return _told(_told(found, files.shortfall(found, size)), ZEROED if found.is_zeroed else "")
     losses = losses_of(first.calibrated, target)
     untuned = replace(first, tune=None)
     start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
     best = _best_allocation(walks, start.size_bytes, curves=curves).walk
-    return _within(best, target, losses, start.water_level, NEARLY)
+    found = _within(best, target, losses, start.water_level, NEARLY)
+    return _told(found, zeroed_by(target, losses(found)) if found.is_zeroed else "")
+
+
+def _told(found: FileCandidate, note: str) -> FileCandidate:
+    """The candidate that was found, with what has to be said of it."""
+    if note:
+        found.walk.settings.notes.add(note)
+    return found
 
 
 # Ways to share the bits
@@ -143,6 +154,7 @@ class _Files:
     def __init__(self, walk: InMemoryWalk) -> None:
         self.walk = walk
         self._drafts: dict[float, Draft] = {}
+        self._too_large: list[int] = []
         self._growth: float | None = None
 
     def trial(self, size: float) -> FileCandidate:
@@ -182,6 +194,7 @@ class _Files:
                 left = limit - candidate.size_bytes
                 known[draft.packed.data] = left >= 0
                 fitting += [candidate] if left >= 0 else []
+                self._too_large += [candidate.size_bytes] if left < 0 else []
                 if 0 <= left <= WITHIN * limit:
                     break
                 sure = left < 0 or len(known) == 1  # how much a draft grows is not the same for the next one
@@ -191,7 +204,15 @@ class _Files:
             if floor.size_bytes > limit:
                 raise _below_floor(limit, floor.size_bytes, walk.inventory.floating_values) from error
             fitting.append(floor)
-        return max(fitting or [walk.finish(self.nearest(aim - limit / 8))], key=lambda each: each.size_bytes)
+        fitting = fitting or [walk.finish(self.nearest(aim - limit / 8))]
+        return max(fitting, key=lambda each: (each.size_bytes, -each.water_level))
+
+    def shortfall(self, found: FileCandidate, limit: float) -> str:
+        """What has to be said of a file that is far smaller than it might be."""
+        drafts = [draft.size_bytes for draft in self._drafts.values()]
+        finer = [size for size in (*self._too_large, *drafts) if size > limit]
+        finest = min(self._drafts) <= self._span[0]
+        return shortfall_of_size(limit, found.size_bytes, min(finer, default=None), is_finest=finest and not finer)
 
     def nearest(self, aim: float, within: float = WITHIN / 2) -> Draft:
         """The largest draft of at most `aim` bytes, or one that is larger than `aim` less a fraction `within`.
@@ -255,6 +276,7 @@ def losses_of(model: CalibratedModel, target: Target) -> Losses:
     """How to tell what a candidate loses.
 
     Raises:
+        TargetError: there is no more to lose than is tolerated.
         CalibrationError: top-1 accuracy is asked for, but the data have no integer targets, or the metric gives NaN, or
             something infinite for the original.
     """
@@ -267,10 +289,19 @@ def losses_of(model: CalibratedModel, target: Target) -> Losses:
             raise CalibrationError(
                 "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
             )
+        check_tolerance(target, accuracy, commonest(model.batches))
         return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
     metric, made = target.metric, model.processes.broadcast_made
     before = made(lambda: original_quality(metric, model.model, model.batches))
     return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.batches))
+
+
+def commonest(batches: Iterable[Any]) -> float:
+    """Accuracy of the best constant answer: share of the commonest integer target among those that count."""
+    targets = [target for target in (split(batch)[1] for batch in batches) if target is not None and is_integer(target)]
+    labels = torch.cat([target.reshape(-1).to("cpu", torch.int64) for target in targets])
+    counts = np.unique(labels[labels != IGNORED].numpy(), return_counts=True)[1]
+    return float(counts.max(initial=0) / max(1, counts.sum()))
 
 
 def or_infinite(loss: float | None) -> float:
@@ -323,19 +354,21 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
     Raises:
         TargetError: even the finest steps lose more.
     """
+    fitting: list[FileCandidate] = []
 
     def measure(fineness: float) -> Trial[FileCandidate]:
         candidate = walk.finish(walk.draft(walk.mean_power * 2.0**-fineness))
-        return Trial(fineness, losses(candidate), candidate)
+        loss = losses(candidate)
+        fitting.extend([candidate] if loss <= target.value else [])
+        return Trial(fineness, loss, candidate)
 
     first = float(np.clip(math.log2(walk.mean_power / start), -HIGHEST_LOG2, -LOWEST_LOG2))
     span = (-HIGHEST_LOG2, -LOWEST_LOG2)
     try:
-        return lowest_within(
-            measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16
-        ).made
+        lowest_within(measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16)
     except TargetError as error:
         raise floor_of_quality(target, float(error.args[0])) from error
+    return min(fitting, key=lambda each: (each.size_bytes, each.water_level))
 
 
 def floor_of_quality(target: Target, floor: float) -> TargetError:
