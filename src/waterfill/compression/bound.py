@@ -24,7 +24,6 @@ from waterfill.compression.sensitivity import survey_forms
 from waterfill.compression.settings import Settings
 from waterfill.compression.whole_model_forms import form_finder
 from waterfill.errors import TargetError, UsageError
-from waterfill.files import exact_bytes
 from waterfill.importance import COST_UNIT
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Estimator, Output, Progress
@@ -245,14 +244,14 @@ def _model_bound(ready: PreparedModel) -> ModelBound:
     inventory = ready.inventory
     _check_values(inventory.floating_values)
     models = SourceModels().models(inventory.weights, ready.forms)
-    exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
+    exact = ready.lossless
     form = next(iter(ready.forms.values()), None)
     return ModelBound(
         floating_values=inventory.floating_values,
         original_bytes=original_bytes(inventory.entries),
         importance=ready.estimator.name,
         unit=COST_UNIT if form is None else form.unit,
-        exact_bits=8.0 * container.exact_size(inventory.entries, exact),
+        exact_bits=8.0 * container.exact_size(exact.entries, exact.data) + sum(e.bits for e in exact.symbols.values()),
         left_out=tuple(name for name in inventory.weights if name not in models),
         factor=1.0 if form is None else form.factor,
         shapes={name: weight.layout.shape for name, weight in inventory.weights.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 import waterfill.importance as importances
+from waterfill.compression.contract import check_copies, check_repeatable
 from waterfill.compression.joined_samples import activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least
+from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.memory import model_memory
 from waterfill.compression.moved_tensors import CheckedForms, checked_by_moving
 from waterfill.compression.settings import Settings
@@ -26,6 +28,7 @@ from waterfill.importance.backward import NoGradientError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
+from waterfill.models.cloning import clone
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, Output, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
@@ -33,6 +36,11 @@ from waterfill.resume.facts import fingerprint
 
 FEWEST_BATCHES = 4
 """From so many batches on, some are held out."""
+
+UNFOLDED = (
+    "Norms are stored unfolded: with a scale and a shift in their place the model answers differently, so it uses "
+    "their vectors in a way of its own."
+)
 
 HOLD_OUT = 8
 """One batch in so many is held out; with fewer batches the last one."""
@@ -154,7 +162,8 @@ def _calibrated(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    copy = torch_module.clone(model)
+    check_repeatable(model, next(iter(batches)))
+    copy = clone(model)
     return CalibratedModel(model, copy, batches, references, distortion, options, keep, processes)
 
 
@@ -175,6 +184,11 @@ class PreparedModel:
     forms: Mapping[str, QuadraticForm]
     model: CalibratedModel | None
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def lossless(self) -> LosslessTensors:
+        """How the file has the tensors that are stored without loss."""
+        return LosslessTensors.of(self.inventory)
 
 
 def prepare(
@@ -208,6 +222,11 @@ def prepare(
     known = None
     if batches is not None:
         known = _with_data(model, batches, output, options, list(inventory.exact), settings.processes)
+    if known is not None and not check_copies(known.model, next(iter(known.batches)), inventory):
+        known = replace(known, options={**options, "fold_norms": False})
+        options, inventory = known.options, torch_module.inventory(known.model, **known.options)
+        settings.notes.add(UNFOLDED)
+        check_copies(known.model, next(iter(known.batches)), inventory)
     estimator = settings.importance or _default_importance(known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)

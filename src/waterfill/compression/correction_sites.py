@@ -14,8 +14,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from waterfill.compression.activation_moments import ChannelMoments
 from waterfill.errors import CalibrationError, WaterfillError
+from waterfill.models.module_state import storage_key
+from waterfill.models.norms import is_scale_and_shift, norm_fields, scale_and_shift
 from waterfill.models.patterns import listed
-from waterfill.models.torch_module import norm_fields, scale_and_shift, storage_key
 
 _MAX_RATIO = 4.0
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -181,6 +182,8 @@ def _fields(module: nn.Module) -> tuple[str, ...]:
     """The tensors that a correction of a module would write; none where there is no correction."""
     if isinstance(module, _BatchNorm):
         if module.running_mean is None or (module.weight is None) != (module.bias is None):
+            return ()
+        if not is_scale_and_shift(module):
             return ()
         return norm_fields(module.weight is not None)[:2]
     return ("bias",) if isinstance(module, _LAYERS) else ()

@@ -26,6 +26,7 @@ from waterfill.compression.distortion_curves import Curve
 from waterfill.compression.encoder import Encoder, Job, decoded_matrix, importance_to_power, mean_scale, mean_zero_cost
 from waterfill.compression.layerwise import CodedSegment, quantize_segment
 from waterfill.compression.limits import SourceModels
+from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.report_rows import ReportBuilder
@@ -36,7 +37,7 @@ from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError
 from waterfill.evaluation import Evaluation
-from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.files import WaterfillFile
 from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.protocols import QuadraticForm, traits_of
@@ -224,9 +225,9 @@ class InMemoryWalk:
         """About how many bytes a file takes to name its limits."""
         return 40 + 1.5 * sum(not self.inventory.weights[name].is_vector for name in self.jobs)
 
-    @cached_property
-    def _exact(self) -> dict[str, bytes]:
-        return {name: exact_bytes(tensor) for name, tensor in self.inventory.exact.items()}
+    @property
+    def _lossless(self) -> LosslessTensors:
+        return self.prepared.lossless
 
     # Drafts
 
@@ -295,7 +296,8 @@ class InMemoryWalk:
         return replace(item, distortion=float(np.square(error).sum()) if form is None else form.cost(error))
 
     def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
-        return container.pack(self.inventory.entries, quantized, self._exact, PRODUCER)
+        known = self._lossless
+        return container.pack(known.entries, {**quantized, **known.symbols}, known.data, PRODUCER)
 
     # Candidates
 
@@ -335,7 +337,7 @@ class InMemoryWalk:
             coded: its tensors.
             before: a file of it, for the sizes of what is stored without loss.
         """
-        coded = self.settings.processes.broadcast(coded)
+        coded = self.settings.processes.broadcast(coded.shortened(self._lossless))
         report = ReportBuilder(self.corrections)
         report.add(coded, before)
         facts = self.settings.processes.broadcast(report.limit_facts(self.measure, coded.entries))

@@ -138,7 +138,7 @@ def correct(
     once = [site for site in observed.sites if len(wanted.get(site.name, ())) == 1]
     repeated = [site for site in observed.sites if len(wanted.get(site.name, ())) > 1]
     count = _Counter(progress, len(once) * (1 + bool(repeated)) + len(repeated))
-    with evaluation(compressed), torch.no_grad():
+    with evaluation(compressed, writing=True), torch.no_grad():
         with nullcontext() if sequence is None else requantize(compressed, sequence, observed.matrix_inputs):
             found = _correcting_pass(compressed, observed, [*once, *repeated], count)
         for site in repeated:

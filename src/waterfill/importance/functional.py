@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from waterfill.importance.backward import check_twice, gradients
 from waterfill.models.batches import Inputs, call, first_tensor, map_tensors, num_samples, take, tensors_in
 from waterfill.models.capture import Tape, Variables
+from waterfill.models.restoring import kept_attributes
 
 CHUNK_BYTES = 2**26
 
@@ -93,7 +94,7 @@ def _response(
         one = map_tensors(inputs, lambda _: next(given))
         args, kwargs = _arguments(one)
         own = {name: value for name, value in values.items() if name in parameters}
-        with Tape(learned, values):
+        with kept_attributes(model), Tape(learned, values):
             output = first_tensor(functional_call(model, own, args, kwargs))
         answer: Tensor = (output[0] * signal).sum()
         return answer

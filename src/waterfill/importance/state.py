@@ -27,7 +27,6 @@ from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Method, Plan, check_output, extend
 from waterfill.importance.squares import square_sum
-from waterfill.models import torch_module
 from waterfill.models.batches import (
     Inputs,
     call,
@@ -41,6 +40,7 @@ from waterfill.models.batches import (
     tensors_in,
 )
 from waterfill.models.capture import Tape, Variables, variables
+from waterfill.models.cloning import clone
 from waterfill.models.surroundings import inference_mode_ignored
 from waterfill.models.uses import Use
 from waterfill.processes import current_processes
@@ -266,8 +266,8 @@ def in_full_precision(model: nn.Module) -> nn.Module:
     """The model itself; a copy of one in half precision, in single precision, or of one made in inference mode."""
     tensors = [*model.parameters(), *model.buffers()]
     if any(_is_half(tensor) for tensor in tensors):
-        return torch_module.clone(model).float()
-    return torch_module.clone(model) if any(tensor.is_inference() for tensor in tensors) else model
+        return clone(model).float()
+    return clone(model) if any(tensor.is_inference() for tensor in tensors) else model
 
 
 def fingerprint(inputs: Inputs) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
+from waterfill.models.restoring import restored
 from waterfill.protocols import Output
 
 Inputs: TypeAlias = Any
@@ -130,7 +131,7 @@ def _lacks_gradients(tensor: Tensor) -> bool:
 
 
 def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tensor:
-    """Run the model on one batch, with gradients as the caller has set them.
+    """Run the model on one batch, with gradients as the caller has set them; what it keeps of it is put back.
 
     Args:
         model: the network; inputs are moved to its device.
@@ -146,10 +147,11 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
     """
     moved = on_device(inputs, device_of(model))
     try:
-        if isinstance(moved, Mapping):
-            output = model(**moved)
-        else:
-            output = model(*moved) if isinstance(moved, tuple | list) else model(moved)
+        with restored(model):
+            if isinstance(moved, Mapping):
+                output = model(**moved)
+            else:
+                output = model(*moved) if isinstance(moved, tuple | list) else model(moved)
     except torch.OutOfMemoryError:
         raise
     except _FORWARD_ERRORS as error:
@@ -341,15 +343,21 @@ def _without_ones(shape: torch.Size) -> tuple[int, ...]:
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the whole model into evaluation mode, and afterwards every flag and gradient back as it was."""
+def evaluation(model: nn.Module, *, writing: bool = False) -> Iterator[nn.Module]:
+    """Put the whole model into evaluation mode, and afterwards every flag, gradient, attribute and tensor as it was.
+
+    Args:
+        model: the network.
+        writing: whether the caller gives parameters and statistics of norms other values, which then stay.
+    """
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     model.eval()
     for parameter in model.parameters():
         parameter.grad = None
     try:
-        yield model
+        with restored(model, learned=not writing, in_place=True):
+            yield model
     finally:
         for module, training in modes:
             module.training = training

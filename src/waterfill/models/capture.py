@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,10 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from waterfill.models.functions import DETACHING, HANDLERS, LOOK_AT_FIRST, is_in_place
+from waterfill.models.module_state import has_storage, storage_key
+from waterfill.models.norms import folded_norms
 from waterfill.models.state_dict import CODED_DTYPES
-from waterfill.models.torch_module import folded_norms, inventory
+from waterfill.models.torch_module import inventory
 from waterfill.models.uses import Use, View
 from waterfill.records import Layout
 
@@ -35,15 +37,18 @@ class Variables:
         tensors: by name in the state dict: parameters, and the scale and shift of every folded batch norm.
         layouts: how each is read as a matrix.
         norms: names of the scale and the shift of the folded norm, by the identity of its running variance.
+        twins: names of other parameters that are the same memory as a learned one, by their identity.
     """
 
     tensors: Mapping[str, Tensor]
     layouts: Mapping[str, Layout]
     norms: Mapping[int, tuple[str, str]]
+    twins: Mapping[int, str] = field(default_factory=dict)
     names: Mapping[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", {id(tensor): name for name, tensor in self.tensors.items()})
+        own = {id(tensor): name for name, tensor in self.tensors.items()}
+        object.__setattr__(self, "names", {**self.twins, **own})
 
 
 def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
@@ -58,9 +63,11 @@ def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
     """
     infinite = [glob.escape(name) for name, tensor in model.state_dict().items() if _is_masked(name, tensor, model)]
     weights = inventory(model, fold_norms=fold_norms, exclude=infinite).weights
-    tensors: dict[str, Tensor] = {
-        name: parameter for name, parameter in model.named_parameters(remove_duplicate=False) if name in weights
-    }
+    names = _names_by_memory(model, weights)
+    tensors: dict[str, Tensor] = {}
+    for parameter in model.parameters():
+        if has_storage(parameter) and storage_key(parameter) in names:
+            tensors.setdefault(names[storage_key(parameter)], parameter)
     norms: dict[int, tuple[str, str]] = {}
     for norm in folded_norms(model) if fold_norms else ():
         variance = model.get_submodule(norm.name).running_var
@@ -70,7 +77,19 @@ def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
             tensors[name] = value.to(variance.device, dtype).requires_grad_()
         norms[id(variance)] = norm.scale_name, norm.shift_name
     ordered = {name: tensors[name] for name in weights if name in tensors}
-    return Variables(ordered, {name: weights[name].layout for name in ordered}, norms)
+    twins = {
+        id(parameter): names[storage_key(parameter)]
+        for parameter in model.parameters()
+        if has_storage(parameter) and storage_key(parameter) in names
+    }
+    twins = {key: name for key, name in twins.items() if name in ordered}
+    return Variables(ordered, {name: weights[name].layout for name in ordered}, norms, twins)
+
+
+def _names_by_memory(model: nn.Module, weights: Mapping[str, Any]) -> dict[Hashable, str]:
+    """Names in the state dict, which need not be those of the modules, by the memory that they mean."""
+    state = model.state_dict()
+    return {storage_key(state[name]): name for name in weights if has_storage(state[name])}
 
 
 def _is_masked(name: str, tensor: Tensor, model: nn.Module) -> bool:

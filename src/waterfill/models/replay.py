@@ -8,6 +8,7 @@ later ones --Suffix----> calls before the first use of what changed give their r
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -73,7 +74,8 @@ class Recorder(TorchFunctionMode):
     Attributes:
         results: of the first calls, as many as fit into `BUDGET_BYTES`.
         count: number of calls.
-        overwritten: (call that made a result, later call that wrote over it).
+        overwritten: (call that made a result, later call that wrote over it); a call that wrote over something else
+            counts as if every later one did.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -98,6 +100,8 @@ class Recorder(TorchFunctionMode):
             self._first.setdefault(_memory(each), self.count)
             if version is None or _version(each) != version:
                 self.overwritten += [(maker, self.count) for maker in self._makers[_memory(each)]]
+            if version is not None and _version(each) != version and not self._makers[_memory(each)]:
+                self.overwritten.append((self.count, sys.maxsize))  # a buffer, which is as it was before every pass
         self._keep(result)
         self.count += 1
         return result
