@@ -22,7 +22,7 @@ from waterfill.compression.moved_tensors import CheckedForms, checked_by_moving
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
-from waterfill.errors import CalibrationError, UsageError
+from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
 from waterfill.importance.backward import NoGradientError
 from waterfill.importance.forms import DiagonalForm
@@ -213,6 +213,7 @@ def prepare(
         CalibrationError: the data do not fit the model, or an importance needs data and there are none.
         WaterfillError: the model cannot be read.
     """
+    _check_kind(model)
     if isinstance(model, torch.nn.Module):
         inventory = torch_module.inventory(model, **options)
     else:
@@ -239,6 +240,27 @@ def prepare(
     checked = _checked_by_moving(estimator, inventory, known, forms, settings)
     priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
     return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
+
+
+def _check_kind(model: object) -> None:
+    """Check that a model is a module or a path, and that its tensors can be had.
+
+    Raises:
+        UsageError: it is something else.
+        UnsupportedModelError: it was frozen.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UsageError("The model is an ExportedProgram; expected a module. Give its module: exported.module().")
+    if not isinstance(model, torch.nn.Module | str | Path):
+        raise UsageError(
+            f"The model is a {type(model).__name__}; expected a torch.nn.Module or the path of a safetensors file. "
+            "Give the module itself, not its weights or its class."
+        )
+    if isinstance(model, torch.jit.ScriptModule) and not hasattr(model, "training"):
+        raise UnsupportedModelError(
+            "The scripted model was frozen (torch.jit.freeze), so that its weights are constants of its code; expected "
+            "parameters. Compress it before it is frozen."
+        )
 
 
 def _checked_by_moving(

@@ -98,7 +98,7 @@ def _kind(inputs: Inputs) -> str:
             return id(tensor)
         return tensor.dtype, tensor.device, tensor.shape[1:]
 
-    return repr(map_tensors(inputs, kind))
+    return repr((type(inputs), [kind(tensor) for tensor in tensors_in(inputs)]))
 
 
 def joined(parts: list[Inputs]) -> Inputs:

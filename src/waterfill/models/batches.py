@@ -7,14 +7,24 @@ axis of their tensors counts the samples. A target may be None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
+from waterfill.models.containers import (
+    is_named_tuple,
+    leaves,
+    map_leaves,
+    map_packed,
+    pick_packed,
+    tensors_of_packed,
+)
 from waterfill.models.restoring import restored
 from waterfill.protocols import Output
 
@@ -58,52 +68,64 @@ def split(batch: Any) -> tuple[Inputs, Tensor | None]:
 
 
 def map_tensors(inputs: Inputs, function: Callable[[Tensor], Any]) -> Inputs:
-    """Apply `function` to every tensor inside tuples, lists and dicts; everything else stays as it is."""
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: map_tensors(value, function) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(map_tensors(value, function) for value in inputs)
-    return inputs
+    """Apply `function` to every tensor inside of containers, which keep their types; see `containers`."""
+
+    def mapped(leaf: Tensor | PackedSequence) -> Any:
+        return map_packed(leaf, function) if isinstance(leaf, PackedSequence) else function(leaf)
+
+    return map_leaves(inputs, mapped)
 
 
 def tensors_in(inputs: Inputs) -> list[Tensor]:
-    """List every tensor inside tuples, lists and dicts, in order."""
+    """List every tensor that `map_tensors` maps, in order."""
     found: list[Tensor] = []
-    map_tensors(inputs, found.append)
+    for leaf in leaves(inputs):
+        found += tensors_of_packed(leaf) if isinstance(leaf, PackedSequence) else [leaf]
     return found
 
 
 def num_samples(inputs: Inputs) -> int:
-    """Length of the first axis of the first tensor.
+    """Length of the first axis of the first tensor; of a packed sequence, the number of sequences.
 
     Raises:
         CalibrationError: there is no tensor, or it has no axes.
     """
-    tensors = tensors_in(inputs)
-    if not tensors or tensors[0].ndim == 0:
+    first = next(leaves(inputs), None)
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
+    if first is None or first.is_nested or first.ndim == 0:
         raise CalibrationError(
             f"Inputs {describe(inputs)} have no axis that counts samples; expected tensors [samples, ...]. "
             "Give batches of tensors, a single sample as [1, ...]."
         )
-    return tensors[0].shape[0]
+    return first.shape[0]
 
 
 def take(inputs: Inputs, start: int, stop: int) -> Inputs:
     """Samples `start` to `stop`; tensors that do not have the samples on their first axis stay whole."""
-    samples = num_samples(inputs)
-    return map_tensors(inputs, lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == samples else t)
+    return _chosen(inputs, slice(start, stop))
 
 
 def pick(inputs: Inputs, samples: list[int]) -> Inputs:
     """Chosen samples, in the order given; other tensors as in `take`."""
+    return _chosen(inputs, samples)
+
+
+def _chosen(inputs: Inputs, samples: list[int] | slice) -> Inputs:
     count = num_samples(inputs)
-    return map_tensors(inputs, lambda t: t[samples] if t.ndim > 0 and t.shape[0] == count else t)
+
+    def chosen(leaf: Tensor | PackedSequence) -> Tensor | PackedSequence:
+        if isinstance(leaf, PackedSequence):
+            return pick_packed(leaf, samples)
+        return leaf[samples] if leaf.ndim > 0 and leaf.shape[0] == count else leaf
+
+    return map_leaves(inputs, chosen)
 
 
 def describe(inputs: Inputs) -> str:
     """Shapes and dtypes for an error message, such as `(float32[8, 3, 32, 32], mask=bool[8])`."""
+    if isinstance(inputs, Tensor) and inputs.is_nested:
+        return "a nested tensor"
     if isinstance(inputs, Tensor):
         return f"{str(inputs.dtype).removeprefix('torch.')}{list(inputs.shape)}"
     if isinstance(inputs, Mapping):
@@ -118,6 +140,30 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a model for inputs; a named tuple is one where forward takes only one.
+
+    Args:
+        model: the network.
+        inputs: as in `call`.
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    whole = isinstance(inputs, PackedSequence) or (is_named_tuple(inputs) and not _takes(model, inputs))
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) and not whole else ((inputs,), {})
+
+
+def _takes(model: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether a forward takes so many positional arguments, as far as its signature tells."""
+    try:
+        inspect.signature(model.forward).bind(*inputs)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def on_device(inputs: Inputs, device: torch.device) -> Inputs:
@@ -148,10 +194,8 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
     moved = on_device(inputs, device_of(model))
     try:
         with restored(model):
-            if isinstance(moved, Mapping):
-                output = model(**moved)
-            else:
-                output = model(*moved) if isinstance(moved, tuple | list) else model(moved)
+            args, kwargs = arguments(model, moved)
+            output = model(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except _FORWARD_ERRORS as error:
@@ -350,9 +394,10 @@ def evaluation(model: nn.Module, *, writing: bool = False) -> Iterator[nn.Module
         model: the network.
         writing: whether the caller gives parameters and statistics of norms other values, which then stay.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(each, each.training) for each in model.modules() if hasattr(each, "training")]  # frozen ones have none
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    model.eval()
+    with suppress(NotImplementedError):  # an exported graph stays as it was exported
+        model.eval()
     for parameter in model.parameters():
         parameter.grad = None
     try:
