@@ -12,7 +12,7 @@ import waterfill
 from waterfill.errors import CalibrationError
 from waterfill.models.batches import arguments, map_tensors, num_samples, pick, take, tensors_in
 
-Scaled = namedtuple("Scaled", "x scale")  # noqa: PYI024
+Scaled = namedtuple("Scaled", "x scale")
 
 
 @dataclass(frozen=True)
