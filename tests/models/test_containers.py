@@ -90,7 +90,7 @@ def test_a_named_tuple_is_one_argument_only_where_forward_takes_one():
 class Recurrent(nn.Module):
     def __init__(self, kind):
         super().__init__()
-        self.layer, self.head = kind(5, 8), nn.Linear(8, 6)
+        self.layer, self.head = kind(5, 16), nn.Linear(16, 6)
 
     def forward(self, packed):
         _, state = self.layer(packed)
