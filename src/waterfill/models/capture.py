@@ -223,7 +223,10 @@ class Tape(TorchFunctionMode):
             self.sites.append(edge)
             self.site_values += y.numel()
         with torch.no_grad():
-            use = Use(len(self.sites) - 1, view, None if x is None else x().detach(), lead, math.prod(y.shape[:lead]))
+            read = None if x is None else x().detach()
+            if read is not None and read.is_floating_point():
+                read = read.to(y.dtype)  # as it was promoted beside a tensor of another precision
+            use = Use(len(self.sites) - 1, view, read, lead, math.prod(y.shape[:lead]))
             self.uses.setdefault(name, []).append(use)
 
 
