@@ -252,6 +252,27 @@ def test_a_layer_that_is_not_used_is_no_cache():
     assert compress(Unused).distortion < 0.1
 
 
+class Undifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        del ctx
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("no gradient")
+
+
+class WithoutGradients(Net):
+    def hidden(self, x):
+        return Undifferentiable.apply(self.a(x))
+
+
+def test_a_model_without_gradients_works_where_none_are_needed(tmp_path):
+    result = compress(WithoutGradients, importance=waterfill.importance.weight_scale(), rate=8.0)
+    assert result.distortion == pytest.approx(true_kl(WithoutGradients, result, tmp_path), rel=1e-3)
+
+
 # Norms
 
 

@@ -24,7 +24,7 @@ from waterfill.errors import CalibrationError, TargetError, UsageError
 from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile
 from waterfill.importance import kronecker
-from waterfill.models import torch_module
+from waterfill.models import clone, torch_module
 from waterfill.quantize import Feedback, KMeans
 from waterfill.reconstruct import errors
 
@@ -51,7 +51,7 @@ def labelled(model, count, size=16):
 
 
 def filled(result, model):
-    twin = torch_module.clone(model)
+    twin = clone(model)
     torch_module.fill(twin, dict(WaterfillFile(result.data).tensors()))
     return twin
 

@@ -137,8 +137,13 @@ def _check_copy(model: nn.Module, copy: nn.Module, inputs: Inputs, wanted: Tenso
     Raises:
         UnsupportedModelError: it does not.
     """
-    with MemoryWatch(model) as watch:
-        gap = difference(wanted, answer(copy, inputs))
+    watch = MemoryWatch(model)
+    try:
+        with watch:
+            found = answer(copy, inputs)
+    except CalibrationError:  # of compiled parts, which cannot be watched
+        found = answer(copy, inputs)
+    gap = difference(wanted, found)
     if watch.read:
         raise UnsupportedModelError(
             f"A copy of the model reads the tensor {watch.read[0]!r} of the model itself: a hook, a class attribute or "
@@ -163,7 +168,10 @@ def _check_derived(model: nn.Module, used: nn.Module, inputs: Inputs, inventory:
     if _gap_to_new(model, used, inputs, moved) > FOLDED:
         name = next((n for n in inventory.weights if _is_kept(model, used, inputs, inventory, n)), "")
         raise UnsupportedModelError(_derived(name or next(iter(inventory.weights)), "a cache (functools.lru_cache)"))
-    names = _without_gradient(used, inputs, inventory)
+    try:
+        names = _without_gradient(used, inputs, inventory)
+    except (RuntimeError, NotImplementedError, CalibrationError):  # no gradients; whoever needs them says so
+        return
     if not names:
         return
     fill(used, values_of(inventory))

@@ -192,10 +192,11 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
         UnsupportedModelError: the output has no tensor.
     """
     moved = on_device(inputs, device_of(model))
+    run = getattr(model, "_orig_mod", model)  # of torch.compile, whose code cannot be watched
     try:
         with restored(model):
-            args, kwargs = arguments(model, moved)
-            output = model(*args, **kwargs)
+            args, kwargs = arguments(run, moved)
+            output = run(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except _FORWARD_ERRORS as error:
