@@ -483,7 +483,7 @@ def test_odd_models_have_codebooks_too(tmp_path):
         ({"tolerance": 0}, "tolerance=0"),
         ({"effort": "heroic"}, "'heroic' is unknown; expected one of fast, default, best, max"),
         ({"seed": -1}, "Seed -1"),
-        ({"output": "probabilities"}, "'probabilities'; expected 'logits', 'values'"),
+        ({"output": "scores"}, "'scores'; expected 'logits', 'values', 'probabilities'"),
         ({"exclude": ["nothing*"]}, "nothing"),
     ],
 )

@@ -272,8 +272,8 @@ def test_data_that_do_not_fit_the_importance_are_refused():
     with pytest.raises(CalibrationError, match="output="):
         kl().estimate(net(), [(x, torch.rand(4, 3))])
     with pytest.raises(CalibrationError, match="no axis of classes"):
-        kl().estimate(Function(lambda self, x: self.a(x)[:, 0], a=nn.Linear(3, 1)), [torch.randn(2, 3)], "logits")
-    with pytest.raises(UsageError, match="expected 'logits', 'values' or None"):
+        kl().begin(Function(lambda self, x: self.a(x)[:, 0], a=nn.Linear(3, 1))).update(torch.randn(2, 3))
+    with pytest.raises(UsageError, match="expected 'logits', 'values', 'probabilities' or None"):
         kl().estimate(net(), [x], "classes")
 
 

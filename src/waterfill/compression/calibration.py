@@ -23,12 +23,15 @@ from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
-from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
+from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
 from waterfill.importance.backward import NoGradientError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.models import state_dict, torch_module
-from waterfill.models.batches import as_batches, output_kind
+from waterfill.models.arguments import arranged
 from waterfill.models.cloning import clone
+from waterfill.models.kept_batches import agreed, as_batches, without_empty
+from waterfill.models.output_reading import OutputReading
+from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, Output, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
@@ -94,9 +97,9 @@ class CalibratedModel:
     Attributes:
         model: the original, which is never changed.
         copy: a copy to fill with trial weights.
-        batches: calibration data, to be read again and again.
-        references: outputs of the original on each batch.
-        distortion: of what the model returns.
+        data: calibration data as they were given, to be read again and again.
+        references: outputs of the original on each batch, as they are read.
+        reading: how outputs are read.
         options: `fold_norms`, `include` and `exclude` of its inventory.
         keep: names of tensors that are stored without loss.
         processes: share the measuring.
@@ -104,12 +107,22 @@ class CalibratedModel:
 
     model: torch.nn.Module
     copy: torch.nn.Module
-    batches: Iterable[Any]
+    data: Sequence[Any]
     references: Sequence[torch.Tensor]
-    distortion: Distortion
+    reading: OutputReading
     options: Mapping[str, Any]
     keep: Sequence[str]
     processes: Processes = ALONE
+
+    @property
+    def batches(self) -> Sequence[Any]:
+        """The data with targets as they are read."""
+        return self.reading.batches(self.data)
+
+    @property
+    def distortion(self) -> Distortion:
+        """Of what the model returns."""
+        return distortion_for(self.reading.kind)
 
     @cached_property
     def observed(self) -> Observed:
@@ -119,7 +132,9 @@ class CalibratedModel:
 
     def measure(self, copy: torch.nn.Module) -> tuple[Evaluation, NDArray[np.float64]]:
         """Measure a copy on all data, and the distances of its outputs on the data to choose by."""
-        found = list(evaluate_batches(copy, self.batches, self.references, self.distortion, processes=self.processes))
+        with self.reading.of(copy):
+            measured = evaluate_batches(copy, self.batches, self.references, self.distortion, processes=self.processes)
+            found = list(measured)
         chosen = self.choosing.chosen
         return summarize(found), np.concatenate([found[index].distances for index in sorted(chosen)])
 
@@ -141,8 +156,8 @@ class CalibratedModel:
 
 def _calibrated(
     model: torch.nn.Module,
-    batches: Iterable[Any],
-    distortion: Distortion,
+    data: Sequence[Any],
+    reading: OutputReading,
     options: Mapping[str, Any],
     keep: Sequence[str],
     processes: Processes,
@@ -152,7 +167,9 @@ def _calibrated(
     Raises:
         CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
     """
-    references = reference_outputs(model, batches, processes)
+    with reading.of(model):
+        references = outputs_of(model, data, processes)
+    distortion = distortion_for(reading.kind)
     for index, reference in enumerate(references):
         if not len(reference):
             raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
@@ -162,9 +179,9 @@ def _calibrated(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    check_repeatable(model, next(iter(batches)))
+    check_repeatable(model, next(iter(data)))
     copy = clone(model)
-    return CalibratedModel(model, copy, batches, references, distortion, options, keep, processes)
+    return CalibratedModel(model, copy, data, references, reading, options, keep, processes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +220,7 @@ def prepare(
     Args:
         model: a module, or the path of a safetensors file.
         data: calibration batches, or None.
-        output: what the model returns; None to tell from the targets.
+        output: what the model returns; None to tell from the targets and outputs.
         options: `fold_norms`, `include` and `exclude`.
         settings: of the compression. Without an importance it is `weight_scale()` without data, with data `kronecker()`
             for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of values.
@@ -218,11 +235,11 @@ def prepare(
         inventory = torch_module.inventory(model, **options)
     else:
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
-    batches = None if data is None else as_batches(data)
+    batches = None if data is None else _batches_for(model, data, settings)
     _check_agreement(model, batches, settings.processes)
     known = None
     if batches is not None:
-        known = _with_data(model, batches, output, options, list(inventory.exact), settings.processes)
+        known = _with_data(model, batches, output, options, list(inventory.exact), settings)
     if known is not None and not check_copies(known.model, next(iter(known.batches)), inventory):
         known = replace(known, options={**options, "fold_norms": False})
         options, inventory = known.options, torch_module.inventory(known.model, **known.options)
@@ -233,7 +250,7 @@ def prepare(
         flow = None if known is None else activation_bytes(known.model, known.fitting)
         estimate = model_memory(inventory, flow)
         settings.processes.all_made(lambda: estimate.check("this model", settings.memory))
-    facts = {"output": known and known.distortion.name, "importance": estimator, **options, "seed": settings.seed}
+    facts = {"output": known and known.reading.kind, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
     forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings), settings.processes)
@@ -277,12 +294,12 @@ def _checked_by_moving(
     def data_free(weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
         return data_free_forms(importances.weight_scale(), weights)
 
-    return settings.processes.broadcast(
-        checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms, data_free)
-    )
+    with model.reading.of(model.copy):
+        checked = checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms, data_free)
+    return settings.processes.broadcast(checked)
 
 
-def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any] | None, processes: Processes) -> None:
+def _check_agreement(model: torch.nn.Module | str | Path, batches: Sequence[Any] | None, processes: Processes) -> None:
     """Check that all processes have the same model and data, or their decisions would part.
 
     Raises:
@@ -299,20 +316,32 @@ def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any]
             )
 
 
+def _batches_for(model: torch.nn.Module | str | Path, data: Iterable[Any], settings: Settings) -> Sequence[Any]:
+    """Data that can be read again and again, as the model takes them; without batches of no samples."""
+    batches = without_empty(agreed(as_batches(data, settings.progress), settings.processes))
+    return arranged(model, batches, settings.notes.add) if isinstance(model, torch.nn.Module) else batches
+
+
 def _with_data(
     model: torch.nn.Module | str | Path,
-    batches: Iterable[Any],
+    batches: Sequence[Any],
     output: Output | None,
     options: Mapping[str, Any],
     keep: Sequence[str],
-    processes: Processes,
+    settings: Settings,
 ) -> CalibratedModel:
     """The module with its batches, which can be read again and again."""
     if not isinstance(model, torch.nn.Module):
         raise CalibrationError(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
-    return _calibrated(model, batches, distortion_for(output_kind(batches, output)), options, keep, processes)
+    try:
+        reading = reading_of(model, batches, output)
+    except CalibrationError as error:
+        raise CalibrationError(" ".join([str(error), *settings.notes.texts])) from error
+    for note in reading.notes:
+        settings.notes.add(note)
+    return _calibrated(model, batches, reading, options, keep, settings.processes)
 
 
 def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:
@@ -336,11 +365,12 @@ def _forms(
     if model is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = model.options["fold_norms"]
-    output = model.distortion.name
+    output = model.reading.form
     try:
-        found = estimator.estimate(
-            model.model, model.fitting, output, fold_norms=fold_norms, progress=settings.progress
-        )
+        with model.reading.of(model.model):
+            found = estimator.estimate(
+                model.model, model.fitting, output, fold_norms=fold_norms, progress=settings.progress
+            )
     except NoGradientError as error:
         settings.notes.add(f"No gradients were had, so that tensors are priced by moving them. {error}")
         return {name: _free(weight, model.distortion) for name, weight in inventory.weights.items()}

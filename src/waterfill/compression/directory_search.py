@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from waterfill.bundle import BundleWriter
+from waterfill.bundle.card import Card, write_card
 from waterfill.bundle.folder import NewFolder
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, Walked, spend, walk_directory
 from waterfill.compression.encoder import importance_to_power
@@ -21,9 +22,16 @@ from waterfill.compression.level_search import NEARLY, floor_of_quality, or_infi
 from waterfill.compression.rate_control import LOWEST_LOG2, ConstantLevel, LevelSchedule, Trial
 from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
 from waterfill.compression.target import Target
-from waterfill.errors import CalibrationError
+from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models.pretrained import load_pretrained
 from waterfill.processes import Processes
+from waterfill.results import DirectoryResult
+
+_LOSSES = {
+    "nats of KL": "mean KL divergence of the outputs from those of the base model, in nats per token",
+    "squared output": "mean squared error of the outputs of the base model",
+}
+_OTHER_LOSS = "mean distance of the outputs from those of the base model"
 
 WALKS = 3
 """How many walks a target of quality takes at most, if one of them meets it."""
@@ -102,15 +110,33 @@ class Staging:
         with BundleWriter(place, self._source) as writer:
             yield place, writer
 
-    def take(self, candidate: DirectoryCandidate) -> None:
-        """Make a candidate the output."""
+    def take(self, candidate: DirectoryCandidate, result: DirectoryResult) -> None:
+        """Make a candidate the output, with a model card that says the result.
+
+        Raises:
+            WaterfillError: the card cannot be written, or the folder not be moved to its place.
+        """
         if self._folder is None:
             return
         for path in [*candidate.place.iterdir()]:
             path.rename(self._folder.path / path.name)
         for left in self._folder.path.glob("candidate-*"):
             shutil.rmtree(left)
+        try:
+            write_card(self._folder.path, self._source, _card(result))
+        except OSError as error:
+            raise WaterfillError(f"Writing the model card failed: {error.strerror}; nothing was written.") from error
         self._folder.commit()
+
+
+def _card(result: DirectoryResult) -> Card:
+    """What the model card of a directory says of the result."""
+    loss = (
+        None
+        if result.distortion is None
+        else f"{result.distortion:.3g} ({_LOSSES.get(result.distortion_unit, _OTHER_LOSS)})"
+    )
+    return Card(result.rate, result.size_bytes, result.original_bytes, loss, result.target)
 
 
 @dataclass(frozen=True, eq=False)

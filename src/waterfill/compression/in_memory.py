@@ -356,10 +356,11 @@ class InMemoryWalk:
         """A candidate with tuned vectors, or itself where it measures better."""
         copy, part = filled(model, found), model.fitting
         names = [name for name, weight in self.inventory.weights.items() if weight.is_vector]
-        values = self.settings.memo.once(
-            ("tuned", found.packed.data, tune),
-            lambda: tune.fit(copy, part, part.references, model.distortion, names, self.settings.progress),
-        )
+        with model.reading.of(copy):
+            values = self.settings.memo.once(
+                ("tuned", found.packed.data, tune),
+                lambda: tune.fit(copy, part, part.references, model.distortion, names, self.settings.progress),
+            )
         state = copy.state_dict()
         for name, value in self.settings.processes.broadcast(values).items():
             state[name].copy_(torch.from_numpy(value))
@@ -436,9 +437,10 @@ class InMemoryWalk:
         part, processes = model.fitting, self.settings.processes
         some, own = curves.some(part, part.references), list(groups)[processes.rank :: processes.count]
         key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in self.jobs.items()})
-        measured = self.settings.memo.once(
-            key, lambda: curves.measure(model.copy, some, model.distortion, own, trial, self.settings.progress)
-        )
+        with model.reading.of(model.copy):
+            measured = self.settings.memo.once(
+                key, lambda: curves.measure(model.copy, some, model.distortion, own, trial, self.settings.progress)
+            )
         losses = {name: each for of_process in processes.all_gather(measured) for name, each in of_process.items()}
         return {
             group: (

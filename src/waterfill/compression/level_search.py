@@ -20,7 +20,9 @@ from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_o
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluation import evaluate_batches, summarize
+from waterfill.models.arguments import as_given
 from waterfill.models.batches import IGNORED, evaluation, is_integer, split
+from waterfill.models.kept_batches import unshared
 from waterfill.protocols import Metric
 
 WITHIN = 0.005
@@ -133,6 +135,8 @@ def _is_better(one: FileCandidate, other: FileCandidate) -> bool:
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return bool(np.isfinite(left).all())
     gain = right - left
+    if not gain.size:
+        return False
     return bool(gain.mean() > SURELY * gain.std() / math.sqrt(max(1, gain.size - 1)))
 
 
@@ -283,8 +287,9 @@ def losses_of(model: CalibratedModel, target: Target) -> Losses:
     if target.name == "distortion":
         return lambda candidate: or_infinite(candidate.distortion)
     if target.metric is None:
-        statistics = evaluate_batches(model.model, model.batches, None, model.distortion, processes=model.processes)
-        accuracy = summarize(statistics).accuracy
+        with model.reading.of(model.model):
+            statistics = evaluate_batches(model.model, model.batches, None, model.distortion, processes=model.processes)
+            accuracy = summarize(statistics).accuracy
         if accuracy is None:
             raise CalibrationError(
                 "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
@@ -292,8 +297,8 @@ def losses_of(model: CalibratedModel, target: Target) -> Losses:
         check_tolerance(target, accuracy, commonest(model.batches))
         return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
     metric, made = target.metric, model.processes.broadcast_made
-    before = made(lambda: original_quality(metric, model.model, model.batches))
-    return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.batches))
+    before = made(lambda: original_quality(metric, model.model, model.data))
+    return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.data))
 
 
 def commonest(batches: Iterable[Any]) -> float:
@@ -328,7 +333,7 @@ def quality(metric: Metric, model: nn.Module, data: Iterable[Any]) -> float:
         CalibrationError: it gives no number.
     """
     with evaluation(model), torch.no_grad():
-        found = float(metric(model, data))
+        found = float(metric(model, unshared(as_given(data))))
     if math.isnan(found):
         raise CalibrationError("The metric gives NaN; expected a number, larger for a better model. Correct it.")
     return found

@@ -40,7 +40,7 @@ from waterfill.compression.settings import Settings
 from waterfill.importance import kronecker
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
-from waterfill.importance.state import fingerprint
+from waterfill.models.batches import fingerprint
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import QuadraticForm

@@ -17,7 +17,8 @@ from waterfill.compression.correction_sites import Act, Site, find_sites
 from waterfill.compression.joined_samples import joined, samples_that_fit
 from waterfill.compression.target_correction import Requantization, record_inputs, requantize
 from waterfill.errors import CalibrationError
-from waterfill.models.batches import Inputs, as_batches, call, evaluation
+from waterfill.models.batches import Inputs, call, evaluation
+from waterfill.models.kept_batches import as_batches
 from waterfill.protocols import Progress
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from waterfill.importance.backward import check_twice, gradients
-from waterfill.models.batches import Inputs, arguments, call, first_tensor, map_tensors, num_samples, take, tensors_in
+from waterfill.models.batches import Inputs, arguments, call, map_tensors, num_samples, take, tensors_in
 from waterfill.models.capture import Tape, Variables
+from waterfill.models.outputs import first_tensor
 from waterfill.models.restoring import kept_attributes
 
 CHUNK_BYTES = 2**26
@@ -90,7 +91,7 @@ def _response(
 
     def response(values: Mapping[str, Tensor], signal: Tensor, *parts: Tensor) -> Tensor:
         given = (part.unsqueeze(0) if split else part for part, split in zip(parts, batched, strict=True))
-        one = map_tensors(inputs, lambda _: next(given))
+        one = map_tensors(inputs, lambda _: next(given).clone())
         args, kwargs = arguments(model, one)
         own = {name: value for name, value in values.items() if name in parameters}
         with kept_attributes(model), Tape(learned, values):

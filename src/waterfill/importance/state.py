@@ -9,7 +9,6 @@ batch --forward--> outputs --signals--> u [signals, samples, ...]     u u^T adds
 from __future__ import annotations
 
 import math
-import zlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -32,12 +31,12 @@ from waterfill.models.batches import (
     call,
     device_of,
     evaluation,
+    fingerprint,
     map_tensors,
     num_samples,
     on_device,
     split,
     take,
-    tensors_in,
 )
 from waterfill.models.capture import Tape, Variables, variables
 from waterfill.models.cloning import clone
@@ -268,14 +267,6 @@ def in_full_precision(model: nn.Module) -> nn.Module:
     if any(_is_half(tensor) for tensor in tensors):
         return clone(model).float()
     return clone(model) if any(tensor.is_inference() for tensor in tensors) else model
-
-
-def fingerprint(inputs: Inputs) -> int:
-    """Number made of all bytes of all tensors."""
-    number = 0
-    for tensor in tensors_in(inputs):
-        number = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, number)
-    return number
 
 
 def full_precision(tensor: Tensor) -> Tensor:
