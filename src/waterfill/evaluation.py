@@ -30,6 +30,7 @@ from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.models.pretrained import load_pretrained
 from waterfill.models.reference_outputs import ReferenceOutputs
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Output, Progress
 
@@ -88,6 +89,7 @@ class Evaluation:
         return json.dumps(self.to_dict(), indent=1)
 
 
+@in_ordinary_surroundings
 def evaluate(
     model: nn.Module,
     data: Iterable[Any],
@@ -232,6 +234,7 @@ def evaluate_batches(
         )
 
 
+@in_ordinary_surroundings
 def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
     """Run a model over data and keep its outputs, so that others can be compared with it again and again.
 

@@ -231,7 +231,6 @@ def inference(self, x):
         (broken(lambda self, x: self.a(x).sum(0, keepdim=True)), "expected \\[samples"),
         (broken(lambda self, x: self.a(x).argmax(-1)), "does not depend on its parameters"),
         (broken(in_place), "backward pass"),
-        (broken(inference), "inference_mode"),
         (broken(lambda self, x: self.n(self.a(x)), n=nn.BatchNorm1d(OUT, track_running_stats=False)), "statistics"),
         (broken(lambda self, x: {"y": str(self.a(x))}), "without a tensor"),
     ],
@@ -241,6 +240,16 @@ def test_models_without_importances_per_sample_are_refused(model, message):
         regression().estimate(model, [torch.randn(4, 3)], "values")
     with evaluation(model):
         pass
+
+
+def test_inference_mode_inside_of_a_model_is_not_obeyed():
+    model = broken(inference)
+    plain = Function(lambda self, x: self.a(x), a=model.a)
+    found, wanted = (regression().estimate(each, [torch.randn(4, 3)], "values") for each in (model, plain))
+    assert found["a.bias"].diagonal().all()
+    np.testing.assert_array_equal(found["a.bias"].diagonal(), wanted["a.bias"].diagonal())
+    with torch.inference_mode():
+        assert torch.is_inference_mode_enabled()
 
 
 @pytest.mark.parametrize("importance", [kl, regression])

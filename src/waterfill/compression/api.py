@@ -28,6 +28,7 @@ from waterfill.compression.tune_directory import tuned_directory
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.models.arguments import masked_text
 from waterfill.models.kept_batches import agreed, as_batches, without_empty
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import Processes, joined_processes
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of
 from waterfill.quantize import Feedback
@@ -35,6 +36,7 @@ from waterfill.results import CompressionResult, DirectoryResult
 from waterfill.resume import Memo, of_tensors, work_folder
 
 
+@in_ordinary_surroundings
 def compress(
     model: torch.nn.Module | str | Path,
     data: Iterable[Any] | None = None,
@@ -121,6 +123,7 @@ def compress(
         return _compressed(prepared, settings, target, effort, tuning)
 
 
+@in_ordinary_surroundings
 def compress_directory(
     source: str | Path,
     out: str | Path,

@@ -27,6 +27,7 @@ from waterfill.errors import TargetError, UsageError
 from waterfill.importance import COST_UNIT
 from waterfill.models.arguments import masked_text
 from waterfill.models.kept_batches import as_batches, without_empty
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.quantize import Feedback
 
@@ -190,6 +191,7 @@ class ModelBound:
         return json.dumps(fields, indent=1)
 
 
+@in_ordinary_surroundings
 def bound(
     model: torch.nn.Module | str | Path,
     data: Iterable[Any] | None = None,

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 import waterfill.importance as importances
 from waterfill.compression.contract import check_copies, check_repeatable
 from waterfill.compression.joined_samples import activation_bytes
-from waterfill.compression.least_prices import priced_like_the_least, unreached
+from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.memory import model_memory
+from waterfill.compression.moved_tensors import CheckedForms, checked_by_moving
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
-from waterfill.errors import CalibrationError, UsageError
+from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
+from waterfill.importance.backward import NoGradientError
+from waterfill.importance.forms import DiagonalForm
 from waterfill.models import state_dict, torch_module
 from waterfill.models.arguments import arranged
 from waterfill.models.cloning import clone
@@ -30,7 +33,7 @@ from waterfill.models.kept_batches import agreed, as_batches, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
+from waterfill.protocols import DataFree, Estimator, Output, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
 from waterfill.resume.facts import fingerprint
 
@@ -227,6 +230,7 @@ def prepare(
         CalibrationError: the data do not fit the model, or an importance needs data and there are none.
         WaterfillError: the model cannot be read.
     """
+    _check_kind(model)
     if isinstance(model, torch.nn.Module):
         inventory = torch_module.inventory(model, **options)
     else:
@@ -249,10 +253,50 @@ def prepare(
     facts = {"output": known and known.reading.kind, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
-    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress), settings.processes)
-    names = () if isinstance(estimator, DataFree) else unreached(inventory.weights, forms)
-    priced, reasons = priced_like_the_least(inventory.weights, forms, names)
-    return PreparedModel(inventory, estimator, priced, known, reasons)
+    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings), settings.processes)
+    checked = _checked_by_moving(estimator, inventory, known, forms, settings)
+    priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
+    return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
+
+
+def _check_kind(model: object) -> None:
+    """Check that a model is a module or a path, and that its tensors can be had.
+
+    Raises:
+        UsageError: it is something else.
+        UnsupportedModelError: it was frozen.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UsageError("The model is an ExportedProgram; expected a module. Give its module: exported.module().")
+    if not isinstance(model, torch.nn.Module | str | Path):
+        raise UsageError(
+            f"The model is a {type(model).__name__}; expected a torch.nn.Module or the path of a safetensors file. "
+            "Give the module itself, not its weights or its class."
+        )
+    if isinstance(model, torch.jit.ScriptModule) and not hasattr(model, "training"):
+        raise UnsupportedModelError(
+            "The scripted model was frozen (torch.jit.freeze), so that its weights are constants of its code; expected "
+            "parameters. Compress it before it is frozen."
+        )
+
+
+def _checked_by_moving(
+    estimator: Estimator,
+    inventory: Inventory,
+    model: CalibratedModel | None,
+    forms: Mapping[str, QuadraticForm],
+    settings: Settings,
+) -> CheckedForms:
+    """The forms, of which those that gradients do not tell are made by moving the tensors; of all processes alike."""
+    if model is None or isinstance(estimator, DataFree):
+        return CheckedForms(forms)
+
+    def data_free(weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
+        return data_free_forms(importances.weight_scale(), weights)
+
+    with model.reading.of(model.copy):
+        checked = checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms, data_free)
+    return settings.processes.broadcast(checked)
 
 
 def _check_agreement(model: torch.nn.Module | str | Path, batches: Sequence[Any] | None, processes: Processes) -> None:
@@ -309,9 +353,9 @@ def _default_importance(model: CalibratedModel | None, settings: Settings) -> Es
 
 
 def _forms(
-    estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, progress: Progress | None
+    estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, settings: Settings
 ) -> Mapping[str, QuadraticForm]:
-    """Estimate the forms of all weights.
+    """Estimate the forms of all weights; no error costs anything where gradients cannot be had.
 
     Raises:
         CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
@@ -322,9 +366,20 @@ def _forms(
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = model.options["fold_norms"]
     output = model.reading.form
-    with model.reading.of(model.model):
-        found = estimator.estimate(model.model, model.fitting, output, fold_norms=fold_norms, progress=progress)
+    try:
+        with model.reading.of(model.model):
+            found = estimator.estimate(
+                model.model, model.fitting, output, fold_norms=fold_norms, progress=settings.progress
+            )
+    except NoGradientError as error:
+        settings.notes.add(f"No gradients were had, so that tensors are priced by moving them. {error}")
+        return {name: _free(weight, model.distortion) for name, weight in inventory.weights.items()}
     return checked_forms(estimator, found)
+
+
+def _free(weight: Weight, distortion: Distortion) -> QuadraticForm:
+    """A form by which no error costs anything, in the unit of a distortion."""
+    return DiagonalForm(np.zeros(weight.matrix.shape, np.float32), factor=distortion.factor, unit=distortion.unit)
 
 
 def data_free(estimator: Estimator | None) -> DataFree:

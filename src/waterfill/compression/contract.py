@@ -216,7 +216,10 @@ def _without_gradient(model: nn.Module, inputs: Inputs, inventory: Inventory) ->
         if not output.requires_grad or not known:
             return list(known)
         signal = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-        found = torch.autograd.grad(output, list(known.values()), signal, allow_unused=True)
+        try:
+            found = torch.autograd.grad(output, list(known.values()), signal, allow_unused=True)
+        except RuntimeError:  # it has no backward pass
+            return list(known)
     return [name for name, each in zip(known, found, strict=True) if each is None or not each.any()]
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -140,6 +141,8 @@ def _write(tensors: list[Tensor], values: list[Tensor]) -> None:
 
 def _is_measurable(values: Any) -> TypeGuard[Tensor]:
     if not isinstance(values, Tensor) or values.is_nested or values.layout is not torch.strided:
+        return False
+    if is_functorch_wrapped_tensor(values):  # of a transformation such as vmap, outside of which it is nothing
         return False
     return values.is_floating_point() and values.ndim > 0 and values.numel() > 0
 

@@ -20,6 +20,7 @@ from waterfill.models.batches import split
 from waterfill.models.kept_batches import as_batches
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 
 
@@ -58,6 +59,7 @@ class kl:
         """`kl`, with the temperature where it is not 1."""
         return "kl" if self.temperature == 1 else f"kl(temperature={self.temperature:g})"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -130,6 +132,7 @@ class regression:
         """`regression`."""
         return "regression"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,

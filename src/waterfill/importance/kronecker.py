@@ -22,6 +22,7 @@ from waterfill.importance.state import Seen, State, in_full_precision, measure, 
 from waterfill.models.batches import Inputs
 from waterfill.models.capture import variables
 from waterfill.models.output_rules import reading_of
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 from waterfill.records import Floats
 
@@ -78,6 +79,7 @@ class kronecker:
         options += [] if self.temperature == 1 else [f"temperature={self.temperature:g}"]
         return f"kronecker({', '.join(options)})" if options else "kronecker"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,

@@ -21,6 +21,7 @@ from waterfill.importance.state import State, begin, run
 from waterfill.models.batches import split
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 
 
@@ -54,6 +55,7 @@ class gradient:
         """`gradient`, with the temperature where it is not 1."""
         return _named("gradient", temperature=(self.temperature, 1.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -140,6 +142,7 @@ class hessian:
         """`hessian`, with the temperature where it is not 1 and mu where it is not 0."""
         return _named("hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -200,6 +203,7 @@ class gradient_hessian:
         """`gradient_hessian`, with the temperature where it is not 1 and mu where it is not 0."""
         return _named("gradient_hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,

@@ -7,17 +7,27 @@ axis of their tensors counts the samples. A target may be None.
 
 from __future__ import annotations
 
+import inspect
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from waterfill.errors import CalibrationError
+from waterfill.models.containers import (
+    is_named_tuple,
+    leaves,
+    map_leaves,
+    map_packed,
+    pick_packed,
+    tensors_of_packed,
+)
 from waterfill.models.outputs import first_tensor
 from waterfill.models.restoring import restored
 
@@ -75,22 +85,19 @@ def _tensor_of(array: NDArray[Any]) -> Tensor:
 
 
 def map_tensors(inputs: Inputs, function: Callable[[Tensor], Any]) -> Inputs:
-    """Apply `function` to every tensor inside tuples, lists and dicts; everything else stays as it is."""
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: map_tensors(value, function) for key, value in inputs.items()}
-    if isinstance(inputs, list):
-        return [map_tensors(value, function) for value in inputs]
-    if isinstance(inputs, tuple):
-        return tuple(map_tensors(value, function) for value in inputs)
-    return inputs
+    """Apply `function` to every tensor inside of containers, which keep their types; see `containers`."""
+
+    def mapped(leaf: Tensor | PackedSequence) -> Any:
+        return map_packed(leaf, function) if isinstance(leaf, PackedSequence) else function(leaf)
+
+    return map_leaves(inputs, mapped)
 
 
 def tensors_in(inputs: Inputs) -> list[Tensor]:
-    """List every tensor inside tuples, lists and dicts, in order."""
+    """List every tensor that `map_tensors` maps, in order."""
     found: list[Tensor] = []
-    map_tensors(inputs, found.append)
+    for leaf in leaves(inputs):
+        found += tensors_of_packed(leaf) if isinstance(leaf, PackedSequence) else [leaf]
     return found
 
 
@@ -103,34 +110,47 @@ def fingerprint(inputs: Inputs) -> int:
 
 
 def num_samples(inputs: Inputs) -> int:
-    """Length of the first axis of the first tensor.
+    """Length of the first axis of the first tensor; of a packed sequence, the number of sequences.
 
     Raises:
         CalibrationError: there is no tensor, or it has no axes.
     """
-    tensors = tensors_in(inputs)
-    if not tensors or tensors[0].ndim == 0:
+    first = next(leaves(inputs), None)
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
+    if first is None or first.is_nested or first.ndim == 0:
         raise CalibrationError(
             f"Inputs {describe(inputs)} have no axis that counts samples; expected tensors [samples, ...]. "
             "Give batches of tensors, a single sample as [1, ...]."
         )
-    return tensors[0].shape[0]
+    return first.shape[0]
 
 
 def take(inputs: Inputs, start: int, stop: int) -> Inputs:
     """Samples `start` to `stop`; tensors that do not have the samples on their first axis stay whole."""
-    samples = num_samples(inputs)
-    return map_tensors(inputs, lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == samples else t)
+    return _chosen(inputs, slice(start, stop))
 
 
 def pick(inputs: Inputs, samples: list[int]) -> Inputs:
     """Chosen samples, in the order given; other tensors as in `take`."""
+    return _chosen(inputs, samples)
+
+
+def _chosen(inputs: Inputs, samples: list[int] | slice) -> Inputs:
     count = num_samples(inputs)
-    return map_tensors(inputs, lambda t: t[samples] if t.ndim > 0 and t.shape[0] == count else t)
+
+    def chosen(leaf: Tensor | PackedSequence) -> Tensor | PackedSequence:
+        if isinstance(leaf, PackedSequence):
+            return pick_packed(leaf, samples)
+        return leaf[samples] if leaf.ndim > 0 and leaf.shape[0] == count else leaf
+
+    return map_leaves(inputs, chosen)
 
 
 def describe(inputs: Inputs) -> str:
     """Shapes and dtypes for an error message, such as `(float32[8, 3, 32, 32], mask=bool[8])`."""
+    if isinstance(inputs, Tensor) and inputs.is_nested:
+        return "a nested tensor"
     if isinstance(inputs, Tensor):
         return f"{str(inputs.dtype).removeprefix('torch.')}{list(inputs.shape)}"
     if isinstance(inputs, Mapping):
@@ -145,6 +165,35 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a model for inputs; a named tuple is one where forward takes only one.
+
+    Args:
+        model: the network.
+        inputs: as in `call`.
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    whole = isinstance(inputs, PackedSequence) or (is_named_tuple(inputs) and not _takes(model, inputs))
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) and not whole else ((inputs,), {})
+
+
+def _takes(model: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether a forward takes so many positional arguments, as far as its signature tells."""
+    try:
+        inspect.signature(model.forward).bind(*inputs)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def on_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """Copy inputs to a device, for a model may write over them, and those of inference mode have no gradients."""
+    return map_tensors(inputs, lambda t: t.to(device, copy=True))
 
 
 def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tensor:
@@ -173,14 +222,11 @@ def run(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Any:
     Raises:
         CalibrationError: the forward pass rejects the batch.
     """
-    device = device_of(model)
-    moved = map_tensors(inputs, lambda t: t.to(device, copy=True))  # a model may write over what it is given
     own = getattr(model, "_orig_mod", model)  # of torch.compile, whose code cannot be watched
+    args, kwargs = arguments(own, on_device(inputs, device_of(model)))
     try:
         with restored(model):
-            if isinstance(moved, Mapping):
-                return own(**moved)
-            return own(*moved) if isinstance(moved, tuple | list) else own(moved)
+            return own(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except _FORWARD_ERRORS as error:
@@ -210,9 +256,10 @@ def evaluation(model: nn.Module, *, writing: bool = False) -> Iterator[nn.Module
         model: the network.
         writing: whether the caller gives parameters and statistics of norms other values, which then stay.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(each, each.training) for each in model.modules() if hasattr(each, "training")]  # frozen ones have none
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    model.eval()
+    with suppress(NotImplementedError):  # an exported graph stays as it was exported
+        model.eval()
     for parameter in model.parameters():
         parameter.grad = None
     try:
@@ -222,6 +269,6 @@ def evaluation(model: nn.Module, *, writing: bool = False) -> Iterator[nn.Module
         for module, training in modes:
             module.training = training
         for parameter, requires_grad, grad in parameters:
-            if parameter.requires_grad != requires_grad:
+            if parameter.requires_grad != requires_grad:  # a tensor of inference mode does not take it
                 parameter.requires_grad_(requires_grad)
             parameter.grad = grad

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from waterfill.errors import UnsupportedModelError
-from waterfill.models.functions import HANDLERS, LOOK_AT_FIRST
+from waterfill.models.functions import DETACHING, HANDLERS, LOOK_AT_FIRST, is_in_place
 from waterfill.models.module_state import has_storage, storage_key
 from waterfill.models.norms import folded_norms
 from waterfill.models.state_dict import CODED_DTYPES
@@ -104,7 +103,8 @@ class Tape(TorchFunctionMode):
 
     Three things are done in another, equal way: folded batch norms as `s x + t`, recurrent layers step by step, and
     embeddings without their padding index, which changes gradients only: an error in the padding row does reach the
-    output. `torch.no_grad` inside the model is not obeyed, because a layer under it matters as well.
+    output. `torch.no_grad` inside the model is not obeyed, because a layer under it matters as well; nor are `detach`
+    and `.data` of a learned tensor where the result is only read, nor hooks on tensors, which change gradients only.
 
     Args:
         learned: what to watch for.
@@ -125,16 +125,35 @@ class Tape(TorchFunctionMode):
         self.site_values = 0
         self._learned = learned
         self._values = values
+        self._detached: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Handle one function call of the model."""
         del types
+        if func in DETACHING and self.name_of(args[0]) is not None:
+            return self._detach(func, args[0])
+        if self._detached and not is_in_place(func):
+            args, kwargs = self._attached(args), self._attached(kwargs or {})
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, *args, **(kwargs or {}))
         return self.pass_through(func, *args, **(kwargs or {}))
+
+    def _detach(self, func: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
+        """Detach a learned tensor, and keep in mind which it is: what reads the result reads the tensor."""
+        result = func(learned)
+        self._detached[id(result)] = result, learned
+        return result
+
+    def _attached(self, values: Any) -> Any:
+        """Put learned tensors in the place of those that were detached from them."""
+        if isinstance(values, Tensor):
+            return self._detached.get(id(values), (values, values))[1]
+        if type(values) in (tuple, list):
+            return type(values)(map(self._attached, values))
+        return {key: self._attached(value) for key, value in values.items()} if type(values) is dict else values
 
     def pass_through(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function that is not known; learned tensors that its result depends on are missed."""
@@ -192,24 +211,22 @@ class Tape(TorchFunctionMode):
             view: how the layer uses it.
             x: gives the input of the layer [rows, ...]; None where it is 1.
             lead: number of leading axes of y that count rows.
-
-        Raises:
-            UnsupportedModelError: gradients are off.
         """
         name = self.name_of(tensor)
         if name is None or self._values is not None:
             return
-        if not y.requires_grad:
-            raise UnsupportedModelError(
-                f"Tensor {name!r} is used where gradients are off (torch.inference_mode), so its importance cannot be "
-                "measured. Take the inference mode out of the model's forward, or use the identity importance."
-            )
+        if not y.requires_grad:  # inside of a transformation such as vmap, whose results have no edges
+            self.missed.add(name)
+            return
         edge = get_gradient_edge(y)
         if not self.sites or self.sites[-1] != edge:
             self.sites.append(edge)
             self.site_values += y.numel()
         with torch.no_grad():
-            use = Use(len(self.sites) - 1, view, None if x is None else x().detach(), lead, math.prod(y.shape[:lead]))
+            read = None if x is None else x().detach()
+            if read is not None and read.is_floating_point():
+                read = read.to(y.dtype)  # as it was promoted beside a tensor of another precision
+            use = Use(len(self.sites) - 1, view, read, lead, math.prod(y.shape[:lead]))
             self.uses.setdefault(name, []).append(use)
 
 

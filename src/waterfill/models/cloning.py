@@ -61,8 +61,16 @@ def _clone(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if isinstance(value, weakref.ref) and id(value()) in memo:
                 vars(module)[name] = weakref.ref(memo[id(value())])
+    _make_leaves(model, twin)
     _check_independent(model, twin)
     return twin
+
+
+def _make_leaves(model: nn.Module, twin: nn.Module) -> None:
+    """Cut the parameters of scripted modules off from those of which autograd takes them for copies."""
+    for original, parameter in zip(model.parameters(), twin.parameters(), strict=True):
+        if not parameter.is_leaf:
+            parameter.detach_().requires_grad_(original.requires_grad)
 
 
 def _check_independent(model: nn.Module, twin: nn.Module) -> None:

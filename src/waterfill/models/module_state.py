@@ -6,6 +6,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, MutableMapp
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 
 from waterfill.errors import UnsupportedModelError
@@ -61,7 +62,9 @@ def joined(prefix: str, field: str) -> str:
 
 def has_storage(tensor: Tensor) -> bool:
     """Whether a tensor has elements in a memory of its own or shared with others."""
-    return not is_lazy(tensor) and tensor.layout is torch.strided and tensor.numel() > 0 and not tensor.is_meta
+    if is_lazy(tensor) or is_functorch_wrapped_tensor(tensor):
+        return False
+    return tensor.layout is torch.strided and tensor.numel() > 0 and not tensor.is_meta
 
 
 def storage_key(tensor: Tensor) -> Hashable:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 from waterfill.models.batches import Inputs, call, tensors_in
@@ -110,6 +111,8 @@ class Recorder(TorchFunctionMode):
         return self._first.get(self._places.get(name, -1), 0)
 
     def _keep(self, result: Any) -> None:
+        if any(map(is_functorch_wrapped_tensor, tensors_in((result,)))):
+            return  # of a transformation such as vmap, outside of which it is nothing; what comes after is computed
         for each in tensors_in((result,)):
             made = self._makers[_memory(each)]
             self._bytes += 0 if made else each.untyped_storage().nbytes()
@@ -152,4 +155,5 @@ def _as_it_is(result: Any) -> Any:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+    plain = tensor.layout is torch.strided and not is_functorch_wrapped_tensor(tensor)
+    return tensor.untyped_storage().data_ptr() if plain else id(tensor)

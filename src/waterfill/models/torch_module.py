@@ -111,7 +111,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, missing_ok: Iterabl
             f"The tensors do not fit the model: {'; '.join(problems)}. Nothing was changed; expected the names and "
             "shapes of its state dict. Build the model as it was when the tensors were saved."
         )
-    _write(model, state, {name: tensors[name] for name in state if name in tensors})
+    with torch.inference_mode(any(value.is_inference() for value in state.values())):  # such take no values outside
+        _write(model, state, {name: tensors[name] for name in state if name in tensors})
 
 
 def _write(model: nn.Module, state: MutableMapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
