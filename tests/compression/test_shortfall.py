@@ -84,7 +84,7 @@ def test_a_size_that_is_not_reached_is_said_with_its_cause(net, target, words):
     assert json.loads(result.to_json())["notes"] == list(result.notes)
 
 
-@pytest.mark.parametrize(("shape", "rate"), [((20, 6), 4.0), ((8, 8), 6.0), ((5, 5), 8.0)])
+@pytest.mark.parametrize(("shape", "rate"), [((20, 6), 4.0), ((8, 8), 6.0), ((6, 12), 8.0)])
 def test_a_rate_of_few_values_is_spent_beside_the_header(shape, rate):
     torch.manual_seed(0)
     result = waterfill.compress(nn.Linear(*shape), rate=rate, effort="fast")
