@@ -318,3 +318,39 @@ def test_norms_that_nobody_else_reads_are_folded():
     result = compress(Normed, rate=8.0)
     assert result.notes == ()
     assert {row.name: row.reconstruction for row in result.tensors}["norm.running_mean"] == "constant"
+
+
+# Which output
+
+
+class Several(Net):
+    """Returns something random first, and logits that fit the targets."""
+
+    def forward(self, x):
+        return torch.randn(len(x), 2), super().forward(x)
+
+
+class Sampled(Net):
+    """Returns logits of two classes first, and random ones that fit the targets."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits[:, :2], logits + torch.randn_like(logits)
+
+
+class Angles(Net):
+    """Returns complex values, of which only the imaginary parts are random."""
+
+    def forward(self, x):
+        values = super().forward(x)
+        return torch.complex(values, torch.randn_like(values))
+
+
+def test_an_output_that_is_not_read_may_be_random():
+    assert compress(Several).distortion < 0.05
+
+
+@pytest.mark.parametrize(("net", "options"), [(Sampled, {}), (Angles, {"output": "values"})])
+def test_the_output_that_is_read_must_not_be_random(net, options):
+    with pytest.raises(CalibrationError, match="answers the same batch differently"):
+        compress(net, **options)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import waterfill.importance as importances
-from waterfill.compression.contract import check_copies, check_repeatable
+from waterfill.compression.contract import FewSamples, check_copies, check_repeatable
 from waterfill.compression.joined_samples import activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.lossless import LosslessTensors
@@ -179,9 +179,7 @@ def _calibrated(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    check_repeatable(model, next(iter(data)))
-    copy = clone(model)
-    return CalibratedModel(model, copy, data, references, reading, options, keep, processes)
+    return CalibratedModel(model, clone(model), data, references, reading, options, keep, processes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,11 +238,8 @@ def prepare(
     known = None
     if batches is not None:
         known = _with_data(model, batches, output, options, list(inventory.exact), settings)
-    if known is not None and not check_copies(known.model, next(iter(known.batches)), inventory):
-        known = replace(known, options={**options, "fold_norms": False})
-        options, inventory = known.options, torch_module.inventory(known.model, **known.options)
-        settings.notes.add(UNFOLDED)
-        check_copies(known.model, next(iter(known.batches)), inventory)
+        known, inventory = _held_to_contract(known, inventory, settings)
+        options = known.options
     estimator = settings.importance or _default_importance(known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
@@ -257,6 +252,26 @@ def prepare(
     checked = _checked_by_moving(estimator, inventory, known, forms, settings)
     priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
     return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
+
+
+def _held_to_contract(
+    model: CalibratedModel, inventory: Inventory, settings: Settings
+) -> tuple[CalibratedModel, Inventory]:
+    """Check what compressing a model relies on; where its norms cannot be folded, both come back with them unfolded.
+
+    Raises:
+        CalibrationError: its answers differ from pass to pass.
+        UnsupportedModelError: a copy of it does not stand for it.
+    """
+    samples = FewSamples.of(model.model, next(iter(model.data)), model.reading.tensor_in)
+    check_repeatable(model.model, samples)
+    if check_copies(model.model, samples, inventory):
+        return model, inventory
+    settings.notes.add(UNFOLDED)
+    unfolded = replace(model, options={**model.options, "fold_norms": False})
+    inventory = torch_module.inventory(unfolded.model, **unfolded.options)
+    check_copies(unfolded.model, samples, inventory)
+    return unfolded, inventory
 
 
 def _check_kind(model: object) -> None:

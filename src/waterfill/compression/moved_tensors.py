@@ -26,11 +26,11 @@ from waterfill.distortion import Distortion
 from waterfill.importance import UnfactoredForm
 from waterfill.importance.backward import NoGradientError, gradients
 from waterfill.importance.state import differentiable, full_precision, in_full_precision
-from waterfill.models import torch_module
 from waterfill.models.batches import Inputs, call, evaluation, map_tensors, num_samples, split, take
 from waterfill.models.capture import Tape, Variables
 from waterfill.models.replay import Replay
-from waterfill.models.state_dict import assemble, assemble_one
+from waterfill.models.state_dict import assemble_one, values_of
+from waterfill.models.torch_module import fill
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Floats, Inventory, NormMean, Weight
 
@@ -157,8 +157,7 @@ class _Moving:
     @classmethod
     def of(cls, copy: nn.Module, batch: Any, distortion: Distortion, inventory: Inventory) -> _Moving:
         """Fill a copy with the values that are coded, as they are without loss."""
-        weights = inventory.weights
-        torch_module.fill(copy, dict(assemble(inventory.entries, lambda n: weights[n].matrix, inventory.exact)))
+        fill(copy, values_of(inventory))
         inputs, target = split(batch)
         samples = min(MORE_SAMPLES, num_samples(inputs))
         fits = target is not None and target.ndim > 0 and len(target) == num_samples(inputs)
