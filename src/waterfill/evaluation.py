@@ -23,7 +23,7 @@ from waterfill.batch_statistics import BatchStatistics, OutputBatch, batch_stati
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError
 from waterfill.models.arguments import arranged, arranged_pass
-from waterfill.models.batches import call, describe, evaluation, fingerprint, split
+from waterfill.models.batches import call, checksum, describe, evaluation, split
 from waterfill.models.kept_batches import OnePass, as_batches, known_length, one_pass
 from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of_text, tokens_of, vocabulary_of
 from waterfill.models.output_reading import OutputReading
@@ -253,8 +253,8 @@ def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
     """
     batches = as_batches(data)
     as_taken = arranged(model, batches)
-    fingerprints = [fingerprint(split(batch)[0]) for batch in as_taken]
-    return ReferenceOutputs(outputs_of(model, as_taken), fingerprints, data, batches)
+    checksums = [checksum(split(batch)[0]) for batch in as_taken]
+    return ReferenceOutputs(outputs_of(model, as_taken), checksums, data, batches)
 
 
 def outputs_of(model: nn.Module, batches: Iterable[Any], processes: Processes = ALONE) -> list[Tensor]:

@@ -101,8 +101,8 @@ def tensors_in(inputs: Inputs) -> list[Tensor]:
     return found
 
 
-def fingerprint(inputs: Inputs) -> int:
-    """Number made of all bytes of all tensors."""
+def checksum(inputs: Inputs) -> int:
+    """Number made of all bytes of all tensors (CRC-32)."""
     number = 0
     for tensor in tensors_in(inputs):
         number = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, number)
