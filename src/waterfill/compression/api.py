@@ -12,10 +12,11 @@ import torch
 
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, StoredWalk
-from waterfill.compression.calibration import PreparedModel, data_free, prepare
+from waterfill.compression.calibration import PreparedModel, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch, Staging
 from waterfill.compression.encoder import only_quantizer
+from waterfill.compression.estimated_forms import data_free
 from waterfill.compression.in_memory import FileCandidate, InMemoryWalk
 from waterfill.compression.level_search import fixed_candidate, search
 from waterfill.compression.limits import SourceModels

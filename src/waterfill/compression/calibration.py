@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import waterfill.importance as importances
 from waterfill.compression.contract import FewSamples, check_copies, check_repeatable
+from waterfill.compression.estimated_forms import checked_forms, data_free_forms
 from waterfill.compression.joined_samples import activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.lossless import LosslessTensors
@@ -33,8 +34,8 @@ from waterfill.models.kept_batches import agreed, as_batches, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import DataFree, Estimator, Output, QuadraticForm, Quartic, traits_of
-from waterfill.records import Floats, Inventory, Weight
+from waterfill.protocols import DataFree, Estimator, Output, QuadraticForm, traits_of
+from waterfill.records import Inventory, Weight
 from waterfill.resume.facts import fingerprint
 
 FEWEST_BATCHES = 4
@@ -305,12 +306,8 @@ def _checked_by_moving(
     """The forms, of which those that gradients do not tell are made by moving the tensors; of all processes alike."""
     if model is None or isinstance(estimator, DataFree):
         return CheckedForms(forms)
-
-    def data_free(weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
-        return data_free_forms(importances.weight_scale(), weights)
-
     with model.reading.of(model.copy):
-        checked = checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms, data_free)
+        checked = checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms)
     return settings.processes.broadcast(checked)
 
 
@@ -395,70 +392,3 @@ def _forms(
 def _free(weight: Weight, distortion: Distortion) -> QuadraticForm:
     """A form by which no error costs anything, in the unit of a distortion."""
     return DiagonalForm(np.zeros(weight.matrix.shape, np.float32), factor=distortion.factor, unit=distortion.unit)
-
-
-def data_free(estimator: Estimator | None) -> DataFree:
-    """An estimator that needs no data; the default where none is given.
-
-    Raises:
-        CalibrationError: it needs data.
-    """
-    found = estimator or importances.weight_scale()
-    if not isinstance(found, DataFree):
-        raise CalibrationError(f"Importance {found.name} is estimated on data, but there are none; pass data.")
-    return found
-
-
-def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
-    """Estimate the forms of some weights by an estimator that looks at them alone."""
-    return {name: importances.completed(form) for name, form in estimator.forms(weights).items()}
-
-
-def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> dict[str, QuadraticForm]:
-    """Check the forms of an estimator, and give them as more positions would show them.
-
-    Raises:
-        CalibrationError: a coefficient is not finite, or negative.
-        UsageError: they are in several units.
-    """
-    forms = {name: importances.completed(form) for name, form in found.items()}
-    _check_units(estimator, forms)
-    for name, form in forms.items():
-        _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
-        if isinstance(form, Quartic):
-            _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
-    return {name: form.shrunk() for name, form in forms.items()}
-
-
-def _check_units(estimator: Estimator, forms: Mapping[str, QuadraticForm]) -> None:
-    """Check that all forms price errors in one unit, for they are added up.
-
-    Raises:
-        UsageError: they do not.
-    """
-    units = list(dict.fromkeys((form.unit, form.factor) for form in forms.values()))
-    if len(units) > 1:
-        (unit, factor), (other, another) = units[:2]
-        raise UsageError(
-            f"Forms of the importance {estimator.name} are in {unit!r} (factor {factor:g}) and {other!r} (factor "
-            f"{another:g}); expected one unit, in which errors of all tensors add up. Give all of them the same."
-        )
-
-
-def _check(values: Floats, what: str) -> None:
-    """Check the coefficients of a form.
-
-    Raises:
-        CalibrationError: some are not finite, or negative.
-    """
-    if not np.isfinite(values).all():
-        raise CalibrationError(
-            f"{what} is NaN or infinite on the data; expected finite gradients. Check the range of the data and of the "
-            "weights, or use weight_scale()."
-        )
-    negative = int((values < 0).sum())
-    if negative:
-        raise CalibrationError(
-            f"{what} is negative for {negative} of {values.size} weights; expected none, or the search would seek "
-            "errors there. Use kl() or gradient(), or outweigh them by hessian(mu=...) or gradient_hessian(mu=...)."
-        )

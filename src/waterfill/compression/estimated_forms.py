@@ -1,0 +1,79 @@
+"""Forms of estimators, as compressing needs them: in one unit, finite, not negative, as more positions show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+import waterfill.importance as importances
+from waterfill.errors import CalibrationError, UsageError
+from waterfill.protocols import DataFree, Estimator, QuadraticForm, Quartic
+from waterfill.records import Floats, Weight
+
+
+def data_free(estimator: Estimator | None) -> DataFree:
+    """An estimator that needs no data; the default where none is given.
+
+    Raises:
+        CalibrationError: it needs data.
+    """
+    found = estimator or importances.weight_scale()
+    if not isinstance(found, DataFree):
+        raise CalibrationError(f"Importance {found.name} is estimated on data, but there are none; pass data.")
+    return found
+
+
+def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
+    """Estimate the forms of some weights by an estimator that looks at them alone."""
+    return {name: importances.completed(form) for name, form in estimator.forms(weights).items()}
+
+
+def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> dict[str, QuadraticForm]:
+    """Check the forms of an estimator, and give them as more positions would show them.
+
+    Raises:
+        CalibrationError: a coefficient is not finite, or negative.
+        UsageError: they are in several units.
+    """
+    forms = {name: importances.completed(form) for name, form in found.items()}
+    _check_units(estimator, forms)
+    for name, form in forms.items():
+        _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
+        if isinstance(form, Quartic):
+            _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
+    return {name: form.shrunk() for name, form in forms.items()}
+
+
+def _check_units(estimator: Estimator, forms: Mapping[str, QuadraticForm]) -> None:
+    """Check that all forms price errors in one unit, for they are added up.
+
+    Raises:
+        UsageError: they do not.
+    """
+    units = list(dict.fromkeys((form.unit, form.factor) for form in forms.values()))
+    if len(units) > 1:
+        (unit, factor), (other, another) = units[:2]
+        raise UsageError(
+            f"Forms of the importance {estimator.name} are in {unit!r} (factor {factor:g}) and {other!r} (factor "
+            f"{another:g}); expected one unit, in which errors of all tensors add up. Give all of them the same."
+        )
+
+
+def _check(values: Floats, what: str) -> None:
+    """Check the coefficients of a form.
+
+    Raises:
+        CalibrationError: some are not finite, or negative.
+    """
+    if not np.isfinite(values).all():
+        raise CalibrationError(
+            f"{what} is NaN or infinite on the data; expected finite gradients. Check the range of the data and of the "
+            "weights, or use weight_scale()."
+        )
+    negative = int((values < 0).sum())
+    if negative:
+        raise CalibrationError(
+            f"{what} is negative for {negative} of {values.size} weights; expected none, or the search would seek "
+            "errors there. Use kl() or gradient(), or outweigh them by hessian(mu=...) or gradient_hessian(mu=...)."
+        )
