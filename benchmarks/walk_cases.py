@@ -244,11 +244,11 @@ def compress(case: Case, sources: Path, out: Path) -> Row:
     with event.install_listener("numba:compile", clock):
         data = None if case.calibration is None else list(case.calibration())
         ready = case.source.load(sources)
-        _warm_up()
+        warm_up()
         ready_memory, ready_compiling = memory("VmHWM"), clock.seconds
-        cpu, wall = _cpu_seconds(), time.perf_counter()
+        cpu, wall = cpu_seconds(), time.perf_counter()
         result = case.source.compress(ready, data, out, case.target)
-        cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
+        cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
     (out / "report.json").write_text(result.to_json())
     return {
         "title": case.title,
@@ -280,14 +280,14 @@ def test(case: Case, sources: Path, out: Path) -> Row:
 STEPS: dict[str, Callable[[Case, Path, Path], Row]] = {"prepare": prepare, "compress": compress, "test": test}
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Compress a small network, so that everything is imported and the kernels are loaded."""
     torch.manual_seed(0)
     batch = torch.randn(SMALL_BATCH, SMALL_NET), torch.arange(SMALL_BATCH)
     waterfill.compress(nn.Linear(SMALL_NET, SMALL_NET), [batch], rate=4, effort="fast")
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """User and system seconds of this process and of those that it started and that ended."""
     return sum(os.times()[:4])
 
