@@ -19,14 +19,8 @@ from waterfill.bundle.folder import NewFolder
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, Walked, spend, walk_directory
 from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.encoder import importance_to_power
-from waterfill.compression.level_search import (
-    NEARLY,
-    commonest,
-    floor_of_quality,
-    or_infinite,
-    original_quality,
-    quality,
-)
+from waterfill.compression.level_search import NEARLY
+from waterfill.compression.quality import commonest, floor_of_quality, or_infinite, original_quality, quality
 from waterfill.compression.rate_control import LOWEST_LOG2, ConstantLevel, LevelSchedule, Trial
 from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
 from waterfill.compression.target import Target
