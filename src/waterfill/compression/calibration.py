@@ -30,7 +30,7 @@ from waterfill.importance.forms import DiagonalForm
 from waterfill.models import state_dict, torch_module
 from waterfill.models.arguments import arranged
 from waterfill.models.cloning import clone
-from waterfill.models.kept_batches import agreed, as_batches, without_empty
+from waterfill.models.kept_batches import RepeatableBatches, agreed, as_batches, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
@@ -63,7 +63,7 @@ def chosen_by(count: int) -> frozenset[int]:
 
 
 @dataclass(frozen=True, eq=False)
-class BatchSubset(Iterable[Any]):
+class BatchSubset(RepeatableBatches):
     """Some of the batches, to be read again and again.
 
     Attributes:
@@ -72,15 +72,19 @@ class BatchSubset(Iterable[Any]):
         chosen: which, by index.
     """
 
-    batches: Iterable[Any]
+    batches: Sequence[Any]
     outputs: Sequence[torch.Tensor]
     chosen: frozenset[int]
 
     def __iter__(self) -> Iterator[Any]:
-        return (batch for index, batch in enumerate(self.batches) if index in self.chosen)
+        return (self.batches[index] for index in sorted(self.chosen))
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = sorted(self.chosen)[index]
+        return [self.batches[each] for each in found] if isinstance(found, list) else self.batches[found]
 
     @property
     def references(self) -> list[torch.Tensor]:

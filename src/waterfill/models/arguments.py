@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError, UnsupportedModelError
 from waterfill.models.batches import call, evaluation, is_integer, map_arrays
-from waterfill.models.kept_batches import OnePass
+from waterfill.models.kept_batches import OnePass, RepeatableBatches
 
 _KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -74,7 +74,7 @@ BatchReading: TypeAlias = Arrangement | MaskedText
 
 
 @dataclass(frozen=True, eq=False)
-class ArrangedBatches(Sequence[Any]):
+class ArrangedBatches(RepeatableBatches):
     """Batches as the model takes them, beside those that the caller gave.
 
     Attributes:
