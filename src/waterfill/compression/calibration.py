@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs
 from waterfill.models import state_dict, torch_module
 from waterfill.models.batches import as_batches, output_kind
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import DataFree, Estimator, Output, Progress, QuadraticForm, Quartic, traits_of
+from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, Progress, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
 from waterfill.resume.facts import fingerprint
 
 FEWEST_BATCHES = 4
 """From so many batches on, some are held out."""
+
+WEIGHTS_ALONE = "No data were given, and no module: errors are priced by the sizes of rows and tensors."
+"""Said where only weights are known."""
 
 HOLD_OUT = 8
 """One batch in so many is held out; with fewer batches the last one."""
@@ -185,8 +188,9 @@ def prepare(
         data: calibration batches, or None.
         output: what the model returns; None to tell from the targets.
         options: `fold_norms`, `include` and `exclude`.
-        settings: of the compression. Without an importance it is `weight_scale()` without data, with data `kronecker()`
-            for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of values.
+        settings: of the compression. Without an importance it is `random_inputs()` without data, with data
+            `kronecker()` for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of
+            values.
 
     Raises:
         UsageError: results that are kept are of another compression.
@@ -202,7 +206,8 @@ def prepare(
     known = None
     if batches is not None:
         known = _with_data(model, batches, output, options, list(inventory.exact), settings.processes)
-    estimator = settings.importance or _default_importance(known, settings)
+    module = model if isinstance(model, torch.nn.Module) else None
+    estimator = settings.importance or _default_importance(module, known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
         estimate = model_memory(inventory, flow)
@@ -210,7 +215,12 @@ def prepare(
     facts = {"output": known and known.distortion.name, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
-    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings.progress), settings.processes)
+    compute: Callable[[], Mapping[str, QuadraticForm]]
+    if isinstance(estimator, ModuleDriven):
+        compute = _on_module(estimator, module, inventory, settings)
+    else:
+        compute = partial(_forms, estimator, inventory, known, settings.progress)
+    forms = settings.memo.forms(compute, settings.processes)
     return PreparedModel(inventory, estimator, forms, known)
 
 
@@ -247,9 +257,11 @@ def _with_data(
     return _calibrated(model, batches, distortion_for(output_kind(batches, output)), options, keep, processes)
 
 
-def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:
+def _default_importance(module: torch.nn.Module | None, model: CalibratedModel | None, settings: Settings) -> Estimator:
+    if module is None:
+        return without_module(settings)
     if model is None:
-        return importances.weight_scale()
+        return importances.random_inputs(seed=settings.seed)
     if traits_of(settings.quantizer).uses_cross_terms:
         return importances.kronecker(seed=settings.seed)
     return importances.of_distortion(model.distortion, settings.seed)
@@ -273,13 +285,27 @@ def _forms(
     return checked_forms(estimator, found)
 
 
-def data_free(estimator: Estimator | None) -> DataFree:
-    """An estimator that needs no data; the default where none is given.
+def _on_module(
+    estimator: ModuleDriven, model: torch.nn.Module | None, inventory: Inventory, settings: Settings
+) -> Callable[[], Mapping[str, QuadraticForm]]:
+    """Make what gives the forms by running a module without data; a note says what they go by."""
+    if model is None:
+        settings.notes.add(WEIGHTS_ALONE)
+        return lambda: data_free_forms(estimator, inventory.weights)
+    trial = estimator.trial(model)
+    settings.notes.add(trial.note)
+    return lambda: trial.forms(inventory.weights)
+
+
+def without_module(settings: Settings) -> DataFree:
+    """An estimator that needs weights alone; the default where none is given, which a note says.
 
     Raises:
         CalibrationError: it needs data.
     """
-    found = estimator or importances.weight_scale()
+    if settings.importance is None:
+        settings.notes.add(WEIGHTS_ALONE)
+    found = settings.importance or importances.row_scale()
     if not isinstance(found, DataFree):
         raise CalibrationError(f"Importance {found.name} is estimated on data, but there are none; pass data.")
     return found
