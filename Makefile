@@ -10,7 +10,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/waterfill demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 check: $(VENV)/installed-dev
 	scripts/check

@@ -102,7 +102,8 @@ def _directory(folder: Path, data: Any, quantizers: Any, rate: float) -> Small:
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of the shards of a model directory and of their index."""
-    return sum(path.stat().st_size for path in folder.glob("model*.safetensors*"))
+    files = [*folder.glob("waterfill*.safetensors*")] or [*folder.glob("model*.safetensors*")]
+    return sum(path.stat().st_size for path in files)
 
 
 def _in_memory(task: Task, model: nn.Module, data: Any, work: Path, rate: float) -> Small:

@@ -47,6 +47,9 @@ def broken(value=float("nan")):
 def infinite():
     return broken(float("inf"))
 
+def softmax():
+    return nn.Sequential(*net(), nn.Softmax(1))
+
 def narrow():
     return nn.Linear(6, 5)
 
@@ -75,6 +78,20 @@ def inputs():
 
 def generator():
     return iter(data())
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return ((x[row], y[row]) for x, y in data() for row in range(len(y)))
+
+def iterable():
+    return torch.utils.data.DataLoader(Stream(), batch_size=16)
+
+def shuffled():
+    return torch.utils.data.DataLoader(list(Stream()), batch_size=16, shuffle=True)
+
+def breaks():
+    yield data()[0]
+    raise OSError("the disk is gone")
 
 def empty():
     return []
@@ -279,6 +296,21 @@ def test_evaluate_with_and_without_a_file(run, place):
     assert code == 0 and 0 < told["compressed"]["kl"] < 1 and told["original"]["samples"] == 32
 
 
+def test_networks_that_return_probabilities(run, place):
+    note = "note: The outputs sum to 1 over the classes and were read as probabilities."
+    code, out, _ = run("compress nets:softmax -o o.wf --data nets:data --size 1kB --json o.json")
+    assert code == 0 and note in out and json.loads((place / "o.json").read_text())["notes"]
+    code, out, _ = run("evaluate nets:softmax o.wf --data nets:data --json e.json")
+    told = json.loads((place / "e.json").read_text())["compressed"]
+    assert code == 0 and note in out and told["kl"] > 0 and told["notes"]
+    code, out, _ = run("bound nets:softmax --data nets:data --json b.json")
+    assert code == 0 and note in out and json.loads((place / "b.json").read_text())["notes"]
+    code, out, _ = run("bound nets:softmax --data nets:inputs --output probabilities")
+    assert code == 0 and note not in out
+    code, _, error = run("compress nets:softmax -o p.wf --data nets:inputs --output logits")
+    assert code == 1 and "probabilities, not logits" in error
+
+
 @pytest.mark.parametrize(
     ("options", "key"),
     [
@@ -376,8 +408,21 @@ def test_a_percentage_is_one_of_the_accuracy():
     assert as_tolerance("0.5%", nets.net(), half, None) == pytest.approx(0.0025)
 
 
-def test_data_that_can_be_read_once_are_enough(run):
-    assert run("compress nets:net -o out.wf --tolerance 30% --data nets:generator")[0] == 0
+@pytest.mark.parametrize("kind", ["generator", "iterable", "shuffled"])
+def test_data_that_can_be_read_once_are_enough(run, kind):
+    assert run(f"compress nets:net -o out.wf --tolerance 30% --data nets:{kind} --effort fast")[0] == 0
+    code, _, _ = run(f"evaluate nets:net out.wf --data nets:{kind} --weights net.safetensors --json e.json")
+    told = json.loads(Path("e.json").read_text())
+    assert code == 0
+    assert told["original"]["samples"] == told["compressed"]["samples"] == 32
+    assert told["compressed"]["kl"] >= 0
+
+
+@pytest.mark.parametrize("line", ["compress nets:net -o out.wf --rate 6", "evaluate nets:net"])
+def test_data_that_break_off_are_named(run, line):
+    code, _, err = run(f"{line} --data nets:breaks")
+    assert code == 1
+    assert re.search(r"--data \S+:breaks failed at batch 1: OSError: the disk is gone", " ".join(err.split()))
 
 
 def test_names_are_shown_as_they_are(run):
@@ -464,7 +509,11 @@ BAD = [
     ("compress nets:net -o o.wf --rate 0", 2, ("rate=0", "expected a number above zero")),
     ("compress nets:net -o o.wf --rate nan", 2, ("rate=nan", "expected")),
     ("compress nets:net -o o.wf --rate 0.01", 1, ("below the floor of", "ask for more")),
-    ("compress nets:net -o o.wf --output scores", 2, ("--output 'scores'", "expected one of logits, values")),
+    (
+        "compress nets:net -o o.wf --output scores",
+        2,
+        ("--output 'scores'", "expected one of logits, values, probabilities"),
+    ),
     ("compress nets:net -o o.wf --importance magic", 2, ("--importance 'magic'", "expected one of")),
     ("compress nets:net -o o.wf --quantizer magic", 2, ("--quantizer 'magic'", "feedback, feedback:64 or trellis:64")),
     ("compress nets:net -o o.wf --quantizer kmeans", 2, ("--quantizer 'kmeans'", "kmeans:16")),

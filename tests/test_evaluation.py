@@ -1,5 +1,7 @@
 """Measures against scipy and plain loops."""
 
+import copy
+import dataclasses
 import json
 import math
 
@@ -8,10 +10,11 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from waterfill.distortion import divergence, kl_divergence
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
-from waterfill.evaluation import Evaluation, evaluate, reference_outputs
+from waterfill.evaluation import Evaluation, evaluate, evaluate_both, reference_outputs
 
 
 def nets(classes=12):
@@ -190,7 +193,142 @@ def test_data_and_references_that_do_not_fit_are_refused():
         evaluate(model, [(torch.randn(4, 5), torch.randn(4, 2))], output="values")
     with pytest.raises(CalibrationError, match="expected 0 to 2 for 3 classes"):
         evaluate(nets(3)[0], data)
-    with pytest.raises(UsageError, match="expected 'logits', 'values' or None"):
+    with pytest.raises(UsageError, match="expected 'logits', 'values', 'probabilities' or None"):
         evaluate(model, data, output="classes")
     with pytest.raises(UnsupportedModelError, match="single number"):
         evaluate(nn.MSELoss(), [((torch.ones(2), torch.ones(2)), None)], output="values")
+
+
+class Once:
+    """A stream that returns itself."""
+
+    def __init__(self, items):
+        self.items = iter(items)
+
+    def __iter__(self):
+        return self.items
+
+
+class Samples(IterableDataset):
+    def __init__(self, length=None):
+        self.length = length
+
+    def __iter__(self):
+        for x, y in labelled():
+            yield from zip(x, y, strict=True)
+
+    def __len__(self):
+        if self.length is None:
+            raise TypeError("no length")
+        return self.length
+
+
+class Noisy(Dataset):
+    """A data set that augments at random."""
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        return torch.randn(5) + index, index % 3
+
+
+def loaders():
+    samples = TensorDataset(*map(torch.cat, zip(*labelled(), strict=True)))
+    return {
+        "shuffled": DataLoader(samples, batch_size=4, shuffle=True),
+        "stream": Once(labelled()),
+        "generator": (batch for batch in labelled()),
+        "iterable": DataLoader(Samples(), batch_size=4),
+        "short": DataLoader(Samples(3), batch_size=4),
+        "long": DataLoader(Samples(99), batch_size=4),
+        "augmented": DataLoader(Noisy(), batch_size=4, shuffle=True),
+        "arrays": [(x.numpy(), y.numpy()) for x, y in labelled()],
+    }
+
+
+@pytest.mark.parametrize("name", loaders())
+def test_no_sample_is_lost_whatever_the_data_are(name):
+    model, reference = nets()
+    found, told = evaluate(model, loaders()[name], reference), []
+    assert found.samples == found.predictions == 11
+    assert evaluate(model, loaders()[name], progress=lambda *step: told.append(step)).samples == 11
+    assert [done for _, done, _ in told] == [1, 2, 3]
+    if name != "augmented":
+        assert found.kl == pytest.approx(evaluate(model, labelled(), reference).kl, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", loaders())
+def test_reference_outputs_are_kept_with_their_batches(name):
+    model, reference = nets()
+    data = loaders()[name]
+    kept = reference_outputs(reference, data)
+    assert evaluate(reference, data, kept).kl == pytest.approx(0, abs=1e-12)
+    first, second = evaluate(model, data, kept), evaluate(model, data, kept)
+    assert first == second
+    assert first.samples == 11
+
+
+@pytest.mark.parametrize("name", ["shuffled", "augmented", "stream"])
+def test_other_batches_than_those_of_the_reference_are_refused(name):
+    model, reference = nets()
+    kept = reference_outputs(reference, labelled())
+    other = [(x + (index == 1), y) for index, (x, y) in enumerate(labelled())]
+    data = {"stream": Once(other)}.get(name, loaders()[name])
+    torch.manual_seed(1)
+    with pytest.raises(CalibrationError, match=r"Batch \d is not the one that the reference outputs were made of"):
+        evaluate(model, data, kept)
+
+
+def test_reference_outputs_are_a_list_that_can_be_copied_and_saved(tmp_path):
+    model, reference = nets()
+    kept = reference_outputs(reference, labelled())
+    plain = copy.deepcopy(kept)
+    assert type(plain) is list
+    torch.save(list(kept), tmp_path / "kept.pt")
+    assert evaluate(model, labelled(), torch.load(tmp_path / "kept.pt")) == evaluate(model, labelled(), kept)
+    assert evaluate(model, labelled(), list(kept)) == evaluate(model, labelled(), kept)
+
+
+def test_both_are_measured_in_one_pass():
+    original, compressed = nets()
+    before, after = evaluate_both(original, compressed, Once(labelled()))
+    assert before == evaluate(original, labelled())
+    assert after == evaluate(compressed, labelled(), original)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [(torch.randn(5), 1)] * 3,
+        DataLoader(TensorDataset(torch.randn(6, 5), torch.arange(6)), batch_size=None),
+        [torch.randn(5)],
+        Samples(),
+    ],
+)
+def test_samples_that_are_no_batches_are_named(data):
+    with pytest.raises(CalibrationError, match=r"Batch 0 looks like a single sample.*DataLoader with a batch_size"):
+        evaluate(nets()[0], data, output="logits")
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x, z):
+        x.mul_(2)
+        return self.a(x) + self.b(z)
+
+
+def test_two_inputs_are_measured_in_pairs_and_with_targets():
+    model, other = Sum(), Sum()
+    x, z, y = torch.randn(8, 5), torch.randn(8, 5), torch.randint(3, (8,))
+    expected = evaluate(model, [((x, z), y)], other)
+    found = evaluate(model, iter([(x, z, y)]), other)
+    assert "3 parts are read as 2 inputs and a target" in found.notes[0]
+    assert dataclasses.replace(found, notes=()) == expected
+    assert evaluate(model, [(x, z)], other, output="logits").kl == expected.kl
+    assert evaluate(model, [(x, z)], reference_outputs(other, [(x, z)]), output="logits").kl == expected.kl
+    with pytest.raises(CalibrationError, match=r"no targets.*Give output=.*2 inputs without a target"):
+        evaluate(model, [(x, z)], other)

@@ -1,6 +1,7 @@
 """Golden files: what a release wrote, every later one reads to the same bits. Rewritten only by REGENERATE=1."""
 
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,16 @@ def digests(path):
     return {
         name: hashlib.sha256(exact_bytes(tensor)).hexdigest() for name, tensor in waterfill.decompress(path).items()
     }
+
+
+def test_a_directory_of_format_1_reads_to_the_same_bits():
+    """Its payloads are where an ordinary model has its weights."""
+    expected = json.loads((FOLDER / "directory.json").read_bytes())
+    assert digests(FOLDER / "directory") == expected
+    model = waterfill.load(FOLDER / "directory") if importlib.util.find_spec("transformers") else None
+    if model is not None:
+        found = {name: hashlib.sha256(exact_bytes(value)).hexdigest() for name, value in model.state_dict().items()}
+        assert found == expected
 
 
 CASES = {

@@ -14,9 +14,9 @@ ROOT = Path(waterfill.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     "_version",
-    "errors", "atomic", "records", "theory", "protocols", "processes", "models", "distortion", "importance", "codec",
-    "reconstruct", "quantize", "files", "text", "bundle", "resident", "integrations", "reading", "evaluation", "resume",
-    "results",
+    "errors", "compiled", "atomic", "records", "theory", "protocols", "processes", "models", "distortion", "importance",
+    "codec", "reconstruct", "quantize", "files", "text", "bundle", "resident", "integrations", "reading",
+    "batch_statistics", "evaluation", "resume", "results",
     "compression", "report", "zoo", "progress", "demo", "reproduce", "cli",
 )  # fmt: skip
 """The way through the package: a module imports only from itself and from what comes before it."""

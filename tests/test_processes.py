@@ -49,7 +49,7 @@ def test_two_processes_make_the_same_files(directories, tmp_path):
     for name, distortion, size in lines:
         alone = waterfill.compress_directory(directories(name), tmp_path / f"{name}-alone", batches(5), rate=4)
         assert (float(distortion), int(size)) == (alone.distortion, alone.size_bytes)
-        one, two = (tmp_path / each / "model.safetensors" for each in (f"{name}-alone", name))
+        one, two = (tmp_path / each / "waterfill.safetensors" for each in (f"{name}-alone", name))
         assert one.read_bytes() == two.read_bytes()
         assert (one.parent / "config.json").read_bytes() == (two.parent / "config.json").read_bytes()
 

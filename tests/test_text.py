@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from waterfill import sentence_batches, text_batches
 from waterfill.errors import CalibrationError, FormatError, UsageError, WaterfillError
-from waterfill.models.batches import as_batches
+from waterfill.models.kept_batches import as_batches
 from waterfill.text import as_tokens
 from waterfill.text.sources import blocks
 

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -212,7 +213,7 @@ def test_parts_and_groups_across_which_experts_lie(place, tmp_path):
 
 def test_shards_are_read(small, place, tmp_path):
     out = compressed(place / "llama", tmp_path / "out", shard_bytes=6000)
-    assert (out / "model.safetensors.index.json").is_file()
+    assert (out / "waterfill.safetensors.index.json").is_file()
     same(transformers.AutoModelForCausalLM.from_pretrained(out), waterfill.load(small[1]))
 
 
@@ -244,10 +245,10 @@ def test_save_pretrained_writes_plain_weights(mixtral, tmp_path):
 def test_damage_is_an_error_that_names_file_and_group(place, tmp_path):
     directories("llama", place)
     out = compressed(place / "llama", tmp_path / "out")
-    data = bytearray((out / "model.safetensors").read_bytes())
+    data = bytearray((out / "waterfill.safetensors").read_bytes())
     data[-1] ^= 1
-    (out / "model.safetensors").write_bytes(data)
-    with pytest.raises(FormatError, match=r"model\.safetensors, group 'model\.layers\.2'"):
+    (out / "waterfill.safetensors").write_bytes(data)
+    with pytest.raises(FormatError, match=r"waterfill\.safetensors, group 'model\.layers\.2'"):
         transformers.AutoModelForCausalLM.from_pretrained(out)
 
 
@@ -517,6 +518,34 @@ def test_transformers_knows_it_in_every_order_of_imports(small, order):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     expected = waterfill.load(small[1]).model.layers[0].mlp.up_proj.weight.double().sum().item()
     assert float(done.stdout.strip().splitlines()[-1]) == expected
+
+
+WITHOUT = {
+    "class of the configuration": "AutoModelForCausalLM.from_pretrained({!r})",
+    "base": "AutoModel.from_pretrained({!r}, use_safetensors=True)",
+    "pickles": "AutoModel.from_pretrained({!r}, use_safetensors=False)",
+    "pipeline": "pipeline('text-generation', {!r})",
+}
+
+
+@pytest.mark.parametrize("call", WITHOUT.values(), ids=WITHOUT)
+def test_without_the_import_it_fails_and_names_the_import(small, tmp_path, call):
+    place = shutil.copytree(small[1], tmp_path / "directory")
+    script = f"import transformers\ntransformers.{call.format(str(place))}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "import-waterfill-first" in done.stderr.replace(str(tmp_path), "")
+
+
+def test_the_import_finds_the_weights_in_shards_and_through_links(small, place, tmp_path):
+    """The cache of a hub has links to its files."""
+    sharded = compressed(place / "llama", tmp_path / "sharded", shard_bytes=6000)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in sharded.iterdir():
+        (linked / path.name).symlink_to(path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(linked, use_safetensors=False)
+    same(model, waterfill.load(small[1]))
+    assert not hasattr(model.config, "transformers_weights")
 
 
 def test_importing_waterfill_does_not_import_transformers():

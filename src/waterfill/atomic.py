@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from waterfill.errors import WaterfillError
+from waterfill.errors import UsageError, WaterfillError
+
+_MODELS = (
+    ".wf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5", ".keras", ".msgpack", ".onnx",
+    ".gguf", ".tflite",
+)  # fmt: skip
+"""Suffixes that say of what kind a model file is."""
+
+
+def check_suffix(path: Path, written: str) -> None:
+    """Refuse the name of a model file of another kind than what is written, which other programs would misread.
+
+    Args:
+        path: where to write.
+        written: the suffix of what is written.
+
+    Raises:
+        UsageError: it has the suffix of another kind.
+    """
+    found = suffix_of_models(path)
+    if found not in (None, written):
+        raise UsageError(
+            f"Output {path} has the suffix {found} of another kind of model; expected {written}, as that is what is "
+            f"written. Name it {path.with_suffix(written)}."
+        )
+
+
+def suffix_of_models(path: Path) -> str | None:
+    """The suffix of a path if it is one of model files; None otherwise."""
+    found = path.suffix.lower()
+    return found if found in _MODELS else None
 
 
 def check_destination(path: Path, *, force: bool) -> None:
@@ -28,6 +59,8 @@ def check_destination(path: Path, *, force: bool) -> None:
         raise WaterfillError(
             f"Output folder {folder} is not writable; change its permissions or choose another output."
         )
+    if shutil.disk_usage(folder).free == 0:
+        raise WaterfillError(f"Output folder {folder} has no space left; free some, or choose another output.")
     if path.exists() and not force:
         raise WaterfillError(f"Output {path} exists and is not overwritten; use --force (force=True) or another name.")
 

@@ -8,30 +8,33 @@ import math
 import sys
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from waterfill.batch_statistics import BatchStatistics, OutputBatch, batch_statistics
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError
-from waterfill.models.batches import (
-    as_batches,
-    call,
-    describe,
-    evaluation,
-    split,
-)
-from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of, tokens_of, vocabulary_of
+from waterfill.models.arguments import arranged, arranged_pass
+from waterfill.models.batches import call, describe, evaluation, fingerprint, split
+from waterfill.models.kept_batches import OnePass, as_batches, known_length, one_pass
+from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of_text, tokens_of, vocabulary_of
+from waterfill.models.output_reading import OutputReading
+from waterfill.models.output_rules import reading_of
 from waterfill.models.pretrained import load_pretrained
+from waterfill.models.reference_outputs import ReferenceOutputs
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Output, Progress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Evaluation:
         squared_error: mean over the samples of the squared distance to the reference's output.
         relative_squared_error: the same divided by the mean squared length of the reference's output.
         cosine: mean over the samples of the cosine between both outputs.
+        notes: how the output of the model was read, where that had to be told, a sentence each.
     """
 
     samples: int
@@ -69,21 +73,23 @@ class Evaluation:
     squared_error: float | None = None
     relative_squared_error: float | None = None
     cosine: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def distortion(self) -> float | None:
         """Mean distance from the reference: KL of logits, squared error of values; None without a reference."""
         return self.squared_error if self.kl is None else self.kl
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"notes": list(self.notes) or None}
 
     def to_json(self) -> str:
         """All fields as JSON text."""
         return json.dumps(self.to_dict(), indent=1)
 
 
+@in_ordinary_surroundings
 def evaluate(
     model: nn.Module,
     data: Iterable[Any],
@@ -101,26 +107,94 @@ def evaluate(
 
     Args:
         model: the network; its modes are left as they were.
-        data: batches `(input, target)` or inputs alone. A prediction whose integer target is -100 does not count.
+        data: batches `(input, target)` or inputs alone, which are gone through once; of a loader, a stream or a
+            generator nothing is kept. A prediction whose integer target is -100 does not count.
         reference: the network to compare with, the path of its directory (of transformers), or what
             `reference_outputs` returned for it on the same data. A network runs beside the model, batch by batch, so
             that both are in memory and no outputs are kept.
-        output: what the model returns; None to tell from the targets, or for text from the model.
+        output: what the model returns; None to tell from the targets and outputs, or for text from the model.
         progress: called with ("evaluate", done, total) after every batch.
 
     Returns:
         What the targets and the reference allow to measure.
 
     Raises:
-        UsageError: `output` is not one of the two names.
+        UsageError: `output` is none of its names.
         CalibrationError: the data do not fit the model or the reference, or do not tell what the model returns.
         WaterfillError: the directory has no model that can be read.
     """
-    batches = as_batches(data)
-    distortion = distortion_for(output_of(model, batches, output))
+    if isinstance(reference, ReferenceOutputs):
+        data = reference.batches_of(data)
+    batches, reading, notes = _opened(model, data, output)
+    if isinstance(reference, ReferenceOutputs):
+        batches = reference.checked(batches)
     if isinstance(reference, str | Path):
         reference = load_pretrained(Path(reference))
-    return summarize(evaluate_batches(model, batches, reference, distortion, progress))
+    if reference is not None and not isinstance(reference, nn.Module):
+        reference = list(map(reading.of_tensor, reference))
+    with reading.of(model, reference):
+        measured = evaluate_batches(model, reading.one_pass(batches), reference, distortion_for(reading.kind), progress)
+        return dataclasses.replace(summarize(measured), notes=notes)
+
+
+def evaluate_both(
+    original: nn.Module,
+    compressed: nn.Module,
+    data: Iterable[Any],
+    *,
+    output: Output | None = None,
+    progress: Progress | None = None,
+) -> tuple[Evaluation, Evaluation]:
+    """Measure a model, and a compressed one against it, in one pass over data.
+
+    Args:
+        original: the network.
+        compressed: the network to compare with it.
+        data: as in `evaluate`.
+        output: as there, of the original.
+        progress: as there.
+
+    Returns:
+        Qualities of the original, and of the compressed one with its distances from the original.
+
+    Raises:
+        UsageError: as `evaluate`.
+        CalibrationError: as `evaluate`.
+    """
+    batches, reading, notes = _opened(original, data, output)
+    distortion = distortion_for(reading.kind)
+
+    def measure(index: int, batch: Any) -> tuple[BatchStatistics, BatchStatistics]:
+        found = _pass(compressed, batch, original, index, distortion)
+        assert found.reference is not None
+        alone = dataclasses.replace(found, result=found.reference, reference=None)
+        return batch_statistics(alone, distortion), batch_statistics(found, distortion)
+
+    with _quiet(original, compressed), reading.of(original, compressed):
+        both = list(_told(ALONE.map(measure, reading.one_pass(batches)), known_length(batches), progress))
+    of_each = summarize(one for one, _ in both), summarize(other for _, other in both)
+    return dataclasses.replace(of_each[0], notes=notes), dataclasses.replace(of_each[1], notes=notes)
+
+
+def _opened(
+    model: nn.Module, data: Iterable[Any], output: Output | None
+) -> tuple[OnePass, OutputReading, tuple[str, ...]]:
+    """Data to go through once, as the model takes them, how its output is read, and what was assumed."""
+    notes: list[str] = []
+    batches = arranged_pass(model, one_pass(data), notes.append)
+    try:
+        reading = reading_of(model, [batches.first], output or output_of_text(model, [batches.first]))
+    except CalibrationError as error:
+        raise CalibrationError(" ".join([str(error), *notes])) from error
+    return batches, reading, (*notes, *reading.notes)
+
+
+def _told(found: Iterable[T], total: int, progress: Progress | None) -> Iterator[T]:
+    """What was measured, batch after batch, while it is told how many there were."""
+    for done, each in enumerate(found, 1):
+        yield each
+        if progress is not None:
+            progress("evaluate", done, max(done, total))
 
 
 def evaluate_batches(
@@ -148,13 +222,11 @@ def evaluate_batches(
     def measure(index: int, batch: Any) -> BatchStatistics:
         return batch_statistics(_pass(model, batch, reference, index, distortion), distortion)
 
-    total, done = len(batches) if isinstance(batches, Sized) else 0, 0
+    done = 0
     with _quiet(model, reference):
-        for found in processes.map(measure, batches):
+        for found in _told(processes.map(measure, batches), known_length(batches), progress):
             yield found
             done += 1
-            if progress is not None:
-                progress("evaluate", done, max(done, total))
     if reference is not None and not isinstance(reference, nn.Module) and done != len(reference):
         raise CalibrationError(
             f"There are {done} batches, but reference outputs for {len(reference)}; expected as many. "
@@ -162,13 +234,16 @@ def evaluate_batches(
         )
 
 
-def reference_outputs(model: nn.Module, data: Iterable[Any], processes: Processes = ALONE) -> list[Tensor]:
+@in_ordinary_surroundings
+def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
     """Run a model over data and keep its outputs, so that others can be compared with it again and again.
+
+    What is no list is read once and kept with the outputs: whoever is compared on the same loader, stream or generator
+    sees these batches.
 
     Args:
         model: the network; its modes are left as they were.
         data: batches.
-        processes: each runs some of the batches, and gets the outputs of all.
 
     Returns:
         One tensor for every batch, on the CPU.
@@ -177,79 +252,25 @@ def reference_outputs(model: nn.Module, data: Iterable[Any], processes: Processe
         CalibrationError: the data do not fit the model.
     """
     batches = as_batches(data)
+    as_taken = arranged(model, batches)
+    fingerprints = [fingerprint(split(batch)[0]) for batch in as_taken]
+    return ReferenceOutputs(outputs_of(model, as_taken), fingerprints, data, batches)
+
+
+def outputs_of(model: nn.Module, batches: Iterable[Any], processes: Processes = ALONE) -> list[Tensor]:
+    """What a model returns on each batch, on the CPU.
+
+    Args:
+        model: the network; its modes are left as they were.
+        batches: as the model takes them.
+        processes: each runs some of the batches, and gets the outputs of all.
+
+    Raises:
+        CalibrationError: the data do not fit the model.
+    """
     with _quiet(model):
         outputs = processes.map(lambda index, batch: _pass(model, batch, None, index, None).result.cpu(), batches)
         return list(outputs)
-
-
-@dataclass(frozen=True)
-class OutputBatch:
-    """What one batch gave.
-
-    Attributes:
-        samples: number of samples.
-        result: outputs of the model.
-        target: what they should be; None where that is not known.
-        reference: outputs of the model to compare with; None without one.
-        is_text: whether it is text, with an output for every token.
-    """
-
-    samples: int
-    result: Tensor
-    target: Tensor | None
-    reference: Tensor | None
-    is_text: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class BatchStatistics:
-    """Sums of what was measured in one batch.
-
-    Attributes:
-        samples: number of samples.
-        sums: by name of the measure.
-        counts: of how many values each is the sum.
-        distances: of every output from that of the reference: nats of KL divergence, or squared distance; float64.
-        is_text: whether it is text, with an output for every token.
-    """
-
-    samples: int
-    sums: Mapping[str, float]
-    counts: Mapping[str, int]
-    distances: NDArray[np.float64]
-    is_text: bool
-
-    def with_labels(self, other: BatchStatistics) -> BatchStatistics:
-        """The same with what another one says of labels."""
-        names = [name for name in _LABEL_MEASURES if name in other.sums]
-        sums = dict(self.sums) | {name: other.sums[name] for name in names}
-        counts = dict(self.counts) | {name: other.counts[name] for name in names}
-        return dataclasses.replace(self, sums=sums, counts=counts)
-
-
-_LABEL_MEASURES = ("accuracy", "cross_entropy", "top5")
-
-
-def batch_statistics(one: OutputBatch, distortion: Distortion) -> BatchStatistics:
-    """Measure the outputs of one batch.
-
-    Args:
-        one: the batch; text without padding.
-        distortion: of what the model returns.
-
-    Raises:
-        CalibrationError: the targets do not fit.
-    """
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    distances = array("d")  # not tensors: small ones kept between large ones would hold memory apart
-    for part in distortion.measures(one.result, one.target, one.reference):
-        if distortion.measure in part:
-            distances.extend(part[distortion.measure].tolist())
-        for name, each in part.items():
-            sums[name] += float(each.sum(dtype=torch.float64))
-            counts[name] += each.numel()
-    return BatchStatistics(one.samples, sums, counts, np.array(distances), one.is_text)
 
 
 @contextmanager
@@ -281,6 +302,7 @@ def _pass(
         raise UnsupportedModelError(
             "The model returns a single number for a batch; expected [samples, ...]. Return an output per sample."
         )
+    _check_samples(inputs, target, result, index)
     if isinstance(reference, nn.Module):
         other: Tensor | None = call(reference, inputs, index=index)
     else:
@@ -304,7 +326,22 @@ def _as_text(found: OutputBatch, model: nn.Module, inputs: Any, distortion: Dist
     return OutputBatch(found.samples, outputs[0], target, outputs[1] if outputs[1:] else None, is_text)
 
 
+def _check_samples(inputs: Any, target: Tensor | None, result: Tensor, index: int) -> None:
+    """Check that a batch is no single sample, whose values would be counted as samples.
+
+    Raises:
+        CalibrationError: it is one.
+    """
+    single = isinstance(inputs, Tensor) and inputs.ndim == 1 and len(inputs) != len(result)
+    if len(result) > 1 and (single or (target is not None and target.ndim == 0)):
+        raise CalibrationError(
+            f"Batch {index} looks like a single sample: inputs {describe(inputs)} with the target {describe(target)}; "
+            "expected tensors [samples, ...]. Wrap the data in torch.utils.data.DataLoader with a batch_size."
+        )
+
+
 def _kept(references: Sequence[Tensor], index: int) -> Tensor:
+    """The output of the reference on a batch."""
     if index >= len(references):
         raise CalibrationError(
             f"Batch {index} has no reference output, there are {len(references)}; expected one for every batch. "

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich import progress as rich
 
 STAGES = {
+    "read": "reading data",
     "look": "looking at weights",
     "forward": "passing blocks",
     "code": "compressing groups",

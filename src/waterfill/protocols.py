@@ -14,7 +14,8 @@ from waterfill.records import Quantized, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
-Output: TypeAlias = Literal["logits", "values"]
+Output: TypeAlias = Literal["logits", "values", "probabilities"]
+"""What a model returns: scores of classes, real values, or probabilities of classes."""
 
 
 class Progress(Protocol):

@@ -11,9 +11,11 @@ from waterfill import files
 from waterfill.bundle import Bundle
 from waterfill.errors import UsageError
 from waterfill.files import WaterfillFile
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.models.torch_module import fill
 
 
+@in_ordinary_surroundings
 def open(path: str | Path, *, threads: int | None = None) -> WaterfillFile | Bundle:
     """Open a file or a compressed directory without decoding it: a mapping from names to tensors.
 
@@ -23,6 +25,7 @@ def open(path: str | Path, *, threads: int | None = None) -> WaterfillFile | Bun
     return Bundle(path, threads=threads) if Path(path).is_dir() else WaterfillFile(path, threads=threads)
 
 
+@in_ordinary_surroundings
 def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, Tensor]:
     """All tensors of a file or of a compressed directory by name; tied ones are one tensor.
 
@@ -39,6 +42,7 @@ def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, Ten
         return dict(bundle.tensors())
 
 
+@in_ordinary_surroundings
 def load(
     path: str | Path,
     into: nn.Module | None = None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from waterfill.atomic import write_atomically
+from waterfill.atomic import check_suffix, write_atomically
 from waterfill.records import Codebook, Constant, Entry, Exact, NormMean, NormVariance, Quantized, Relative, Tied
 
 
@@ -178,8 +178,10 @@ class CompressionResult(Outcome):
             force: replace a file that exists; otherwise it is refused.
 
         Raises:
+            UsageError: the suffix is that of a model file of another kind, such as `.onnx`.
             WaterfillError: the folder is missing or not writable, or the file exists and `force` is False.
         """
+        check_suffix(Path(path), ".wf")
         write_atomically(Path(path), [self.data], force=force)
 
 

@@ -159,9 +159,9 @@ def test_threads_decode_at_the_same_time(out):
 
 def test_shards_are_ordinary_safetensors_that_say_what_the_configuration_says(source, tmp_path):
     small = compressed(source, tmp_path / "small", tied=TIED, shard_bytes=700)
-    index = json.loads((small / "model.safetensors.index.json").read_bytes())
+    index = json.loads((small / "waterfill.safetensors.index.json").read_bytes())
     described = json.loads((small / "config.json").read_bytes())["quantization_config"]
-    assert described["quant_method"] == "waterfill" and described["format"] == 1 and described["tied"] == TIED
+    assert described["quant_method"] == "waterfill" and described["format"] == 2 and described["tied"] == TIED
     assert described["producer"] == f"waterfill {waterfill.__version__}"
     assert len(set(index["weight_map"].values())) > 1
     assert index["metadata"]["total_size"] == sum(line["bytes"] for line in described["groups"])
@@ -178,7 +178,9 @@ def test_shards_are_ordinary_safetensors_that_say_what_the_configuration_says(so
 
 def test_the_other_files_come_along_and_weights_do_not(out):
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json", "LICENSE"}
+    guards = {"model.safetensors.index.json", "pytorch_model.bin.index.json"}
+    copied = {"tokenizer.json", "1_Pooling/config.json", "LICENSE"}
+    assert names == {"config.json", "waterfill.safetensors"} | guards | copied
     config = json.loads((out / "config.json").read_bytes())
     assert config["vocab"] == 20 and set(config) == {"vocab", "dtype", "quantization_config"}
 
@@ -210,9 +212,9 @@ def test_plain_directories_hold_the_same_tensors(out, tmp_path, shard_bytes):
 
 def test_a_damaged_payload_leaves_nothing(source, tmp_path):
     out = compressed(source, tmp_path / "out")
-    data = bytearray((out / "model.safetensors").read_bytes())
+    data = bytearray((out / "waterfill.safetensors").read_bytes())
     data[-1] ^= 1
-    (out / "model.safetensors").write_bytes(data)
+    (out / "waterfill.safetensors").write_bytes(data)
     with pytest.raises(WaterfillError, match="checksum"), Bundle(out) as bundle:
         write_plain(bundle, tmp_path / "plain")
     assert listed(tmp_path) == ["out"]

@@ -32,7 +32,7 @@ def edit(folder, change):
 
 
 def shard_of(folder, tensor):
-    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+    index = json.loads((folder / "waterfill.safetensors.index.json").read_bytes())
     return folder / index["weight_map"][tensor]
 
 
@@ -103,7 +103,10 @@ def test_random_changes_of_headers_give_errors_or_the_right_tensors(good, bad):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda q: q.update(format=2), "format 2 of a compressed directory is unknown.*upgrade"),
+        (lambda q: q.update(weights="../waterfill.safetensors"), "names '../waterfill.safetensors' as the weights"),
+        (lambda q: q.pop("weights"), "names None as the weights"),
+        (lambda q: q.update(weights="waterfill.safetensors"), "lacks waterfill.safetensors"),
+        (lambda q: q.update(format=3), "format 3 of a compressed directory is unknown.*upgrade"),
         (lambda q: q.update(quant_method="fp8"), "no compression by waterfill"),
         (lambda q: q.pop("groups"), "damaged"),
         (lambda q: q.update(groups=3), "damaged"),
@@ -132,8 +135,8 @@ def test_a_group_that_is_missing_in_its_shard_is_found(good, bad):
         Bundle(bad)
 
 
-def test_parts_that_do_not_add_up_are_found(bad, tmp_path):
-    with BundleWriter(tmp_path / "out", bad) as writer:
+def test_parts_that_do_not_add_up_are_found(good, tmp_path):
+    with BundleWriter(tmp_path / "out", good.parent / "source") as writer:
         writer.add("one", payload({"w[0:4]": torch.randn(4, 8), "w[5:8]": torch.randn(3, 8)}))
         writer.finish({}, {})
     with pytest.raises(FormatError, match=r"out: part 'w\[5:8\]' \[3, 8\] does not go on at index 4"):

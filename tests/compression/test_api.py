@@ -301,7 +301,7 @@ def test_a_size_is_met_although_corrections_change_the_vectors(grown, slope):
     """And although the forecast is wrong."""
 
     def made(size):
-        return SimpleNamespace(size_bytes=size, packed=SimpleNamespace(data=bytes(f"{size}", "ascii")))
+        return SimpleNamespace(size_bytes=size, water_level=0, packed=SimpleNamespace(data=bytes(f"{size}", "ascii")))
 
     drafts = []
 
@@ -483,7 +483,7 @@ def test_odd_models_have_codebooks_too(tmp_path):
         ({"tolerance": 0}, "tolerance=0"),
         ({"effort": "heroic"}, "'heroic' is unknown; expected one of fast, default, best, max"),
         ({"seed": -1}, "Seed -1"),
-        ({"output": "probabilities"}, "'probabilities'; expected 'logits', 'values'"),
+        ({"output": "scores"}, "'scores'; expected 'logits', 'values', 'probabilities'"),
         ({"exclude": ["nothing*"]}, "nothing"),
     ],
 )

@@ -81,7 +81,7 @@ def test_the_size_and_all_tensors(family, compressed):
     name, directory = family
     out, result = compressed(name)
     assert fits(result, 4)
-    assert result.size_bytes == (out / "model.safetensors").stat().st_size
+    assert result.size_bytes == (out / "waterfill.safetensors").stat().st_size
     assert result.rate == 8 * result.size_bytes / result.floating_values
     same_tensors(directory, out)
     adds_up(result, out)
@@ -131,7 +131,9 @@ def test_batches_of_different_shapes(directories, tmp_path):
 def test_the_same_call_makes_the_same_files_and_more_bits_less_distortion(directories, compressed, tmp_path, data):
     directory, given = directories("llama"), None if data is None else batches()
     one, other = (waterfill.compress_directory(directory, tmp_path / n, given, rate=3) for n in ("one", "other"))
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "other/model.safetensors").read_bytes()
+    assert (tmp_path / "one" / "waterfill.safetensors").read_bytes() == (
+        tmp_path / "other/waterfill.safetensors"
+    ).read_bytes()
     assert fits(one, 3)
     assert one.distortion == other.distortion
     if data is None:
@@ -164,7 +166,7 @@ def test_without_data_transformers_is_not_needed(directories, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     size, text = done.stdout.strip().splitlines()
-    assert int(size) == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert int(size) == (tmp_path / "out" / "waterfill.safetensors").stat().st_size
     assert "need transformers, which is not installed; pip install 'waterfill[transformers]'" in text
     only(tmp_path, "out")
 
@@ -245,8 +247,8 @@ def test_shards_are_the_same_model(directories, compressed, tmp_path):
     assert len(list(directory.glob("*.safetensors"))) > 3
     waterfill.compress_directory(directory, tmp_path / "out", batches(), rate=4)
     whole = compressed("llama")[0]
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
+    assert (tmp_path / "out" / "waterfill.safetensors").read_bytes() == (whole / "waterfill.safetensors").read_bytes()
+    assert not (tmp_path / "out" / "waterfill.safetensors.index.json").exists()
 
 
 @pytest.mark.parametrize("name", ["llama", "tied", "mixtral", "gpt2"])
@@ -403,10 +405,10 @@ def test_a_config_that_does_not_belong_to_the_weights(directories, tmp_path, cha
 
 def test_an_output_that_is_there_stays(directories, compressed):
     out, _ = compressed("llama")
-    before = (out / "model.safetensors").read_bytes()
+    before = (out / "waterfill.safetensors").read_bytes()
     with pytest.raises(WaterfillError, match="force"):
         waterfill.compress_directory(directories("llama"), out, batches(), rate=3)
-    assert (out / "model.safetensors").read_bytes() == before
+    assert (out / "waterfill.safetensors").read_bytes() == before
 
 
 def test_another_try_of_a_segment_begins_with_what_there_was(tmp_path):
@@ -475,3 +477,24 @@ def test_targets_that_a_directory_cannot_meet(directories, tmp_path):
     with pytest.raises(CalibrationError, match="does not predict"):
         waterfill.compress_directory(directories("bert"), tmp_path / "out", batches(), tolerance=0.1)
     only(tmp_path)
+
+
+def test_directories_take_loaders_and_generators(directories, tmp_path):
+    torch.manual_seed(0)
+    ids = torch.randint(2, 50, (12, 8))
+    mask = torch.ones_like(ids)
+    mask[::3, 5:] = 0
+    dicts = [{"input_ids": ids[i : i + 4], "attention_mask": mask[i : i + 4]} for i in (0, 4, 8)]
+    kinds = {
+        "list": dicts,
+        "generator": (each for each in dicts),
+        "pairs": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids, mask), batch_size=4),
+        "shuffled": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids), batch_size=4, shuffle=True),
+    }
+    found = {
+        name: waterfill.compress_directory(directories("llama"), tmp_path / name, data, rate=6.0, effort="fast")
+        for name, data in kinds.items()
+    }
+    assert found["list"].distortion == found["generator"].distortion == found["pairs"].distortion
+    assert found["list"].notes == found["shuffled"].notes == ()
+    assert "read as (input_ids, attention_mask)" in found["pairs"].notes[0]

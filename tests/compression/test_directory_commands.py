@@ -37,7 +37,7 @@ def test_there_and_back(run, place):
     assert "lm: about" in out
     assert "GiB of memory" in out
     report = json.loads((place / "r.json").read_text())
-    assert report["size_bytes"] == (place / "small" / "model.safetensors").stat().st_size
+    assert report["size_bytes"] == (place / "small" / "waterfill.safetensors").stat().st_size
     assert report["rate"] <= 4
     assert (place / "small" / "tokenizer.json").read_bytes() == (place / "lm" / "tokenizer.json").read_bytes()
 

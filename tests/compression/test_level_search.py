@@ -24,7 +24,8 @@ from waterfill.errors import CalibrationError, TargetError, UsageError
 from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile
 from waterfill.importance import kronecker
-from waterfill.models import torch_module
+from waterfill.models import clone, torch_module
+from waterfill.models.output_reading import OutputReading
 from waterfill.quantize import Feedback, KMeans
 from waterfill.reconstruct import errors
 
@@ -51,7 +52,7 @@ def labelled(model, count, size=16):
 
 
 def filled(result, model):
-    twin = torch_module.clone(model)
+    twin = clone(model)
     torch_module.fill(twin, dict(WaterfillFile(result.data).tensors()))
     return twin
 
@@ -63,7 +64,7 @@ def filled(result, model):
 def test_batches_are_fitted_to_or_chosen_by(count):
     batches = list(range(count))
     outputs = [torch.tensor(i) for i in batches]
-    known = CalibratedModel(nn.Identity(), nn.Identity(), batches, outputs, "values", {}, ())
+    known = CalibratedModel(nn.Identity(), nn.Identity(), batches, outputs, OutputReading("values"), {}, ())
     for part in (known.fitting, known.choosing):
         assert list(part) == list(part) == [int(each) for each in part.references]
         assert len(part) == len(part.references) > 0

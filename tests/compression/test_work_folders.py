@@ -34,7 +34,7 @@ def compress(directory, out, seed=0, **options):
 
 
 def weights(out):
-    return (out / "model.safetensors").read_bytes()
+    return (out / "waterfill.safetensors").read_bytes()
 
 
 def test_after_a_kill_the_same_files_with_less_work(directories, tmp_path, count):

@@ -10,7 +10,7 @@ from waterfill.importance.fisher import of_distortion
 from waterfill.models.batches import IGNORED
 from waterfill.protocols import Output
 
-EVERY = [distortion_for(output) for output in get_args(Output)]
+EVERY = list(dict.fromkeys(distortion_for(output) for output in get_args(Output)))
 
 
 @pytest.fixture(params=EVERY, ids=[each.name for each in EVERY])

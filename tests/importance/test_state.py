@@ -231,7 +231,6 @@ def inference(self, x):
         (broken(lambda self, x: self.a(x).sum(0, keepdim=True)), "expected \\[samples"),
         (broken(lambda self, x: self.a(x).argmax(-1)), "does not depend on its parameters"),
         (broken(in_place), "backward pass"),
-        (broken(inference), "inference_mode"),
         (broken(lambda self, x: self.n(self.a(x)), n=nn.BatchNorm1d(OUT, track_running_stats=False)), "statistics"),
         (broken(lambda self, x: {"y": str(self.a(x))}), "without a tensor"),
     ],
@@ -241,6 +240,16 @@ def test_models_without_importances_per_sample_are_refused(model, message):
         regression().estimate(model, [torch.randn(4, 3)], "values")
     with evaluation(model):
         pass
+
+
+def test_inference_mode_inside_of_a_model_is_not_obeyed():
+    model = broken(inference)
+    plain = Function(lambda self, x: self.a(x), a=model.a)
+    found, wanted = (regression().estimate(each, [torch.randn(4, 3)], "values") for each in (model, plain))
+    assert found["a.bias"].diagonal().all()
+    np.testing.assert_array_equal(found["a.bias"].diagonal(), wanted["a.bias"].diagonal())
+    with torch.inference_mode():
+        assert torch.is_inference_mode_enabled()
 
 
 @pytest.mark.parametrize("importance", [kl, regression])
@@ -263,8 +272,8 @@ def test_data_that_do_not_fit_the_importance_are_refused():
     with pytest.raises(CalibrationError, match="output="):
         kl().estimate(net(), [(x, torch.rand(4, 3))])
     with pytest.raises(CalibrationError, match="no axis of classes"):
-        kl().estimate(Function(lambda self, x: self.a(x)[:, 0], a=nn.Linear(3, 1)), [torch.randn(2, 3)], "logits")
-    with pytest.raises(UsageError, match="expected 'logits', 'values' or None"):
+        kl().begin(Function(lambda self, x: self.a(x)[:, 0], a=nn.Linear(3, 1))).update(torch.randn(2, 3))
+    with pytest.raises(UsageError, match="expected 'logits', 'values', 'probabilities' or None"):
         kl().estimate(net(), [x], "classes")
 
 

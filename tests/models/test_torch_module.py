@@ -144,8 +144,8 @@ def test_views_of_one_memory_are_tensors_of_their_own():
     model.register_buffer("row", memory[1])
     model.register_buffer("again", memory[1])
     origins = {entry.name: entry.origin for entry in inventory(model).entries}
-    assert [type(origin) for origin in origins.values()] == [Coded, Coded, Coded, Tied]
-    np.testing.assert_array_equal(inventory(model).weights["turned"].matrix, memory.t().numpy())
+    assert [type(origin) for origin in origins.values()] == [Exact, Exact, Exact, Tied]
+    assert torch.equal(inventory(model).exact["turned"], memory.t())
 
 
 def naive_matrix(values, groups):
@@ -209,10 +209,11 @@ def test_what_is_stored_exactly_and_why():
         "nothing": torch.zeros(0, 3),
         "nothing_else": torch.zeros(0, 3),
         "huge": torch.tensor([1.0, 1e300], dtype=torch.float64),
-        "wide": torch.tensor([1.0, 2.0], dtype=torch.float64),
+        "table": torch.tensor([1.0, 2.0]),
     }
     for name, tensor in tensors.items():
         model.register_buffer(name, tensor)
+    model.wide = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
     found = inventory(model)
     reasons = {e.name: e.origin.reason for e in found.entries if isinstance(e.origin, Exact)}
     assert reasons == {
@@ -223,6 +224,7 @@ def test_what_is_stored_exactly_and_why():
         "nothing": "no elements",
         "nothing_else": "no elements",
         "huge": "values beyond the range of float32",
+        "table": "a buffer, stored exactly; include='table' quantizes it",
     }
     assert list(found.weights) == ["wide"]
     state = assembled(model)
@@ -446,7 +448,9 @@ def test_fill_refuses_expanded_tensors():
     model = nn.Module()
     model.register_buffer("row", torch.zeros(1).expand(4))
     with pytest.raises(WaterfillError, match=r"share memory \('row'\)"):
-        fill(model, {"row": torch.zeros(4)})
+        fill(model, {"row": torch.ones(4)})
+    fill(model, {"row": torch.zeros(4)})
+    assert (model.row == 0).all()
 
 
 def test_clone_is_independent():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from waterfill.atomic import suffix_of_models
 from waterfill.errors import UsageError, WaterfillError
 
 _WEIGHTS = (
@@ -84,6 +85,10 @@ class NewFolder:
 
 def check_folder(out: Path, *, source: Path, force: bool) -> None:
     """Fail early, before any work, when a directory cannot be written at `out`; see `NewFolder`."""
+    if suffix_of_models(out) not in (None, ".wf"):
+        raise UsageError(
+            f"Output {out} has the suffix of a model file, but a directory is written; name it {out.with_suffix('')}."
+        )
     read, place = source.resolve(), out.resolve()
     if read == place or place in read.parents:
         raise UsageError(f"Output {out} holds the input {source}, which would be replaced; choose another output.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from waterfill.bundle.card import restore_card
 from waterfill.bundle.folder import NewFolder, copy_companions
 from waterfill.bundle.reader import Bundle
 from waterfill.bundle.shards import SHARD_BYTES, Planned, ShardWriter
@@ -42,6 +43,7 @@ def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_b
                         shards.write(name, [_bytes(tensor)])
                 size = shards.finish()
             copy_companions(bundle.directory, folder.path)
+            restore_card(folder.path)
             (folder.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise WaterfillError(f"Writing {out} failed: {error.strerror}; nothing was written.") from error

@@ -13,11 +13,13 @@ import torch
 
 from waterfill.bundle.checkpoint import METHOD, quantization, read_config
 from waterfill.bundle.parts import Piece, Stored, stored
-from waterfill.bundle.shards import Mapped, Place, headers, places
-from waterfill.bundle.writer import FORMAT
+from waterfill.bundle.shards import Mapped, Place, header, headers, indexed, places
+from waterfill.bundle.writer import FORMAT, STEM
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
 from waterfill.records import Entry, count_floating
+
+_WEIGHTS = (f"{STEM}.safetensors", f"{STEM}.safetensors.index.json")
 
 
 class GroupLine(msgspec.Struct, frozen=True):
@@ -36,6 +38,7 @@ class Description(msgspec.Struct, frozen=True):
     groups: tuple[GroupLine, ...]
     tied: dict[str, str]
     dtype: str | None = None
+    weights: str | None = None
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -88,7 +91,7 @@ class Bundle(Mapping[str, torch.Tensor]):
         self.config = read_config(self.directory) if config is None else config
         self.description = _described(self.directory, self.config)
         self._mapped = Mapped()
-        inside = places(self.directory) if shards is None else headers(Path(shard) for shard in shards)
+        inside = self._shards() if shards is None else headers(Path(shard) for shard in shards)
         self._places = self._group_places(inside)
         self._files = {name: self._opened(name, threads) for name in self._places}
         self._stored = self._tensors()
@@ -252,6 +255,18 @@ class Bundle(Mapping[str, torch.Tensor]):
     def _label(self, group: str) -> str:
         return f"{self._places[group].path}, group {group!r}"
 
+    def _shards(self) -> dict[str, Place]:
+        """Where all payloads lie: in the files that format 2 names, or where an ordinary model has its weights."""
+        if self.description.format == 1:
+            return places(self.directory)
+        path = self.directory / str(self.description.weights)
+        if not path.is_file():
+            raise FormatError(
+                f"{self.directory} lacks {path.name}, which config.json names as its weights. Copy or download the "
+                "directory again."
+            )
+        return indexed(path) if path.suffix == ".json" else header(path)
+
     def _group_places(self, inside: Mapping[str, Place]) -> dict[str, Place]:
         found: dict[str, Place] = {}
         for line in self.description.groups:
@@ -313,15 +328,21 @@ def _described(directory: Path, config: Mapping[str, Any]) -> Description:
     where = directory / "config.json"
     if found is None or found.get("quant_method") != METHOD:
         raise FormatError(f"{where} says of no compression by waterfill; expected a directory that it wrote.")
-    if found.get("format") != FORMAT:
+    if found.get("format") not in range(1, FORMAT + 1):
         raise FormatError(
-            f"{where}: format {found.get('format')!r} of a compressed directory is unknown; this release reads format "
-            f"{FORMAT}: upgrade waterfill."
+            f"{where}: format {found.get('format')!r} of a compressed directory is unknown; this release reads formats "
+            f"up to {FORMAT}: upgrade waterfill."
         )
     try:
-        return msgspec.convert(found, Description)
+        description = msgspec.convert(found, Description)
     except msgspec.ValidationError as error:
         raise FormatError(f"{where}: quantization_config is damaged ({error}). Copy it again.") from error
+    if description.format > 1 and description.weights not in _WEIGHTS:
+        raise FormatError(
+            f"{where}: quantization_config names {description.weights!r} as the weights; expected one of "
+            f"{', '.join(_WEIGHTS)}. Copy it again."
+        )
+    return description
 
 
 @contextlib.contextmanager

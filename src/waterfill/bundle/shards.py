@@ -72,19 +72,29 @@ def places(directory: Path) -> dict[str, Place]:
             f"Model directory {directory} has neither {WHOLE} nor {INDEX}; expected the weights of a Hugging Face "
             "model. Name the directory that has them, or download the model again."
         )
-    named = _index(directory / INDEX)
+    return indexed(directory / INDEX)
+
+
+def indexed(path: Path) -> dict[str, Place]:
+    """Where every tensor of an index lies, in the shards beside it; reads only headers.
+
+    Raises:
+        WaterfillError: a shard cannot be read.
+        FormatError: it is no index; or a shard is missing or damaged, or lacks a tensor that the index names.
+    """
+    named = _index(path)
     found: dict[str, Place] = {}
     for shard in dict.fromkeys(named.values()):
-        if not (directory / shard).is_file():
+        if not path.with_name(shard).is_file():
             raise FormatError(
-                f"{directory / INDEX} names the shard {shard}, which is missing; expected it beside the index. "
+                f"{path} names the shard {shard}, which is missing; expected it beside the index. "
                 "Download the model again."
             )
-        inside = header(directory / shard)
+        inside = header(path.with_name(shard))
         lacking = [name for name, of in named.items() if of == shard and name not in inside]
         if lacking:
             raise FormatError(
-                f"{directory / shard} lacks the tensor {lacking[0]!r}, which {INDEX} says it has "
+                f"{path.with_name(shard)} lacks the tensor {lacking[0]!r}, which {path.name} says it has "
                 f"({len(lacking)} tensors in all). Download the model again."
             )
         found.update({name: place for name, place in inside.items() if named.get(name, shard) == shard})
@@ -216,18 +226,21 @@ class ShardWriter:
         ...         shards.write(name, data)
     """
 
-    def __init__(self, folder: Path, planned: Iterable[Planned], largest: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, folder: Path, planned: Iterable[Planned], largest: int = SHARD_BYTES, *, stem: str = "model"
+    ) -> None:
         """Plan the shards; files are made on entry.
 
         Args:
             folder: where to write.
             planned: the tensors, in order.
             largest: below so many bytes in all there is one shard; otherwise each is below.
+            stem: what the names of all files begin with.
 
         Raises:
             WaterfillError: a tensor has a type that safetensors does not know.
         """
-        self._folder = folder
+        self._folder, self._stem = folder, stem
         self._shards = _shards(planned, largest)
         self._files: dict[str, BinaryIO] = {}
         self._places: dict[str, tuple[str, int, int]] = {}
@@ -235,7 +248,8 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         for number, shard in enumerate(self._shards, 1):
             count = len(self._shards)
-            file = WHOLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            part = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
+            file = f"{self._stem}{part}.safetensors"
             head, offsets = _head(shard)
             self._files[file] = (self._folder / file).open("wb")
             self._files[file].write(head)
@@ -254,6 +268,11 @@ class ShardWriter:
         if target.tell() != start + size:
             raise ValueError(f"{name!r} has {target.tell() - start} bytes instead of {size}")
 
+    @property
+    def entrance(self) -> str:
+        """The file that leads to all tensors: the only shard, or the index."""
+        return f"{self._stem}.safetensors" if len(self._shards) == 1 else f"{self._stem}.safetensors.index.json"
+
     def finish(self) -> int:
         """Write the index, and all files to the disk; returns the bytes of all."""
         files = list(self._files)
@@ -262,8 +281,8 @@ class ShardWriter:
                 "metadata": {"total_size": sum(each.size for shard in self._shards for each in shard)},
                 "weight_map": {name: file for name, (file, _, _) in sorted(self._places.items())},
             }
-            (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-            files.append(INDEX)
+            (self._folder / self.entrance).write_text(json.dumps(index, indent=2) + "\n")
+            files.append(self.entrance)
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())

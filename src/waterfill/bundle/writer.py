@@ -14,11 +14,18 @@ import torch
 from waterfill._version import PRODUCER
 from waterfill.bundle.checkpoint import METHOD, read_config
 from waterfill.bundle.folder import NewFolder, copy_companions
+from waterfill.bundle.guard import write_guards
 from waterfill.bundle.shards import SHARD_BYTES, TYPES, Planned, ShardWriter, places
 from waterfill.codec.container import MAGIC
 from waterfill.errors import UsageError, WaterfillError
 
-FORMAT = 1
+FORMAT = 2
+STEM = "waterfill"
+"""What the names of the shards begin with; not with what transformers looks for, see `waterfill.bundle.guard`."""
+
+_OF_WEIGHTS = ("quantization_config", "transformers_weights")
+"""Keys of a configuration that are about the weights of the original."""
+
 _PIECE = 1 << 24
 
 
@@ -116,10 +123,11 @@ class BundleWriter:
         clash = sorted(described.keys() & facts.keys())
         if clash:
             raise UsageError(f"The fact {clash[0]!r} is what the format says itself; give it another name.")
-        config = {key: value for key, value in self._config.items() if key != "quantization_config"}
+        config = {key: value for key, value in self._config.items() if key not in _OF_WEIGHTS}
         config["quantization_config"] = described | dict(facts)
         try:
             size = self._write_shards()
+            write_guards(self._folder.path)
             copy_companions(self._source, self._folder.path)
             (self._folder.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         except OSError as error:
@@ -137,13 +145,17 @@ class BundleWriter:
             "format": FORMAT,
             "producer": PRODUCER,
             "dtype": _main_dtype(self._source),
+            "weights": self._shards().entrance,
             "groups": groups,
             "tied": dict(tied),
         }
 
-    def _write_shards(self) -> int:
+    def _shards(self) -> ShardWriter:
         planned = [Planned(tensor_name(k), (size,), torch.uint8) for k, (_, size) in enumerate(self._groups)]
-        with ShardWriter(self._folder.path, planned, self._shard_bytes) as shards:
+        return ShardWriter(self._folder.path, planned, self._shard_bytes, stem=STEM)
+
+    def _write_shards(self) -> int:
+        with self._shards() as shards:
             for number in range(len(self._groups)):
                 shards.write(tensor_name(number), _chunks(self._spooled(number)))
                 self._spooled(number).unlink()

@@ -124,7 +124,7 @@ class Loss:
 
 def as_output(text: str | None) -> Output | None:
     """What the model returns; None to tell from the targets."""
-    allowed: tuple[Output, ...] = ("logits", "values")
+    allowed: tuple[Output, ...] = ("logits", "values", "probabilities")
     return None if text is None else one_of("--output", text, allowed)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from waterfill._version import PRODUCER
+from waterfill.atomic import check_suffix
 from waterfill.cli.arguments import (
     Loss,
     as_effort,
@@ -142,10 +143,19 @@ def compress(
         compress_directory(Path(model), out, data, refused, sampling, loss, json_file, force=force, **options)
         return
     check_outputs(out, json_file, force=force, inputs=(Path(model), weights))
+    check_suffix(out, ".wf")
     network = as_model(model, weights)
-    batches = None if data is None else as_data(data)
+    batches = None if data is None else _read_data(data)
     options |= {"tolerance": loss.amount(network, batches, output), "output": as_output(output)}
     _compress_model(network, out, batches, loss, json_file, force=force, fold_norms=fold_norms, **options)
+
+
+def _read_data(data: str) -> Any:
+    """Batches of `--data`, while a bar shows how many were read."""
+    from waterfill.progress import progress_bar
+
+    with progress_bar(is_first()) as progress:
+        return as_data(data, progress)
 
 
 def _compress_model(
@@ -160,8 +170,8 @@ def _compress_model(
         result = run(network, batches, progress=progress, **options)
     if is_first():
         result.save(out, force=force)
-        show(result_table(result, str(out), loss.what))
         write_json(json_file, result.to_json())
+        show(result_table(result, str(out), loss.what))
 
 
 @app.command()
@@ -174,6 +184,7 @@ def decompress(file: FileArgument, out: Destination, force: Force = False) -> No
         decompress_directory(file, out, force=force)
         return
     check_outputs(out, None, force=force, inputs=(file,))
+    check_suffix(out, ".safetensors")
     tensors = run(file)
     save_tensors(out, tensors, force=force)
     show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
@@ -192,8 +203,8 @@ def inspect(file: FileArgument, json_file: Json = None) -> None:
     with WaterfillFile(file) as opened:
         summary = file_summary(str(file), opened)
         opened.verify()  # what is not decoded for it
-    show(file_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
+    show(file_table(summary))
 
 
 @app.command()
@@ -254,10 +265,10 @@ def bound(
             "ask for less."
         )
     at = found.rate(distortion) if distortion is not None else usual if rate is None else rate
-    show(bound_table(found, at))
     if picture is not None:
         write_atomically(picture, [bound_picture(found, at, model, kind)], force=force)
     write_json(json_file, found.to_json(at))
+    show(bound_table(found, at))
 
 
 @app.command()
@@ -277,8 +288,9 @@ def evaluate(
     """Measure a model, or a compressed file or directory against it."""
     from waterfill.cli.directories import compared, measured_batches, measured_model, size_of
     from waterfill.evaluation import evaluate as run
+    from waterfill.evaluation import evaluate_both
     from waterfill.progress import progress_bar
-    from waterfill.report.text import evaluation_table
+    from waterfill.report.text import evaluation_notes, evaluation_table
 
     if data is None:
         raise UsageError("evaluate needs --data package.module:factory, or for a model directory a text file.")
@@ -288,17 +300,19 @@ def evaluate(
     compressed = None if file is None else compared(file, network)
     kind = as_output(output)
     with progress_bar() as progress:
-        before = run(network, batches, output=kind, progress=progress)
-        after = None
-        if compressed is not None:
-            after = run(compressed, batches, reference=network, output=kind, progress=progress)
+        if compressed is None:
+            before, after = run(network, batches, output=kind, progress=progress), None
+        else:
+            before, after = evaluate_both(network, compressed, batches, output=kind, progress=progress)
     sizes = [size_of(Path(path)) for path in (model, file) if path is not None] if Path(model).is_dir() else []
-    show(evaluation_table(before, after, sizes))
     names = ("original", "compressed")
     found = {name: each.to_dict() for name, each in zip(names, (before, after), strict=True) if each is not None}
     for name, size in zip(names, sizes, strict=False):
         found[name]["size_bytes"] = size
     write_json(json_file, json.dumps(found, indent=1))
+    show(evaluation_table(before, after, sizes))
+    for note in evaluation_notes(before, after):
+        show(note)
 
 
 @app.command()
@@ -352,9 +366,9 @@ def reproduce(
     with progress_bar() as progress:
         results = run(chosen, place, Options(width, weights, samples, test_samples, seed), progress)
     figures = draw(chosen, results, place)
+    write_json(json_file, json.dumps(results, indent=1))
     show(reproduction_table(results))
     show(f"{place / 'results.json'} and {', '.join(path.name for path in figures)}")
-    write_json(json_file, json.dumps(results, indent=1))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.arguments import Loss
-from waterfill.cli.factories import FACTORY, as_data, as_model, as_module
+from waterfill.cli.factories import FACTORY, as_data, as_model, as_module, as_stream
 from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import UsageError
 
@@ -78,7 +78,7 @@ def compress_directory(
         )
     check_outputs(None, json_file, force=True, inputs=(directory / "config.json",))
     check_folder(out, source=directory, force=bool(options["force"]))
-    batches = None if data is None else list(as_text_data(data, directory, sampling))
+    batches = None if data is None else as_text_data(data, directory, sampling)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if is_first():
         mine = None if batches is None else batches[::processes]
@@ -87,8 +87,8 @@ def compress_directory(
     with progress_bar(is_first()) as progress:
         result = run(directory, out, batches, tolerance=tolerance, progress=progress, **options)
     if is_first():
-        show(result_table(result, str(out), loss.what))
         write_json(json_file, result.to_json())
+        show(result_table(result, str(out), loss.what))
 
 
 def model_and_batches(model: str, weights: Path | None, data: str | None, sampling: Sampling) -> tuple[Any, Any]:
@@ -119,8 +119,8 @@ def inspect_directory(directory: Path, json_file: Path | None) -> None:
     with Bundle(directory) as bundle:
         bundle.verify()
         summary = bundle_summary(str(directory), bundle)
-    show(bundle_table(summary))
     write_json(json_file, json.dumps(summary, indent=1))
+    show(bundle_table(summary))
 
 
 def is_text(data: str) -> bool:
@@ -128,7 +128,7 @@ def is_text(data: str) -> bool:
     return FACTORY.fullmatch(data) is None
 
 
-def as_text_data(data: str, directory: Path, sampling: Sampling | None = None) -> Iterable[Any]:
+def as_text_data(data: str, directory: Path, sampling: Sampling | None = None) -> Sequence[Any]:
     """Batches for the model of a directory, from `--data`; the model is not read for it.
 
     Args:
@@ -203,13 +203,13 @@ def measured_batches(data: str, model: str, sampling: Sampling) -> Iterable[Any]
         UsageError: `--data` is a file, but MODEL is a factory.
     """
     if Path(model).is_dir():
-        return as_text_data(data, Path(model), sampling)
+        return as_text_data(data, Path(model), sampling) if is_text(data) else as_stream(data)
     if is_text(data) and Path(data).is_file():
         raise UsageError(
             f"--data {data} is a file, but MODEL {model} is no directory with a tokenizer; expected "
             "package.module:factory. Write one that returns waterfill.text_batches(file, tokenizer)."
         )
-    return as_data(data)
+    return as_stream(data)
 
 
 def compared(file: Path, network: nn.Module) -> nn.Module:
@@ -228,7 +228,8 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of the weight files of a model directory."""
     if path.is_file():
         return path.stat().st_size
-    files = [*path.glob("model*.safetensors")] or [*path.glob("pytorch_model*.bin")]
+    patterns = ("waterfill*.safetensors", "model*.safetensors", "pytorch_model*.bin")
+    files: list[Path] = next(filter(None, ([*path.glob(pattern)] for pattern in patterns)), [])
     return sum(file.stat().st_size for file in files)
 
 

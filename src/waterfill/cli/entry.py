@@ -7,11 +7,13 @@ import sys
 
 from waterfill.cli.commands import app
 from waterfill.cli.output import is_first, process_number
+from waterfill.cli.streams import outlive_readers
 from waterfill.errors import UsageError, WaterfillError
 
 
 def main() -> None:
     """Entry point of the command: expected errors become one line and an exit code."""
+    outlive_readers()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind the stack, so that temporary files go
     try:
         app()

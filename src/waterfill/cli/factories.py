@@ -6,7 +6,7 @@ import importlib
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,7 @@ from waterfill.errors import UsageError, WaterfillError
 if TYPE_CHECKING:
     import torch
 
-    from waterfill.protocols import Metric
+    from waterfill.protocols import Metric, Progress
 
 FACTORY = re.compile(r"[\w.]+:[\w.]+")
 
@@ -65,16 +65,25 @@ def as_module(text: str, weights: Path | None) -> torch.nn.Module:
     return module
 
 
-def as_data(text: str) -> Iterable[Any]:
-    """Batches of a factory, to be read again and again; its own errors while they are read name it."""
-    from waterfill.models.batches import as_batches
+def as_data(text: str, progress: Progress | None = None) -> Sequence[Any]:
+    """Batches of a factory, the same in every pass; its own errors while they are read name it.
+
+    Args:
+        text: `package.module:factory`.
+        progress: called with ("read", done, total) while they are read.
+    """
+    from waterfill.models.kept_batches import as_batches
+
+    return as_batches(as_stream(text), progress)
+
+
+def as_stream(text: str) -> Iterable[Any]:
+    """Batches of a factory, perhaps to be gone through once; its own errors while they are read name it."""
+    from waterfill.models.kept_batches import check_data
 
     data = call_factory(text, "--data")
-    plain = isinstance(data, Mapping | list | tuple | str | bytes) or hasattr(data, "shape")
-    if plain or not isinstance(data, Iterable):
-        return as_batches(data)
-    batches = _SizedBatches(data, text) if isinstance(data, Sized) else _Batches(data, text)
-    return as_batches(iter(batches) if isinstance(data, Iterator) else batches)
+    check_data(data)
+    return data if isinstance(data, list | tuple) else _Batches(data, text)
 
 
 def as_metric(text: str) -> Metric:
@@ -146,25 +155,19 @@ class _Batches:
     """An iterable of someone else's; what it raises becomes an error that names it."""
 
     def __init__(self, data: Iterable[Any], name: str) -> None:
-        self.data, self.name = data, name
+        self._data, self._name = data, name
 
     def __iter__(self) -> Iterator[Any]:
-        done = 0
-        try:
-            for batch in self.data:
-                yield batch
-                done += 1
-        except WaterfillError:
-            raise
-        except Exception as error:
-            raise WaterfillError(
-                f"--data {self.name} failed at batch {done}: {type(error).__name__}: {error}"
-            ) from error
+        from waterfill.models.kept_batches import read_through
 
-
-class _SizedBatches(_Batches):
-    """The same of known length."""
+        return read_through(self._data, f"--data {self._name}")
 
     def __len__(self) -> int:
-        assert isinstance(self.data, Sized)
-        return len(self.data)
+        from waterfill.models.kept_batches import known_length
+
+        return known_length(self._data)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._data, name)

@@ -32,7 +32,8 @@ Memory = Annotated[
     typer.Option("--memory", help="Most memory, such as 8GB; more is refused at once."),
 ]
 OutputKind = Annotated[
-    str | None, typer.Option("--output", help="What the model returns: logits or values (told from integer targets).")
+    str | None,
+    typer.Option("--output", help="What the model returns: logits, values or probabilities (told from class targets)."),
 ]
 Importance = Annotated[
     str | None,

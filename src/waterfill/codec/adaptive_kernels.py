@@ -12,6 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from waterfill.codec.kernels import _push
+from waterfill.compiled import kernel
 
 READ, WRITE = 0, 1
 
@@ -145,7 +146,7 @@ def _value(learnt, stream, count, left, above, value):
     return -found if negative else found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def run(learnt, stream, values, taps, width, rows, columns, prices):
     """Go through the rows of a piece.
 
@@ -199,7 +200,7 @@ def run(learnt, stream, values, taps, width, rows, columns, prices):
     return cursor[0] <= end
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def encode(events, inverse, states, words, at):
     """Encode decisions from the last to the first; returns the new top of `words`."""
     for n in range(events.size - 1, -1, -1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import zlib
@@ -228,12 +229,14 @@ def exact_size(entries: tuple[Entry, ...], exact: Mapping[str, bytes]) -> int:
 def _exact_chunks(names: Iterable[str], exact: Mapping[str, bytes]) -> list[Chunk]:
     """Exact bytes of all tensors one after the other, compressed in frames of a few megabytes."""
     everything = b"".join(exact[name] for name in names)
-    compressor = zstandard.ZstdCompressor(level=19, write_content_size=True)
-    chunks = []
-    for start in range(0, len(everything), EXACT_CHUNK):
-        raw = everything[start : start + EXACT_CHUNK]
-        chunks.append((compressor.compress(raw), "x", len(raw)))
-    return chunks
+    raws = (everything[start : start + EXACT_CHUNK] for start in range(0, len(everything), EXACT_CHUNK))
+    return [(_compressed(raw), "x", len(raw)) for raw in raws]
+
+
+@functools.lru_cache(maxsize=8)
+def _compressed(raw: bytes) -> bytes:
+    """A frame of bytes; a search makes file after file with the same ones."""
+    return zstandard.ZstdCompressor(level=19, write_content_size=True).compress(raw)
 
 
 # Reading

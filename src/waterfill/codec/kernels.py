@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from waterfill.compiled import kernel
+
 LANES = 8
 LOW = np.uint64(1 << 16)
 BITS = np.uint64(12)
@@ -32,7 +34,7 @@ def _push(x, info, inverse, words, at):
     return x + quotient * (np.uint64(4096) - freq) + (info >> BITS), at
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def encode_run(symbols, classes, info, inverse, states, words, at):
     """Encode one run from its last symbol to its first; returns the new top of `words`.
 
@@ -78,7 +80,7 @@ def _pull(x, cls, slots, words, at):
     return x, at + np.int64(low), np.uint8(slot & BYTE)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def decode_run(words, at, states, classes, slots, symbols):
     """Decode one run; returns the next position in `words`, or -1 when the words end too early.
 
@@ -116,7 +118,7 @@ def decode_run(words, at, states, classes, slots, symbols):
     return at if at <= end else -1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def to_integers(symbols, classes, last, values):
     """Table symbols to signed integers; an escape becomes K + 1. Returns the number of escapes.
 

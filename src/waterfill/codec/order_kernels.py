@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from waterfill.compiled import kernel
+
 WIDTH, DEPTH, HEIGHT = 128, 512, 16
 """Of so many columns so many rows are computed at a time, and become rows so many at a time."""
 
@@ -17,7 +19,7 @@ def _flat(within):
     return within.size == 0 or within.min() == within.max()
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def look_up(lines, within, start, table, found):
     """Fill `found` [n] with the entries of the elements that stand at `start` of the stream.
 
@@ -54,7 +56,7 @@ def _scale(symbols, row, places, flat, lowest, levels, steps, values):
             values[i] = levels[np.uint64(symbols[i] - lowest)] * steps[np.uint64(row + places[i])]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def scale_lines(lines, within, start, symbols, lowest, levels, steps, values):
     """Fill `values` [n] with `levels[symbol - lowest]` times the step of the element; float32.
 
@@ -78,7 +80,7 @@ def scale_lines(lines, within, start, symbols, lowest, levels, steps, values):
         line, place, at = line + 1, 0, at + many
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def scale_columns(lines, within, start, symbols, lowest, levels, steps, first, matrix):
     """The same of a stream down the columns of a matrix [out, in], there; line 0 is the column `first`."""
     length, stop, flat = within.size, start + symbols.size, _flat(within)
@@ -103,7 +105,7 @@ def scale_columns(lines, within, start, symbols, lowest, levels, steps, first, m
         column += width
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _turn(values, begin, end, width, matrix):
     """Put the transpose of `values[:width, begin:end]` into the rows from `begin` on of a matrix [rows, width]."""
     square = np.empty((HEIGHT, WIDTH), np.float32)

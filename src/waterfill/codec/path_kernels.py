@@ -10,12 +10,13 @@ import numpy as np
 from numba import njit
 
 from waterfill.codec.kernels import BITS, EIGHT, LOW, MASK, SIXTEEN, TWENTY, _push
+from waterfill.compiled import kernel
 
 ENDED, BEYOND = -1, -2
 """What `decode_path` returns where the words end too early, or an integer is beyond 32 bits."""
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def walk(levels, classes, aside, entries, zero, span, indices, subsets):
     """Find the path whose levels these are; returns where it leaves the trellis, or -1.
 
@@ -51,7 +52,7 @@ def walk(levels, classes, aside, entries, zero, span, indices, subsets):
     return -1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def magnitudes(indices, subsets, zero, found):
     """Magnitudes of both subsets, 127 at most; those of subset 1 from 128 on.
 
@@ -67,7 +68,7 @@ def magnitudes(indices, subsets, zero, found):
         found[i] = min(size, 127) + 128 * subsets[i]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def code_length(indices, subsets, classes, bits, lows, last, zero):
     """Bits of indices under the tables of their classes, escapes with all that they need.
 
@@ -122,7 +123,7 @@ def _bytes_of(extra):
     return np.int64(1) + (extra >= 1 << 8) + (extra >= 1 << 16) + (extra >= 1 << 24)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_events(indices, subsets, classes, lows, last, centred):
     """How many symbols of tables a path takes: one each, and more for low bits and escapes."""
     events = indices.size
@@ -137,7 +138,7 @@ def count_events(indices, subsets, classes, lows, last, centred):
     return events
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def encode_path(indices, subsets, classes, info, lows, last, centred, inverse, states, words, at):
     """Encode a path from its last index to its first; returns the new top of `words`.
 
@@ -213,7 +214,7 @@ def _rest(x, byte, low, last, centred, words, at, end):
     return x, at, (high << low) + rest - ((np.int64(1) << low >> 1) if centred else 0)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def decode_path(words, at, states, classes, aside, slots, lows, last, centred, entries, span, levels):
     """Decode a path; returns the next position in `words`, `ENDED` or `BEYOND`.
 

@@ -26,6 +26,9 @@ from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
 from waterfill.compression.tune import Tune
 from waterfill.compression.tune_directory import tuned_directory
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.models.arguments import masked_text
+from waterfill.models.kept_batches import agreed, as_batches, without_empty
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import Processes, joined_processes
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of
 from waterfill.quantize import Feedback
@@ -33,6 +36,7 @@ from waterfill.results import CompressionResult, DirectoryResult
 from waterfill.resume import Memo, of_tensors, work_folder
 
 
+@in_ordinary_surroundings
 def compress(
     model: torch.nn.Module | str | Path,
     data: Iterable[Any] | None = None,
@@ -65,14 +69,16 @@ def compress(
         model: a module, or a path to a safetensors file (then without data). A module is left as it is: weights,
             modes, hooks and gradients.
         data: calibration batches, each `(input, target)` or only inputs (a tensor, a tuple of other length than two,
-            or a dict of keyword arguments); None to work without data.
+            or a dict of keyword arguments); None to work without data. A list is gone through again and again; what a
+            loader, a generator or a stream gives is read once and kept.
         rate: bits of the whole file per floating-point value of the model.
         size_bytes: size of the whole file.
         distortion: mean distortion on the data: KL divergence in nats for logits, squared error for values.
         tolerance: largest loss of the metric: of top-1 accuracy as a fraction (0.005 is half a point).
         metric: what a tolerance is about, called with a model and `data`, larger for a better model; by default top-1
             accuracy on the data. It may measure on data of its own.
-        output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
+        output: `"logits"`, `"values"` or `"probabilities"` (behind a softmax or sigmoid), what the model returns; by
+            default told from integer targets and the outputs on the first batch.
         importance: an estimator; by default `random_inputs()` without data (`row_scale()` for a file), with data
             `kronecker()` for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of
             values.
@@ -118,6 +124,7 @@ def compress(
         return _compressed(prepared, settings, target, effort, tuning)
 
 
+@in_ordinary_surroundings
 def compress_directory(
     source: str | Path,
     out: str | Path,
@@ -193,15 +200,16 @@ def compress_directory(
     ) or DEFAULT_TARGET  # fmt: skip
     tuning = _tuning(tune, has_data=data is not None)
     quantizer = _moving_quantizer(quantizers or (_default_quantizer(effort),))
-    batches = None if data is None else list(data)
+    given = None if data is None else as_batches(data, progress)
     facts = {"quantizer": quantizer, "include": include, "exclude": exclude, "seed": seed, "importance": importance}
-    facts["data"] = batches is not None
+    facts["data"] = given is not None
     with (
         joined_processes() as processes,
         _results(work, processes, facts) as memo,
         Staging(Path(out), Path(source), force, processes) as staging,
     ):
         settings = _settings(quantizer, importance, seed, progress, memo, processes)
+        batches = None if given is None else _text_batches(given, settings)
         checkpoint = Checkpoint(source)
         directory_memory(checkpoint, batches).check(str(checkpoint.directory), memory)
         memo.claim(lambda options: of_tensors(checkpoint.items(), batches or (), (), options, torch.device("cpu")))
@@ -214,8 +222,9 @@ def compress_directory(
         untuned = None if tuning is None else found.walked.distortion
         if tuning is not None:
             found = tuned_directory(run, found, tuning)
-        staging.take(found)
-        return _directory_result(run, found, Path(out), untuned)
+        result = _directory_result(run, found, Path(out), untuned)
+        staging.take(found, result)
+        return result
 
 
 def directory_walk(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> DirectoryWalk:
@@ -227,6 +236,11 @@ def directory_walk(source: CheckpointSource, settings: Settings, data: Sequence[
     if data is not None:
         return BlockWalk(source, settings, data)
     return StoredWalk(source, settings, without_module(settings))
+
+
+def _text_batches(given: Sequence[Any], settings: Settings) -> Sequence[Any]:
+    """Batches for a model of text, the same in all processes; without those of no samples."""
+    return masked_text(without_empty(agreed(given, settings.processes)), settings.notes.add)
 
 
 def _source(

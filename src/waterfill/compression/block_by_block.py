@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from waterfill.batch_statistics import BatchStatistics, OutputBatch, batch_statistics
 from waterfill.bundle import BundleWriter
 from waterfill.compression.block_forward import BlockForward, as_keywords
 from waterfill.compression.calibration import chosen_by, held_out
@@ -44,7 +45,7 @@ from waterfill.compression.sensitivity import (
 from waterfill.compression.settings import Settings
 from waterfill.compression.whole_model_forms import form_finder
 from waterfill.distortion import Distortion
-from waterfill.evaluation import BatchStatistics, Evaluation, OutputBatch, batch_statistics, summarize
+from waterfill.evaluation import Evaluation, summarize
 from waterfill.importance import kronecker
 from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.language import next_tokens, predicts_next

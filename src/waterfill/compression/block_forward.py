@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.distortion import KL_DIVERGENCE, SQUARED_ERROR, Distortion
-from waterfill.errors import CalibrationError, UnsupportedModelError
+from waterfill.errors import CalibrationError, UnsupportedModelError, WaterfillError
 from waterfill.models.batches import Inputs, split
 from waterfill.models.skeleton import Skeleton
 
@@ -32,8 +32,8 @@ OTHERWISE = (
 )
 
 
-class _Reached(Exception):
-    """The pass has come to where it was to stop."""
+class Reached(BaseException):
+    """The pass has come to where it was to stop; no error, so that nothing between takes it for one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,9 @@ class BlockForward:
         if not count:
             shapes = {name: list(each.shape) for name, each in inputs.items()}
             raise CalibrationError(f"The batch {shapes} is empty; expected at least one position. Leave it out.")
-        counted = torch.ones(count, dtype=torch.bool) if mask is None else mask.bool().flatten()
+        if mask is None or mask.shape != hidden.shape[:-1]:  # such as that of an encoder before
+            mask = torch.ones(hidden.shape[:-1])
+        counted = mask.bool().flatten()
         return EmbeddedBatch(hidden, calls, counted)
 
     def run_block(self, block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
@@ -121,12 +123,12 @@ class BlockForward:
             first.append(given)
             calls.append(call)
             if index == len(self.skeleton.blocks) - 1:
-                raise _Reached
+                raise Reached
             return given
 
         try:
             self._call(inputs, act)
-        except _Reached:
+        except Reached:
             return first[0], calls
         raise UnsupportedModelError(f"The model does not call its last block; {OTHERWISE}")
 
@@ -134,16 +136,33 @@ class BlockForward:
         with _standing_in(list(self.skeleton.blocks.values()), act, self._tuples):
             try:
                 out = self.model(**inputs)
-            except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+            except (_OtherShape, WaterfillError):
+                raise
+            except Exception as error:
                 shapes = {name: list(each.shape) for name, each in inputs.items()}
+                cause = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise CalibrationError(
-                    f"The model cannot be called with the batch {shapes}: {str(error).splitlines()[0]} Expected "
+                    f"The model cannot be called with the batch {shapes}: {cause} Expected "
                     "input_ids [samples, positions] within its vocabulary and length, or a dict of its arguments. A "
                     "model that takes no tokens, or whose blocks hand on more than hidden states, goes without data, "
                     "or as a module with waterfill.compress."
                 ) from error
-        found: Tensor = out if isinstance(out, Tensor) else out.logits
-        return found
+        return _output_of(out)
+
+
+def _output_of(out: Any) -> Tensor:
+    """The logits of a model of transformers, or what a head returns.
+
+    Raises:
+        UnsupportedModelError: there are none.
+    """
+    found = out if isinstance(out, Tensor) else getattr(out, "logits", None)
+    if not isinstance(found, Tensor):
+        raise UnsupportedModelError(
+            f"The model returns a {type(out).__name__} without logits; expected logits for every token. Compress the "
+            "directory without data, or the model as a module with waterfill.compress."
+        )
+    return found
 
 
 def _check_order(index: int, called: Sequence[Any]) -> None:
@@ -190,6 +209,8 @@ def as_keywords(batch: Any) -> dict[str, Tensor]:
         CalibrationError: it is none.
     """
     inputs: Inputs = split(batch)[0]
+    if isinstance(inputs, tuple | list) and len(inputs) == 1:
+        inputs = inputs[0]
     if isinstance(inputs, Tensor):
         return {"input_ids": inputs}
     if isinstance(inputs, Mapping) and inputs and all(isinstance(each, Tensor) for each in inputs.values()):

@@ -24,8 +24,10 @@ from waterfill.compression.sensitivity import survey_forms
 from waterfill.compression.settings import Settings
 from waterfill.compression.whole_model_forms import form_finder
 from waterfill.errors import TargetError, UsageError
-from waterfill.files import exact_bytes
 from waterfill.importance import COST_UNIT
+from waterfill.models.arguments import masked_text
+from waterfill.models.kept_batches import as_batches, without_empty
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.quantize import Feedback
 
@@ -78,6 +80,7 @@ class ModelBound:
         shapes: of every coded tensor.
         models: source and components of those that are not left out: variances `I_i N_i`, with cross terms eigenvalues
             of `N^{1/2} I N^{1/2}`.
+        notes: what was assumed, a sentence each.
     """
 
     floating_values: int
@@ -89,6 +92,7 @@ class ModelBound:
     factor: float
     shapes: Mapping[str, tuple[int, ...]]
     models: Mapping[str, TensorModel]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def _whole(self) -> VarianceHistogram:
@@ -176,6 +180,7 @@ class ModelBound:
             "unit": self.unit,
             "exact_bits": self.exact_bits,
             "left_out": self.left_out,
+            "notes": self.notes,
             "lowest_rate": self.lowest_rate,
             "largest_distortion": self.largest_distortion,
             "curve": [{"rate": r, "distortion": d} for r, d in self.curve()],
@@ -186,6 +191,7 @@ class ModelBound:
         return json.dumps(fields, indent=1)
 
 
+@in_ordinary_surroundings
 def bound(
     model: torch.nn.Module | str | Path,
     data: Iterable[Any] | None = None,
@@ -203,7 +209,8 @@ def bound(
     Args:
         model: a module, a path to a safetensors file (then without data), or a Hugging Face model directory.
         data: calibration batches as in `compress`, of a directory as in `compress_directory`; None for none.
-        output: `"logits"` or `"values"`, what the model returns; by default told from integer targets.
+        output: `"logits"`, `"values"` or `"probabilities"` (behind a softmax or sigmoid), what the model returns; by
+            default told from integer targets and the outputs on the first batch.
         importance: an estimator; by default that of `compress`.
         include: name patterns; when given, only tensors that match one are coded.
         exclude: name patterns of tensors that are stored without loss.
@@ -234,27 +241,29 @@ def bound(
                 f"Got output={output!r} for {model}; a directory says itself what it returns. Leave it out."
             )
         source = CheckpointSource.of(Checkpoint(model), include, exclude, ties=True)
-        return _directory_bound(source, settings, None if data is None else list(data))
+        batches = None if data is None else masked_text(without_empty(as_batches(data, progress)), settings.notes.add)
+        return _directory_bound(source, settings, batches)
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
-    return _model_bound(prepare(model, data, output, options, settings))
+    return _model_bound(prepare(model, data, output, options, settings), settings)
 
 
-def _model_bound(ready: PreparedModel) -> ModelBound:
+def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
     inventory = ready.inventory
     _check_values(inventory.floating_values)
     models = SourceModels().models(inventory.weights, ready.forms)
-    exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
+    exact = ready.lossless
     form = next(iter(ready.forms.values()), None)
     return ModelBound(
         floating_values=inventory.floating_values,
         original_bytes=original_bytes(inventory.entries),
         importance=ready.estimator.name,
         unit=COST_UNIT if form is None else form.unit,
-        exact_bits=8.0 * container.exact_size(inventory.entries, exact),
+        exact_bits=8.0 * container.exact_size(exact.entries, exact.data) + sum(e.bits for e in exact.symbols.values()),
         left_out=tuple(name for name in inventory.weights if name not in models),
         factor=1.0 if form is None else form.factor,
         shapes={name: weight.layout.shape for name, weight in inventory.weights.items()},
         models=models,
+        notes=settings.notes.texts,
     )
 
 

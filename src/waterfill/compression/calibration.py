@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,27 @@ import torch
 from numpy.typing import NDArray
 
 import waterfill.importance as importances
+from waterfill.compression.contract import check_copies, check_repeatable
 from waterfill.compression.joined_samples import activation_bytes
+from waterfill.compression.least_prices import priced_like_the_least
+from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.memory import model_memory
+from waterfill.compression.moved_tensors import CheckedForms, checked_by_moving
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
-from waterfill.errors import CalibrationError, UsageError
-from waterfill.evaluation import Evaluation, evaluate_batches, reference_outputs, summarize
+from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
+from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
+from waterfill.importance.backward import NoGradientError
+from waterfill.importance.forms import DiagonalForm
 from waterfill.models import state_dict, torch_module
-from waterfill.models.batches import as_batches, output_kind
+from waterfill.models.arguments import arranged
+from waterfill.models.cloning import clone
+from waterfill.models.kept_batches import agreed, as_batches, without_empty
+from waterfill.models.output_reading import OutputReading
+from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, Progress, QuadraticForm, Quartic, traits_of
+from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
 from waterfill.resume.facts import fingerprint
 
@@ -32,6 +42,11 @@ FEWEST_BATCHES = 4
 
 WEIGHTS_ALONE = "No data were given, and no module: errors are priced by the sizes of rows and tensors."
 """Said where only weights are known."""
+
+UNFOLDED = (
+    "Norms are stored unfolded: with a scale and a shift in their place the model answers differently, so it uses "
+    "their vectors in a way of its own."
+)
 
 HOLD_OUT = 8
 """One batch in so many is held out; with fewer batches the last one."""
@@ -85,9 +100,9 @@ class CalibratedModel:
     Attributes:
         model: the original, which is never changed.
         copy: a copy to fill with trial weights.
-        batches: calibration data, to be read again and again.
-        references: outputs of the original on each batch.
-        distortion: of what the model returns.
+        data: calibration data as they were given, to be read again and again.
+        references: outputs of the original on each batch, as they are read.
+        reading: how outputs are read.
         options: `fold_norms`, `include` and `exclude` of its inventory.
         keep: names of tensors that are stored without loss.
         processes: share the measuring.
@@ -95,12 +110,22 @@ class CalibratedModel:
 
     model: torch.nn.Module
     copy: torch.nn.Module
-    batches: Iterable[Any]
+    data: Sequence[Any]
     references: Sequence[torch.Tensor]
-    distortion: Distortion
+    reading: OutputReading
     options: Mapping[str, Any]
     keep: Sequence[str]
     processes: Processes = ALONE
+
+    @property
+    def batches(self) -> Sequence[Any]:
+        """The data with targets as they are read."""
+        return self.reading.batches(self.data)
+
+    @property
+    def distortion(self) -> Distortion:
+        """Of what the model returns."""
+        return distortion_for(self.reading.kind)
 
     @cached_property
     def observed(self) -> Observed:
@@ -110,7 +135,9 @@ class CalibratedModel:
 
     def measure(self, copy: torch.nn.Module) -> tuple[Evaluation, NDArray[np.float64]]:
         """Measure a copy on all data, and the distances of its outputs on the data to choose by."""
-        found = list(evaluate_batches(copy, self.batches, self.references, self.distortion, processes=self.processes))
+        with self.reading.of(copy):
+            measured = evaluate_batches(copy, self.batches, self.references, self.distortion, processes=self.processes)
+            found = list(measured)
         chosen = self.choosing.chosen
         return summarize(found), np.concatenate([found[index].distances for index in sorted(chosen)])
 
@@ -132,8 +159,8 @@ class CalibratedModel:
 
 def _calibrated(
     model: torch.nn.Module,
-    batches: Iterable[Any],
-    distortion: Distortion,
+    data: Sequence[Any],
+    reading: OutputReading,
     options: Mapping[str, Any],
     keep: Sequence[str],
     processes: Processes,
@@ -143,7 +170,9 @@ def _calibrated(
     Raises:
         CalibrationError: a batch is empty, or the model returns NaN or infinities on it.
     """
-    references = reference_outputs(model, batches, processes)
+    with reading.of(model):
+        references = outputs_of(model, data, processes)
+    distortion = distortion_for(reading.kind)
     for index, reference in enumerate(references):
         if not len(reference):
             raise CalibrationError(f"Batch {index} has no samples; expected at least one. Leave out empty batches.")
@@ -153,8 +182,9 @@ def _calibrated(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    copy = torch_module.clone(model)
-    return CalibratedModel(model, copy, batches, references, distortion, options, keep, processes)
+    check_repeatable(model, next(iter(data)))
+    copy = clone(model)
+    return CalibratedModel(model, copy, data, references, reading, options, keep, processes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +196,19 @@ class PreparedModel:
         estimator: what estimated the importances.
         forms: what errors cost, by name.
         model: the module with its data; None without data.
+        reasons: why some tensors are priced in a special way, by name.
     """
 
     inventory: Inventory
     estimator: Estimator
     forms: Mapping[str, QuadraticForm]
     model: CalibratedModel | None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def lossless(self) -> LosslessTensors:
+        """How the file has the tensors that are stored without loss."""
+        return LosslessTensors.of(self.inventory)
 
 
 def prepare(
@@ -186,7 +223,7 @@ def prepare(
     Args:
         model: a module, or the path of a safetensors file.
         data: calibration batches, or None.
-        output: what the model returns; None to tell from the targets.
+        output: what the model returns; None to tell from the targets and outputs.
         options: `fold_norms`, `include` and `exclude`.
         settings: of the compression. Without an importance it is `random_inputs()` without data, with data
             `kronecker()` for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of
@@ -197,34 +234,79 @@ def prepare(
         CalibrationError: the data do not fit the model, or an importance needs data and there are none.
         WaterfillError: the model cannot be read.
     """
+    _check_kind(model)
     if isinstance(model, torch.nn.Module):
         inventory = torch_module.inventory(model, **options)
     else:
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
-    batches = None if data is None else as_batches(data)
+    batches = None if data is None else _batches_for(model, data, settings)
     _check_agreement(model, batches, settings.processes)
     known = None
     if batches is not None:
-        known = _with_data(model, batches, output, options, list(inventory.exact), settings.processes)
+        known = _with_data(model, batches, output, options, list(inventory.exact), settings)
+    if known is not None and not check_copies(known.model, next(iter(known.batches)), inventory):
+        known = replace(known, options={**options, "fold_norms": False})
+        options, inventory = known.options, torch_module.inventory(known.model, **known.options)
+        settings.notes.add(UNFOLDED)
+        check_copies(known.model, next(iter(known.batches)), inventory)
     module = model if isinstance(model, torch.nn.Module) else None
     estimator = settings.importance or _default_importance(module, known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
         estimate = model_memory(inventory, flow)
         settings.processes.all_made(lambda: estimate.check("this model", settings.memory))
-    facts = {"output": known and known.distortion.name, "importance": estimator, **options, "seed": settings.seed}
+    facts = {"output": known and known.reading.kind, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
-    compute: Callable[[], Mapping[str, QuadraticForm]]
-    if isinstance(estimator, ModuleDriven):
-        compute = _on_module(estimator, module, inventory, settings)
-    else:
-        compute = partial(_forms, estimator, inventory, known, settings.progress)
+    driven = _on_module(estimator, module, inventory, settings) if isinstance(estimator, ModuleDriven) else None
+    compute = driven or (lambda: _forms(estimator, inventory, known, settings))
     forms = settings.memo.forms(compute, settings.processes)
-    return PreparedModel(inventory, estimator, forms, known)
+    checked = _checked_by_moving(estimator, inventory, known, forms, settings)
+    priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
+    return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
 
 
-def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any] | None, processes: Processes) -> None:
+def _check_kind(model: object) -> None:
+    """Check that a model is a module or a path, and that its tensors can be had.
+
+    Raises:
+        UsageError: it is something else.
+        UnsupportedModelError: it was frozen.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UsageError("The model is an ExportedProgram; expected a module. Give its module: exported.module().")
+    if not isinstance(model, torch.nn.Module | str | Path):
+        raise UsageError(
+            f"The model is a {type(model).__name__}; expected a torch.nn.Module or the path of a safetensors file. "
+            "Give the module itself, not its weights or its class."
+        )
+    if isinstance(model, torch.jit.ScriptModule) and not hasattr(model, "training"):
+        raise UnsupportedModelError(
+            "The scripted model was frozen (torch.jit.freeze), so that its weights are constants of its code; expected "
+            "parameters. Compress it before it is frozen."
+        )
+
+
+def _checked_by_moving(
+    estimator: Estimator,
+    inventory: Inventory,
+    model: CalibratedModel | None,
+    forms: Mapping[str, QuadraticForm],
+    settings: Settings,
+) -> CheckedForms:
+    """The forms, of which those that gradients do not tell are made by moving the tensors; of all processes alike."""
+    if model is None or isinstance(estimator, DataFree):
+        return CheckedForms(forms)
+
+    def data_free(weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
+        return data_free_forms(importances.weight_scale(), weights)
+
+    with model.reading.of(model.copy):
+        checked = checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms, data_free)
+    return settings.processes.broadcast(checked)
+
+
+def _check_agreement(model: torch.nn.Module | str | Path, batches: Sequence[Any] | None, processes: Processes) -> None:
     """Check that all processes have the same model and data, or their decisions would part.
 
     Raises:
@@ -241,20 +323,32 @@ def _check_agreement(model: torch.nn.Module | str | Path, batches: Iterable[Any]
             )
 
 
+def _batches_for(model: torch.nn.Module | str | Path, data: Iterable[Any], settings: Settings) -> Sequence[Any]:
+    """Data that can be read again and again, as the model takes them; without batches of no samples."""
+    batches = without_empty(agreed(as_batches(data, settings.progress), settings.processes))
+    return arranged(model, batches, settings.notes.add) if isinstance(model, torch.nn.Module) else batches
+
+
 def _with_data(
     model: torch.nn.Module | str | Path,
-    batches: Iterable[Any],
+    batches: Sequence[Any],
     output: Output | None,
     options: Mapping[str, Any],
     keep: Sequence[str],
-    processes: Processes,
+    settings: Settings,
 ) -> CalibratedModel:
     """The module with its batches, which can be read again and again."""
     if not isinstance(model, torch.nn.Module):
         raise CalibrationError(
             f"Data cannot be used with the bare file {model}; pass a module filled with its weights."
         )
-    return _calibrated(model, batches, distortion_for(output_kind(batches, output)), options, keep, processes)
+    try:
+        reading = reading_of(model, batches, output)
+    except CalibrationError as error:
+        raise CalibrationError(" ".join([str(error), *settings.notes.texts])) from error
+    for note in reading.notes:
+        settings.notes.add(note)
+    return _calibrated(model, batches, reading, options, keep, settings.processes)
 
 
 def _default_importance(module: torch.nn.Module | None, model: CalibratedModel | None, settings: Settings) -> Estimator:
@@ -268,9 +362,9 @@ def _default_importance(module: torch.nn.Module | None, model: CalibratedModel |
 
 
 def _forms(
-    estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, progress: Progress | None
+    estimator: Estimator, inventory: Inventory, model: CalibratedModel | None, settings: Settings
 ) -> Mapping[str, QuadraticForm]:
-    """Estimate the forms of all weights.
+    """Estimate the forms of all weights; no error costs anything where gradients cannot be had.
 
     Raises:
         CalibrationError: the estimator needs data and there are none, or its gradients are not finite.
@@ -280,9 +374,21 @@ def _forms(
     if model is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = model.options["fold_norms"]
-    output = model.distortion.name
-    found = estimator.estimate(model.model, model.fitting, output, fold_norms=fold_norms, progress=progress)
+    output = model.reading.form
+    try:
+        with model.reading.of(model.model):
+            found = estimator.estimate(
+                model.model, model.fitting, output, fold_norms=fold_norms, progress=settings.progress
+            )
+    except NoGradientError as error:
+        settings.notes.add(f"No gradients were had, so that tensors are priced by moving them. {error}")
+        return {name: _free(weight, model.distortion) for name, weight in inventory.weights.items()}
     return checked_forms(estimator, found)
+
+
+def _free(weight: Weight, distortion: Distortion) -> QuadraticForm:
+    """A form by which no error costs anything, in the unit of a distortion."""
+    return DiagonalForm(np.zeros(weight.matrix.shape, np.float32), factor=distortion.factor, unit=distortion.unit)
 
 
 def _on_module(

@@ -9,13 +9,15 @@ from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from waterfill.compression.activation_moments import ChannelMoments
 from waterfill.errors import CalibrationError, WaterfillError
+from waterfill.models.module_state import storage_key
+from waterfill.models.norms import is_scale_and_shift, norm_fields, scale_and_shift
 from waterfill.models.patterns import listed
-from waterfill.models.torch_module import norm_fields, scale_and_shift, storage_key
 
 _MAX_RATIO = 4.0
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -140,6 +142,8 @@ def _write(tensors: list[Tensor], values: list[Tensor]) -> None:
 def _is_measurable(values: Any) -> TypeGuard[Tensor]:
     if not isinstance(values, Tensor) or values.is_nested or values.layout is not torch.strided:
         return False
+    if is_functorch_wrapped_tensor(values):  # of a transformation such as vmap, outside of which it is nothing
+        return False
     return values.is_floating_point() and values.ndim > 0 and values.numel() > 0
 
 
@@ -181,6 +185,8 @@ def _fields(module: nn.Module) -> tuple[str, ...]:
     """The tensors that a correction of a module would write; none where there is no correction."""
     if isinstance(module, _BatchNorm):
         if module.running_mean is None or (module.weight is None) != (module.bias is None):
+            return ()
+        if not is_scale_and_shift(module):
             return ()
         return norm_fields(module.weight is not None)[:2]
     return ("bias",) if isinstance(module, _LAYERS) else ()

@@ -14,15 +14,33 @@ from typing import Any, Self
 import numpy as np
 
 from waterfill.bundle import BundleWriter
+from waterfill.bundle.card import Card, write_card
 from waterfill.bundle.folder import NewFolder
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, Walked, spend, walk_directory
+from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.encoder import importance_to_power
-from waterfill.compression.level_search import NEARLY, floor_of_quality, or_infinite, original_quality, quality
-from waterfill.compression.rate_control import ConstantLevel, LevelSchedule, Trial
+from waterfill.compression.level_search import (
+    NEARLY,
+    commonest,
+    floor_of_quality,
+    or_infinite,
+    original_quality,
+    quality,
+)
+from waterfill.compression.rate_control import LOWEST_LOG2, ConstantLevel, LevelSchedule, Trial
+from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
 from waterfill.compression.target import Target
-from waterfill.errors import CalibrationError
+from waterfill.errors import CalibrationError, WaterfillError
+from waterfill.models.language import next_tokens
 from waterfill.models.pretrained import load_pretrained
 from waterfill.processes import Processes
+from waterfill.results import DirectoryResult
+
+_LOSSES = {
+    "nats of KL": "mean KL divergence of the outputs from those of the base model, in nats per token",
+    "squared output": "mean squared error of the outputs of the base model",
+}
+_OTHER_LOSS = "mean distance of the outputs from those of the base model"
 
 WALKS = 3
 """How many walks a target of quality takes at most, if one of them meets it."""
@@ -53,6 +71,11 @@ class DirectoryCandidate:
     place: Path
     size_bytes: int
     walked: Walked
+
+    @property
+    def is_zeroed(self) -> bool:
+        """Whether all of its matrices are zero."""
+        return self.walked.report.is_zeroed
 
 
 class Staging:
@@ -96,15 +119,33 @@ class Staging:
         with BundleWriter(place, self._source) as writer:
             yield place, writer
 
-    def take(self, candidate: DirectoryCandidate) -> None:
-        """Make a candidate the output."""
+    def take(self, candidate: DirectoryCandidate, result: DirectoryResult) -> None:
+        """Make a candidate the output, with a model card that says the result.
+
+        Raises:
+            WaterfillError: the card cannot be written, or the folder not be moved to its place.
+        """
         if self._folder is None:
             return
         for path in [*candidate.place.iterdir()]:
             path.rename(self._folder.path / path.name)
         for left in self._folder.path.glob("candidate-*"):
             shutil.rmtree(left)
+        try:
+            write_card(self._folder.path, self._source, _card(result))
+        except OSError as error:
+            raise WaterfillError(f"Writing the model card failed: {error.strerror}; nothing was written.") from error
         self._folder.commit()
+
+
+def _card(result: DirectoryResult) -> Card:
+    """What the model card of a directory says of the result."""
+    loss = (
+        None
+        if result.distortion is None
+        else f"{result.distortion:.3g} ({_LOSSES.get(result.distortion_unit, _OTHER_LOSS)})"
+    )
+    return Card(result.rate, result.size_bytes, result.original_bytes, loss, result.target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +175,19 @@ class DirectorySearch:
         """
         if self.target.is_size:
             limit = self.target.size(self.walk.source.floating_values)
-            return self._candidate(spend(self.walk, limit))
-        return few_walks(self._trial(self._losses()), self.target, self._guess())
+            found = self._candidate(spend(self.walk, limit))
+            finest = found.walked.water_level <= self.walk.statistics.zero_cost * 2.0**LOWEST_LOG2
+            self._tell(shortfall_of_size(limit, found.size_bytes, is_finest=finest))
+            self._tell(ZEROED if found.is_zeroed else "")
+            return found
+        losses = self._losses()
+        found = few_walks(self._trial(losses), self.target, self._guess())
+        self._tell(zeroed_by(self.target, losses(found)) if found.is_zeroed else "")
+        return found
+
+    def _tell(self, note: str) -> None:
+        if note:
+            self.walk.settings.notes.add(note)
 
     @property
     def measure(self) -> str:
@@ -193,7 +245,7 @@ class DirectorySearch:
                     "A tolerance is measured as top-1 accuracy of the next token, which this model does not predict; "
                     "expected a language model, or a metric. Give a metric, or a distortion."
                 )
-            return lambda candidate: candidate.walked.accuracy_loss
+            return self._accuracy_loss
         metric, processes = self.target.metric, self.walk.settings.processes
         directory, data = self.walk.source.checkpoint.directory, self.data or ()
 
@@ -202,6 +254,19 @@ class DirectorySearch:
 
         before = measured(directory, original_quality)
         return lambda candidate: before - measured(candidate.place, quality)
+
+    def _accuracy_loss(self, candidate: DirectoryCandidate) -> float:
+        """By how much the accuracy is below that of the original.
+
+        Raises:
+            TargetError: there is no more to lose than is tolerated.
+        """
+        if candidate.walked.measured is not None:
+            accuracy = candidate.walked.measured.original.accuracy or 0.0
+            check_tolerance(
+                self.target, accuracy, commonest(next_tokens(as_keywords(each)) for each in self.data or ())
+            )
+        return candidate.walked.accuracy_loss
 
 
 def few_walks(

@@ -26,20 +26,23 @@ from waterfill.compression.distortion_curves import Curve
 from waterfill.compression.encoder import Encoder, Job, decoded_matrix, importance_to_power, mean_scale, mean_zero_cost
 from waterfill.compression.layerwise import CodedSegment, quantize_segment
 from waterfill.compression.limits import SourceModels
+from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
 from waterfill.compression.settings import Settings
+from waterfill.compression.shortfall import FAR
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError
 from waterfill.evaluation import Evaluation
-from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.files import WaterfillFile
 from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.protocols import QuadraticForm, traits_of
 from waterfill.quantize.feedback import is_sparse
+from waterfill.reconstruct import errors
 from waterfill.records import Floats, Inventory, Quantized, Weight
 
 FIXED_LEVEL_LOG2 = -24.0
@@ -47,6 +50,9 @@ FIXED_LEVEL_LOG2 = -24.0
 
 VECTORS = ""
 """Name of the curve that all vectors have together: one that no tensor has."""
+
+ROW_TRIES = 4
+"""How many shares of the rows of a matrix are tried until they fit."""
 
 Points = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 """Bits, measured losses and predicted losses of a curve."""
@@ -110,6 +116,11 @@ class FileCandidate:
     def held_out(self) -> float | None:
         """Mean distance of the outputs on the data to choose by."""
         return float(self.distances.mean()) if self.distances.size else None
+
+    @property
+    def is_zeroed(self) -> bool:
+        """Whether all of its matrices are zero."""
+        return self.report.is_zeroed
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,9 +225,9 @@ class InMemoryWalk:
         """About how many bytes a file takes to name its limits."""
         return 40 + 1.5 * sum(not self.inventory.weights[name].is_vector for name in self.jobs)
 
-    @cached_property
-    def _exact(self) -> dict[str, bytes]:
-        return {name: exact_bytes(tensor) for name, tensor in self.inventory.exact.items()}
+    @property
+    def _lossless(self) -> LosslessTensors:
+        return self.prepared.lossless
 
     # Drafts
 
@@ -237,9 +248,10 @@ class InMemoryWalk:
         return Draft(water_level, done, self._pack(done))
 
     def mix(self, coarse: Draft, fine: Draft, limit: float) -> Draft:
-        """Take as many tensors of the finer draft as fit, those with the most bits first.
+        """Take as many tensors of the finer draft as fit, those with the most bits first, and rows of one more.
 
-        Rate-distortion optimised rounding can jump from one level to the next, past the limit; tensors jump one by one.
+        Rate-distortion optimised rounding can jump from one level to the next, past the limit; tensors jump one by one,
+        and in the last one some rows are set to zero.
         """
         quantized, left = dict(coarse.quantized), 8 * (limit - coarse.size_bytes)
         more = {name: fine.quantized[name].bits - item.bits for name, item in coarse.quantized.items()}
@@ -247,10 +259,45 @@ class InMemoryWalk:
             if 0 < more[name] <= left:
                 quantized[name], left = fine.quantized[name], left - more[name]
         mixed = replace(coarse, quantized=quantized, packed=self._pack(quantized))
-        return mixed if mixed.size_bytes <= limit else coarse
+        mixed = mixed if mixed.size_bytes <= limit else coarse
+        return self._with_rows(mixed, fine, limit) if mixed.size_bytes < limit * (1 - FAR) else mixed
+
+    def _with_rows(self, draft: Draft, fine: Draft, limit: float) -> Draft:
+        """Take as many rows as fit of the matrix that takes the most bits more in a finer draft.
+
+        Between a matrix of zeros and one of two values there is no step; the bits in between are shared between rows.
+        """
+        name = max(fine.quantized, key=lambda name: fine.quantized[name].bits - draft.quantized[name].bits)
+        job = self.jobs[name]
+        more = fine.quantized[name].bits - draft.quantized[name].bits
+        if self.model is not None or job.weight.is_vector or more <= 0:  # with data matrices are quantized again
+            return draft
+        share = min(1.0, 8 * (limit - draft.size_bytes) / more)
+        for _ in range(ROW_TRIES):
+            part = self._some_rows(job, share, fine.water_level)
+            quantized = {**draft.quantized, name: part}
+            found = replace(draft, quantized=quantized, packed=self._pack(quantized))
+            if found.size_bytes <= limit:
+                better = part.distortion < draft.quantized[name].distortion
+                return found if better else draft
+            share *= 0.97 * limit / found.size_bytes
+        return draft
+
+    def _some_rows(self, job: Job, share: float, water_level: float) -> Quantized:
+        """A matrix of which a share of the rows is quantized, those that cost most; the others are zero."""
+        matrix, form = job.weight.matrix, job.form
+        price = 1.0 if form is None else form.diagonal()
+        order = np.argsort(-(np.square(matrix, dtype=np.float64) * price).sum(1), kind="stable")
+        kept = np.zeros_like(matrix)
+        some = order[: int(share * len(order))]
+        kept[some] = matrix[some]
+        item = self.encoder.quantize_one(replace(job, weight=replace(job.weight, matrix=kept)), water_level)
+        error = errors(job.weight, item.symbols, item.rule)
+        return replace(item, distortion=float(np.square(error).sum()) if form is None else form.cost(error))
 
     def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
-        return container.pack(self.inventory.entries, quantized, self._exact, PRODUCER)
+        known = self._lossless
+        return container.pack(known.entries, {**quantized, **known.symbols}, known.data, PRODUCER)
 
     # Candidates
 
@@ -266,10 +313,10 @@ class InMemoryWalk:
         return self._measured(self._candidate(draft.water_level, coded, draft.packed))
 
     def _segment(self) -> Segment:
-        inventory, forms = self.inventory, self.prepared.forms
+        inventory, forms, reasons = self.inventory, self.prepared.forms, self.prepared.reasons
         if self.model is None:
-            return StoredTensors("", lambda: slices_of_inventory(inventory, forms), entries_by_name(inventory))
-        return WholeModel(self.model, inventory, forms, self._visited(self.model), self.settings.progress)
+            return StoredTensors("", lambda: slices_of_inventory(inventory, forms, reasons), entries_by_name(inventory))
+        return WholeModel(self.model, inventory, forms, self._visited(self.model), self.settings.progress, reasons)
 
     def _visited(self, model: CalibratedModel) -> Collection[str]:
         """Names of the matrices that are quantized in sequence: dense ones, with cross terms that the search uses."""
@@ -290,7 +337,7 @@ class InMemoryWalk:
             coded: its tensors.
             before: a file of it, for the sizes of what is stored without loss.
         """
-        coded = self.settings.processes.broadcast(coded)
+        coded = self.settings.processes.broadcast(coded.shortened(self._lossless))
         report = ReportBuilder(self.corrections)
         report.add(coded, before)
         facts = self.settings.processes.broadcast(report.limit_facts(self.measure, coded.entries))
@@ -309,10 +356,11 @@ class InMemoryWalk:
         """A candidate with tuned vectors, or itself where it measures better."""
         copy, part = filled(model, found), model.fitting
         names = [name for name, weight in self.inventory.weights.items() if weight.is_vector]
-        values = self.settings.memo.once(
-            ("tuned", found.packed.data, tune),
-            lambda: tune.fit(copy, part, part.references, model.distortion, names, self.settings.progress),
-        )
+        with model.reading.of(copy):
+            values = self.settings.memo.once(
+                ("tuned", found.packed.data, tune),
+                lambda: tune.fit(copy, part, part.references, model.distortion, names, self.settings.progress),
+            )
         state = copy.state_dict()
         for name, value in self.settings.processes.broadcast(values).items():
             state[name].copy_(torch.from_numpy(value))
@@ -328,7 +376,7 @@ class InMemoryWalk:
         inventory = self.inventory
 
         def read() -> list[TensorSlice]:
-            slices = slices_of_inventory(inventory, self.prepared.forms)
+            slices = slices_of_inventory(inventory, self.prepared.forms, self.prepared.reasons)
             return [
                 replace(each, weight=vectors[each.tensor], before=each.weight)
                 for each in slices
@@ -389,9 +437,10 @@ class InMemoryWalk:
         part, processes = model.fitting, self.settings.processes
         some, own = curves.some(part, part.references), list(groups)[processes.rank :: processes.count]
         key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in self.jobs.items()})
-        measured = self.settings.memo.once(
-            key, lambda: curves.measure(model.copy, some, model.distortion, own, trial, self.settings.progress)
-        )
+        with model.reading.of(model.copy):
+            measured = self.settings.memo.once(
+                key, lambda: curves.measure(model.copy, some, model.distortion, own, trial, self.settings.progress)
+            )
         losses = {name: each for of_process in processes.all_gather(measured) for name, each in of_process.items()}
         return {
             group: (

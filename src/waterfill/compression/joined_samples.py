@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -61,9 +61,8 @@ def _gradient_bytes(model: nn.Module, inputs: Inputs) -> int:
         nonlocal total
         total += sum(t.numel() * t.element_size() for t in tensors_in(output))
 
-    layers = [module for module in model.modules() if not list(module.children())]
     with ExitStack() as stack:
-        for module in layers:
+        for module in (each for each in _watchable(model) if not list(each.children())):
             stack.callback(module.register_forward_hook(add).remove)
         call(model, take(inputs, 0, few))
     most = max(_FEW_SAMPLES, SITE_BYTES * few // max(1, _SIGNALS * total))
@@ -72,17 +71,22 @@ def _gradient_bytes(model: nn.Module, inputs: Inputs) -> int:
 
 def _activation_bytes(model: nn.Module, inputs: Inputs) -> int:
     """How much memory the activations of a batch take at once: a few times the largest input and output."""
-    largest = 1
+    largest = sum(t.numel() * t.element_size() for t in tensors_in(inputs))
 
     def note(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         nonlocal largest
         largest = max(largest, sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs, output))))
 
     with ExitStack() as stack:
-        for module in model.modules():
+        for module in _watchable(model):
             stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
-        call(model, inputs)
-    return _LIVE_LAYERS * largest
+        note(model, (), {}, call(model, inputs))
+    return _LIVE_LAYERS * max(1, largest)
+
+
+def _watchable(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that take hooks: scripted and traced ones do not, and their parts run outside of Python."""
+    return (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
 
 
 def _kind(inputs: Inputs) -> str:
@@ -94,7 +98,7 @@ def _kind(inputs: Inputs) -> str:
             return id(tensor)
         return tensor.dtype, tensor.device, tensor.shape[1:]
 
-    return repr(map_tensors(inputs, kind))
+    return repr((type(inputs), [kind(tensor) for tensor in tensors_in(inputs)]))
 
 
 def joined(parts: list[Inputs]) -> Inputs:

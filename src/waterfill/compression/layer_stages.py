@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from waterfill.compression.block_forward import Reached
 from waterfill.compression.sensitivity import CrossedSensitivity
 from waterfill.compression.target_correction import LayerInputs
 from waterfill.importance.exact_sum import ExactSum
@@ -27,7 +28,7 @@ SHRINKAGE = 1.5
 positions: more than an importance gets, for a target follows every accident of the text that it was fitted to."""
 
 
-class _StageReached(Exception):
+class _StageReached(Reached):
     """All matrices of the stage have been used."""
 
 

@@ -14,6 +14,7 @@ from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression.encoder import Encoder, Job, decoded
 from waterfill.compression.limits import EntryLimit, SourceModels, entry_limit
+from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.segments import Segment
 from waterfill.compression.target_correction import LayerInputs
@@ -89,6 +90,12 @@ class CodedSegment:
             exact=self.exact | other.exact,
             reports=self.reports | other.reports,
         )
+
+    def shortened(self, known: LosslessTensors) -> CodedSegment:
+        """Give the tensors that are stored without loss the form that the file has them in."""
+        entries = {entry.name: entry for entry in known.entries if entry.name in self.entries}
+        exact = {name: each for name, each in self.exact.items() if name not in known.symbols}
+        return replace(self, entries=self.entries | entries, quantized={**self.quantized, **known.symbols}, exact=exact)
 
     @property
     def matrix_bits(self) -> float:

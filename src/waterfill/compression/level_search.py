@@ -11,15 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from waterfill.compression.calibration import CalibratedModel
 from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk, filled
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
+from waterfill.compression.shortfall import (
+    HEADER_BITS,
+    ZEROED,
+    check_tolerance,
+    is_mostly_header,
+    rate_beside_header,
+    shortfall_of_size,
+    zeroed_by,
+)
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluation import evaluate_batches, summarize
-from waterfill.models.batches import evaluation
+from waterfill.models.arguments import as_given
+from waterfill.models.batches import IGNORED, evaluation, is_integer, split
+from waterfill.models.kept_batches import unshared
 from waterfill.protocols import Metric
 
 WITHIN = 0.005
@@ -66,12 +77,49 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
     first = walks[0]
     if target.is_size:
         size = target.size(first.inventory.floating_values)
-        return _best_allocation(walks, size, curves=curves).largest(size)
+        return _of_size(_best_allocation(walks, size, curves=curves), target, size)
     losses = losses_of(first.calibrated, target)
     untuned = replace(first, tune=None)
     start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
     best = _best_allocation(walks, start.size_bytes, curves=curves).walk
-    return _within(best, target, losses, start.water_level, NEARLY)
+    found = _within(best, target, losses, start.water_level, NEARLY)
+    return _told(found, zeroed_by(target, losses(found)) if found.is_zeroed else "")
+
+
+def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
+    """The file that meets a target of size, with what has to be said of it.
+
+    Of so few values that the header outweighs them a rate is that of what is beside the header.
+
+    Raises:
+        TargetError: even the coarsest file is larger.
+    """
+    try:
+        found = files.largest(size)
+    except TargetError:
+        if not _is_of_few_values(files, target):
+            raise
+        found = files.floor
+    note = files.shortfall(found, size)
+    if found.is_zeroed and _is_of_few_values(files, target):
+        floor = files.floor.size_bytes
+        found, note = files.largest(floor + size), rate_beside_header(size, floor, target.value)
+    return _told(_told(found, note), ZEROED if found.is_zeroed else "")
+
+
+def _is_of_few_values(files: _Files, target: Target) -> bool:
+    """Whether a rate is asked for of so few values that the header alone takes more."""
+    values = files.walk.inventory.floating_values
+    return (
+        target.name == "rate" and target.value >= HEADER_BITS and is_mostly_header(files.floor.report.overhead, values)
+    )
+
+
+def _told(found: FileCandidate, note: str) -> FileCandidate:
+    """The candidate that was found, with what has to be said of it."""
+    if note:
+        found.walk.settings.notes.add(note)
+    return found
 
 
 # Ways to share the bits
@@ -122,6 +170,8 @@ def _is_better(one: FileCandidate, other: FileCandidate) -> bool:
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return bool(np.isfinite(left).all())
     gain = right - left
+    if not gain.size:
+        return False
     return bool(gain.mean() > SURELY * gain.std() / math.sqrt(max(1, gain.size - 1)))
 
 
@@ -143,6 +193,7 @@ class _Files:
     def __init__(self, walk: InMemoryWalk) -> None:
         self.walk = walk
         self._drafts: dict[float, Draft] = {}
+        self._too_large: list[int] = []
         self._growth: float | None = None
 
     def trial(self, size: float) -> FileCandidate:
@@ -182,16 +233,30 @@ class _Files:
                 left = limit - candidate.size_bytes
                 known[draft.packed.data] = left >= 0
                 fitting += [candidate] if left >= 0 else []
+                self._too_large += [candidate.size_bytes] if left < 0 else []
                 if 0 <= left <= WITHIN * limit:
                     break
                 sure = left < 0 or len(known) == 1  # how much a draft grows is not the same for the next one
                 aim += left - 1 if sure else left / 2
         except TargetError as error:
-            floor = fitting[-1] if fitting else walk.finish(self._drafts[max(self._drafts)])
+            floor = fitting[-1] if fitting else self.floor
             if floor.size_bytes > limit:
                 raise _below_floor(limit, floor.size_bytes, walk.inventory.floating_values) from error
             fitting.append(floor)
-        return max(fitting or [walk.finish(self.nearest(aim - limit / 8))], key=lambda each: each.size_bytes)
+        fitting = fitting or [walk.finish(self.nearest(aim - limit / 8))]
+        return max(fitting, key=lambda each: (each.size_bytes, -each.water_level))
+
+    @property
+    def floor(self) -> FileCandidate:
+        """The coarsest file that was tried."""
+        return self.walk.finish(self._drafts[max(self._drafts)])
+
+    def shortfall(self, found: FileCandidate, limit: float) -> str:
+        """What has to be said of a file that is far smaller than it might be."""
+        drafts = [draft.size_bytes for draft in self._drafts.values()]
+        finer = [size for size in (*self._too_large, *drafts) if size > limit]
+        finest = min(self._drafts) <= self._span[0]
+        return shortfall_of_size(limit, found.size_bytes, min(finer, default=None), is_finest=finest and not finer)
 
     def nearest(self, aim: float, within: float = WITHIN / 2) -> Draft:
         """The largest draft of at most `aim` bytes, or one that is larger than `aim` less a fraction `within`.
@@ -255,22 +320,35 @@ def losses_of(model: CalibratedModel, target: Target) -> Losses:
     """How to tell what a candidate loses.
 
     Raises:
+        TargetError: there is no more to lose than is tolerated.
         CalibrationError: top-1 accuracy is asked for, but the data have no integer targets, or the metric gives NaN, or
             something infinite for the original.
     """
     if target.name == "distortion":
         return lambda candidate: or_infinite(candidate.distortion)
     if target.metric is None:
-        statistics = evaluate_batches(model.model, model.batches, None, model.distortion, processes=model.processes)
-        accuracy = summarize(statistics).accuracy
+        with model.reading.of(model.model):
+            statistics = evaluate_batches(model.model, model.batches, None, model.distortion, processes=model.processes)
+            accuracy = summarize(statistics).accuracy
         if accuracy is None:
             raise CalibrationError(
                 "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
             )
+        check_tolerance(target, accuracy, commonest(split(batch)[1] for batch in model.batches))
         return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
     metric, made = target.metric, model.processes.broadcast_made
-    before = made(lambda: original_quality(metric, model.model, model.batches))
-    return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.batches))
+    before = made(lambda: original_quality(metric, model.model, model.data))
+    return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.data))
+
+
+def commonest(targets: Iterable[Tensor | None]) -> float:
+    """Accuracy of the best constant answer: share of the commonest integer target among those that count."""
+    labels = [
+        target.reshape(-1).to("cpu", torch.int64) for target in targets if target is not None and is_integer(target)
+    ]
+    joined = torch.cat(labels)
+    counts = np.unique(joined[joined != IGNORED].numpy(), return_counts=True)[1]
+    return float(counts.max(initial=0) / max(1, counts.sum()))
 
 
 def or_infinite(loss: float | None) -> float:
@@ -297,7 +375,7 @@ def quality(metric: Metric, model: nn.Module, data: Iterable[Any]) -> float:
         CalibrationError: it gives no number.
     """
     with evaluation(model), torch.no_grad():
-        found = float(metric(model, data))
+        found = float(metric(model, unshared(as_given(data))))
     if math.isnan(found):
         raise CalibrationError("The metric gives NaN; expected a number, larger for a better model. Correct it.")
     return found
@@ -323,19 +401,21 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
     Raises:
         TargetError: even the finest steps lose more.
     """
+    fitting: list[FileCandidate] = []
 
     def measure(fineness: float) -> Trial[FileCandidate]:
         candidate = walk.finish(walk.draft(walk.mean_power * 2.0**-fineness))
-        return Trial(fineness, losses(candidate), candidate)
+        loss = losses(candidate)
+        fitting.extend([candidate] if loss <= target.value else [])
+        return Trial(fineness, loss, candidate)
 
     first = float(np.clip(math.log2(walk.mean_power / start), -HIGHEST_LOG2, -LOWEST_LOG2))
     span = (-HIGHEST_LOG2, -LOWEST_LOG2)
     try:
-        return lowest_within(
-            measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16
-        ).made
+        lowest_within(measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16)
     except TargetError as error:
         raise floor_of_quality(target, float(error.args[0])) from error
+    return min(fitting, key=lambda each: (each.size_bytes, each.water_level))
 
 
 def floor_of_quality(target: Target, floor: float) -> TargetError:

@@ -11,6 +11,7 @@ from waterfill.codec.container import Packed
 from waterfill.codec.directory import original_bytes
 from waterfill.compression.layerwise import CodedSegment, EntryReport
 from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.shortfall import is_zero
 from waterfill.records import Entry, Limits, Quantized, TensorLimit, count_floating
 from waterfill.results import TensorReport, reconstruction
 
@@ -55,6 +56,8 @@ class ReportBuilder:
         overhead: bytes that belong to no tensor.
         limits: the least bits of any code for every segment, by name.
         unit: of the distortion that losses predict.
+        lost: whether a matrix came to be zero that was not.
+        left: whether a matrix is not zero.
     """
 
     corrections: Mapping[str, float] = field(default_factory=dict)
@@ -66,6 +69,8 @@ class ReportBuilder:
     overhead: float = 0.0
     limits: dict[str, int] = field(default_factory=dict)
     unit: str = ""
+    lost: bool = False
+    left: bool = False
 
     def add(self, coded: CodedSegment, packed: Packed) -> None:
         """Take in a segment."""
@@ -79,12 +84,20 @@ class ReportBuilder:
             row = self.rows.setdefault(report.tensor or name, _Row())
             row.add(entry, report, quantized)
             row.size += size
+            if quantized is not None and len(entry.shape) > 1:
+                self.left |= not is_zero(quantized)
+                self.lost |= is_zero(quantized) and quantized.distortion > 0
             if report.limit is None:
                 self.stored_bits += quantized.bits if quantized is not None else 8 * size
             else:
                 self.variance += report.limit.standard_error**2
         of_segment = coded.components.rate_at_distortion(coded.distortion)
         self.limits[coded.name] = round(self.stored_bits - before + of_segment)
+
+    @property
+    def is_zeroed(self) -> bool:
+        """Whether all matrices are zero, and one was not before."""
+        return self.lost and not self.left
 
     @property
     def limit_bits(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from waterfill.models.state_dict import assemble, weight_of
 from waterfill.processes import Processes
 from waterfill.protocols import Progress, QuadraticForm
 from waterfill.records import Entry, Inventory, Layout
+
+NO_REASONS: Mapping[str, str] = MappingProxyType({})
 
 
 class Segment(ABC):
@@ -100,11 +103,20 @@ class StoredTensors(Segment):
         return self.read()
 
 
-def slices_of_inventory(inventory: Inventory, forms: Mapping[str, QuadraticForm]) -> Iterator[TensorSlice]:
-    """Every entry of a model in memory as one slice, those that are stored without loss and those that are coded."""
+def slices_of_inventory(
+    inventory: Inventory, forms: Mapping[str, QuadraticForm], reasons: Mapping[str, str] = NO_REASONS
+) -> Iterator[TensorSlice]:
+    """Every entry of a model in memory as one slice, those that are stored without loss and those that are coded.
+
+    Args:
+        inventory: the tensors.
+        forms: what errors cost, by name.
+        reasons: why some are priced in a special way, by name.
+    """
     for entry in inventory.entries:
-        if entry.name in inventory.weights:
-            yield TensorSlice(entry, entry.name, inventory.weights[entry.name], forms.get(entry.name))
+        if (weight := inventory.weights.get(entry.name)) is not None:
+            reason = reasons.get(entry.name, "")
+            yield TensorSlice(entry, entry.name, weight, forms.get(entry.name), reason=reason)
         elif entry.name in inventory.exact:
             yield TensorSlice(entry, entry.name, exact=inventory.exact[entry.name])
 
@@ -124,6 +136,7 @@ class WholeModel(Segment):
         forms: what errors cost, by name.
         visited: names of the matrices that get targets of their own, where the pass comes to them.
         progress: called as work goes on.
+        reasons: why some tensors are priced in a special way, by name.
     """
 
     model: CalibratedModel
@@ -131,6 +144,7 @@ class WholeModel(Segment):
     forms: Mapping[str, QuadraticForm]
     visited: Collection[str]
     progress: Progress | None
+    reasons: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -148,16 +162,18 @@ class WholeModel(Segment):
         values = assemble(self.inventory.entries, lambda name: weights[name].matrix, self.inventory.exact)
         torch_module.fill(self.model.copy, dict(values))
 
+    def _slices(self) -> Iterator[TensorSlice]:
+        return slices_of_inventory(self.inventory, self.forms, self.reasons)
+
     def independent(self) -> Iterator[TensorSlice]:
         """Exact tensors, and matrices that are not visited."""
-        for each in slices_of_inventory(self.inventory, self.forms):
+        for each in self._slices():
             if each.weight is None or not (each.weight.is_vector or each.tensor in self.visited):
                 yield each
 
     def slices_of(self, name: str) -> Iterable[TensorSlice]:
         """The matrix as it is in the original."""
-        entry = self.entries[name]
-        return [TensorSlice(entry, name, self.inventory.weights[name], self.forms.get(name))]
+        return [each for each in self._slices() if each.tensor == name]
 
     def run(self, visit: Visit) -> None:
         """Let the samples through the copy."""
@@ -177,7 +193,7 @@ class WholeModel(Segment):
     def remaining(self, coded: Collection[str]) -> Iterator[TensorSlice]:
         """Vectors as they are in the copy, and matrices that the pass did not come to."""
         found = torch_module.inventory(self.model.copy, **self.model.options).weights
-        for each in slices_of_inventory(self.inventory, self.forms):
+        for each in self._slices():
             if each.weight is not None and each.tensor not in coded:
                 moved = each.weight.is_vector and each.tensor in found
                 yield replace(each, weight=found[each.tensor], before=each.weight) if moved else each

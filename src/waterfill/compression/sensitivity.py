@@ -32,14 +32,15 @@ from waterfill.compression.kfac_statistics import (
     add_last_batch,
     parameter_statistics,
 )
+from waterfill.compression.least_prices import LIKE_THE_LEAST, LeastPrices
 from waterfill.compression.limits import SourceModels, TensorModel
 from waterfill.compression.loaded_parts import LoadedPart, PartLoader, tensor_or_matrix
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.settings import Settings
-from waterfill.importance import COST_UNIT, UnfactoredForm, kronecker
+from waterfill.importance import kronecker
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
-from waterfill.importance.state import fingerprint
+from waterfill.models.batches import fingerprint
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import QuadraticForm
@@ -342,7 +343,7 @@ class _Survey:
         self.found = ModelStatistics(source.groups, power, exactly)
         self._source = source
         self._checkpoint: Checkpoint = source.checkpoint
-        self._least: dict[tuple[int, ...], float] = {}
+        self._prices = LeastPrices()
         self._unknown: list[tuple[str, str]] = []
 
     def learn(
@@ -382,7 +383,7 @@ class _Survey:
             form = form_of(weight)
             if form is not None and most is None:
                 self.found.known[key] = TensorSensitivity(weight.layout, form)
-                self._note_least(weight, form)
+                self._prices.note(weight, form)
             self._count(group.name, weight, form, pilot, tensor.numel() / some.numel())
         if most is not None:
             self.found.sources.forget(keys_of(group, self._checkpoint.shapes))
@@ -417,14 +418,8 @@ class _Survey:
             known = CrossedSensitivity.of_rows(weight.layout, each.rows[rows], form, each.reason)
             known = replace(known, form=form) if keep else known
         self.found.known[weight.name] = known
-        self._note_least(weight, form)
+        self._prices.note(weight, form)
         return form
-
-    def _note_least(self, weight: Weight, form: QuadraticForm) -> None:
-        mean = 0.0 if weight.is_vector else float(form.diagonal().mean())
-        if mean > 0:
-            shape = weight.matrix.shape
-            self._least[shape] = min(mean, self._least.get(shape, mean))
 
     def learn_outside(
         self,
@@ -444,17 +439,11 @@ class _Survey:
 
     def estimate_unknown(self) -> None:
         """Price matrices that nothing is known of like the least important of their shape, or of all."""
-        least = min(self._least.values(), default=1.0)
-        factor, unit = next(
-            ((each.form.factor, each.form.unit) for each in self.found.known.values() if each.form), (1.0, COST_UNIT)
-        )
         for group, key in self._unknown:
             tensor = tensor_or_matrix(self._checkpoint, key)
             weight = weight_of(key, tensor, Layout(tuple(tensor.shape)))
-            value = np.full(weight.matrix.shape, self._least.get(weight.matrix.shape, least), np.float32)
-            form = UnfactoredForm(value, UNUSED, factor=factor, unit=unit)
-            reason = f"{UNUSED}: priced like the least important of its kind"
-            self.found.known[key] = TensorSensitivity(weight.layout, form, reason)
+            form = self._prices.form(weight, UNUSED)
+            self.found.known[key] = TensorSensitivity(weight.layout, form, f"{UNUSED}: {LIKE_THE_LEAST}")
             self.found.add_matrix(group, weight, form)
 
 

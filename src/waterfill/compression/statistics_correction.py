@@ -17,7 +17,8 @@ from waterfill.compression.correction_sites import Act, Site, find_sites
 from waterfill.compression.joined_samples import joined, samples_that_fit
 from waterfill.compression.target_correction import Requantization, record_inputs, requantize
 from waterfill.errors import CalibrationError
-from waterfill.models.batches import Inputs, as_batches, call, evaluation
+from waterfill.models.batches import Inputs, call, evaluation
+from waterfill.models.kept_batches import as_batches
 from waterfill.protocols import Progress
 
 
@@ -138,7 +139,7 @@ def correct(
     once = [site for site in observed.sites if len(wanted.get(site.name, ())) == 1]
     repeated = [site for site in observed.sites if len(wanted.get(site.name, ())) > 1]
     count = _Counter(progress, len(once) * (1 + bool(repeated)) + len(repeated))
-    with evaluation(compressed), torch.no_grad():
+    with evaluation(compressed, writing=True), torch.no_grad():
         with nullcontext() if sequence is None else requantize(compressed, sequence, observed.matrix_inputs):
             found = _correcting_pass(compressed, observed, [*once, *repeated], count)
         for site in repeated:

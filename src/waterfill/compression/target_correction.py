@@ -211,4 +211,5 @@ def shift(matrix: NDArray[np.float64], seen: Tensor, change: Tensor, damping: fl
 
 
 def _named(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    return {name: each for name, each in model.named_parameters(remove_duplicate=False) if name in names}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: each for name, each in parameters if name in names and each.is_floating_point()}

@@ -79,7 +79,7 @@ class Tune:
         adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         total = self.passes * len(references)
         decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda done: 0.5 + 0.5 * math.cos(math.pi * done / total))
-        with evaluation(model), _only(model, chosen), torch.enable_grad():
+        with evaluation(model, writing=True), _only(model, chosen), torch.enable_grad():
             for done in range(self.passes):
                 for index, (batch, reference) in enumerate(zip(batches, references, strict=True)):
                     adam.zero_grad()

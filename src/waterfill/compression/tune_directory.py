@@ -23,8 +23,9 @@ from waterfill.compression.segments import StoredTensors
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
 from waterfill.distortion import Distortion, distortion_for
-from waterfill.evaluation import Evaluation, reference_outputs, summarize
-from waterfill.models.language import mask_of, output_of
+from waterfill.evaluation import Evaluation, outputs_of, summarize
+from waterfill.models.language import mask_of, output_of_text
+from waterfill.models.output_rules import reading_of
 from waterfill.models.pretrained import load_pretrained
 from waterfill.models.skeleton import Place, Skeleton
 from waterfill.models.state_dict import weight_of
@@ -76,7 +77,8 @@ class _LoadedModel:
     def _original(self) -> tuple[Distortion, list[Tensor]]:
         """What the outputs are, and those of the original."""
         original = load_pretrained(self._run.walk.source.checkpoint.directory).float()
-        return distortion_for(output_of(original, self._data, None)), reference_outputs(original, self._data)
+        kind = reading_of(original, self._data, output_of_text(original, self._data)).kind
+        return distortion_for(kind), outputs_of(original, self._data)
 
     @cached_property
     def _places(self) -> dict[str, Place]:
@@ -109,7 +111,7 @@ class _LoadedModel:
                 rows.copy_(value.reshape(-1))
         distortion, references = self._original
         found = []
-        for batch, now, before in zip(self._data, reference_outputs(self._model, self._data), references, strict=True):
+        for batch, now, before in zip(self._data, outputs_of(self._model, self._data), references, strict=True):
             found.append(position_statistics(distortion, now, before, mask_of(batch).flatten()))
         chosen = sorted(chosen_by(len(found)))
         return np.concatenate([found[index].distances for index in chosen]), summarize(found)

@@ -14,13 +14,17 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "divergence",
 ]
 
-_BY_OUTPUT = {each.name: each for each in (KL_DIVERGENCE, SQUARED_ERROR)}
+_BY_OUTPUT: dict[Output, Distortion] = {
+    "logits": KL_DIVERGENCE,
+    "values": SQUARED_ERROR,
+    "probabilities": KL_DIVERGENCE,  # they are read as logits, see `OutputReading`
+}
 
 
 def distortion_for(output: Output) -> Distortion:
     """The distortion of a kind of output.
 
     Args:
-        output: the kind, such as `output_kind` tells it.
+        output: the kind, such as `OutputReading.kind` tells it.
     """
     return _BY_OUTPUT[output]

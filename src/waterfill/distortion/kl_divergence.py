@@ -16,8 +16,9 @@ from waterfill.distortion import probe_vectors
 from waterfill.distortion.base import Distortion, Measures
 from waterfill.distortion.losses import Loss, check_classes, cross_entropy
 from waterfill.distortion.probe_vectors import DRAWS, Signals
-from waterfill.models.batches import IGNORED, Inputs, as_predictions, class_axis, is_integer, prediction_rows
+from waterfill.models.batches import IGNORED, Inputs, is_integer
 from waterfill.models.language import mask_of, next_tokens, predicts_next
+from waterfill.models.predictions import as_predictions, class_axis, prediction_rows
 from waterfill.protocols import Output
 
 TOP5_CLASSES = 10

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from waterfill.distortion import probe_vectors
 from waterfill.errors import CalibrationError
-from waterfill.models.batches import IGNORED, as_predictions, class_axis, describe, is_integer
+from waterfill.models.batches import IGNORED, describe, is_integer
+from waterfill.models.predictions import as_predictions, class_axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +41,15 @@ Loss: TypeAlias = Callable[[Tensor, Tensor | None], Response]
 
 
 def check_classes(output: Tensor) -> None:
-    """Check that an output has an axis of classes.
+    """Check that an output has an axis of classes, two or more.
 
     Raises:
         CalibrationError: it has not.
     """
-    if output.ndim < 2:
+    if output.ndim < 2 or output.numel() == len(output):
         raise CalibrationError(
             f"The model returns {describe(output)}, which has no axis of classes; expected logits [samples, "
-            "classes]. Give output='values' if these are values."
+            "classes] of two or more. Give output='values' if these are values."
         )
 
 

@@ -10,6 +10,11 @@ from torch import Tensor
 from waterfill.errors import UnsupportedModelError
 from waterfill.models.capture import steps_before
 
+
+class NoGradientError(UnsupportedModelError):
+    """Nothing can be sent back through the model, or it does not reach a parameter."""
+
+
 _CANNOT = "torch::autograd::Error"
 """What autograd puts in the place of a step that it cannot differentiate again."""
 
@@ -30,7 +35,7 @@ def gradients(
         differentiable: whether the gradients can be differentiated again.
 
     Raises:
-        UnsupportedModelError: the backward pass fails.
+        NoGradientError: the backward pass fails.
     """
     if not at:
         return ()
@@ -46,7 +51,7 @@ def gradients(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise UnsupportedModelError(
+        raise NoGradientError(
             f"The backward pass of the model fails: {str(error).splitlines()[0]} Expected a model that can be "
             "differentiated. Take in-place changes out of its forward, or use the identity importance."
         ) from error

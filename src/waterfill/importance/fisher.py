@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,12 @@ from waterfill.distortion.probe_vectors import Signals
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import State, begin, run
-from waterfill.models.batches import as_batches, output_kind, split
+from waterfill.models.arguments import arranged
+from waterfill.models.batches import split
+from waterfill.models.kept_batches import as_batches
+from waterfill.models.output_reading import OutputReading
+from waterfill.models.output_rules import reading_of
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 
 
@@ -54,6 +59,7 @@ class kl:
         """`kl`, with the temperature where it is not 1."""
         return "kl" if self.temperature == 1 else f"kl(temperature={self.temperature:g})"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -68,7 +74,7 @@ class kl:
         Args:
             model: the network; it is left as it was.
             data: batches.
-            output: what the model returns, which has to be logits.
+            output: what the model returns, which has to be logits or probabilities.
             fold_norms: whether batch norms are priced as a scale and a shift.
             progress: called with ("importance", done, total) after every batch.
 
@@ -126,6 +132,7 @@ class regression:
         """`regression`."""
         return "regression"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -208,8 +215,8 @@ def check_draws(draws: int | None) -> None:
         raise UsageError(f"Draws is {draws}; expected at least 1, or None. Give the number of random signals.")
 
 
-def needed(name: str, data: Iterable[Any] | None) -> Iterable[Any]:
-    """Check that there are data, and that they can be iterated over again.
+def needed(name: str, model: nn.Module, data: Iterable[Any] | None) -> Sequence[Any]:
+    """Check that there are data; gives them as the model takes them, to be iterated over again and again.
 
     Raises:
         CalibrationError: there are none.
@@ -219,7 +226,7 @@ def needed(name: str, data: Iterable[Any] | None) -> Iterable[Any]:
             f"The {name} importance is measured on data, but there are none; expected batches. Pass data, or use the "
             "identity importance."
         )
-    return as_batches(data)
+    return arranged(model, as_batches(data))
 
 
 def _estimate(
@@ -231,20 +238,28 @@ def _estimate(
     fold_norms: bool,
     progress: Progress | None,
 ) -> dict[str, DiagonalForm]:
-    batches = needed(importance.name, data)
-    _check_kind(importance, batches, output)
-    return run(importance.begin(model, fold_norms=fold_norms), batches, progress).forms()
+    batches = needed(importance.name, model, data)
+    reading = _reading(importance, model, batches, output)
+    with reading.of(model):
+        state = importance.begin(model, fold_norms=fold_norms)
+        return run(state, reading.batches(batches), progress).forms()
 
 
-def _check_kind(importance: kl | regression, batches: Iterable[Any], output: Output | None) -> None:
-    """Check that the model returns what the importance is for; without targets the importance itself says so."""
+def _reading(
+    importance: kl | regression, model: nn.Module, batches: Sequence[Any], output: Output | None
+) -> OutputReading:
+    """Tell how the model's output is read; without targets the importance itself says so.
+
+    Raises:
+        CalibrationError: the importance is for other outputs.
+    """
     _, target = split(next(iter(batches)))
-    if output is None and target is None:
-        return
-    found, kind = output_kind(batches, output), importance.distortion.name
-    if found != kind:
-        other = of_distortion(distortion_for(found)).name
+    kind = importance.distortion.name
+    found = reading_of(model, batches, kind if output is None and target is None else output)
+    if found.form != kind:
+        other = of_distortion(distortion_for(found.kind)).name
         raise CalibrationError(
-            f"The {importance.name} importance is for outputs that are {kind}, but the data or output= say {found}; "
-            f"expected the {other} importance. Use it, or give output={kind!r} to the estimate."
+            f"The {importance.name} importance is for outputs that are {kind}, but the data or output= say "
+            f"{found.kind}; expected the {other} importance. Use it, or give output={kind!r} to the estimate."
         )
+    return found

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from waterfill.importance.backward import check_twice, gradients
-from waterfill.models.batches import Inputs, call, first_tensor, map_tensors, num_samples, take, tensors_in
+from waterfill.models.batches import Inputs, arguments, call, map_tensors, num_samples, take, tensors_in
 from waterfill.models.capture import Tape, Variables
+from waterfill.models.outputs import first_tensor
+from waterfill.models.restoring import kept_attributes
 
 CHUNK_BYTES = 2**26
 
@@ -90,21 +91,15 @@ def _response(
 
     def response(values: Mapping[str, Tensor], signal: Tensor, *parts: Tensor) -> Tensor:
         given = (part.unsqueeze(0) if split else part for part, split in zip(parts, batched, strict=True))
-        one = map_tensors(inputs, lambda _: next(given))
-        args, kwargs = _arguments(one)
+        one = map_tensors(inputs, lambda _: next(given).clone())
+        args, kwargs = arguments(model, one)
         own = {name: value for name, value in values.items() if name in parameters}
-        with Tape(learned, values):
+        with kept_attributes(model), Tape(learned, values):
             output = first_tensor(functional_call(model, own, args, kwargs))
         answer: Tensor = (output[0] * signal).sum()
         return answer
 
     return response, tensors, [0 if split else None for split in batched]
-
-
-def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 
 def vmap_squares(
@@ -190,7 +185,7 @@ def loop_gradients(
 
 def _backward(output: Tensor, tensors: Sequence[Tensor], signals: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
     for signal in signals:
-        yield torch.autograd.grad(output, tensors, signal, retain_graph=True, allow_unused=True)
+        yield gradients(output, tensors, signal)
 
 
 def _zeros(learned: Variables, names: Collection[str]) -> dict[str, Tensor]:

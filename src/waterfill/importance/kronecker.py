@@ -19,8 +19,10 @@ from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Plan
 from waterfill.importance.state import Seen, State, in_full_precision, measure, nothing, run
-from waterfill.models.batches import Inputs, output_kind
+from waterfill.models.batches import Inputs
 from waterfill.models.capture import variables
+from waterfill.models.output_rules import reading_of
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 from waterfill.records import Floats
 
@@ -77,6 +79,7 @@ class kronecker:
         options += [] if self.temperature == 1 else [f"temperature={self.temperature:g}"]
         return f"kronecker({', '.join(options)})" if options else "kronecker"
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -102,9 +105,11 @@ class kronecker:
             CalibrationError: there are no data, or they do not fit the model, or do not tell what it returns.
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
-        batches = needed(self.name, data)
-        state = self.begin(model, output_kind(batches, output), fold_norms=fold_norms)
-        return run(state, batches, progress).forms()
+        batches = needed(self.name, model, data)
+        reading = reading_of(model, batches, output)
+        with reading.of(model):
+            state = self.begin(model, reading.form, fold_norms=fold_norms)
+            return run(state, reading.batches(batches), progress).forms()
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> KroneckerState:
         """Make the state before the first batch, for data that come in parts.

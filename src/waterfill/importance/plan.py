@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
 from waterfill.importance import functional
-from waterfill.importance.backward import gradients
+from waterfill.importance.backward import NoGradientError, gradients
 from waterfill.importance.squares import Order, per_sample_gradients
 from waterfill.models.batches import Inputs, call, describe, num_samples, pick
 from waterfill.models.capture import Tape, Variables
@@ -122,7 +122,8 @@ def check_output(output: Tensor, samples: int) -> None:
     """Check that an output can be taken apart by sample and differentiated.
 
     Raises:
-        UnsupportedModelError: it cannot.
+        UnsupportedModelError: it cannot be taken apart.
+        NoGradientError: it cannot be differentiated.
     """
     if output.ndim == 0 or output.shape[0] != samples:
         raise UnsupportedModelError(
@@ -130,7 +131,7 @@ def check_output(output: Tensor, samples: int) -> None:
             "samples first in inputs and output."
         )
     if not output.requires_grad:
-        raise UnsupportedModelError(
+        raise NoGradientError(
             f"The model's output {describe(output)} does not depend on its parameters by gradients; expected logits or "
             "values. Return them before argmax or rounding, or use the identity importance."
         )

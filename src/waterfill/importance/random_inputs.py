@@ -16,8 +16,9 @@ from waterfill.errors import UnsupportedModelError
 from waterfill.importance.data_free import row_scale
 from waterfill.importance.forms import DiagonalForm
 from waterfill.models.batches import call
+from waterfill.models.cloning import clone
 from waterfill.models.norm_statistics import matched_inputs, remembering_norms
-from waterfill.models.torch_module import clone, inventory
+from waterfill.models.torch_module import inventory
 from waterfill.models.trial_inputs import RandomInput, input_of, is_taken, parameters_with_gradients, quiet
 from waterfill.protocols import Output, Progress
 from waterfill.records import Weight

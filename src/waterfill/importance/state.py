@@ -9,8 +9,8 @@ batch --forward--> outputs --signals--> u [signals, samples, ...]     u u^T adds
 from __future__ import annotations
 
 import math
-import zlib
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,19 +26,21 @@ from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Method, Plan, check_output, extend
 from waterfill.importance.squares import square_sum
-from waterfill.models import torch_module
 from waterfill.models.batches import (
     Inputs,
     call,
     device_of,
     evaluation,
+    fingerprint,
     map_tensors,
     num_samples,
+    on_device,
     split,
     take,
-    tensors_in,
 )
 from waterfill.models.capture import Tape, Variables, variables
+from waterfill.models.cloning import clone
+from waterfill.models.surroundings import inference_mode_ignored
 from waterfill.models.uses import Use
 from waterfill.processes import current_processes
 from waterfill.protocols import Progress
@@ -46,6 +48,7 @@ from waterfill.protocols import Progress
 SITE_BYTES = 2**28
 """Most memory for the gradients at all sites together."""
 
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _SIGNALS_TOGETHER = 10
 _SAMPLES_TOGETHER = 8
 
@@ -177,7 +180,7 @@ class Seen(ABC):
 
     def _on_device(self, inputs: Inputs) -> Inputs:
         """Inputs as the model takes them, in single precision at least."""
-        return map_tensors(inputs, lambda t: full_precision(t).to(device_of(self.model)).contiguous())
+        return map_tensors(on_device(inputs, device_of(self.model)), lambda t: full_precision(t).contiguous())
 
     def merge(self, other: Self) -> Self:
         """Add what another state of the same model and importance has seen.
@@ -259,18 +262,11 @@ def begin(model: nn.Module, source: Source, *, fold_norms: bool = True) -> State
 
 
 def in_full_precision(model: nn.Module) -> nn.Module:
-    """The model itself, or a copy in single precision of one in half precision."""
-    if any(_is_half(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        return torch_module.clone(model).float()
-    return model
-
-
-def fingerprint(inputs: Inputs) -> int:
-    """Number made of all bytes of all tensors."""
-    number = 0
-    for tensor in tensors_in(inputs):
-        number = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, number)
-    return number
+    """The model itself; a copy of one in half precision, in single precision, or of one made in inference mode."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(_is_half(tensor) for tensor in tensors):
+        return clone(model).float()
+    return clone(model) if any(tensor.is_inference() for tensor in tensors) else model
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -285,10 +281,27 @@ def _is_half(tensor: Tensor) -> bool:
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients for every parameter, afterwards everything as it was."""
-    with evaluation(model), torch.enable_grad():
+    with evaluation(model), _without_backward_hooks(model), inference_mode_ignored(), torch.enable_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         yield
+
+
+@contextmanager
+def _without_backward_hooks(model: nn.Module) -> Iterator[None]:
+    """Take hooks that see and change gradients off for a while: they have no part in what the model computes."""
+    holders: list[tuple[nn.Module | Tensor, str]] = [
+        (each, name) for each in model.modules() for name in _BACKWARD_HOOKS if vars(each).get(name)
+    ]
+    holders += [(each, _BACKWARD_HOOKS[0]) for each in model.parameters() if each._backward_hooks]
+    hooks = [getattr(holder, name) for holder, name in holders]
+    for holder, name in holders:
+        setattr(holder, name, OrderedDict())
+    try:
+        yield
+    finally:
+        for (holder, name), each in zip(holders, hooks, strict=True):
+            setattr(holder, name, each)
 
 
 def nothing(learned: Variables, *kinds: int) -> Moments:

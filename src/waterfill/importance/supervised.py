@@ -18,7 +18,10 @@ from waterfill.importance.curved import HessianState, QuarticState
 from waterfill.importance.fisher import check_draws, check_temperature, needed
 from waterfill.importance.forms import COST_UNIT, DiagonalForm, DrawnForm, DrawnQuarticForm, check_mu
 from waterfill.importance.state import State, begin, run
-from waterfill.models.batches import output_kind, split
+from waterfill.models.batches import split
+from waterfill.models.output_reading import OutputReading
+from waterfill.models.output_rules import reading_of
+from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 
 
@@ -52,6 +55,7 @@ class gradient:
         """`gradient`, with the temperature where it is not 1."""
         return _named("gradient", temperature=(self.temperature, 1.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -77,9 +81,11 @@ class gradient:
             CalibrationError: there are no data or no targets, or they do not fit the model.
             UnsupportedModelError: the model cannot be differentiated or taken apart by sample.
         """
-        batches = needed(self.name, data)
-        state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
-        return run(state, batches, progress).forms()
+        batches = needed(self.name, model, data)
+        reading = _reading(self.name, model, batches, output)
+        with reading.of(model):
+            state = self.begin(model, reading.form, fold_norms=fold_norms)
+            return run(state, reading.batches(batches), progress).forms()
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> State:
         """Make the state before the first batch, for data that come in parts.
@@ -136,6 +142,7 @@ class hessian:
         """`hessian`, with the temperature where it is not 1 and mu where it is not 0."""
         return _named("hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -146,9 +153,11 @@ class hessian:
         progress: Progress | None = None,
     ) -> dict[str, DrawnForm]:
         """Estimate it for every learned tensor of a model; as `gradient.estimate`."""
-        batches = needed(self.name, data)
-        state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
-        return run(state, batches, progress).forms()
+        batches = needed(self.name, model, data)
+        reading = _reading(self.name, model, batches, output)
+        with reading.of(model):
+            state = self.begin(model, reading.form, fold_norms=fold_norms)
+            return run(state, reading.batches(batches), progress).forms()
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> HessianState:
         """Make the state before the first batch; as `gradient.begin`."""
@@ -194,6 +203,7 @@ class gradient_hessian:
         """`gradient_hessian`, with the temperature where it is not 1 and mu where it is not 0."""
         return _named("gradient_hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
+    @in_ordinary_surroundings
     def estimate(
         self,
         model: nn.Module,
@@ -204,9 +214,11 @@ class gradient_hessian:
         progress: Progress | None = None,
     ) -> dict[str, DrawnQuarticForm]:
         """Estimate it for every learned tensor of a model with one prediction per sample; as `gradient.estimate`."""
-        batches = needed(self.name, data)
-        state = self.begin(model, _kind(self.name, batches, output), fold_norms=fold_norms)
-        return run(state, batches, progress).forms()
+        batches = needed(self.name, model, data)
+        reading = _reading(self.name, model, batches, output)
+        with reading.of(model):
+            state = self.begin(model, reading.form, fold_norms=fold_norms)
+            return run(state, reading.batches(batches), progress).forms()
 
     def begin(self, model: nn.Module, output: Output = "logits", *, fold_norms: bool = True) -> QuarticState:
         """Make the state before the first batch; as `gradient.begin`."""
@@ -238,8 +250,8 @@ def _loss(output: Output, temperature: float) -> Loss:
     return distortion_for(output).labelled_loss(temperature)
 
 
-def _kind(name: str, batches: Iterable[Any], output: Output | None) -> Output:
-    """Tell what the model returns.
+def _reading(name: str, model: nn.Module, batches: Iterable[Any], output: Output | None) -> OutputReading:
+    """Tell how the model's output is read.
 
     Raises:
         CalibrationError: there are no targets.
@@ -250,7 +262,7 @@ def _kind(name: str, batches: Iterable[Any], output: Output | None) -> Output:
             f"The {name} importance compares outputs with the right answer, but the first batch has no target; "
             "expected batches of (input, target). Give targets, or use the kl or regression importance."
         )
-    return output_kind(batches, output)
+    return reading_of(model, batches, output)
 
 
 def _check_pairs(draws: int) -> None:

@@ -81,6 +81,8 @@ class Loading:
 
     def finish(self, model: Any) -> None:
         """Leave the model as one that was loaded from ordinary weights, or with its blocks compressed."""
+        with contextlib.suppress(AttributeError):  # of what was loaded, not of the model
+            del model.config.transformers_weights
         model._weight_conversions = [each for each in self.transforms if each.was_used()]
         if self._staying is None:
             self.bundle.close()
@@ -124,11 +126,24 @@ def config_class() -> type:
     return WaterfillConfig
 
 
+class Ordinary:
+    """What a loaded model is to transformers: an ordinary one."""
+
+    def is_serializable(self) -> bool:
+        """No: a loaded model is an ordinary one, without a quantizer."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Yes, as an ordinary model."""
+        return True
+
+
 def quantizer_class() -> type:
     """The quantizer, as a subclass of what transformers has."""
     base = import_module("transformers.quantizers.base")
 
-    class WaterfillQuantizer(base.HfQuantizer):  # type: ignore[misc, name-defined]
+    class WaterfillQuantizer(Ordinary, base.HfQuantizer):  # type: ignore[misc, name-defined]
         """Loads a compressed directory as if its weights were ordinary ones."""
 
         def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -139,6 +154,13 @@ def quantizer_class() -> type:
                     "waterfill does not compress a model while it is loaded; expected a compressed directory. Make "
                     "one: waterfill compress DIR -o OUT"
                 )
+
+        def update_attn_implementation(self, config: Any) -> Any:
+            """The configuration, which now names the payloads as its weights; called before files are looked for."""
+            weights = getattr(self.quantization_config, "weights", None)
+            if weights is not None:
+                config.transformers_weights = weights
+            return config
 
         def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
             """The type that the original has, where the configuration names none and payloads were taken for it."""
@@ -157,15 +179,6 @@ def quantizer_class() -> type:
         def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
             self._loading.finish(model)
             del self._loading
-
-        def is_serializable(self) -> bool:
-            """No: a loaded model is an ordinary one, without a quantizer."""
-            return False
-
-        @property
-        def is_trainable(self) -> bool:
-            """Yes, as an ordinary model."""
-            return True
 
     return WaterfillQuantizer
 

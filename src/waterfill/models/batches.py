@@ -7,21 +7,32 @@ axis of their tensors counts the samples. A target may be None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeAlias, get_args
+import inspect
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
-from waterfill.protocols import Output
+from waterfill.errors import CalibrationError
+from waterfill.models.containers import (
+    is_named_tuple,
+    leaves,
+    map_leaves,
+    map_packed,
+    pick_packed,
+    tensors_of_packed,
+)
+from waterfill.models.outputs import first_tensor
+from waterfill.models.restoring import restored
 
 Inputs: TypeAlias = Any
 """A tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
-
-OUTPUTS: tuple[Output, ...] = get_args(Output)
-"""Names of what a model can return."""
 
 IGNORED = -100
 """Integer target of a prediction that does not count, as in `torch.nn.functional.cross_entropy`."""
@@ -37,18 +48,18 @@ def split(batch: Any) -> tuple[Inputs, Tensor | None]:
         batch: `(input, target)`, or only inputs.
 
     Returns:
-        The inputs as they are, and the target as a tensor, or None where there is none.
+        The inputs as they are, arrays as tensors; and the target as a tensor, or None where there is none.
 
     Raises:
         CalibrationError: the second of a pair cannot be read as a tensor.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        return batch, None
-    inputs, target = batch
+        return map_arrays(batch), None
+    inputs, target = map_arrays(batch[0]), batch[1]
     if target is None or isinstance(target, Tensor):
         return inputs, target
     try:
-        return inputs, torch.as_tensor(target)
+        return inputs, _tensor_of(target) if isinstance(target, np.ndarray) else torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CalibrationError(
             f"The target of a batch is a {type(target).__name__}; expected a tensor or None. A tuple of two is read as "
@@ -56,53 +67,90 @@ def split(batch: Any) -> tuple[Inputs, Tensor | None]:
         ) from error
 
 
-def map_tensors(inputs: Inputs, function: Callable[[Tensor], Any]) -> Inputs:
-    """Apply `function` to every tensor inside tuples, lists and dicts; everything else stays as it is."""
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: map_tensors(value, function) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(map_tensors(value, function) for value in inputs)
+def map_arrays(inputs: Inputs) -> Inputs:
+    """Arrays of NumPy as tensors, those of its own double precision in that of PyTorch; all else stays as it is."""
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "biufc":
+        found = _tensor_of(inputs)
+        return found.to(torch.get_default_dtype()) if found.dtype == torch.float64 else found
+    if isinstance(inputs, Mapping) and any(isinstance(value, np.ndarray) for value in inputs.values()):
+        return {key: map_arrays(value) for key, value in inputs.items()}
+    if type(inputs) in (tuple, list) and any(isinstance(value, np.ndarray) for value in inputs):
+        return tuple(map(map_arrays, inputs))
     return inputs
 
 
+def _tensor_of(array: NDArray[Any]) -> Tensor:
+    """The values of an array, which may be read-only, in another order of bytes, or have steps that are negative."""
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def map_tensors(inputs: Inputs, function: Callable[[Tensor], Any]) -> Inputs:
+    """Apply `function` to every tensor inside of containers, which keep their types; see `containers`."""
+
+    def mapped(leaf: Tensor | PackedSequence) -> Any:
+        return map_packed(leaf, function) if isinstance(leaf, PackedSequence) else function(leaf)
+
+    return map_leaves(inputs, mapped)
+
+
 def tensors_in(inputs: Inputs) -> list[Tensor]:
-    """List every tensor inside tuples, lists and dicts, in order."""
+    """List every tensor that `map_tensors` maps, in order."""
     found: list[Tensor] = []
-    map_tensors(inputs, found.append)
+    for leaf in leaves(inputs):
+        found += tensors_of_packed(leaf) if isinstance(leaf, PackedSequence) else [leaf]
     return found
 
 
+def fingerprint(inputs: Inputs) -> int:
+    """Number made of all bytes of all tensors."""
+    number = 0
+    for tensor in tensors_in(inputs):
+        number = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, number)
+    return number
+
+
 def num_samples(inputs: Inputs) -> int:
-    """Length of the first axis of the first tensor.
+    """Length of the first axis of the first tensor; of a packed sequence, the number of sequences.
 
     Raises:
         CalibrationError: there is no tensor, or it has no axes.
     """
-    tensors = tensors_in(inputs)
-    if not tensors or tensors[0].ndim == 0:
+    first = next(leaves(inputs), None)
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
+    if first is None or first.is_nested or first.ndim == 0:
         raise CalibrationError(
             f"Inputs {describe(inputs)} have no axis that counts samples; expected tensors [samples, ...]. "
             "Give batches of tensors, a single sample as [1, ...]."
         )
-    return tensors[0].shape[0]
+    return first.shape[0]
 
 
 def take(inputs: Inputs, start: int, stop: int) -> Inputs:
     """Samples `start` to `stop`; tensors that do not have the samples on their first axis stay whole."""
-    samples = num_samples(inputs)
-    return map_tensors(inputs, lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == samples else t)
+    return _chosen(inputs, slice(start, stop))
 
 
 def pick(inputs: Inputs, samples: list[int]) -> Inputs:
     """Chosen samples, in the order given; other tensors as in `take`."""
+    return _chosen(inputs, samples)
+
+
+def _chosen(inputs: Inputs, samples: list[int] | slice) -> Inputs:
     count = num_samples(inputs)
-    return map_tensors(inputs, lambda t: t[samples] if t.ndim > 0 and t.shape[0] == count else t)
+
+    def chosen(leaf: Tensor | PackedSequence) -> Tensor | PackedSequence:
+        if isinstance(leaf, PackedSequence):
+            return pick_packed(leaf, samples)
+        return leaf[samples] if leaf.ndim > 0 and leaf.shape[0] == count else leaf
+
+    return map_leaves(inputs, chosen)
 
 
 def describe(inputs: Inputs) -> str:
     """Shapes and dtypes for an error message, such as `(float32[8, 3, 32, 32], mask=bool[8])`."""
+    if isinstance(inputs, Tensor) and inputs.is_nested:
+        return "a nested tensor"
     if isinstance(inputs, Tensor):
         return f"{str(inputs.dtype).removeprefix('torch.')}{list(inputs.shape)}"
     if isinstance(inputs, Mapping):
@@ -119,8 +167,49 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a model for inputs; a named tuple is one where forward takes only one.
+
+    Args:
+        model: the network.
+        inputs: as in `call`.
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    whole = isinstance(inputs, PackedSequence) or (is_named_tuple(inputs) and not _takes(model, inputs))
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) and not whole else ((inputs,), {})
+
+
+def _takes(model: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether a forward takes so many positional arguments, as far as its signature tells."""
+    try:
+        inspect.signature(model.forward).bind(*inputs)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def on_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """Copy inputs to a device, for a model may write over them, and those of inference mode have no gradients."""
+    return map_tensors(inputs, lambda t: t.to(device, copy=True))
+
+
 def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tensor:
-    """Run the model on one batch, with gradients as the caller has set them.
+    """Run the model on one batch, with gradients as the caller has set them; arguments and errors of `run`.
+
+    Returns:
+        The tensor that is read of the output, see `first_tensor`; within `OutputReading.of` that of the reading.
+
+    Raises:
+        UnsupportedModelError: the output has no tensor.
+    """
+    return first_tensor(run(model, inputs, index=index))
+
+
+def run(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Any:
+    """Run the model on one batch, with gradients as the caller has set them; what it keeps of it is put back.
 
     Args:
         model: the network; inputs are moved to its device.
@@ -128,24 +217,20 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
         index: number of the batch, for the error message.
 
     Returns:
-        The output tensor: the output itself, its `logits`, or the first tensor of a tuple, list or dict.
+        What the model returns.
 
     Raises:
         CalibrationError: the forward pass rejects the batch.
-        UnsupportedModelError: the output has no tensor.
     """
-    device = device_of(model)
-    moved = map_tensors(inputs, lambda t: t.to(device))
+    own = getattr(model, "_orig_mod", model)  # of torch.compile, whose code cannot be watched
+    args, kwargs = arguments(own, on_device(inputs, device_of(model)))
     try:
-        if isinstance(moved, Mapping):
-            output = model(**moved)
-        else:
-            output = model(*moved) if isinstance(moved, tuple | list) else model(moved)
+        with restored(model):
+            return own(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except _FORWARD_ERRORS as error:
         raise CalibrationError(_misfit(inputs, index, error)) from error
-    return first_tensor(output)
 
 
 def _misfit(inputs: Inputs, index: int | None, error: Exception) -> str:
@@ -158,192 +243,32 @@ def _misfit(inputs: Inputs, index: int | None, error: Exception) -> str:
     )
 
 
-def first_tensor(output: Any) -> Tensor:
-    """Find the tensor that counts in a model's output: itself, its `logits`, or the first of a tuple, list or dict.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    for value in values:
-        if isinstance(value, Tensor):
-            return value
-    raise UnsupportedModelError(
-        f"The model returns a {type(output).__name__} without a tensor; expected a tensor, an object with `logits`, or "
-        "a tuple, list or dict with a tensor. Wrap the model so that it returns its output tensor."
-    )
-
-
-def as_batches(data: Any) -> Iterable[Any]:
-    """Check that `data` can be iterated over several times, and make it so where it cannot.
-
-    Args:
-        data: an iterable of batches, such as a list or a DataLoader.
-
-    Returns:
-        `data` itself, or a list of what a one-shot iterator yields.
-
-    Raises:
-        CalibrationError: `data` is one batch, cannot be iterated over, or is empty.
-    """
-    problem = _not_batches(data)
-    if problem:
-        raise CalibrationError(f"Data is {problem}; expected an iterable of batches. Give a list of batches: [batch].")
-    if not isinstance(data, Iterable):
-        raise CalibrationError(
-            f"Data is a {type(data).__name__} and cannot be iterated over; expected an iterable of batches. "
-            "Give a list of batches or wrap a dataset in torch.utils.data.DataLoader."
-        )
-    batches: Iterable[Any] = list(data) if isinstance(data, Iterator) else data
-    if _is_empty(batches):
-        raise CalibrationError("Data has no batches; expected at least one. Give a list of batches that is not empty.")
-    return batches
-
-
-def _not_batches(data: Any) -> str:
-    """Say what `data` is where it is plainly a single batch or no data at all; empty text otherwise."""
-    if isinstance(data, Tensor):
-        return f"a single tensor {describe(data)}"
-    if isinstance(data, Mapping):
-        return "a single dict"
-    if isinstance(data, str | bytes):
-        return f"a {type(data).__name__}"
-    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    if pair and is_integer(data[1]) and data[1].ndim < data[0].ndim and data[0].shape[:1] == data[1].shape[:1]:
-        return f"a single pair {describe(data)}"
-    return ""
-
-
-def _is_empty(batches: Iterable[Any]) -> bool:
-    try:
-        return len(batches) == 0  # type: ignore[arg-type]
-    except TypeError:
-        return next(iter(batches), _NOTHING) is _NOTHING
-
-
-_NOTHING = object()
-
-
 def is_integer(target: Tensor | None) -> bool:
     """Whether targets are classes: signed integers or bytes, not booleans."""
     return target is not None and target.dtype in _INTEGERS
 
 
-def output_kind(data: Iterable[Any], output: str | None) -> Output:
-    """Tell whether the model returns logits or values.
-
-    Args:
-        data: batches that can be iterated over again; only the first is looked at.
-        output: what the caller says, which wins; None to tell from the targets, where integers mean logits.
-
-    Raises:
-        UsageError: `output` is not one of the two names.
-        CalibrationError: `output` is None and the targets do not tell.
-    """
-    if output is not None:
-        return _named(output)
-    _, target = split(next(iter(data)))
-    if is_integer(target):
-        return "logits"
-    found = "no targets" if target is None else f"targets of {describe(target)}"
-    raise CalibrationError(
-        f"Data has {found}, which do not tell what the model returns; expected integer targets or output=. Give "
-        "output='logits' for scores of classes (error measured as KL divergence) or output='values' for real values "
-        "(error measured as squared error)."
-    )
-
-
-def _named(output: str) -> Output:
-    for known in OUTPUTS:
-        if output == known:
-            return known
-    names = ", ".join(map(repr, OUTPUTS))
-    raise UsageError(f"Output is {output!r}; expected {names} or None. Name what the model returns.")
-
-
-def class_axis(logits: Tensor, target: Tensor | None = None) -> int:
-    """Axis of the classes: the last, `[B, C]` or `[B, T, C]`, except where only axis 1 agrees with the target.
-
-    Images labelled pixel by pixel have logits `[B, C, H, W]` and integer targets `[B, H, W]`: there it is 1.
-    """
-    if not is_integer(target) or target is None or target.shape == logits.shape[:-1]:
-        return logits.ndim - 1
-    return 1 if logits.ndim > 2 and target.shape == logits.shape[:1] + logits.shape[2:] else logits.ndim - 1
-
-
-def prediction_rows(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Read logits as one row for every prediction, those that do not count among them.
-
-    Args:
-        logits: [samples, classes], [samples, ..., classes], or [samples, classes, ...] where the target says so.
-        target: integers, one for every prediction; anything else is not looked at.
-
-    Returns:
-        Logits [predictions, classes], no copy where their memory allows, and integer targets [predictions] or None.
-
-    Raises:
-        CalibrationError: integer targets do not fit the logits in shape.
-    """
-    rows = logits.movedim(class_axis(logits, target), -1)
-    if target is None or not is_integer(target):
-        return rows.reshape(-1, rows.shape[-1]), None
-    if _without_ones(target.shape) != _without_ones(rows.shape[:-1]):
-        raise CalibrationError(
-            f"Integer targets {describe(target)} do not fit the logits {describe(logits)}; expected one target for "
-            "every prediction, [samples] for logits [samples, classes]. Give such targets, or None."
-        )
-    return rows.reshape(-1, rows.shape[-1]), target.reshape(-1).to(rows.device, torch.int64)
-
-
-def as_predictions(logits: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Read logits as one row for every prediction; those whose target is `IGNORED` are left out.
-
-    Args:
-        logits: as in `prediction_rows`.
-        target: as there.
-
-    Returns:
-        Logits [predictions, classes], and integer targets [predictions] or None.
-
-    Raises:
-        CalibrationError: integer targets do not fit the logits in shape or range.
-    """
-    rows, labels = prediction_rows(logits, target)
-    if labels is None:
-        return rows, None
-    counted = labels != IGNORED
-    rows, labels = rows[counted], labels[counted]
-    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
-    if not 0 <= low <= high < rows.shape[-1]:
-        raise CalibrationError(
-            f"Integer targets range from {low} to {high}; expected 0 to {rows.shape[-1] - 1} for {rows.shape[-1]} "
-            f"classes, or {IGNORED} for a prediction that does not count. Correct the targets."
-        )
-    return rows, labels
-
-
-def _without_ones(shape: torch.Size) -> tuple[int, ...]:
-    return tuple(size for size in shape if size != 1)
-
-
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the whole model into evaluation mode, and afterwards every flag and gradient back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
+def evaluation(model: nn.Module, *, writing: bool = False) -> Iterator[nn.Module]:
+    """Put the whole model into evaluation mode, and afterwards every flag, gradient, attribute and tensor as it was.
+
+    Args:
+        model: the network.
+        writing: whether the caller gives parameters and statistics of norms other values, which then stay.
+    """
+    modes = [(each, each.training) for each in model.modules() if hasattr(each, "training")]  # frozen ones have none
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    model.eval()
+    with suppress(NotImplementedError):  # an exported graph stays as it was exported
+        model.eval()
     for parameter in model.parameters():
         parameter.grad = None
     try:
-        yield model
+        with restored(model, learned=not writing, in_place=True):
+            yield model
     finally:
         for module, training in modes:
             module.training = training
         for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:  # a tensor of inference mode does not take it
+                parameter.requires_grad_(requires_grad)
             parameter.grad = grad

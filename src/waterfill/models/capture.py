@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from waterfill.errors import UnsupportedModelError
-from waterfill.models.functions import HANDLERS, LOOK_AT_FIRST
+from waterfill.models.functions import DETACHING, HANDLERS, LOOK_AT_FIRST, is_in_place
+from waterfill.models.module_state import has_storage, storage_key
+from waterfill.models.norms import folded_norms
 from waterfill.models.state_dict import CODED_DTYPES
-from waterfill.models.torch_module import folded_norms, inventory
+from waterfill.models.torch_module import inventory
 from waterfill.models.uses import Use, View
 from waterfill.records import Layout
 
@@ -36,15 +37,18 @@ class Variables:
         tensors: by name in the state dict: parameters, and the scale and shift of every folded batch norm.
         layouts: how each is read as a matrix.
         norms: names of the scale and the shift of the folded norm, by the identity of its running variance.
+        twins: names of other parameters that are the same memory as a learned one, by their identity.
     """
 
     tensors: Mapping[str, Tensor]
     layouts: Mapping[str, Layout]
     norms: Mapping[int, tuple[str, str]]
+    twins: Mapping[int, str] = field(default_factory=dict)
     names: Mapping[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", {id(tensor): name for name, tensor in self.tensors.items()})
+        own = {id(tensor): name for name, tensor in self.tensors.items()}
+        object.__setattr__(self, "names", {**self.twins, **own})
 
 
 def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
@@ -59,9 +63,11 @@ def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
     """
     infinite = [glob.escape(name) for name, tensor in model.state_dict().items() if _is_masked(name, tensor, model)]
     weights = inventory(model, fold_norms=fold_norms, exclude=infinite).weights
-    tensors: dict[str, Tensor] = {
-        name: parameter for name, parameter in model.named_parameters(remove_duplicate=False) if name in weights
-    }
+    names = _names_by_memory(model, weights)
+    tensors: dict[str, Tensor] = {}
+    for parameter in model.parameters():
+        if has_storage(parameter) and storage_key(parameter) in names:
+            tensors.setdefault(names[storage_key(parameter)], parameter)
     norms: dict[int, tuple[str, str]] = {}
     for norm in folded_norms(model) if fold_norms else ():
         variance = model.get_submodule(norm.name).running_var
@@ -71,7 +77,19 @@ def variables(model: nn.Module, *, fold_norms: bool = True) -> Variables:
             tensors[name] = value.to(variance.device, dtype).requires_grad_()
         norms[id(variance)] = norm.scale_name, norm.shift_name
     ordered = {name: tensors[name] for name in weights if name in tensors}
-    return Variables(ordered, {name: weights[name].layout for name in ordered}, norms)
+    twins = {
+        id(parameter): names[storage_key(parameter)]
+        for parameter in model.parameters()
+        if has_storage(parameter) and storage_key(parameter) in names
+    }
+    twins = {key: name for key, name in twins.items() if name in ordered}
+    return Variables(ordered, {name: weights[name].layout for name in ordered}, norms, twins)
+
+
+def _names_by_memory(model: nn.Module, weights: Mapping[str, Any]) -> dict[Hashable, str]:
+    """Names in the state dict, which need not be those of the modules, by the memory that they mean."""
+    state = model.state_dict()
+    return {storage_key(state[name]): name for name in weights if has_storage(state[name])}
 
 
 def _is_masked(name: str, tensor: Tensor, model: nn.Module) -> bool:
@@ -85,7 +103,8 @@ class Tape(TorchFunctionMode):
 
     Three things are done in another, equal way: folded batch norms as `s x + t`, recurrent layers step by step, and
     embeddings without their padding index, which changes gradients only: an error in the padding row does reach the
-    output. `torch.no_grad` inside the model is not obeyed, because a layer under it matters as well.
+    output. `torch.no_grad` inside the model is not obeyed, because a layer under it matters as well; nor are `detach`
+    and `.data` of a learned tensor where the result is only read, nor hooks on tensors, which change gradients only.
 
     Args:
         learned: what to watch for.
@@ -106,16 +125,35 @@ class Tape(TorchFunctionMode):
         self.site_values = 0
         self._learned = learned
         self._values = values
+        self._detached: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Handle one function call of the model."""
         del types
+        if func in DETACHING and self.name_of(args[0]) is not None:
+            return self._detach(func, args[0])
+        if self._detached and not is_in_place(func):
+            args, kwargs = self._attached(args), self._attached(kwargs or {})
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, *args, **(kwargs or {}))
         return self.pass_through(func, *args, **(kwargs or {}))
+
+    def _detach(self, func: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
+        """Detach a learned tensor, and keep in mind which it is: what reads the result reads the tensor."""
+        result = func(learned)
+        self._detached[id(result)] = result, learned
+        return result
+
+    def _attached(self, values: Any) -> Any:
+        """Put learned tensors in the place of those that were detached from them."""
+        if isinstance(values, Tensor):
+            return self._detached.get(id(values), (values, values))[1]
+        if type(values) in (tuple, list):
+            return type(values)(map(self._attached, values))
+        return {key: self._attached(value) for key, value in values.items()} if type(values) is dict else values
 
     def pass_through(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function that is not known; learned tensors that its result depends on are missed."""
@@ -173,24 +211,22 @@ class Tape(TorchFunctionMode):
             view: how the layer uses it.
             x: gives the input of the layer [rows, ...]; None where it is 1.
             lead: number of leading axes of y that count rows.
-
-        Raises:
-            UnsupportedModelError: gradients are off.
         """
         name = self.name_of(tensor)
         if name is None or self._values is not None:
             return
-        if not y.requires_grad:
-            raise UnsupportedModelError(
-                f"Tensor {name!r} is used where gradients are off (torch.inference_mode), so its importance cannot be "
-                "measured. Take the inference mode out of the model's forward, or use the identity importance."
-            )
+        if not y.requires_grad:  # inside of a transformation such as vmap, whose results have no edges
+            self.missed.add(name)
+            return
         edge = get_gradient_edge(y)
         if not self.sites or self.sites[-1] != edge:
             self.sites.append(edge)
             self.site_values += y.numel()
         with torch.no_grad():
-            use = Use(len(self.sites) - 1, view, None if x is None else x().detach(), lead, math.prod(y.shape[:lead]))
+            read = None if x is None else x().detach()
+            if read is not None and read.is_floating_point():
+                read = read.to(y.dtype)  # as it was promoted beside a tensor of another precision
+            use = Use(len(self.sites) - 1, view, read, lead, math.prod(y.shape[:lead]))
             self.uses.setdefault(name, []).append(use)
 
 

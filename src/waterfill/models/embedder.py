@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import FormatError, UnsupportedModelError
-from waterfill.models.batches import first_tensor
 from waterfill.models.configuration import read_json, read_object
+from waterfill.models.outputs import first_tensor
 
 
 def mean_of_tokens(hidden: Tensor, mask: Tensor) -> Tensor:

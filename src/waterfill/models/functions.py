@@ -7,12 +7,14 @@ the uses. What is not here goes through `UseRecorder.pass_through` and is missed
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from waterfill.models import elementwise, recurrent
 from waterfill.models.elementwise import channels_of, record_term, trailing_axes
@@ -147,6 +149,33 @@ def _keep_gradients(tape: UseRecorder, func: Function, *_: Any) -> None:
     del tape, func
 
 
+def _no_hook(tape: UseRecorder, func: Function, tensor: Tensor, *_: Any) -> RemovableHandle:
+    """`Tensor.register_hook` inside a model: gives a handle of a hook that is never called."""
+    del tape, func, tensor
+    return RemovableHandle(OrderedDict())
+
+
+def _number(tape: UseRecorder, func: Function, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A tensor that becomes numbers, which have no gradient; NumPy takes none that has one."""
+    tape.miss(tensor)
+    return func(tensor.detach(), *args, **kwargs)
+
+
+def is_in_place(func: Any) -> bool:
+    """Whether a function writes over its first argument, by its name."""
+    name: str = getattr(func, "__name__", "")
+    return name.startswith("__i") if name.startswith("__") else name.endswith("_")
+
+
+_NUMBERS = (
+    *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.item),
+    *(Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__, Tensor.__complex__),
+)
+
+DETACHING = frozenset({Tensor.detach, torch.detach, vars(torch._C.TensorBase)["data"].__get__})
+"""Functions that give the same values without a gradient."""
+
+
 LOOK_AT_FIRST = frozenset(
     {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as}  # the second gives only a shape
 )
@@ -181,4 +210,6 @@ HANDLERS: Mapping[Any, Handler] = {
     torch.rnn_tanh_cell: recurrent.cell_handler(recurrent.tanh_step),
     torch.rnn_relu_cell: recurrent.cell_handler(recurrent.relu_step),
     torch._C._set_grad_enabled: _keep_gradients,
+    Tensor.register_hook: _no_hook,
+    **dict.fromkeys(_NUMBERS, _number),
 }

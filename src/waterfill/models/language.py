@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError
-from waterfill.models.batches import IGNORED, Inputs, is_integer, output_kind, split
+from waterfill.models.batches import IGNORED, Inputs, is_integer, split
 from waterfill.models.embedder import Embedder
 from waterfill.protocols import Output
 
@@ -46,30 +46,30 @@ def next_tokens(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def predicts_next(model: nn.Module) -> bool:
-    """Whether a model's logits are of the next token: not for those of transformers that cannot generate."""
+    """Whether a model's logits are of the next token of its inputs.
+
+    Those of transformers are not that cannot generate, or whose decoder has inputs of its own.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
+        return False
     can_generate = getattr(model, "can_generate", None)
     return bool(can_generate()) if callable(can_generate) else True
 
 
-def output_of(model: nn.Module, batches: Any, output: str | None) -> Output:
-    """Tell whether a model returns logits or values, from what it is where batches of text do not tell.
+def output_of_text(model: nn.Module, batches: Any) -> Output | None:
+    """Tell what a model of text without targets returns; None where it does not tell, or the batches are no such text.
 
     Args:
         model: the network.
         batches: batches that can be iterated over again; only the first is looked at.
-        output: what the caller says, which wins.
-
-    Raises:
-        UsageError: `output` is not one of the two names.
-        CalibrationError: neither the targets nor the model tell.
     """
     inputs, target = split(next(iter(batches)))
-    if output is None and target is None and tokens_of(inputs) is not None:
+    if target is None and tokens_of(inputs) is not None:
         if _has_vocabulary_head(model):
             return "logits"
         if isinstance(model, Embedder) or getattr(model, "base_model", None) is model:
             return "values"
-    return output_kind(batches, output)
+    return None
 
 
 def _has_vocabulary_head(model: nn.Module) -> bool:

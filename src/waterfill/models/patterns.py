@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from waterfill.errors import WaterfillError
@@ -13,7 +13,8 @@ def excluded(first: Mapping[str, str], include: Sequence[str], exclude: Sequence
 
     Args:
         first: every name, with the first name of the same tensor; a tied tensor is meant by any of its names.
-        include: patterns (fnmatch); where there are any, only what matches is quantized.
+        include: patterns (fnmatch; a name is a pattern of itself, whatever is in it); where there are any, only what
+            matches is quantized.
         exclude: patterns of what is stored without loss.
 
     Raises:
@@ -30,11 +31,23 @@ def excluded(first: Mapping[str, str], include: Sequence[str], exclude: Sequence
     return reasons
 
 
+def _matched(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that a pattern means: itself, else those with its brackets as they are, else those that it matches."""
+    literal = pattern.replace("[", "[[]")
+    tiers: tuple[Callable[[str], bool], ...] = (
+        lambda name: name == pattern,
+        lambda name: fnmatchcase(name, literal),
+        lambda name: fnmatchcase(name, pattern),
+    )
+    found = ([name for name in names if fits(name)] for fits in tiers)
+    return next(filter(None, found), [])
+
+
 def _matches(names: Iterable[str], patterns: Sequence[str], option: str) -> list[tuple[str, str]]:
     """Every name with a pattern that matches it."""
     found = []
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        matching = [name for name in names if fnmatchcase(name, pattern)]
+        matching = _matched(names, pattern)
         if not matching:
             raise WaterfillError(
                 f"Pattern {pattern!r} of {option} matches no tensor; expected a name or a pattern such as 'layer1.*'. "

@@ -128,7 +128,7 @@ def sequence_handler(step: Step) -> Function:
     """Make the handler of a recurrent layer. Packed sequences, which have no axis of samples, are missed."""
 
     def handler(tape: SubstitutingRecorder, func: Function, input: Tensor, hx: Any, params: Any, *options: Any) -> Any:
-        if not isinstance(params, tuple | list):
+        if _is_packed(hx, params):
             return tape.pass_through(func, input, hx, params, *options)
         has_biases, num_layers, dropout, train, bidirectional, batch_first = options
         weights = _by_layer([tape.value(p) for p in params], num_layers * (2 if bidirectional else 1), has_biases)
@@ -140,6 +140,12 @@ def sequence_handler(step: Step) -> Function:
         return (y.transpose(0, 1) if batch_first else y, *final)
 
     return handler
+
+
+def _is_packed(hx: Any, params: Any) -> bool:
+    """Whether the arguments behind the input are those of a packed sequence: its lengths, and the state."""
+    has_lengths = isinstance(hx, Tensor) and hx.dtype == torch.int64
+    return has_lengths or not isinstance(params, tuple | list)
 
 
 def _by_layer(params: Sequence[Tensor], parts: int, has_biases: bool) -> list[list[Tensor | None]]:

@@ -8,12 +8,14 @@ later ones --Suffix----> calls before the first use of what changed give their r
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 from waterfill.models.batches import Inputs, call, tensors_in
@@ -72,7 +74,8 @@ class Recorder(TorchFunctionMode):
     Attributes:
         results: of the first calls, as many as fit into `BUDGET_BYTES`.
         count: number of calls.
-        overwritten: (call that made a result, later call that wrote over it).
+        overwritten: (call that made a result, later call that wrote over it); a call that wrote over something else
+            counts as if every later one did.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -97,6 +100,8 @@ class Recorder(TorchFunctionMode):
             self._first.setdefault(_memory(each), self.count)
             if version is None or _version(each) != version:
                 self.overwritten += [(maker, self.count) for maker in self._makers[_memory(each)]]
+            if version is not None and _version(each) != version and not self._makers[_memory(each)]:
+                self.overwritten.append((self.count, sys.maxsize))  # a buffer, which is as it was before every pass
         self._keep(result)
         self.count += 1
         return result
@@ -106,6 +111,8 @@ class Recorder(TorchFunctionMode):
         return self._first.get(self._places.get(name, -1), 0)
 
     def _keep(self, result: Any) -> None:
+        if any(map(is_functorch_wrapped_tensor, tensors_in((result,)))):
+            return  # of a transformation such as vmap, outside of which it is nothing; what comes after is computed
         for each in tensors_in((result,)):
             made = self._makers[_memory(each)]
             self._bytes += 0 if made else each.untyped_storage().nbytes()
@@ -148,4 +155,5 @@ def _as_it_is(result: Any) -> Any:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+    plain = tensor.layout is torch.strided and not is_functorch_wrapped_tensor(tensor)
+    return tensor.untyped_storage().data_ptr() if plain else id(tensor)

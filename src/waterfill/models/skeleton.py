@@ -141,7 +141,7 @@ class Skeleton:
             count = shape[0] * each if stack else each
             numbers = torch.arange(rows, rows + count, dtype=torch.float32)
             lead = shape[:2] if stack else shape[:1]
-            probes[name] = numbers.reshape(*lead, *(1,) * (len(shape) - len(lead))).expand(shape).contiguous()
+            probes[name] = numbers.reshape([*lead, *(1,) * (len(shape) - len(lead))]).expand(shape).contiguous()
             for index in range(count // max(1, each)):
                 starts[rows + index * each] = f"{name}[{index}]" if stack else name, each
             rows += count

@@ -242,6 +242,7 @@ def read(path: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str
     """Read a bare safetensors file, whose module is not known.
 
     Tensors with two axes and more are flattened after the first, the others are one row; nothing is folded or tied.
+    Masks of zeros and ones are stored without loss, where no pattern includes them.
 
     Args:
         path: the file.
@@ -257,10 +258,20 @@ def read(path: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str
     """
     tensors = load_tensors(path)
     origins: dict[str, Origin] = {n: origin_of(n, t, Layout(tuple(t.shape))) for n, t in tensors.items()}
+    if len(include) == 0:
+        origins |= {name: Exact("zeros and ones, stored exactly") for name in tensors if _is_mask(tensors[name])}
     for name, reason in excluded(dict(zip(tensors, tensors, strict=True)), include, exclude).items():
         if isinstance(origins[name], Coded):
             origins[name] = Exact(reason)
     return collect(tensors, origins)
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether a tensor has zeros and ones, both, and nothing else."""
+    if tensor.dtype not in CODED_DTYPES or tensor.numel() < 2:
+        return False
+    is_one = tensor == 1
+    return bool((is_one | (tensor == 0)).all()) and 0 < int(is_one.sum()) < tensor.numel()
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 from waterfill.models.batches import tensors_in
@@ -67,7 +68,9 @@ class ProductWatch(TorchFunctionMode):
 
     def record(self, y: Tensor, tensor: Tensor, view: View, x: Callable[[], Tensor] | None, lead: int) -> None:
         """Act on one use of a watched tensor; see `UseRecorder.record`."""
-        del y, lead
+        del lead
         name = self.name_of(tensor)
-        if name is not None and x is not None:
+        if is_functorch_wrapped_tensor(y):  # of a transformation such as vmap, outside of which it is nothing
+            self.miss(tensor)
+        elif name is not None and x is not None:
             self._changed |= self._act(name, view, x())

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from waterfill.compiled import kernel
 from waterfill.quantize.trellis_kernels import DEAD, RESCALED_EVERY, branches, extend, level_of, rescale
 
 ALIVE = np.float32(1e29)
@@ -44,7 +45,7 @@ class Steps(NamedTuple):
     indices: Any
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _no_steps(head, tail, states):
     """Room for them, for so many rows before the last ones, and of these; much of it is never touched."""
     rows = head + tail
@@ -58,7 +59,7 @@ def _no_steps(head, tail, states):
     )
 
 
-@njit(cache=True, nogil=True, inline="never")
+@kernel
 def _add(target, errors, factors, classes, rows):
     """Add the feedback of one column to the target of another, for the rows [0, rows)."""
     if factors.size == 1:
@@ -70,7 +71,7 @@ def _add(target, errors, factors, classes, rows):
             target[r] += factors[classes[r]] * errors[r]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def scalar_span(
     x, carried, coupling, classes, weights, row_exponents, column_exponents, lengths, lmbda, levels, errors
 ):
@@ -99,7 +100,7 @@ def scalar_span(
             errors[c, r] = x[c, r] - levels[c, r]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def best_span(
     x,
     carried,
@@ -182,7 +183,7 @@ def best_span(
     return total + costs.min()
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _tail_feedback(coupling, classes, costs, tail_errors, origins, undecided, column, sums, spare):
     """Feedback of the undecided columns to the last rows of the next one, by the end it comes from, in the first array.
 
@@ -207,7 +208,7 @@ def _tail_feedback(coupling, classes, costs, tail_errors, origins, undecided, co
     return sums, spare
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _pasts(costs, origins, undecided, column):
     """Through which ends of the undecided columns the living paths came, bool [kept, states]."""
     kept, states = origins.shape
@@ -220,7 +221,7 @@ def _pasts(costs, origins, undecided, column):
     return used
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _column(target, sums, head, weights, exponents, lengths, lmbda, flips, subsets, costs, new, origins, steps):
     """Extend all paths by a column; returns their costs, an array to reuse, and what was taken off the costs."""
     states = flips.size
@@ -272,7 +273,7 @@ def _extend(value, weight, bits, lmbda, stays, costs, indices):
         costs[0], indices[0] = costs[better], indices[better]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _living(costs, origins, slots, living):
     """Number the origins of all paths that live: `slots` by origin, and its inverse; returns how many there are."""
     slots[:] = -1
@@ -289,7 +290,7 @@ def _living(costs, origins, slots, living):
     return count
 
 
-@njit(cache=True, nogil=True, inline="never")
+@kernel
 def _step_apart(costs, origins, slots, tables, odd, flip, new, new_origins, decisions):
     """As `extend`, with one table of costs for every origin of a path: `tables[slots[origin]]`."""
     half = odd.size
@@ -307,7 +308,7 @@ def _step_apart(costs, origins, slots, tables, odd, flip, new, new_origins, deci
         decisions[j] = np.uint8(one | (other << 1))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _trace_tails(x, costs, origins, best, flips, subsets, steps, tail_levels, tail_errors, levels, errors):
     """Find what every living end of a column has behind it in the last rows, and the best one in all before them.
 
@@ -326,7 +327,7 @@ def _trace_tails(x, costs, origins, best, flips, subsets, steps, tail_levels, ta
         _trace(before[best], origins[best], head, 0, x, flips, subsets, steps, levels, errors)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _trace(state, origin, stop, start, x, flips, subsets, steps, levels, errors):
     """Follow a path back through the rows [start, stop) of a column; fills its levels and errors, from the first row.
 
@@ -348,7 +349,7 @@ def _trace(state, origin, stop, start, x, flips, subsets, steps, levels, errors)
     return state
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _give_up_others(costs, origins, column, last, best):
     """Give up the paths that did not come through the best one's end of a column, which is returned."""
     ends = np.arange(costs.size)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from waterfill.compiled import kernel
+
 
 @njit(inline="always")
 def _clip(exponent, top):
     return min(max(exponent, 0), top)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def axis_costs(magnitudes, rows, channels, taps, axis, offsets, lengths):
     """Bits that each index of one axis costs under each offset of its exponent.
 
@@ -45,7 +47,7 @@ def axis_costs(magnitudes, rows, channels, taps, axis, offsets, lengths):
     return costs
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def exponent_histogram(magnitudes, rows, channels, taps, low, high):
     """How often each magnitude occurs at each exponent low..high; int64 [high - low + 1, 256]."""
     n_out, n_channels, n_taps = magnitudes.shape
@@ -58,7 +60,7 @@ def exponent_histogram(magnitudes, rows, channels, taps, low, high):
     return counts
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def round_to_cost(x, importance, rows, channels, taps, lengths, shrink, lmbda, symbols):
     """Rate-distortion optimised rounding: minimise `importance * (x - level)^2 + lmbda * bits` over the symbols.
 
@@ -97,7 +99,7 @@ def round_to_cost(x, importance, rows, channels, taps, lengths, shrink, lmbda, s
                 symbols[o, c, t] = best if value > 0 else -best
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def centroid_sums(x, importance, symbols):
     """Importance and importance-weighted shortfall `|k| - |x|` of the magnitudes 1, 2, >= 3; float64 [2, 3]."""
     sums = np.zeros((2, 3))

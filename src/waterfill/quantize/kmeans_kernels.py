@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from waterfill.compiled import kernel
+
 TINY = 1e-290
 """Less is no curvature: costs are scaled so that the largest is near one."""
 
@@ -34,7 +36,7 @@ def _add(sums, moments, shift):
         sums[7] += h4 + shift * (4 * h3 + shift * (6 * h2 + shift * (4 * h1 + shift * h0)))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def merge(weights, importance, quartic, starts):
     """Points from runs of sorted weights: run b is `starts[b] .. starts[b + 1]`.
 
@@ -61,7 +63,7 @@ def merge(weights, importance, quartic, starts):
     return places, moments
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def sparse_table(places, moments):
     """The disjoint sparse table, float64 [levels, points, 3 or 8]."""
     count, kinds = moments.shape
@@ -185,7 +187,7 @@ def _heights(levels):
     return heights
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def range_cost(table, moments, i, j):
     """The least cost of one cluster of the points i..j."""
     if i == j:
@@ -196,7 +198,7 @@ def range_cost(table, moments, i, j):
     return _cost(table[level, i], table[level, j])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def partition(table, moments, k):
     """The best partition of the points into k runs, by dynamic programming with divide and conquer.
 
@@ -241,7 +243,7 @@ def partition(table, moments, k):
     return edges
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def centroids(weights, importance, quartic, edges, old):
     """The best centroid of every run of sorted weights; a run without weights or importance keeps its old one.
 
@@ -287,7 +289,7 @@ def _shares(measure, bins):
     return measure * (bins / max(measure.sum(), TINY))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def bin_starts(weights, mass, bins):
     """Runs of sorted weights that a cluster hardly needs to cut: int64 [runs + 1].
 
@@ -318,7 +320,7 @@ def bin_starts(weights, mass, bins):
     return starts[: runs + 1]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def plus_plus(weights, importance, quartic, uniforms):
     """Centroids of k-means++: each next one a weight, drawn with the cost that it has so far.
 

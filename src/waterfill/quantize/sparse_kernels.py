@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from waterfill.compiled import kernel
+
 
 @njit(inline="always")
 def _times(factor, places, errors, start):
@@ -28,7 +30,7 @@ def _cheapest(magnitude, weight, price, lengths, shrink, lmbda):
     return best
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def descend(x, places, ends, rows, factors, steps, prices, lengths, shrink, lmbda, symbols, sums):
     """Choose every weight anew, given all others of its row: the cheapest of zero and the levels nearby.
 

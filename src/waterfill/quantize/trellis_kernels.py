@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from waterfill.compiled import kernel
+
 RESCALED_EVERY = 64
 """Costs of paths are taken relative to the lowest one every so many steps."""
 
@@ -74,7 +76,7 @@ def branches(value, weight, bits, shrink, lmbda, zero, costs, indices):
             indices[2 * odd + bit] = best_k
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def branch_costs(x, importance, exponents, lengths, shrink, lmbda, zero, costs, indices):
     """Cost `importance * (x - level)^2 + lmbda * bits` and index of the best level of every branch.
 
@@ -98,7 +100,7 @@ def branch_costs(x, importance, exponents, lengths, shrink, lmbda, zero, costs, 
         branches(value, weight, bits, shrink, lmbda, zero, costs[i], indices[i])
 
 
-@njit(cache=True, nogil=True, inline="never")
+@kernel
 def extend(first, second, odd, flip, costs, new, decisions):
     """Extend all paths by one weight: the states 2 j and 2 j + 1 come from j and from j + states / 2."""
     even_even, even_odd, odd_even, odd_odd = costs[0], costs[1], costs[2], costs[3]
@@ -114,7 +116,7 @@ def extend(first, second, odd, flip, costs, new, decisions):
         decisions[j] = np.uint8(b < a) | (np.uint8(d < c) << 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def best_path(costs, indices, exponents, aside, flips, subsets, zero, decisions, levels):
     """The path of the lowest cost from state 0 to any state; returns its cost.
 
@@ -157,7 +159,7 @@ def best_path(costs, indices, exponents, aside, flips, subsets, zero, decisions,
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def shortfalls(x, importance, levels):
     """Importance, importance-weighted shortfall `|level| - |x|` of the levels 1, 2, >= 3; float64 [2, 3]."""
     sums = np.zeros((2, 3))
@@ -171,7 +173,7 @@ def shortfalls(x, importance, levels):
     return sums
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def squared_error(x, importance, levels, shrink):
     """Sum of `importance * (x - level)^2`, with levels moved as in `branch_costs`."""
     total = 0.0

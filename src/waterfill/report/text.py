@@ -214,6 +214,7 @@ def bound_table(bound: ModelBound, rate: float) -> Group:
         Text(f"\nAt {rate:.4g} bit/value, distortion {bound.distortion(rate):.4g}:"),
         _bound_rows(bound.tensors(rate)),
         Text(_bound_line(bound)),
+        *(Text(f"note: {printable(note)}") for note in bound.notes),
     )
 
 
@@ -246,7 +247,7 @@ def evaluation_table(before: Evaluation, after: Evaluation | None, sizes: Sequen
     names = ("original",) if after is None else ("original", "compressed")
     table = plain_table(("", "left"), *((name, "right") for name in names))
     measured = [before.to_dict()] + ([] if after is None else [after.to_dict()])
-    for key in measured[-1]:
+    for key in [key for key in measured[-1] if key != "notes"]:
         values = [column.get(key) for column in measured]
         if any(value is not None for value in values):
             table.add_row(key.replace("_", " "), *("" if value is None else f"{value:.6g}" for value in values))
@@ -255,6 +256,12 @@ def evaluation_table(before: Evaluation, after: Evaluation | None, sizes: Sequen
     if sizes:
         table.add_row("bytes", *(f"{size:,}" for size in sizes))
     return table
+
+
+def evaluation_notes(before: Evaluation, after: Evaluation | None) -> list[str]:
+    """Lines that say how outputs were read."""
+    notes = dict.fromkeys((*before.notes, *(() if after is None else after.notes)))
+    return [f"note: {printable(note)}" for note in notes]
 
 
 def plain_table(*columns: tuple[str, str]) -> Table:

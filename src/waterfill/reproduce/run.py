@@ -17,7 +17,7 @@ from torch import nn
 from waterfill._version import PRODUCER
 from waterfill.atomic import write_atomically
 from waterfill.errors import UsageError
-from waterfill.evaluation import reference_outputs
+from waterfill.evaluation import outputs_of
 from waterfill.models.state_dict import load_tensors, save_tensors
 from waterfill.models.torch_module import fill
 from waterfill.protocols import Progress, Quantizer
@@ -354,4 +354,4 @@ def _split(batches: Batches, count: int) -> tuple[Batches, Batches]:
 def _samples(model: nn.Module, batches: Batches) -> Samples:
     """Batches in memory with what the original says."""
     every = [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches]
-    return Samples(every, reference_outputs(model, every))
+    return Samples(every, outputs_of(model, every))

@@ -24,6 +24,7 @@ from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile, exact_bytes
 from waterfill.importance import identity
 from waterfill.models import torch_module
+from waterfill.models.cloning import clone
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import Threshold
 from waterfill.reconstruct import reconstruct
@@ -73,7 +74,7 @@ class Subject:
         """Make one; of convolutions and linear layers the weights are compressed, as by the paper's authors."""
         everything = torch_module.inventory(model, fold_norms=False)
         matrices = [name for name, weight in everything.weights.items() if not weight.is_vector]
-        copy = torch_module.clone(model)
+        copy = clone(model)
         nn.utils.convert_conv2d_weight_memory_format(copy, torch.channels_last)  # convolutions are a third faster so
         return cls(model, copy, torch_module.inventory(model, fold_norms=False, include=matrices))
 

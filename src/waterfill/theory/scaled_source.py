@@ -18,6 +18,7 @@ from waterfill.theory.sources import (
     fit_shape,
     fitted_entropy,
     log2_deviation,
+    power_of_two,
     scale_entropy,
 )
 
@@ -30,6 +31,9 @@ LARGE = 1 << 18
 
 LEAST_SCALE = 1e-12
 """Of the largest scale along an axis."""
+
+LEAST_POWER = 1e-300
+"""Of a scale to the power of a shape, so that it can be divided by."""
 
 SWEEPS = 2
 """How often the scales of several axes are fitted to each other, each time."""
@@ -70,7 +74,7 @@ class ScaledSource:
         log2_scale = rows[:, None, None] + channels[:, None] + taps
         known = ~self.live(weights)
         entropy = np.where(known, -np.inf, log2_scale + scale_entropy(self.shape))
-        variance = np.where(known, 0.0, np.exp2(2 * (log2_scale + log2_deviation(self.shape))))
+        variance = np.where(known, 0.0, power_of_two(2 * (log2_scale + log2_deviation(self.shape))))
         return Source(self.name, entropy, variance, self.standard_error)
 
     def entropy_powers(self, weights: ArrayLike) -> Array:
@@ -91,7 +95,7 @@ class ScaledSource:
         """Entropy powers of what is not known, as a product of rows [out] and columns [channels * taps]."""
         rows, channels, taps = self.log2_scales
         columns = entropy_power(channels[:, None] + taps + scale_entropy(self.shape)).reshape(-1)
-        return np.exp2(2 * rows), columns
+        return power_of_two(2 * rows), columns
 
 
 def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
@@ -167,6 +171,11 @@ class _Found:
     axes: tuple[int, ...]
 
 
+def _floored(powers: Array, shape: float) -> Array:
+    """Scales to the power of a shape, none of them zero: a row of equal weights has no scale of its own."""
+    return np.maximum(powers, max(LEAST_SCALE**shape * float(powers.max()), LEAST_POWER))
+
+
 class _Fit:
     """Alternating maximum likelihood over the weights that are not exactly zero."""
 
@@ -195,8 +204,7 @@ class _Fit:
                 else found.shape * sums.sum() / self.count
             )
             whole = np.broadcast_to(means, powers[axis].shape)
-            least = max(LEAST_SCALE**found.shape, 1e-300)  # a row of equal weights has no scale
-            powers[axis] = np.maximum(whole, least * float(whole.max()))
+            powers[axis] = _floored(whole, found.shape)
         return _Found(found.shape, found.raised, tuple(powers), axes)
 
     def refined(self, found: _Found) -> _Found:
@@ -209,12 +217,14 @@ class _Fit:
         for _ in range(ROUNDS if self._live.size < LARGE else 1):
             scales = np.exp(self._log_powers(found).reshape(-1)[self._some] / found.shape)
             shape = self._shape(self._magnitudes.reshape(-1)[self._some] / scales)
-            powers = tuple(power ** (shape / found.shape) for power in found.powers)
+            powers = tuple(_floored(power ** (shape / found.shape), shape) for power in found.powers)
             found = self.rescaled(_Found(shape, self._magnitudes**shape, powers, found.axes), found.axes)
             yield found
 
     def _shape(self, magnitudes: Array) -> float:
         """The shape of largest likelihood if it pays for itself, else that of a Gaussian."""
+        if not magnitudes.any():  # of the weights that are looked at
+            return 2.0
         shape = fit_shape(magnitudes)
         gain = self.count * (fitted_entropy(magnitudes, 2.0) - fitted_entropy(magnitudes, shape))
         return shape if gain > math.log2(self.count) / 2 else 2.0
@@ -244,5 +254,6 @@ class _Fit:
 
     def standard_error(self, found: _Found) -> float:
         """Standard error of the mean of `-log2 p(w)`: the spread of `|w / scale|^b / ln 2`."""
-        some = found.raised.reshape(-1)[self._some] / np.exp(self._log_powers(found).reshape(-1)[self._some])
+        scales = np.maximum(np.exp(self._log_powers(found).reshape(-1)[self._some]), LEAST_POWER)
+        some = found.raised.reshape(-1)[self._some] / scales
         return float(some.std()) / math.log(2) / math.sqrt(self.count)

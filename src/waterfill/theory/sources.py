@@ -14,6 +14,9 @@ from waterfill.theory.checks import Array, finite, not_negative, number
 SHAPES = (0.15, 40.0)
 """Range of the shapes that are fitted."""
 
+_USUAL_EXPONENTS = 20
+_LARGEST_EXPONENT = 1023.0
+
 FITTED_VALUES = 1 << 17
 """A shape is fitted to at most so many values, evenly spaced ones of a larger tensor."""
 
@@ -43,7 +46,12 @@ class Source:
 
 def entropy_power(entropy: Array) -> Array:
     """`N = 2^(2 h) / (2 pi e)`: the variance of a Gaussian of the same entropy h in bits."""
-    return np.asarray(np.exp2(2 * entropy) / (2 * math.pi * math.e))
+    return np.asarray(power_of_two(2 * entropy) / (2 * math.pi * math.e))
+
+
+def power_of_two(exponent: Array) -> Array:
+    """`2^exponent`, at most the largest power of two that a float64 has."""
+    return np.asarray(np.exp2(np.minimum(exponent, _LARGEST_EXPONENT)))
 
 
 def equal(name: str, entropy: float, variance: float, shape: tuple[int, ...], standard_error: float) -> Source:
@@ -154,13 +162,24 @@ def _fit(weights: ArrayLike, shape: float | None, name: str) -> Source:
     if not values.size or np.ptp(values) == 0:
         raise UsageError(f"{values.size} weights without spread have no density; expected two different ones or more.")
     magnitudes = np.abs(values - values.mean())
+    exponent = _exponent(float(magnitudes.max()))
+    magnitudes = np.ldexp(magnitudes, -exponent)
     beta = fit_shape(magnitudes.reshape(-1)) if shape is None else shape
     powers = magnitudes**beta
     scale = (beta * powers.mean()) ** (1 / beta)
+    log2_scale = math.log2(scale) + exponent
     variance = (scale * 2.0 ** log2_deviation(beta)) ** 2
-    entropy = scale_entropy(beta) + math.log2(scale)
+    if exponent:
+        variance = float(power_of_two(np.asarray(2 * (log2_scale + log2_deviation(beta)))))
+    entropy = scale_entropy(beta) + log2_scale
     error = float(powers.std() / scale**beta / math.log(2) / math.sqrt(values.size))
     return equal(name or f"generalized Gaussian {beta:.2f}", entropy, variance, values.shape, error)
+
+
+def _exponent(largest: float) -> int:
+    """By which power of two values are made smaller or larger, so that their powers stay in range; 0 if they do."""
+    found = math.frexp(largest)[1]
+    return found if abs(found) > _USUAL_EXPONENTS else 0
 
 
 def fit_shape(magnitudes: Array) -> float:
@@ -177,7 +196,7 @@ def fit_shape(magnitudes: Array) -> float:
     some = some[some > 0]
     if not some.size:
         return 2.0
-    logs = np.log(some / some.max())
+    logs = _log_ratios(some, float(some.max()))
     bounds = [math.log(bound) for bound in SHAPES]
     found = minimize_scalar(lambda log_shape: _entropy(logs, math.exp(log_shape)), bounds=bounds, method="bounded")
     return math.exp(found.x)
@@ -191,7 +210,12 @@ def fitted_entropy(magnitudes: Array, shape: float) -> float:
         shape: above zero.
     """
     largest = float(magnitudes.max())
-    return _entropy(np.log(magnitudes[magnitudes > 0] / largest), shape) + math.log2(largest)
+    return _entropy(_log_ratios(magnitudes[magnitudes > 0], largest), shape) + math.log2(largest)
+
+
+def _log_ratios(magnitudes: Array, largest: float) -> Array:
+    """Logarithms of magnitudes above zero over the largest one, where the quotient would underflow, too."""
+    return np.asarray(np.log(np.maximum(magnitudes / largest, np.finfo(np.float64).tiny)))
 
 
 def _entropy(logs: Array, shape: float) -> float:

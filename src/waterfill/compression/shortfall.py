@@ -1,0 +1,91 @@
+"""What a target did not get: a file far from what was asked, or one of zeros, and why."""
+
+from __future__ import annotations
+
+from waterfill.compression.target import Target
+from waterfill.errors import TargetError
+from waterfill.records import Codebook, Quantized
+
+FAR = 0.05
+"""A file that is smaller than its target by more than this fraction says so."""
+
+HEADER_BITS = 1.0
+"""A header of so many bits for every value is no part of a rate that has no room for it."""
+
+ZEROED = "Every matrix is zero in this file: nothing of the model is left but vectors and what is stored without loss."
+"""What is said of such a file."""
+
+
+def is_zero(quantized: Quantized) -> bool:
+    """Whether all values of a matrix are zero by their symbols."""
+    return not isinstance(quantized.rule, Codebook) and not quantized.symbols.any()
+
+
+def shortfall_of_size(limit: float, size: int, finer: int | None = None, *, is_finest: bool) -> str:
+    """Say that a file is far smaller than it might be; empty where it is not.
+
+    Args:
+        limit: bytes that the target allows.
+        size: of the file.
+        finer: bytes of the next finer file that was tried and is too large; None where there was none.
+        is_finest: whether the file has the finest steps that there are.
+    """
+    if size >= limit * (1 - FAR):
+        return ""
+    why = "no finer one was found that fits" if finer is None else f"the next finer one takes {finer:,}"
+    why = "its steps are the finest there are" if is_finest else why
+    return f"The target of {limit:,.0f} bytes is not reached, the file has {size:,}: {why}."
+
+
+def is_mostly_header(overhead: float, values: int) -> bool:
+    """Whether what belongs to no tensor takes `HEADER_BITS` or more for every value of the model.
+
+    Args:
+        overhead: bytes of it.
+        values: number of floating-point values.
+    """
+    return 8 * overhead >= HEADER_BITS * max(1, values)
+
+
+def rate_beside_header(limit: float, floor: int, rate: float) -> str:
+    """Say that a rate was spent beside a header that is larger than what it allows.
+
+    Args:
+        limit: bytes that the rate allows for the whole file.
+        floor: bytes of the file in which every matrix is zero.
+        rate: bits per value.
+    """
+    return (
+        f"The rate of {rate:g} allows {limit:,.0f} bytes, of which nothing is left beside the header of so small a "
+        f"model: with every matrix zero the file has {floor:,}. The rate was spent beside these."
+    )
+
+
+def zeroed_by(target: Target, loss: float) -> str:
+    """Say that a target of quality allows to zero every matrix.
+
+    Args:
+        target: of quality.
+        loss: of the file in which every matrix is zero.
+    """
+    return f"{ZEROED} Its {target.name} is {loss:.3g}, and {target.value:.3g} was allowed."
+
+
+def check_tolerance(target: Target, accuracy: float, constant: float = 0.0) -> None:
+    """Check that there is more to lose than a target tolerates; a model that is no better than a constant passes.
+
+    Args:
+        target: of quality.
+        accuracy: of the original.
+        constant: accuracy of the best answer that is always the same.
+
+    Raises:
+        TargetError: there is not, so that the target decides nothing.
+    """
+    least = constant if accuracy > constant else 0.0
+    if target.name == "tolerance" and target.value >= accuracy - least:
+        what = f"an accuracy of {accuracy:.4g}" + (f", where a constant answer has {least:.4g}" if least else "")
+        raise TargetError(
+            f"A tolerance of {target.value:g} is above all there is to lose: the model has {what} on these data. Ask "
+            f"for less than {accuracy - least:.4g}."
+        )

@@ -1,0 +1,73 @@
+"""Norms with a forward of their own are folded only where a scale and a shift are the same function."""
+
+import pytest
+import torch
+from torch import nn
+
+from waterfill.models import folded_norms
+
+
+class Centred(nn.BatchNorm1d):
+    def forward(self, x):
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, 1 + self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) + self.running_mean.mean()
+
+
+class OtherEps(nn.BatchNorm2d):
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, 0.1)
+
+
+class Failing(nn.BatchNorm3d):
+    def forward(self, x):
+        raise KeyError(x.shape)
+
+
+class Rectified(nn.BatchNorm2d):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Flattening(nn.BatchNorm1d):
+    def forward(self, x):
+        return super().forward(x.flatten(0, -2)).view(x.shape) if x.shape[-1] == 3 else super().forward(x)
+
+
+class Named(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.label = "norm"
+
+
+def patched(channels):
+    norm = nn.BatchNorm2d(channels)
+    norm.forward = lambda x: x * norm.weight[:, None, None]
+    return norm
+
+
+@pytest.mark.parametrize("norm", [Centred, Doubled, OtherEps, Failing, patched])
+def test_norms_of_another_function_are_not_folded(norm):
+    assert not folded_norms(nn.Sequential(norm(3)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, Rectified, Flattening, Named])
+def test_norms_of_the_same_function_are_folded(norm):
+    assert len(folded_norms(nn.Sequential(norm(3)))) == 1
+
+
+def test_norms_without_momentum_or_affine_parameters_are_folded():
+    assert len(folded_norms(nn.Sequential(nn.BatchNorm1d(3, momentum=None), nn.BatchNorm2d(3, affine=False)))) == 2
+
+
+def test_looking_at_a_norm_changes_neither_it_nor_the_random_numbers():
+    norm = Centred(3)
+    state, generator = {n: t.clone() for n, t in norm.state_dict().items()}, torch.get_rng_state()
+    folded_norms(norm)
+    assert all(torch.equal(state[name], tensor) for name, tensor in norm.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
