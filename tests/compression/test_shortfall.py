@@ -69,7 +69,7 @@ def test_bits_between_zeros_and_a_few_values_are_shared_by_rows(kind, rate, tmp_
     assert 0.95 * rate < result.rate <= rate
     assert error < (0.5 if rate == 1.0 else 0.75)
     assert result.tensors[0].distortion == pytest.approx(error * float((values**2).mean().sqrt()) * 64 * 256, rel=0.02)
-    assert not result.notes
+    assert not any(ZEROED in note or "not reached" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(

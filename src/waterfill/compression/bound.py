@@ -16,7 +16,7 @@ from waterfill.bundle import Checkpoint
 from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
 from waterfill.compression.block_by_block import BlockWalk
-from waterfill.compression.calibration import PreparedModel, data_free, prepare
+from waterfill.compression.calibration import PreparedModel, prepare, without_module
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.limits import FEWEST, SourceModels, TensorModel
 from waterfill.compression.rate_model import VarianceHistogram
@@ -270,7 +270,7 @@ def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
 def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> ModelBound:
     _check_values(source.floating_values)
     if data is None:
-        estimator = data_free(settings.importance)
+        estimator = without_module(settings)
         importance = estimator.name
         known = survey_forms(source, 1.0, form_finder(estimator, source, (), settings), settings, exactly=True)
         form = next(iter(known.pilot.values()), (None, None))[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,12 +33,15 @@ from waterfill.models.kept_batches import agreed, as_batches, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import DataFree, Estimator, Output, QuadraticForm, Quartic, traits_of
+from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, Quartic, traits_of
 from waterfill.records import Floats, Inventory, Weight
 from waterfill.resume.facts import fingerprint
 
 FEWEST_BATCHES = 4
 """From so many batches on, some are held out."""
+
+WEIGHTS_ALONE = "No data were given, and no module: errors are priced by the sizes of rows and tensors."
+"""Said where only weights are known."""
 
 UNFOLDED = (
     "Norms are stored unfolded: with a scale and a shift in their place the model answers differently, so it uses "
@@ -222,8 +225,9 @@ def prepare(
         data: calibration batches, or None.
         output: what the model returns; None to tell from the targets and outputs.
         options: `fold_norms`, `include` and `exclude`.
-        settings: of the compression. Without an importance it is `weight_scale()` without data, with data `kronecker()`
-            for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of values.
+        settings: of the compression. Without an importance it is `random_inputs()` without data, with data
+            `kronecker()` for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of
+            values.
 
     Raises:
         UsageError: results that are kept are of another compression.
@@ -245,7 +249,8 @@ def prepare(
         options, inventory = known.options, torch_module.inventory(known.model, **known.options)
         settings.notes.add(UNFOLDED)
         check_copies(known.model, next(iter(known.batches)), inventory)
-    estimator = settings.importance or _default_importance(known, settings)
+    module = model if isinstance(model, torch.nn.Module) else None
+    estimator = settings.importance or _default_importance(module, known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
         estimate = model_memory(inventory, flow)
@@ -253,7 +258,9 @@ def prepare(
     facts = {"output": known and known.reading.kind, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
-    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings), settings.processes)
+    driven = _on_module(estimator, module, inventory, settings) if isinstance(estimator, ModuleDriven) else None
+    compute = driven or (lambda: _forms(estimator, inventory, known, settings))
+    forms = settings.memo.forms(compute, settings.processes)
     checked = _checked_by_moving(estimator, inventory, known, forms, settings)
     priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
     return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
@@ -344,9 +351,11 @@ def _with_data(
     return _calibrated(model, batches, reading, options, keep, settings.processes)
 
 
-def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:
+def _default_importance(module: torch.nn.Module | None, model: CalibratedModel | None, settings: Settings) -> Estimator:
+    if module is None:
+        return without_module(settings)
     if model is None:
-        return importances.weight_scale()
+        return importances.random_inputs(seed=settings.seed)
     if traits_of(settings.quantizer).uses_cross_terms:
         return importances.kronecker(seed=settings.seed)
     return importances.of_distortion(model.distortion, settings.seed)
@@ -382,13 +391,27 @@ def _free(weight: Weight, distortion: Distortion) -> QuadraticForm:
     return DiagonalForm(np.zeros(weight.matrix.shape, np.float32), factor=distortion.factor, unit=distortion.unit)
 
 
-def data_free(estimator: Estimator | None) -> DataFree:
-    """An estimator that needs no data; the default where none is given.
+def _on_module(
+    estimator: ModuleDriven, model: torch.nn.Module | None, inventory: Inventory, settings: Settings
+) -> Callable[[], Mapping[str, QuadraticForm]]:
+    """Make what gives the forms by running a module without data; a note says what they go by."""
+    if model is None:
+        settings.notes.add(WEIGHTS_ALONE)
+        return lambda: data_free_forms(estimator, inventory.weights)
+    trial = estimator.trial(model)
+    settings.notes.add(trial.note)
+    return lambda: trial.forms(inventory.weights)
+
+
+def without_module(settings: Settings) -> DataFree:
+    """An estimator that needs weights alone; the default where none is given, which a note says.
 
     Raises:
         CalibrationError: it needs data.
     """
-    found = estimator or importances.weight_scale()
+    if settings.importance is None:
+        settings.notes.add(WEIGHTS_ALONE)
+    found = settings.importance or importances.row_scale()
     if not isinstance(found, DataFree):
         raise CalibrationError(f"Importance {found.name} is estimated on data, but there are none; pass data.")
     return found
