@@ -16,7 +16,9 @@ from waterfill.importance import (
     identity,
     kl,
     kronecker,
+    random_inputs,
     regression,
+    row_scale,
     weight_scale,
 )
 from waterfill.protocols import QuantizerTraits, traits_of
@@ -95,6 +97,8 @@ FORMS = {
 ESTIMATORS = (
     identity(),
     weight_scale(),
+    row_scale(),
+    random_inputs(),
     kl(),
     kl(draws=2),
     regression(),

@@ -158,6 +158,28 @@ class DataFree(Estimator, Protocol):
         ...
 
 
+class Trial(Protocol):
+    """What an estimator without data found out about a module by running it."""
+
+    @property
+    def note(self) -> str:
+        """One sentence about what the prices go by."""
+        ...
+
+    def forms(self, weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
+        """Forms of the module's weights, by name."""
+        ...
+
+
+@runtime_checkable
+class ModuleDriven(DataFree, Protocol):
+    """An estimator without data that runs the module where there is one."""
+
+    def trial(self, model: torch.nn.Module) -> Trial:
+        """See whether a copy of the module can be run."""
+        ...
+
+
 @dataclass(frozen=True)
 class QuantizerTraits:
     """What compression has to know of a quantizer beside its method.

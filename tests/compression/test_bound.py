@@ -13,7 +13,7 @@ from torch import nn
 import waterfill
 from waterfill.compression.bound import GRID
 from waterfill.errors import CalibrationError, TargetError, UsageError
-from waterfill.importance import hessian, identity, kl, regression, weight_scale
+from waterfill.importance import hessian, identity, kl, random_inputs, regression
 from waterfill.report.picture import MOST_TENSORS, bound_picture, picture_format
 
 
@@ -103,7 +103,7 @@ def test_the_limit_of_a_file_is_on_the_curve():
 
 def test_without_data_vectors_are_left_out():
     bound = waterfill.bound(net())
-    assert bound.importance == weight_scale().name and bound.unit == "I e^2"
+    assert bound.importance == random_inputs().name and bound.unit == "I e^2"
     assert set(bound.left_out) == {"0.bias", "1.weight", "1.bias", "3.bias"}
     rows = {row.name: row for row in bound.tensors(4.0)}
     assert rows["0.bias"].rate is None and rows["0.bias"].reason == "sensitivity unknown"

@@ -11,7 +11,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import waterfill
 from waterfill.cli import main
-from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size
+from waterfill.compression.shortfall import (
+    CONSTANT,
+    ZEROED,
+    check_tolerance,
+    is_constant,
+    shortfall_of_quality,
+    shortfall_of_size,
+)
 from waterfill.compression.target import Target
 from waterfill.errors import TargetError
 
@@ -62,7 +69,7 @@ def test_bits_between_zeros_and_a_few_values_are_shared_by_rows(kind, rate, tmp_
     assert 0.95 * rate < result.rate <= rate
     assert error < (0.5 if rate == 1.0 else 0.75)
     assert result.tensors[0].distortion == pytest.approx(error * float((values**2).mean().sqrt()) * 64 * 256, rel=0.02)
-    assert not result.notes
+    assert not any(ZEROED in note or "not reached" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +120,46 @@ def test_a_distortion_that_allows_zeros_says_so():
     net, data = labelled_net()
     result = waterfill.compress(net, data, distortion=100.0, effort="fast")
     assert any(ZEROED in note and "distortion" in note for note in result.notes)
+
+
+def saturated_net():
+    net, data = labelled_net()
+    with torch.no_grad():
+        net[2].weight.mul_(1e4)
+        net[2].bias.mul_(1e4)
+    return net, data
+
+
+@pytest.mark.parametrize("target", [{"rate": 3.0}, {"distortion": 0.01}, {"size_bytes": 2000}])
+def test_saturated_logits_are_named(target):
+    net, data = saturated_net()
+    result = waterfill.compress(net, data, effort="fast", **target)
+    assert any("saturated" in note for note in result.notes)
+    ordinary = waterfill.compress(*labelled_net(), effort="fast", rate=5.0)
+    assert not ordinary.notes
+
+
+def test_a_file_that_answers_all_samples_alike_says_so():
+    net, data = labelled_net()
+    with torch.no_grad():
+        net[0].weight.mul_(1e-5)
+    result = waterfill.compress(net, data, rate=1.2, effort="fast", importance=waterfill.importance.identity())
+    rows = {row.name: row.reason for row in result.tensors}
+    assert CONSTANT in result.notes
+    assert "every value is zero" in rows["0.weight"]
+
+
+def test_outputs_are_alike_only_where_those_of_the_original_are_not():
+    same, other = torch.ones(4, 3), torch.randn(4, 3)
+    assert is_constant(same, other)
+    assert not is_constant(other, other)
+    assert not is_constant(same, same)
+
+
+def test_a_distortion_far_below_its_target_names_the_next_file():
+    target = Target("distortion", 0.1)
+    assert "the next smaller file that was found has 0.3" in shortfall_of_quality(target, 0.01, 0.3)
+    assert shortfall_of_quality(target, 0.06, 0.3) == shortfall_of_quality(target, 0.01, None) == ""
 
 
 @pytest.mark.parametrize("tolerance", [0.99, 1.5, 1000.0])

@@ -21,7 +21,18 @@ T = TypeVar("T", bound=str)
 NUMBER = r"\s*([0-9]*\.?[0-9]+)\s*"
 """An amount without sign or exponent; a unit follows."""
 
-IMPORTANCES = ("kl", "regression", "kronecker", "gradient", "hessian", "gradient_hessian", "identity", "weight_scale")
+IMPORTANCES = (
+    "kl",
+    "regression",
+    "kronecker",
+    "gradient",
+    "hessian",
+    "gradient_hessian",
+    "identity",
+    "weight_scale",
+    "row_scale",
+    "random_inputs",
+)
 
 
 def as_size(text: str) -> int:
@@ -159,7 +170,8 @@ def as_importance(text: str | None, temperature: float, seed: int, *, crossed: b
 
     if text is None and temperature == 1.0:
         return None
-    match one_of("--importance", text or ("kronecker" if crossed else "kl"), IMPORTANCES):
+    name = one_of("--importance", text or ("kronecker" if crossed else "kl"), IMPORTANCES)
+    match name:
         case "kl":
             return importance.kl(temperature=temperature, seed=seed)
         case "regression":
@@ -172,9 +184,10 @@ def as_importance(text: str | None, temperature: float, seed: int, *, crossed: b
             return importance.hessian(temperature=temperature, seed=seed)
         case "gradient_hessian":
             return importance.gradient_hessian(temperature=temperature, seed=seed)
-        case "weight_scale":
-            return importance.weight_scale()
-    return importance.identity()
+        case "random_inputs":
+            return importance.random_inputs(seed=seed)
+    by_weights = (importance.row_scale, importance.weight_scale, importance.identity)
+    return next(each for each in by_weights if each.__name__ == name)()
 
 
 def one_of(option: str, text: str, allowed: tuple[T, ...]) -> T:

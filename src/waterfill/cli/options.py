@@ -39,7 +39,8 @@ Importance = Annotated[
     str | None,
     typer.Option(
         "--importance",
-        help="kl, regression, kronecker, gradient, hessian, gradient_hessian, identity or weight_scale.",
+        help="kl, regression, kronecker, gradient, hessian, gradient_hessian; without data random_inputs, row_scale, "
+        "weight_scale or identity.",
     ),
 ]
 Temperature = Annotated[

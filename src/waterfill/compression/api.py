@@ -16,7 +16,7 @@ from waterfill.compression.calibration import PreparedModel, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch, Staging
 from waterfill.compression.encoder import only_quantizer
-from waterfill.compression.estimated_forms import data_free
+from waterfill.compression.estimated_forms import without_module
 from waterfill.compression.in_memory import FileCandidate, InMemoryWalk
 from waterfill.compression.level_search import fixed_candidate, search
 from waterfill.compression.limits import SourceModels
@@ -80,8 +80,9 @@ def compress(
             accuracy on the data. It may measure on data of its own.
         output: `"logits"`, `"values"` or `"probabilities"` (behind a softmax or sigmoid), what the model returns; by
             default told from integer targets and the outputs on the first batch.
-        importance: an estimator; by default `weight_scale()` without data, with data `kronecker()` for quantizers that
-            use cross terms, and for others `kl()` of logits and `regression()` of values.
+        importance: an estimator; by default `random_inputs()` without data (`row_scale()` for a file), with data
+            `kronecker()` for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of
+            values.
         quantizers: quantizer of the matrices; by default `Feedback()` with as many states as the effort says. One of a
             fixed rate, such as `KMeans(16)` or `Prune(0.1)`, makes one file, which meets a target or does not.
         include: name patterns; when given, only tensors that match one are quantized.
@@ -165,7 +166,7 @@ def compress_directory(
         tolerance: largest loss of the metric.
         metric: what a tolerance is about, called with the loaded compressed model and `data`, larger for a better
             model; by default top-1 accuracy of the next token on the data.
-        importance: an estimator; by default `weight_scale()` without data, with data `kronecker()`, which goes block by
+        importance: an estimator; by default `row_scale()` without data, with data `kronecker()`, which goes block by
             block. Others that need data see the whole model in memory.
         quantizers: quantizer of the matrices, whose rate goes with the water level; by default `Feedback()` with as
             many states as the effort says.
@@ -235,7 +236,7 @@ def directory_walk(source: CheckpointSource, settings: Settings, data: Sequence[
     """
     if data is not None:
         return BlockWalk(source, settings, data)
-    return StoredWalk(source, settings, data_free(settings.importance))
+    return StoredWalk(source, settings, without_module(settings))
 
 
 def _text_batches(given: Sequence[Any], settings: Settings) -> Sequence[Any]:

@@ -18,7 +18,7 @@ from waterfill.codec.directory import original_bytes
 from waterfill.compression.block_by_block import BlockWalk
 from waterfill.compression.calibration import PreparedModel, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
-from waterfill.compression.estimated_forms import data_free
+from waterfill.compression.estimated_forms import without_module
 from waterfill.compression.limits import FEWEST, SourceModels, TensorModel
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.sensitivity import survey_forms
@@ -271,7 +271,7 @@ def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
 def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> ModelBound:
     _check_values(source.floating_values)
     if data is None:
-        estimator = data_free(settings.importance)
+        estimator = without_module(settings)
         importance = estimator.name
         known = survey_forms(source, 1.0, form_finder(estimator, source, (), settings), settings, exactly=True)
         form = next(iter(known.pilot.values()), (None, None))[1]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import waterfill.importance as importances
 from waterfill.compression.contract import FewSamples, check_copies, check_repeatable
-from waterfill.compression.estimated_forms import checked_forms, data_free_forms
+from waterfill.compression.estimated_forms import checked_forms, data_free_forms, forms_by_running, without_module
 from waterfill.compression.joined_samples import activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.lossless import LosslessTensors
@@ -34,7 +34,7 @@ from waterfill.models.kept_batches import RepeatableBatches, agreed, as_batches,
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import DataFree, Estimator, Output, QuadraticForm, traits_of
+from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, traits_of
 from waterfill.records import Inventory, Weight
 from waterfill.resume.facts import fingerprint
 
@@ -225,8 +225,9 @@ def prepare(
         data: calibration batches, or None.
         output: what the model returns; None to tell from the targets and outputs.
         options: `fold_norms`, `include` and `exclude`.
-        settings: of the compression. Without an importance it is `weight_scale()` without data, with data `kronecker()`
-            for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of values.
+        settings: of the compression. Without an importance it is `random_inputs()` without data, with data
+            `kronecker()` for quantizers that use cross terms, and for others `kl()` of logits and `regression()` of
+            values.
 
     Raises:
         UsageError: results that are kept are of another compression.
@@ -245,7 +246,8 @@ def prepare(
         known = _with_data(model, batches, output, options, list(inventory.exact), settings)
         known, inventory = _held_to_contract(known, inventory, settings)
         options = known.options
-    estimator = settings.importance or _default_importance(known, settings)
+    module = model if isinstance(model, torch.nn.Module) else None
+    estimator = settings.importance or _default_importance(module, known, settings)
     if settings.memory is not None:
         flow = None if known is None else activation_bytes(known.model, known.fitting)
         estimate = model_memory(inventory, flow)
@@ -253,7 +255,9 @@ def prepare(
     facts = {"output": known and known.reading.kind, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
-    forms = settings.memo.forms(lambda: _forms(estimator, inventory, known, settings), settings.processes)
+    driven = forms_by_running(estimator, module, inventory, settings) if isinstance(estimator, ModuleDriven) else None
+    compute = driven or (lambda: _forms(estimator, inventory, known, settings))
+    forms = settings.memo.forms(compute, settings.processes)
     checked = _checked_by_moving(estimator, inventory, known, forms, settings)
     priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
     return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
@@ -360,9 +364,11 @@ def _with_data(
     return _calibrated(model, batches, reading, options, keep, settings.processes)
 
 
-def _default_importance(model: CalibratedModel | None, settings: Settings) -> Estimator:
+def _default_importance(module: torch.nn.Module | None, model: CalibratedModel | None, settings: Settings) -> Estimator:
+    if module is None:
+        return without_module(settings)
     if model is None:
-        return importances.weight_scale()
+        return importances.random_inputs(seed=settings.seed)
     if traits_of(settings.quantizer).uses_cross_terms:
         return importances.kronecker(seed=settings.seed)
     return importances.of_distortion(model.distortion, settings.seed)

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from torch import nn
 
 import waterfill.importance as importances
+from waterfill.compression.settings import Settings
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.protocols import DataFree, Estimator, QuadraticForm, Quartic
-from waterfill.records import Floats, Weight
+from waterfill.protocols import DataFree, Estimator, ModuleDriven, QuadraticForm, Quartic
+from waterfill.records import Floats, Inventory, Weight
+
+WEIGHTS_ALONE = "No data were given, and no module: errors are priced by the sizes of rows and tensors."
+"""Said where only weights are known."""
 
 
-def data_free(estimator: Estimator | None) -> DataFree:
-    """An estimator that needs no data; the default where none is given.
+def without_module(settings: Settings) -> DataFree:
+    """An estimator that needs weights alone; the default where none is given, which a note says.
 
     Raises:
         CalibrationError: it needs data.
     """
-    found = estimator or importances.weight_scale()
+    if settings.importance is None:
+        settings.notes.add(WEIGHTS_ALONE)
+    found = settings.importance or importances.row_scale()
     if not isinstance(found, DataFree):
         raise CalibrationError(f"Importance {found.name} is estimated on data, but there are none; pass data.")
     return found
+
+
+def forms_by_running(
+    estimator: ModuleDriven, model: nn.Module | None, inventory: Inventory, settings: Settings
+) -> Callable[[], Mapping[str, QuadraticForm]]:
+    """Make what gives the forms by running a module without data; a note says what they go by."""
+    if model is None:
+        settings.notes.add(WEIGHTS_ALONE)
+        return lambda: data_free_forms(estimator, inventory.weights)
+    trial = estimator.trial(model)
+    settings.notes.add(trial.note)
+    return lambda: trial.forms(inventory.weights)
 
 
 def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:

@@ -11,19 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.compression.calibration import CalibratedModel
-from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk
+from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk, filled
 from waterfill.compression.quality import Losses, floor_of_quality, losses_of
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
 from waterfill.compression.shortfall import (
+    CONSTANT,
     HEADER_BITS,
     ZEROED,
+    is_constant,
     is_mostly_header,
     rate_beside_header,
+    saturation,
+    shortfall_of_quality,
     shortfall_of_size,
     zeroed_by,
 )
 from waterfill.compression.target import Target
 from waterfill.errors import TargetError
+from waterfill.evaluation import outputs_of
 
 WITHIN = 0.005
 """A file is within this fraction below its target."""
@@ -67,6 +72,17 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
         CalibrationError: top-1 accuracy is asked for, but the data have no integer targets.
     """
     first = walks[0]
+    if first.model is not None and first.model.distortion.has_classes:
+        first.tell(saturation(first.model.references))
+    found = _found(walks, target, curves=curves)
+    if first.model is not None and _answers_alike(found, first.model):
+        first.tell(CONSTANT)
+    return found
+
+
+def _found(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool) -> FileCandidate:
+    """The candidate that meets a target; arguments and errors as in `search`."""
+    first = walks[0]
     if target.is_size:
         size = target.size(first.inventory.floating_values)
         return _of_size(_best_allocation(walks, size, curves=curves), target, size)
@@ -75,7 +91,16 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
     start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
     best = _best_allocation(walks, start.size_bytes, curves=curves).walk
     found = _within(best, target, losses, start.water_level, NEARLY)
-    return _told(found, zeroed_by(target, losses(found)) if found.is_zeroed else "")
+    first.tell(zeroed_by(target, losses(found)) if found.is_zeroed else "")
+    return found
+
+
+def _answers_alike(found: FileCandidate, model: CalibratedModel) -> bool:
+    """Whether the compressed model answers all samples of the first batch alike, and the original does not."""
+    copy = filled(model, found)
+    with model.reading.of(copy):
+        (outputs,) = outputs_of(copy, [model.batches[0]])
+    return is_constant(outputs, model.references[0])
 
 
 def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
@@ -96,7 +121,9 @@ def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
     if found.is_zeroed and _is_of_few_values(files, target):
         floor = files.floor.size_bytes
         found, note = files.largest(floor + size), rate_beside_header(size, floor, target.value)
-    return _told(_told(found, note), ZEROED if found.is_zeroed else "")
+    files.walk.tell(note)
+    files.walk.tell(ZEROED if found.is_zeroed else "")
+    return found
 
 
 def _is_of_few_values(files: _Files, target: Target) -> bool:
@@ -105,13 +132,6 @@ def _is_of_few_values(files: _Files, target: Target) -> bool:
     return (
         target.name == "rate" and target.value >= HEADER_BITS and is_mostly_header(files.floor.report.overhead, values)
     )
-
-
-def _told(found: FileCandidate, note: str) -> FileCandidate:
-    """The candidate that was found, with what has to be said of it."""
-    if note:
-        found.walk.settings.notes.add(note)
-    return found
 
 
 # Ways to share the bits
@@ -325,11 +345,14 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
         TargetError: even the finest steps lose more.
     """
     fitting: list[FileCandidate] = []
+    others: list[float] = []
 
     def measure(fineness: float) -> Trial[FileCandidate]:
         candidate = walk.finish(walk.draft(walk.mean_power * 2.0**-fineness))
         loss = losses(candidate)
-        fitting.extend([candidate] if loss <= target.value else [])
+        fits = loss <= target.value
+        fitting.extend([candidate] if fits else [])
+        others.extend([] if fits else [loss])
         return Trial(fineness, loss, candidate)
 
     first = float(np.clip(math.log2(walk.mean_power / start), -HIGHEST_LOG2, -LOWEST_LOG2))
@@ -338,7 +361,10 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
         lowest_within(measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16)
     except TargetError as error:
         raise floor_of_quality(target, float(error.args[0])) from error
-    return min(fitting, key=lambda each: (each.size_bytes, each.water_level))
+    found = min(fitting, key=lambda each: (each.size_bytes, each.water_level))
+    if within == NEARLY:
+        walk.tell(shortfall_of_quality(target, losses(found), min(others, default=None)))
+    return found
 
 
 # Quantizers of a fixed rate

@@ -33,6 +33,8 @@ class _Row:
     def add(self, entry: Entry, report: EntryReport, quantized: Quantized | None) -> None:
         """Take in a slice."""
         self.reconstruction, why = reconstruction(entry, quantized)
+        if not why and quantized is not None and is_zero(quantized) and quantized.distortion > 0:
+            why = "every value is zero at this level"
         self.reason = report.reason or why or self.reason
         if report.loss is not None:
             self.loss = (self.loss or 0.0) + report.loss

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
 from waterfill.compression.target import Target
 from waterfill.errors import TargetError
 from waterfill.records import Codebook, Quantized
 
 FAR = 0.05
 """A file that is smaller than its target by more than this fraction says so."""
+
+FAR_BELOW = 0.5
+"""A distortion below its target by this factor says so."""
+
+SATURATED = 50.0
+"""Lead of the best logit from which on no error in single precision shows."""
+
+CONSTANT = (
+    "The compressed model answers all samples of a batch alike: nothing that tells them apart is left. Ask for more."
+)
+"""What is said of such a file."""
 
 HEADER_BITS = 1.0
 """A header of so many bits for every value is no part of a rate that has no room for it."""
@@ -35,6 +51,50 @@ def shortfall_of_size(limit: float, size: int, finer: int | None = None, *, is_f
     why = "no finer one was found that fits" if finer is None else f"the next finer one takes {finer:,}"
     why = "its steps are the finest there are" if is_finest else why
     return f"The target of {limit:,.0f} bytes is not reached, the file has {size:,}: {why}."
+
+
+def saturation(references: Iterable[Tensor]) -> str:
+    """Say that the original is so certain that KL divergence hardly tells errors; empty where it is not.
+
+    Args:
+        references: logits of the original [..., classes].
+    """
+    gaps = [gap_of_best_two(each) for each in references if each.shape[-1] > 1]
+    if not gaps or float(torch.cat(gaps).median()) < SATURATED:
+        return ""
+    return (
+        f"The logits are saturated: in half of the predictions the best class leads by more than {SATURATED:g}, so "
+        "that no divergence shows an error before a class changes, and then it is huge. Scale the logits, or ask for "
+        "output='values'."
+    )
+
+
+def gap_of_best_two(logits: Tensor) -> Tensor:
+    """By how much the largest logit leads the next one, for every prediction of logits [..., classes]."""
+    best = logits.reshape(-1, logits.shape[-1]).double().topk(2, dim=-1).values
+    return best[:, 0] - best[:, 1]
+
+
+def is_constant(outputs: Tensor, reference: Tensor) -> bool:
+    """Whether outputs are the same for all samples of a batch [samples, ...], and those of the original are not."""
+    same = bool((outputs == outputs[:1]).all())
+    return same and not bool((reference == reference[:1]).all())
+
+
+def shortfall_of_quality(target: Target, loss: float, coarser: float | None) -> str:
+    """Say that a file is far better than a target of quality asks; empty where it is not.
+
+    Args:
+        target: of quality.
+        loss: of the file.
+        coarser: the least loss of a smaller file that was tried and loses too much; None where there was none.
+    """
+    if target.name != "distortion" or loss >= FAR_BELOW * target.value or coarser is None:
+        return ""
+    return (
+        f"The distortion is {loss:.3g}, far below the {target.value:.3g} that was allowed: the next smaller file that "
+        f"was found has {coarser:.3g}."
+    )
 
 
 def is_mostly_header(overhead: float, values: int) -> bool:

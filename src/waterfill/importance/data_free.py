@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from waterfill.importance.forms import COST_UNIT, DiagonalForm
@@ -15,8 +16,13 @@ from waterfill.models.torch_module import inventory
 from waterfill.protocols import Output, Progress
 from waterfill.records import Weight
 
+Doubles = NDArray[np.float64]
+
 LARGEST = 1e30
 """Of an importance: float32 holds it, and its product with any weight of that tensor."""
+
+LEAST_ROW = 1e-3
+"""Root mean square of a row relative to that of its tensor, at least."""
 
 
 class _DataFree(ABC):
@@ -28,13 +34,13 @@ class _DataFree(ABC):
         """One form for every matrix; vectors have none, for nothing is known about them without data."""
         matrices = {name: weight for name, weight in weights.items() if not weight.is_vector}
         values = {
-            name: np.full(weight.matrix.shape, self._constant(weight), np.float32) for name, weight in matrices.items()
+            name: np.full(weight.matrix.shape, self._prices(weight), np.float32) for name, weight in matrices.items()
         }
         return {name: DiagonalForm(each, unit=self.unit) for name, each in values.items()}
 
     @abstractmethod
-    def _constant(self, weight: Weight) -> float:
-        """Importance of every element of a matrix."""
+    def _prices(self, weight: Weight) -> float | Doubles:
+        """Importance of every element of a matrix, or of the elements of every row, [out, 1]."""
 
     def estimate(
         self,
@@ -69,7 +75,7 @@ class identity(_DataFree):
         """`identity`."""
         return "identity"
 
-    def _constant(self, weight: Weight) -> float:  # noqa: ARG002 - the same for all
+    def _prices(self, weight: Weight) -> float:  # noqa: ARG002 - the same for all
         return 1.0
 
 
@@ -77,8 +83,8 @@ class identity(_DataFree):
 class weight_scale(_DataFree):
     """`I = rms(W)^-power`, constant in a tensor: between absolute (0) and relative errors (2).
 
-    The default without data. Networks rescale the outputs of a layer by norms and by the next layer, so that neither
-    the absolute nor the relative error of a layer decides alone; docs/decisions.md has the measurements behind the 1.
+    Networks rescale the outputs of a layer by norms and by the next layer, so that neither the absolute nor the
+    relative error of a layer decides alone; docs/decisions.md has the measurements behind the 1.
 
     Attributes:
         power: 0 weighs absolute errors alike, 2 relative errors.
@@ -91,6 +97,29 @@ class weight_scale(_DataFree):
         """`weight_scale` with its power."""
         return f"weight_scale({self.power:g})"
 
-    def _constant(self, weight: Weight) -> float:
+    def _prices(self, weight: Weight) -> float:
         power = float(np.square(weight.matrix, dtype=np.float64).mean()) if weight.matrix.size else 0.0
         return min(power ** (-self.power / 2), LARGEST) if power > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class row_scale(_DataFree):
+    """`I = rms(W)^0.5 / rms(row)`: between absolute and relative errors, of the rows of a tensor too.
+
+    The default where there are only weights. A few large rows would take the step away from all others under one price
+    for a tensor, where a norm, a gate or a ReLU behind them makes small rows matter as much; see docs/decisions.md.
+    """
+
+    @property
+    def name(self) -> str:
+        """`row_scale`."""
+        return "row_scale"
+
+    def _prices(self, weight: Weight) -> float | Doubles:
+        squares = np.square(weight.matrix, dtype=np.float64).mean(1, keepdims=True)
+        mean = float(squares.mean()) if squares.size else 0.0
+        if not mean > 0:
+            return 1.0
+        rows = np.sqrt(np.maximum(squares, LEAST_ROW**2 * mean))
+        found: Doubles = np.minimum(mean**0.25 / rows, LARGEST)
+        return found

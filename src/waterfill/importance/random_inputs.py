@@ -1,0 +1,229 @@
+"""The importance of a module without data: what errors do to its outputs on random inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from waterfill.errors import UnsupportedModelError
+from waterfill.importance.data_free import row_scale
+from waterfill.importance.forms import DiagonalForm
+from waterfill.models.batches import call
+from waterfill.models.cloning import clone
+from waterfill.models.norm_statistics import matched_inputs, remembering_norms
+from waterfill.models.torch_module import inventory
+from waterfill.models.trial_inputs import RandomInput, input_of, is_taken, parameters_with_gradients, quiet
+from waterfill.protocols import Output, Progress
+from waterfill.records import Weight
+
+Doubles = NDArray[np.float64]
+
+SCALES = (0.05, 0.3, 1.0, 3.0)
+"""Standard deviations of real inputs, for nobody says which is right; all count alike."""
+
+SIGNS = 4
+"""Random signs of the outputs for each batch."""
+
+POWER = 0.6
+"""To which the sensitivities are taken: random inputs are not real ones, and errors are not small."""
+
+LEAST_ROW, LEAST_COLUMN = 0.02, 0.05
+"""Sensitivities of rows and columns relative to their mean, at least: other inputs may need what these do not."""
+
+LEAST_TENSOR = 1e-4
+"""Sensitivity of a tensor relative to the mean of all, at least."""
+
+LARGEST_MODEL = 1 << 27
+"""Parameters of a model that is run without data, at most: a copy of it is made."""
+
+
+@dataclass(frozen=True)
+class random_inputs:
+    """`I = (r_i c_j)^0.6`: mean squared gradients of the outputs on random inputs, by rows and columns.
+
+    The default without data. The inputs are found by trying what the first layers allow: random integers for an
+    embedding, noise of several scales and smoothness for others. Where batch norms remember statistics of training, the
+    inputs are moved until they show these. A tensor that random inputs say nothing of is priced as by `row_scale`, and
+    so are all where no input is found, or where there are only weights.
+
+    Source: squared gradients under random signs are the diagonal of Eq. 5 of the paper.
+
+    Attributes:
+        seed: of what is drawn.
+    """
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """`random_inputs`."""
+        return "random_inputs"
+
+    def forms(self, weights: Mapping[str, Weight]) -> dict[str, DiagonalForm]:
+        """Give the forms where there are only weights: those of `row_scale`."""
+        return row_scale().forms(weights)
+
+    def estimate(
+        self,
+        model: nn.Module,
+        data: Iterable[Any] | None = None,
+        output: Output | None = None,
+        *,
+        fold_norms: bool = True,
+        progress: Progress | None = None,
+    ) -> dict[str, DiagonalForm]:
+        """Give the forms of a model's matrices, by name in its state dict.
+
+        Args:
+            model: the network; a copy of it is run.
+            data: not used.
+            output: not used.
+            fold_norms: not used.
+            progress: not used.
+        """
+        del data, output, progress
+        return self.trial(model).forms(inventory(model, fold_norms=fold_norms).weights)
+
+    def trial(self, model: nn.Module) -> NoiseTrial:
+        """Find what a copy of the module takes.
+
+        Args:
+            model: the network, which is not run itself.
+        """
+        copy = _copy(model)
+        return NoiseTrial(copy, None if copy is None else input_of(copy), self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseTrial:
+    """A module that may be run on noise.
+
+    Attributes:
+        model: a copy; None where there is none.
+        found: what it takes; None where that is not known.
+        seed: of what is drawn.
+    """
+
+    model: nn.Module | None
+    found: RandomInput | None
+    seed: int
+
+    @property
+    def note(self) -> str:
+        """One sentence about what the prices go by."""
+        if self.found is None:
+            return UNKNOWN_INPUT
+        return f"No data were given: errors are priced by what they do to the outputs on random inputs {self.found}."
+
+    def forms(self, weights: Mapping[str, Weight]) -> dict[str, DiagonalForm]:
+        """Give the forms of the module's matrices.
+
+        Args:
+            weights: by name.
+        """
+        plain = row_scale().forms(weights)
+        if self.model is None or self.found is None:
+            return plain
+        return _prices(self._squares(self.model, self.found, weights), plain)
+
+    def _squares(self, model: nn.Module, found: RandomInput, weights: Mapping[str, Weight]) -> dict[str, Doubles]:
+        """Mean squared gradients [out, in] of the matrices; each batch counts by its share in a relative error."""
+        total: dict[str, Doubles] = {}
+        for number, inputs in enumerate(self._batches(model, found)):
+            squares = _squared_gradients(model, inputs, weights, self.seed + number)
+            scale = sum(float((each * np.square(weights[name].matrix)).sum()) for name, each in squares.items())
+            if math.isfinite(scale) and scale > 0:
+                total = {name: total.get(name, 0) + each / scale for name, each in squares.items()}
+        return total
+
+    def _batches(self, model: nn.Module, found: RandomInput) -> Iterator[Tensor]:
+        """Random inputs of several scales, or such that fit the norms."""
+        generator = torch.Generator().manual_seed(self.seed)
+        if remembering_norms(model) and not found.values:
+            yield matched_inputs(model, found.draw(generator))
+            return
+        for scale in SCALES:
+            inputs = found.draw(generator, scale)
+            if is_taken(model, inputs):
+                yield inputs
+
+
+UNKNOWN_INPUT = (
+    "No data were given, and no random inputs were found that the model takes: errors are priced by the sizes of rows "
+    "and tensors. Give a few batches for smaller files."
+)
+"""Said where the sizes of the weights are all that is known of a module."""
+
+
+def _copy(model: nn.Module) -> nn.Module | None:
+    """A copy that can be run and has gradients; None where there is none."""
+    parameters = list(model.parameters())
+    if not 0 < sum(each.numel() for each in parameters) <= LARGEST_MODEL:
+        return None
+    try:
+        found = clone(model)
+    except UnsupportedModelError:
+        return None
+    parameters_with_gradients(found)
+    return found
+
+
+def _squared_gradients(
+    model: nn.Module, inputs: Tensor, weights: Mapping[str, Weight], seed: int
+) -> dict[str, Doubles]:
+    """Mean squared gradients of the outputs for random signs, by name; tensors without any are left out.
+
+    Every output has a sign of its own, so that products of different outputs and samples vanish in the mean.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    known = {name: each for name, each in parameters_with_gradients(model).items() if name in weights}
+    matrices = {name: each for name, each in known.items() if not weights[name].is_vector}
+    found: dict[str, Doubles] = {}
+    if not matrices:
+        return found
+    with quiet(model):
+        output = call(model, inputs)
+        for number in range(SIGNS):
+            signs = 2.0 * torch.randint(0, 2, output.shape, generator=generator).to(output) - 1
+            gradients = torch.autograd.grad(
+                output, list(matrices.values()), signs, retain_graph=number < SIGNS - 1, allow_unused=True
+            )
+            for name, gradient in zip(matrices, gradients, strict=True):
+                if gradient is not None:
+                    values = weights[name].layout.to_matrix(gradient.double().cpu().numpy())
+                    found[name] = found.get(name, 0) + np.square(values)
+    return found
+
+
+def _prices(squares: Mapping[str, Doubles], plain: Mapping[str, DiagonalForm]) -> dict[str, DiagonalForm]:
+    """Prices by rows and columns to the power; those that are not known go by the sizes of the weights."""
+    count = sum(each.size for each in squares.values())
+    least = LEAST_TENSOR * sum(float(each.sum()) for each in squares.values()) / max(1, count)
+    known = {name: _outer(each, least) ** POWER for name, each in squares.items() if each.any()}
+    logs = [(plain[name].values.size, _mean_log(each) - _mean_log(plain[name].values)) for name, each in known.items()]
+    shift = sum(size * log for size, log in logs) / max(1, sum(size for size, _ in logs))
+    found = dict(plain)
+    for name, form in plain.items():
+        values = known.get(name)
+        found[name] = form.scaled(math.exp(shift)) if values is None else DiagonalForm(values.astype(np.float32))
+    return found
+
+
+def _mean_log(values: NDArray[Any]) -> float:
+    return float(np.log(values.mean(dtype=np.float64))) if values.size else 0.0
+
+
+def _outer(squares: Doubles, least: float) -> Doubles:
+    """Products of a mean over rows and one over columns, without what the draws leave open about single weights."""
+    mean = squares.mean()
+    rows = np.maximum(squares.mean(1, keepdims=True), LEAST_ROW * mean)
+    columns = np.maximum(squares.mean(0, keepdims=True), LEAST_COLUMN * mean)
+    found: Doubles = rows * (columns / columns.mean()) * max(1.0, least / mean)
+    return found
