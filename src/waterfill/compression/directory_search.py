@@ -171,17 +171,13 @@ class DirectorySearch:
             limit = self.target.size(self.walk.source.floating_values)
             found = self._candidate(spend(self.walk, limit))
             finest = found.walked.water_level <= self.walk.statistics.zero_cost * 2.0**LOWEST_LOG2
-            self._tell(shortfall_of_size(limit, found.size_bytes, is_finest=finest))
-            self._tell(ZEROED if found.is_zeroed else "")
+            self.walk.settings.notes.add(shortfall_of_size(limit, found.size_bytes, is_finest=finest))
+            self.walk.settings.notes.add(ZEROED if found.is_zeroed else "")
             return found
         losses = self._losses()
         found = few_walks(self._trial(losses), self.target, self._guess())
-        self._tell(zeroed_by(self.target, losses(found)) if found.is_zeroed else "")
+        self.walk.settings.notes.add(zeroed_by(self.target, losses(found)) if found.is_zeroed else "")
         return found
-
-    def _tell(self, note: str) -> None:
-        if note:
-            self.walk.settings.notes.add(note)
 
     @property
     def measure(self) -> str:

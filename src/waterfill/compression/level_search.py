@@ -73,10 +73,10 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
     """
     first = walks[0]
     if first.model is not None and first.model.distortion.has_classes:
-        first.tell(saturation(first.model.references))
+        first.settings.notes.add(saturation(first.model.references))
     found = _found(walks, target, curves=curves)
     if first.model is not None and _answers_alike(found, first.model):
-        first.tell(CONSTANT)
+        first.settings.notes.add(CONSTANT)
     return found
 
 
@@ -91,7 +91,7 @@ def _found(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool) -> Fi
     start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
     best = _best_allocation(walks, start.size_bytes, curves=curves).walk
     found = _within(best, target, losses, start.water_level, NEARLY)
-    first.tell(zeroed_by(target, losses(found)) if found.is_zeroed else "")
+    first.settings.notes.add(zeroed_by(target, losses(found)) if found.is_zeroed else "")
     return found
 
 
@@ -121,8 +121,8 @@ def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
     if found.is_zeroed and _is_of_few_values(files, target):
         floor = files.floor.size_bytes
         found, note = files.largest(floor + size), rate_beside_header(size, floor, target.value)
-    files.walk.tell(note)
-    files.walk.tell(ZEROED if found.is_zeroed else "")
+    files.walk.settings.notes.add(note)
+    files.walk.settings.notes.add(ZEROED if found.is_zeroed else "")
     return found
 
 
@@ -363,7 +363,7 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
         raise floor_of_quality(target, float(error.args[0])) from error
     found = min(fitting, key=lambda each: (each.size_bytes, each.water_level))
     if within == NEARLY:
-        walk.tell(shortfall_of_quality(target, losses(found), min(others, default=None)))
+        walk.settings.notes.add(shortfall_of_quality(target, losses(found), min(others, default=None)))
     return found
 
 
