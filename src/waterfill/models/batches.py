@@ -2,7 +2,7 @@
 
 A batch is `(input, target)`, a tuple or list of exactly two, or only inputs: a tensor, a dict, or a tuple or list of
 another length. Inputs are a tensor, a tuple or list (positional arguments) or a dict (keyword arguments); the first
-axis of their tensors counts the samples. A target may be None.
+axis of their tensors counts the samples. A target may be None. Tuples that a model takes otherwise: see `arguments`.
 """
 
 from __future__ import annotations
