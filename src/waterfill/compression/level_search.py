@@ -90,9 +90,7 @@ def _found(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool) -> Fi
     untuned = replace(first, tune=None)
     start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
     best = _best_allocation(walks, start.size_bytes, curves=curves).walk
-    found = _within(best, target, losses, start.water_level, NEARLY)
-    first.settings.notes.add(zeroed_by(target, losses(found)) if found.is_zeroed else "")
-    return found
+    return _within(best, target, losses, start.water_level, NEARLY)
 
 
 def _answers_alike(found: FileCandidate, model: CalibratedModel) -> bool:
@@ -344,14 +342,14 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
     Raises:
         TargetError: even the finest steps lose more.
     """
-    fitting: list[FileCandidate] = []
+    fitting: list[tuple[FileCandidate, float]] = []
     others: list[float] = []
 
     def measure(fineness: float) -> Trial[FileCandidate]:
         candidate = walk.finish(walk.draft(walk.mean_power * 2.0**-fineness))
         loss = losses(candidate)
         fits = loss <= target.value
-        fitting.extend([candidate] if fits else [])
+        fitting.extend([(candidate, loss)] if fits else [])
         others.extend([] if fits else [loss])
         return Trial(fineness, loss, candidate)
 
@@ -361,9 +359,10 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
         lowest_within(measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16)
     except TargetError as error:
         raise floor_of_quality(target, float(error.args[0])) from error
-    found = min(fitting, key=lambda each: (each.size_bytes, each.water_level))
+    found, loss = min(fitting, key=lambda each: (each[0].size_bytes, each[0].water_level))
     if within == NEARLY:
-        walk.settings.notes.add(shortfall_of_quality(target, losses(found), min(others, default=None)))
+        walk.settings.notes.add(shortfall_of_quality(target, loss, min(others, default=None)))
+        walk.settings.notes.add(zeroed_by(target, loss) if found.is_zeroed else "")
     return found
 
 
