@@ -100,9 +100,10 @@ class Pair(nn.Module):
         return 0 * logits[:, :2], logits
 
 
-def test_a_traced_model_is_checked_by_the_output_that_is_read():
-    data = [(torch.randn(16, 20, generator=INPUTS), torch.arange(16) % 6) for _ in range(4)]
-    result = waterfill.compress(traced(Pair()), data, rate=8.0, effort="fast")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scripted_model_is_checked_by_the_output_that_is_read(dtype):
+    data = [(torch.randn(16, 20, generator=INPUTS).to(dtype), torch.arange(16) % 6) for _ in range(4)]
+    result = waterfill.compress(scripted(Pair().to(dtype)), data, rate=8.0, effort="fast")
     assert "the second" in result.notes[0]
     assert 0 < result.distortion < 0.02
 
