@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 import waterfill.importance as importances
 from waterfill.compression.contract import FewSamples, check_copies, check_repeatable
-from waterfill.compression.estimated_forms import checked_forms, data_free_forms, forms_by_running, without_module
+from waterfill.compression.estimated_forms import (
+    checked_forms,
+    data_free_forms,
+    forms_by_running,
+    free_form,
+    without_module,
+)
 from waterfill.compression.joined_samples import activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.lossless import LosslessTensors
@@ -26,7 +32,6 @@ from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
 from waterfill.importance.backward import NoGradientError
-from waterfill.importance.forms import DiagonalForm
 from waterfill.models import state_dict, torch_module
 from waterfill.models.arguments import arranged
 from waterfill.models.cloning import clone
@@ -35,7 +40,7 @@ from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, traits_of
-from waterfill.records import Inventory, Weight
+from waterfill.records import Inventory
 from waterfill.resume.facts import fingerprint
 
 FEWEST_BATCHES = 4
@@ -395,10 +400,5 @@ def _forms(
             )
     except NoGradientError as error:
         settings.notes.add(f"No gradients were had, so that tensors are priced by moving them. {error}")
-        return {name: _free(weight, model.distortion) for name, weight in inventory.weights.items()}
+        return {name: free_form(weight, model.distortion) for name, weight in inventory.weights.items()}
     return checked_forms(estimator, found)
-
-
-def _free(weight: Weight, distortion: Distortion) -> QuadraticForm:
-    """A form by which no error costs anything, in the unit of a distortion."""
-    return DiagonalForm(np.zeros(weight.matrix.shape, np.float32), factor=distortion.factor, unit=distortion.unit)

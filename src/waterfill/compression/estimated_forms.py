@@ -9,7 +9,9 @@ from torch import nn
 
 import waterfill.importance as importances
 from waterfill.compression.settings import Settings
+from waterfill.distortion import Distortion
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import DataFree, Estimator, ModuleDriven, QuadraticForm, Quartic
 from waterfill.records import Floats, Inventory, Weight
 
@@ -46,6 +48,11 @@ def forms_by_running(
 def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
     """Estimate the forms of some weights by an estimator that looks at them alone."""
     return {name: importances.completed(form) for name, form in estimator.forms(weights).items()}
+
+
+def free_form(weight: Weight, distortion: Distortion) -> QuadraticForm:
+    """A form by which no error costs anything, in the unit of a distortion."""
+    return DiagonalForm(np.zeros(weight.matrix.shape, np.float32), factor=distortion.factor, unit=distortion.unit)
 
 
 def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> dict[str, QuadraticForm]:
