@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import waterfill
+from waterfill.compression.contract import check_copies
 from waterfill.errors import CalibrationError, UnsupportedModelError
+from waterfill.models.torch_module import inventory
 
 KEPT = {}
 
@@ -188,6 +190,25 @@ class Remembering(Net):
 def test_what_refers_to_the_model_works(net, tmp_path):
     result = compress(net)
     assert result.distortion == pytest.approx(true_kl(net, result, tmp_path), rel=1e-3)
+
+
+class Padded(nn.Module):
+    """Nested tensors of fused kernels have zeros at padding, where other code has what attention gives."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.body, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+
+    def forward(self, x, mask):
+        return self.head(self.body(x, src_key_padding_mask=mask).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_fused_kernels_that_are_not_run_while_watched_make_no_other_model():
+    net, x = Padded().eval(), torch.randn(4, 5, 8)
+    batch = ((x, torch.arange(5) >= torch.tensor([[2], [5], [3], [4]])), torch.arange(4) % 3)
+    assert check_copies(net, batch, inventory(net))
 
 
 # Caches

@@ -221,3 +221,12 @@ def test_the_command_tells_what_was_not_reached(tmp_path, capsys, monkeypatch):
 def test_a_file_near_its_target_says_nothing():
     assert shortfall_of_size(1000, 951, is_finest=True) == ""
     assert shortfall_of_size(1000, 949, 1100, is_finest=False).endswith("the next finer one takes 1,100.")
+
+
+@pytest.mark.parametrize("values", [1.0, -0.5, 0.0])
+def test_a_vector_of_one_value_is_not_said_to_be_zero(values):
+    net = nn.Sequential(nn.Linear(20, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 6))
+    nn.init.constant_(net[1].weight, values)
+    data = [(torch.randn(16, 20), torch.randint(6, (16,))) for _ in range(2)]
+    rows = {row.name: row.reason for row in waterfill.compress(net, data, rate=5.0, effort="fast").tensors}
+    assert "every value is zero" not in rows["1.weight"]

@@ -168,14 +168,14 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a model for inputs; a named tuple is one where forward takes only one.
+    """Positional and keyword arguments of a model for inputs; a dict or named tuple is one where forward takes one.
 
     Args:
         model: the network.
         inputs: as in `call`.
     """
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+        return ((inputs,), {}) if _takes_whole(model, inputs) else ((), dict(inputs))
     whole = isinstance(inputs, PackedSequence) or (is_named_tuple(inputs) and not _takes(model, inputs))
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) and not whole else ((inputs,), {})
 
@@ -189,6 +189,18 @@ def _takes(model: nn.Module, inputs: Sequence[Any]) -> bool:
     except ValueError:
         return True
     return True
+
+
+def _takes_whole(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward takes a dict as its only positional argument, and not its entries by name."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return False
+    kinds = {each.kind for each in signature.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds or any(key in signature.parameters for key in inputs):
+        return False
+    return _takes(model, [inputs])
 
 
 def on_device(inputs: Inputs, device: torch.device) -> Inputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -35,7 +36,9 @@ def clone(model: nn.Module) -> nn.Module:
         UnsupportedModelError: the model holds something that cannot be copied, or that copies as itself.
     """
     try:
-        return _clone(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how PyTorch copies its own, which no caller can mend
+            return _clone(model)
     except _COPY_ERRORS as error:
         raise UnsupportedModelError(
             f"The model {type(model).__name__} cannot be copied ({error}); expected one that copy.deepcopy accepts. "
