@@ -179,7 +179,7 @@ def _check_copy(model: nn.Module, copy: nn.Module, samples: FewSamples, wanted: 
         found = samples.answer(copy)
     gap = difference(wanted, found)
     if gap > SAME and not watch.read:  # fused kernels, such as those of transformer encoders, are not run while watched
-        gap = difference(wanted, answer(copy, inputs))
+        gap = difference(wanted, samples.answer(copy))
     if watch.read:
         raise UnsupportedModelError(
             f"A copy of the model reads the tensor {watch.read[0]!r} of the model itself: a hook, a class attribute or "
