@@ -219,7 +219,7 @@ def test_by_default_matrices_are_paths_with_feedback(effort, states, monkeypatch
     used_with.clear()
     result = waterfill.compress(mlp(), size_bytes=1500, effort=effort)
     assert result.importance == "random_inputs"
-    assert used_with == {(Feedback(states), "KroneckerForm")}
+    assert used_with == {(Feedback(states, regulariser=0), kind) for kind in ("DiagonalForm", "KroneckerForm")}
 
 
 def test_a_quantizer_without_cross_terms_has_the_importance_without_them():
