@@ -137,8 +137,8 @@ TEXT = (
     "inputs, which are found by trying and moved until they fit the norms; `weight_scale` was the default before; "
     '`row_scale` is what a file of weights gets. All ours at `effort="fast"`, with 8 states as NNCodec has. NNCodec '
     "2.1.3 at `qp` -12, -16, ..., with and without `opt_qp`, the better of both; int has one step a row and 3 to 8 "
-    "bits, then zstd -19. The default was chosen on the networks that say so, and only measured on the others. The "
-    "files' commits are in the JSON file."
+    "bits, then zstd -19. Networks that say so were looked at while prices were compared, the others "
+    "only measured. The files' commits are in the JSON file."
 )
 
 

@@ -96,14 +96,15 @@ NETWORKS = (
         lambda: _parts(inputs.windows(inputs.mels(40, 400), 160, 80)),
         chosen_on=True,
     ),
-    _package("pitch_tracker", "CREPE tiny (convolutions)", lambda: _parts(inputs.frames(2560))),
+    _package("pitch_tracker", "CREPE tiny (convolutions)", lambda: _parts(inputs.frames(2560)), chosen_on=True),
     _package("line_reader", "Line reader (convolutions, 2 BiLSTMs)", lambda: _parts(inputs.lines(24))),
-    _package("call_rater", "PLCMOS (convolutions, BiGRU)", _calls),
+    _package("call_rater", "PLCMOS (convolutions, BiGRU)", _calls, chosen_on=True),
     _package(
         "sound_rater",
         "DNSMOS (convolutions)",
         lambda: _parts(inputs.windows(inputs.decibels(inputs.mels(120, 320)), 900, 600)),
+        chosen_on=True,
     ),
-    _package("file_types", "Magika (embedding, convolution)", lambda: _parts(inputs.files(64))),
+    _package("file_types", "Magika (embedding, convolution)", lambda: _parts(inputs.files(64)), chosen_on=True),
     Network("minilm", "all-MiniLM-L6-v2 (BERT)", minilm.pretrained, lambda: [(each,) for each in minilm.batches(64)]),
 )

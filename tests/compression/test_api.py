@@ -204,7 +204,7 @@ def test_a_bare_file(tmp_path):
 
 
 @pytest.mark.parametrize(("effort", "states"), [("fast", 8), ("default", 64), ("best", 256), ("max", 2048)])
-def test_by_default_matrices_are_paths_with_feedback_where_there_are_data(effort, states, monkeypatch):
+def test_by_default_matrices_are_paths_with_feedback(effort, states, monkeypatch):
     used_with, quantize = set(), Feedback.quantize
 
     def told(self, weight, form, water_level):
@@ -219,7 +219,7 @@ def test_by_default_matrices_are_paths_with_feedback_where_there_are_data(effort
     used_with.clear()
     result = waterfill.compress(mlp(), size_bytes=1500, effort=effort)
     assert result.importance == "random_inputs"
-    assert used_with == {(Feedback(states), "DiagonalForm")}
+    assert used_with == {(Feedback(states, regulariser=0), kind) for kind in ("DiagonalForm", "KroneckerForm")}
 
 
 def test_a_quantizer_without_cross_terms_has_the_importance_without_them():

@@ -118,7 +118,7 @@ def compress(
         rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance,
     )  # fmt: skip
     tuning = _tuning(tune, has_data=data is not None)
-    quantizer = only_quantizer(quantizers or (_default_quantizer(effort),))
+    quantizer = only_quantizer(quantizers or (_default_quantizer(effort, has_data=data is not None),))
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
     with joined_processes() as processes, _results(work, processes, {"effort": effort, "quantizer": quantizer}) as memo:
         settings = replace(_settings(quantizer, importance, seed, progress, memo, processes), memory=memory)
@@ -201,7 +201,7 @@ def compress_directory(
         rate=rate, size_bytes=size_bytes, distortion=distortion, tolerance=tolerance,
     ) or DEFAULT_TARGET  # fmt: skip
     tuning = _tuning(tune, has_data=data is not None)
-    quantizer = _moving_quantizer(quantizers or (_default_quantizer(effort),))
+    quantizer = _moving_quantizer(quantizers or (_default_quantizer(effort, has_data=data is not None),))
     given = None if data is None else as_batches(data, progress)
     facts = {"quantizer": quantizer, "include": include, "exclude": exclude, "seed": seed, "importance": importance}
     facts["data"] = given is not None
@@ -280,9 +280,10 @@ def _tuning(tune: bool | Tune, *, has_data: bool) -> Tune | None:
     return (Tune() if tune is True else tune) or None
 
 
-def _default_quantizer(effort: Effort) -> Quantizer:
+def _default_quantizer(effort: Effort, *, has_data: bool) -> Quantizer:
+    """Feedback; without data it does not filter, for what random inputs have in common is not what real ones have."""
     check_effort(effort)
-    return Feedback(STATES[effort])
+    return Feedback(STATES[effort]) if has_data else Feedback(STATES[effort], regulariser=0)
 
 
 def _moving_quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from waterfill.errors import UnsupportedModelError
 from waterfill.importance.data_free import row_scale
 from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.input_products import InputProducts, input_products
+from waterfill.importance.kronecker import Form
 from waterfill.models.batches import call
 from waterfill.models.cloning import clone
 from waterfill.models.norm_statistics import matched_inputs, remembering_norms
@@ -30,6 +33,9 @@ SCALES = (0.05, 0.3, 1.0, 3.0)
 
 SIGNS = 4
 """Random signs of the outputs for each batch."""
+
+MORE = 31
+"""Further batches of a scale, at most, where layers have few positions for their columns."""
 
 POWER = 0.6
 """To which the sensitivities are taken: random inputs are not real ones, and errors are not small."""
@@ -47,6 +53,8 @@ LARGEST_MODEL = 1 << 27
 @dataclass(frozen=True)
 class random_inputs:
     """`I = (r_i c_j)^0.6`: mean squared gradients of the outputs on random inputs, by rows and columns.
+
+    Errors in two columns of a row go together as the inputs of the layer do there, see `InputProducts.form`.
 
     The default without data. The inputs are found by trying what the first layers allow: random integers for an
     embedding, noise of several scales and smoothness for others. Where batch norms remember statistics of training, the
@@ -78,7 +86,7 @@ class random_inputs:
         *,
         fold_norms: bool = True,
         progress: Progress | None = None,
-    ) -> dict[str, DiagonalForm]:
+    ) -> dict[str, Form]:
         """Give the forms of a model's matrices, by name in its state dict.
 
         Args:
@@ -122,7 +130,7 @@ class NoiseTrial:
             return UNKNOWN_INPUT
         return f"No data were given: errors are priced by what they do to the outputs on random inputs {self.found}."
 
-    def forms(self, weights: Mapping[str, Weight]) -> dict[str, DiagonalForm]:
+    def forms(self, weights: Mapping[str, Weight]) -> dict[str, Form]:
         """Give the forms of the module's matrices.
 
         Args:
@@ -130,29 +138,45 @@ class NoiseTrial:
         """
         plain = row_scale().forms(weights)
         if self.model is None or self.found is None:
-            return plain
-        return _prices(self._squares(self.model, self.found, weights), plain)
+            return {**plain}
+        squares, products = self._measured(self.model, self.found, weights)
+        prices = _prices(squares, plain)
+        return {**prices, **{name: each.form(prices[name]) for name, each in products.items()}}
 
-    def _squares(self, model: nn.Module, found: RandomInput, weights: Mapping[str, Weight]) -> dict[str, Doubles]:
-        """Mean squared gradients [out, in] of the matrices; each batch counts by its share in a relative error."""
+    def _measured(
+        self, model: nn.Module, found: RandomInput, weights: Mapping[str, Weight]
+    ) -> tuple[dict[str, Doubles], dict[str, InputProducts]]:
+        """Mean squared gradients [out, in] of the matrices, and products of their inputs.
+
+        Each batch counts by its share in a relative error. Layers that read a whole sample have no products: those
+        would be of the noise alone.
+        """
         total: dict[str, Doubles] = {}
-        for number, inputs in enumerate(self._batches(model, found)):
+        products: dict[str, InputProducts] = {}
+        for number, (inputs, more) in enumerate(self._batches(model, found)):
             squares = _squared_gradients(model, inputs, weights, self.seed + number)
             scale = sum(float((each * np.square(weights[name].matrix)).sum()) for name, each in squares.items())
-            if math.isfinite(scale) and scale > 0:
-                total = {name: total.get(name, 0) + each / scale for name, each in squares.items()}
-        return total
+            if not (math.isfinite(scale) and scale > 0):
+                continue
+            total = {name: total.get(name, 0) + each / scale for name, each in squares.items()}
+            for name, each in input_products(model, chain([inputs], more), self.seed + number).items():
+                share = float(squares[name].sum()) / scale if name in squares else 0.0
+                if share > 0 and each.products.shape[1:] != (math.prod(found.shape),) * 2:
+                    here = each.scaled(share / each.trace)
+                    products[name] = products[name].plus(here) if name in products else here
+        return total, products
 
-    def _batches(self, model: nn.Module, found: RandomInput) -> Iterator[Tensor]:
-        """Random inputs of several scales, or such that fit the norms."""
+    def _batches(self, model: nn.Module, found: RandomInput) -> Iterator[tuple[Tensor, Iterator[Tensor]]]:
+        """Random inputs of several scales, or such that fit the norms, and more like them."""
         generator = torch.Generator().manual_seed(self.seed)
         if remembering_norms(model) and not found.values:
-            yield matched_inputs(model, found.draw(generator))
+            yield matched_inputs(model, found.draw(generator)), iter(())
             return
+        others = torch.Generator().manual_seed(self.seed + 1)
         for scale in SCALES:
             inputs = found.draw(generator, scale)
             if is_taken(model, inputs):
-                yield inputs
+                yield inputs, (found.draw(others, scale) for _ in range(MORE))
 
 
 UNKNOWN_INPUT = (
