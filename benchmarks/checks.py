@@ -28,7 +28,10 @@ CHECKS = {
         ("waterfill.compression.api", "as_batches"),
     ),
     "what is read of the output": (("waterfill.compression.calibration", "reading_of"),),
-    "the same answer twice": (("waterfill.compression.calibration", "check_repeatable"),),
+    "the same answer twice": (
+        ("waterfill.compression.contract.FewSamples", "of"),
+        ("waterfill.compression.calibration", "check_repeatable"),
+    ),
     "a copy that is filled answers alike": (("waterfill.compression.calibration", "check_copies"),),
     "gradients tell what moving tells": (("waterfill.compression.calibration", "checked_by_moving"),),
     "what a pass changes is put back": (

@@ -34,12 +34,11 @@ def row(rate: float, estimator: Any, reference: Any, test: Any) -> dict[str, Any
 def main() -> None:
     reference, test = zoo.pretrained("stories260k"), list(zoo.stories_test())
     before = float(waterfill.evaluate(reference, test).cross_entropy or 0)
-    estimators = (importance.identity(), importance.weight_scale())
+    estimators = (importance.identity(), importance.weight_scale(), importance.row_scale())
     rows = [row(rate, estimator, reference, test) for estimator in estimators for rate in RATES]
     text = (
         f"Before: {before:.4f} nats per token over all windows of 512 tokens. No data, no module: only the safetensors "
-        "file. `weight_scale`, a water level between absolute and relative errors, is the default without data; "
-        "so is `Trellis(64)`."
+        "file. `row_scale`, which weighs rows as well as tensors, is the default for such files; so are 64 states."
     )
     write("stories", "stories260K without data", text, rows)
 

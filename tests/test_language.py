@@ -175,23 +175,29 @@ def test_rows_are_in_double_precision_a_few_at_a_time(monkeypatch):
 class Watched(Table):
     """Notes whether the logits it gave before are still there when it gives the next."""
 
-    def __init__(self, logits, given):
+    def __init__(self, logits, note):
         super().__init__(logits, None)
-        self.given, self.alive = given, 0
+        self.note = note  # a function, for attributes are put back after every pass
 
     def forward(self, input_ids, attention_mask=None):
-        self.alive = max(self.alive, sum(one() is not None for one in self.given))
-        found = super().forward(input_ids, attention_mask)
-        self.given.append(weakref.ref(found))
-        return found
+        return self.note(super().forward(input_ids, attention_mask))
 
 
 def test_logits_of_a_batch_are_gone_before_the_next():
-    given = []
-    model, reference = (Watched(table.logits.detach(), given) for table in tables())
+    given, alive = [], {"model": 0, "reference": 0}
+
+    def watched(name, table):
+        def note(found):
+            alive[name] = max(alive[name], sum(one() is not None for one in given))
+            given.append(weakref.ref(found))
+            return found
+
+        return Watched(table.logits.detach(), note)
+
+    model, reference = map(watched, alive, tables())
     evaluate(model, cut(texts(count=8), [2] * 4), reference, output="logits")
     assert len(given) == 1 + 8  # the first batch tells how outputs are read
-    assert (model.alive, reference.alive) == (0, 1)
+    assert alive == {"model": 0, "reference": 1}
 
 
 def distances(model, data, references, output):

@@ -23,7 +23,7 @@ from waterfill.batch_statistics import BatchStatistics, OutputBatch, batch_stati
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError
 from waterfill.models.arguments import arranged, arranged_pass
-from waterfill.models.batches import call, describe, evaluation, fingerprint, split
+from waterfill.models.batches import call, checksum, describe, evaluation, split
 from waterfill.models.kept_batches import OnePass, as_batches, known_length, one_pass
 from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of_text, tokens_of, vocabulary_of
 from waterfill.models.output_reading import OutputReading
@@ -170,7 +170,7 @@ def evaluate_both(
         alone = dataclasses.replace(found, result=found.reference, reference=None)
         return batch_statistics(alone, distortion), batch_statistics(found, distortion)
 
-    with _quiet(original, compressed), reading.of(original, compressed):
+    with _measuring(original, compressed), reading.of(original, compressed):
         both = list(_told(ALONE.map(measure, reading.one_pass(batches)), known_length(batches), progress))
     of_each = summarize(one for one, _ in both), summarize(other for _, other in both)
     return dataclasses.replace(of_each[0], notes=notes), dataclasses.replace(of_each[1], notes=notes)
@@ -223,7 +223,7 @@ def evaluate_batches(
         return batch_statistics(_pass(model, batch, reference, index, distortion), distortion)
 
     done = 0
-    with _quiet(model, reference):
+    with _measuring(model, reference):
         for found in _told(processes.map(measure, batches), known_length(batches), progress):
             yield found
             done += 1
@@ -253,8 +253,8 @@ def reference_outputs(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
     """
     batches = as_batches(data)
     as_taken = arranged(model, batches)
-    fingerprints = [fingerprint(split(batch)[0]) for batch in as_taken]
-    return ReferenceOutputs(outputs_of(model, as_taken), fingerprints, data, batches)
+    checksums = [checksum(split(batch)[0]) for batch in as_taken]
+    return ReferenceOutputs(outputs_of(model, as_taken), checksums, data, batches)
 
 
 def outputs_of(model: nn.Module, batches: Iterable[Any], processes: Processes = ALONE) -> list[Tensor]:
@@ -268,13 +268,13 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], processes: Processes = 
     Raises:
         CalibrationError: the data do not fit the model.
     """
-    with _quiet(model):
+    with _measuring(model):
         outputs = processes.map(lambda index, batch: _pass(model, batch, None, index, None).result.cpu(), batches)
         return list(outputs)
 
 
 @contextmanager
-def _quiet(*models: Any) -> Iterator[None]:
+def _measuring(*models: Any) -> Iterator[None]:
     """Evaluation mode for every module, no gradients.
 
     Gradients are not turned off by inference mode, so that what a model keeps from a pass stays usable afterwards.

@@ -158,7 +158,7 @@ class DataFree(Estimator, Protocol):
         ...
 
 
-class Trial(Protocol):
+class ModuleTrial(Protocol):
     """What an estimator without data found out about a module by running it."""
 
     @property
@@ -175,7 +175,7 @@ class Trial(Protocol):
 class ModuleDriven(DataFree, Protocol):
     """An estimator without data that runs the module where there is one."""
 
-    def trial(self, model: torch.nn.Module) -> Trial:
+    def trial(self, model: torch.nn.Module) -> ModuleTrial:
         """See whether a copy of the module can be run."""
         ...
 

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import waterfill
+from waterfill.compression.contract import check_copies
 from waterfill.errors import CalibrationError, UnsupportedModelError
+from waterfill.models.torch_module import inventory
 
 KEPT = {}
 
@@ -190,6 +192,25 @@ def test_what_refers_to_the_model_works(net, tmp_path):
     assert result.distortion == pytest.approx(true_kl(net, result, tmp_path), rel=1e-3)
 
 
+class Padded(nn.Module):
+    """Nested tensors of fused kernels have zeros at padding, where other code has what attention gives."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.body, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+
+    def forward(self, x, mask):
+        return self.head(self.body(x, src_key_padding_mask=mask).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_fused_kernels_that_are_not_run_while_watched_make_no_other_model():
+    net, x = Padded().eval(), torch.randn(4, 5, 8)
+    batch = ((x, torch.arange(5) >= torch.tensor([[2], [5], [3], [4]])), torch.arange(4) % 3)
+    assert check_copies(net, batch, inventory(net))
+
+
 # Caches
 
 
@@ -318,3 +339,39 @@ def test_norms_that_nobody_else_reads_are_folded():
     result = compress(Normed, rate=8.0)
     assert result.notes == ()
     assert {row.name: row.reconstruction for row in result.tensors}["norm.running_mean"] == "constant"
+
+
+# Which output
+
+
+class Several(Net):
+    """Returns something random first, and logits that fit the targets."""
+
+    def forward(self, x):
+        return torch.randn(len(x), 2), super().forward(x)
+
+
+class Sampled(Net):
+    """Returns logits of two classes first, and random ones that fit the targets."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits[:, :2], logits + torch.randn_like(logits)
+
+
+class Angles(Net):
+    """Returns complex values, of which only the imaginary parts are random."""
+
+    def forward(self, x):
+        values = super().forward(x)
+        return torch.complex(values, torch.randn_like(values))
+
+
+def test_an_output_that_is_not_read_may_be_random():
+    assert compress(Several).distortion < 0.05
+
+
+@pytest.mark.parametrize(("net", "options"), [(Sampled, {}), (Angles, {"output": "values"})])
+def test_the_output_that_is_read_must_not_be_random(net, options):
+    with pytest.raises(CalibrationError, match="answers the same batch differently"):
+        compress(net, **options)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import waterfill
 from waterfill.errors import CalibrationError
 from waterfill.importance import kl
+from waterfill.models.kept_batches import KeptBatches
 
 FAST = {"effort": "fast"}
 
@@ -154,3 +155,12 @@ def test_two_inputs_are_understood_and_noted():
     assert set(forms) == set(kl().estimate(Two(), pairs, "logits"))
     with pytest.raises(CalibrationError, match=r"no targets.*2 inputs without a target"):
         waterfill.compress(Two(), pairs, rate=6.0, **FAST)
+
+
+@pytest.mark.parametrize(("source", "kept"), [(list, 0), (iter, 1), (KeptBatches.read, 0)])
+def test_batches_are_kept_once_however_often_they_are_gone_through(monkeypatch, source, kept):
+    data = source([(x, y) for x, y in zip(*(each.split(16) for each in samples()), strict=True)])
+    read, times = KeptBatches.read, []
+    monkeypatch.setattr(KeptBatches, "read", lambda *args: times.append(1) or read(*args))
+    waterfill.compress(net(), data, rate=4.0, importance=kl(), **FAST)
+    assert len(times) == kept

@@ -358,7 +358,6 @@ def test_a_weight_that_is_not_finite_is_named(directories, tmp_path, name, value
         ({"nonsense": torch.zeros(2, 16, dtype=torch.long)}, r"cannot be called with the batch .*nonsense"),
         ({"input_ids": [[1, 2]]}, "A batch is a dict; expected tokens"),
         ("text", "A batch is a str; expected tokens"),
-        (torch.zeros(0, 16, dtype=torch.long), "batch"),
         (torch.zeros(2, 0, dtype=torch.long), "batch"),
     ],
 )
@@ -446,8 +445,8 @@ def test_directories_take_targets_of_quality_and_importances(directories, tmp_pa
     data = batches(6)
     loose = waterfill.compress_directory(directories("llama"), tmp_path / "a", data, distortion=0.05, effort="fast")
     assert 0.02 < loose.distortion <= 0.05
-    tight = waterfill.compress_directory(directories("llama"), tmp_path / "b", data, tolerance=0.02, effort="fast")
-    assert tight.target == {"tolerance": 0.02}
+    tight = waterfill.compress_directory(directories("llama"), tmp_path / "b", data, tolerance=0.01, effort="fast")
+    assert tight.target == {"tolerance": 0.01}
     by_kl = waterfill.compress_directory(
         directories("llama"), tmp_path / "c", data, rate=4, importance=waterfill.importance.kl(), effort="fast"
     )

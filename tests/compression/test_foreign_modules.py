@@ -88,6 +88,26 @@ def test_scripted_norms_are_compressed():
     assert waterfill.compress(model, data, rate=8.0, effort="fast").distortion < 0.02
 
 
+class Pair(nn.Module):
+    """Returns zeros first, and logits that fit the targets."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        logits = self.net(x)
+        return 0 * logits[:, :2], logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scripted_model_is_checked_by_the_output_that_is_read(dtype):
+    data = [(torch.randn(16, 20, generator=INPUTS).to(dtype), torch.arange(16) % 6) for _ in range(4)]
+    result = waterfill.compress(scripted(Pair().to(dtype)), data, rate=8.0, effort="fast")
+    assert "the second" in result.notes[0]
+    assert 0 < result.distortion < 0.02
+
+
 def test_models_that_are_none_are_refused():
     frozen = quietly(lambda: torch.jit.freeze(torch.jit.script(net().eval())))
     with pytest.raises(UnsupportedModelError, match=r"torch\.jit\.freeze"):

@@ -21,6 +21,7 @@ from waterfill.compression.shortfall import (
 )
 from waterfill.compression.target import Target
 from waterfill.errors import TargetError
+from waterfill.importance import weight_scale
 
 
 def module(values):
@@ -65,7 +66,7 @@ def test_bits_between_zeros_and_a_few_values_are_shared_by_rows(kind, rate, tmp_
         "two values": lambda g: torch.randn(64, 256, generator=g).sign(),
         "three values": lambda g: torch.randint(-1, 2, (64, 256), generator=g).float(),
     }[kind](generator)
-    result, error = relative_error(values, tmp_path, rate=rate)
+    result, error = relative_error(values, tmp_path, rate=rate, importance=weight_scale())
     assert 0.95 * rate < result.rate <= rate
     assert error < (0.5 if rate == 1.0 else 0.75)
     assert result.tensors[0].distortion == pytest.approx(error * float((values**2).mean().sqrt()) * 64 * 256, rel=0.02)
@@ -220,3 +221,12 @@ def test_the_command_tells_what_was_not_reached(tmp_path, capsys, monkeypatch):
 def test_a_file_near_its_target_says_nothing():
     assert shortfall_of_size(1000, 951, is_finest=True) == ""
     assert shortfall_of_size(1000, 949, 1100, is_finest=False).endswith("the next finer one takes 1,100.")
+
+
+@pytest.mark.parametrize("values", [1.0, -0.5, 0.0])
+def test_a_vector_of_one_value_is_not_said_to_be_zero(values):
+    net = nn.Sequential(nn.Linear(20, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 6))
+    nn.init.constant_(net[1].weight, values)
+    data = [(torch.randn(16, 20), torch.randint(6, (16,))) for _ in range(2)]
+    rows = {row.name: row.reason for row in waterfill.compress(net, data, rate=5.0, effort="fast").tensors}
+    assert "every value is zero" not in rows["1.weight"]

@@ -198,7 +198,7 @@ def test_what_is_drawn_depends_on_the_batch():
     for batch in (one, other, one, {"input": one}):
         first.update(batch)
     assert seeds[0] == seeds[2] == seeds[3] != seeds[1]
-    assert seeds[0] == 5 ^ state.fingerprint(one)
+    assert seeds[0] == 5 ^ state.checksum(one)
 
 
 def test_buffers_have_no_form():

@@ -140,6 +140,26 @@ def test_inputs_of_every_kind():
         assert torch.equal(call(echo, inputs), 2 * X)
 
 
+class OneDict(nn.Module):
+    def forward(self, batch):
+        return batch["x"]
+
+
+class OneDictAndMore(nn.Module):
+    def forward(self, batch, scale=1):
+        return scale * batch["x"]
+
+
+class WholeOrByName(nn.Module):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("net", [OneDict, OneDictAndMore, WholeOrByName])
+def test_a_dict_is_one_argument_where_no_entry_is(net):
+    assert torch.equal(call(net(), {"x": X}), X)
+
+
 def test_a_batch_that_does_not_fit_is_named():
     with pytest.raises(CalibrationError) as error:
         call(nn.Linear(5, 2), X, index=7)

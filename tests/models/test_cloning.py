@@ -1,6 +1,7 @@
 """Copies compute with their own tensors, whatever holds the model."""
 
 import functools
+import warnings
 import weakref
 
 import pytest
@@ -171,3 +172,13 @@ def test_a_module_that_copies_as_itself_is_named():
 
     with pytest.raises(UnsupportedModelError, match=r"'0\.weight' is the same memory in a copy.*__deepcopy__"):
         clone(nn.Sequential(Same(2, 2)))
+
+
+@pytest.mark.filterwarnings("default:.*LeafSpec.*:FutureWarning")
+def test_an_exported_module_is_copied_without_a_warning():
+    net = torch.export.export(nn.Linear(4, 3), (torch.randn(2, 4),)).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copy = clone(net)
+    x = torch.randn(2, 4)
+    assert torch.equal(copy(x), net(x))

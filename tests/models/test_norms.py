@@ -51,12 +51,32 @@ def patched(channels):
     return norm
 
 
-@pytest.mark.parametrize("norm", [Centred, Doubled, OtherEps, Failing, patched])
+def reading_hook(channels):
+    norm = nn.BatchNorm2d(channels)
+    norm.register_forward_hook(lambda module, _inputs, output: output * module.running_var.mean())
+    return norm
+
+
+def reading_hook_before(channels):
+    norm = nn.BatchNorm2d(channels)
+    norm.register_forward_pre_hook(lambda module, inputs: inputs[0] - module.running_mean.mean())
+    return norm
+
+
+def watching_hook(channels):
+    norm = nn.BatchNorm2d(channels)
+    norm.register_forward_hook(lambda _module, _inputs, output: output.mean() and None)
+    return norm
+
+
+@pytest.mark.parametrize("norm", [Centred, Doubled, OtherEps, Failing, patched, reading_hook, reading_hook_before])
 def test_norms_of_another_function_are_not_folded(norm):
     assert not folded_norms(nn.Sequential(norm(3)))
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, Rectified, Flattening, Named])
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, Rectified, Flattening, Named, watching_hook]
+)
 def test_norms_of_the_same_function_are_folded(norm):
     assert len(folded_norms(nn.Sequential(norm(3)))) == 1
 

@@ -203,3 +203,16 @@ def test_levels_that_are_zero_leave_the_step_alone():
     some, form, rule = gaussian(4, 3), product(4, 3), Uniform(-30)
     assert centred(some, form, np.zeros((4, 3), np.int32), rule) is rule
     assert centred(some, form, -np.rint(some.matrix / 0.1).astype(np.int32), rule) is rule
+
+
+@pytest.mark.parametrize("spread", [1, 2, 3])
+@pytest.mark.parametrize("middle", [4, 13, 40])
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_levels_of_about_one_size_keep_their_values(spread, middle, rho):
+    """They do not tell a step from a shift: a tiny step stayed where the shift cannot grow to make up for it."""
+    rng = np.random.default_rng(0)
+    sign = rng.choice(np.float32([-1, 1]), (64, 20))
+    some, form = Weight("w", 0.2 * sign, Layout(sign.shape)), product(64, 20, rho)
+    levels = (sign * (middle + rng.integers(0, spread + 1, sign.shape))).astype(np.int32)
+    rule = Uniform(round(64 * np.log2(0.2 / middle)))
+    assert cost(some, form, levels, centred(some, form, levels, rule)) < 1.1 * cost(some, form, levels, rule)

@@ -12,10 +12,11 @@ import torch
 
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, StoredWalk
-from waterfill.compression.calibration import PreparedModel, prepare, without_module
+from waterfill.compression.calibration import PreparedModel, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.directory_search import DirectoryCandidate, DirectorySearch, Staging
 from waterfill.compression.encoder import only_quantizer
+from waterfill.compression.estimated_forms import without_module
 from waterfill.compression.in_memory import FileCandidate, InMemoryWalk
 from waterfill.compression.level_search import fixed_candidate, search
 from waterfill.compression.limits import SourceModels
@@ -69,8 +70,9 @@ def compress(
         model: a module, or a path to a safetensors file (then without data). A module is left as it is: weights,
             modes, hooks and gradients.
         data: calibration batches, each `(input, target)` or only inputs (a tensor, a tuple of other length than two,
-            or a dict of keyword arguments); None to work without data. A list is gone through again and again; what a
-            loader, a generator or a stream gives is read once and kept.
+            or a dict of keyword arguments); where the model takes the parts of a tuple otherwise, they are read so,
+            which a note says. None to work without data. A list is gone through again and again; what a loader, a
+            generator or a stream gives is read once and kept.
         rate: bits of the whole file per floating-point value of the model.
         size_bytes: size of the whole file.
         distortion: mean distortion on the data: KL divergence in nats for logits, squared error for values.

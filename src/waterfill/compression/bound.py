@@ -16,8 +16,9 @@ from waterfill.bundle import Checkpoint
 from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
 from waterfill.compression.block_by_block import BlockWalk
-from waterfill.compression.calibration import PreparedModel, prepare, without_module
+from waterfill.compression.calibration import PreparedModel, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
+from waterfill.compression.estimated_forms import without_module
 from waterfill.compression.limits import FEWEST, SourceModels, TensorModel
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.sensitivity import survey_forms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 import waterfill.importance as importances
-from waterfill.compression.contract import check_copies, check_repeatable
+from waterfill.compression.contract import FewSamples, check_copies, check_repeatable
+from waterfill.compression.estimated_forms import (
+    checked_forms,
+    data_free_forms,
+    forms_by_running,
+    free_form,
+    without_module,
+)
 from waterfill.compression.joined_samples import activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.lossless import LosslessTensors
@@ -25,23 +32,19 @@ from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
 from waterfill.importance.backward import NoGradientError
-from waterfill.importance.forms import DiagonalForm
 from waterfill.models import state_dict, torch_module
 from waterfill.models.arguments import arranged
 from waterfill.models.cloning import clone
-from waterfill.models.kept_batches import agreed, as_batches, without_empty
+from waterfill.models.kept_batches import RepeatableBatches, agreed, as_batches, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, Quartic, traits_of
-from waterfill.records import Floats, Inventory, Weight
+from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, traits_of
+from waterfill.records import Inventory
 from waterfill.resume.facts import fingerprint
 
 FEWEST_BATCHES = 4
 """From so many batches on, some are held out."""
-
-WEIGHTS_ALONE = "No data were given, and no module: errors are priced by the sizes of rows and tensors."
-"""Said where only weights are known."""
 
 UNFOLDED = (
     "Norms are stored unfolded: with a scale and a shift in their place the model answers differently, so it uses "
@@ -65,7 +68,7 @@ def chosen_by(count: int) -> frozenset[int]:
 
 
 @dataclass(frozen=True, eq=False)
-class BatchSubset(Iterable[Any]):
+class BatchSubset(RepeatableBatches):
     """Some of the batches, to be read again and again.
 
     Attributes:
@@ -74,15 +77,19 @@ class BatchSubset(Iterable[Any]):
         chosen: which, by index.
     """
 
-    batches: Iterable[Any]
+    batches: Sequence[Any]
     outputs: Sequence[torch.Tensor]
     chosen: frozenset[int]
 
     def __iter__(self) -> Iterator[Any]:
-        return (batch for index, batch in enumerate(self.batches) if index in self.chosen)
+        return (self.batches[index] for index in sorted(self.chosen))
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = sorted(self.chosen)[index]
+        return [self.batches[each] for each in found] if isinstance(found, list) else self.batches[found]
 
     @property
     def references(self) -> list[torch.Tensor]:
@@ -182,9 +189,7 @@ def _calibrated(
                 f"Batch {index} makes the model return {bad} values that are NaN or infinite; expected finite outputs. "
                 "Check the batch and the weights."
             )
-    check_repeatable(model, next(iter(data)))
-    copy = clone(model)
-    return CalibratedModel(model, copy, data, references, reading, options, keep, processes)
+    return CalibratedModel(model, clone(model), data, references, reading, options, keep, processes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,11 +249,8 @@ def prepare(
     known = None
     if batches is not None:
         known = _with_data(model, batches, output, options, list(inventory.exact), settings)
-    if known is not None and not check_copies(known.model, next(iter(known.batches)), inventory):
-        known = replace(known, options={**options, "fold_norms": False})
-        options, inventory = known.options, torch_module.inventory(known.model, **known.options)
-        settings.notes.add(UNFOLDED)
-        check_copies(known.model, next(iter(known.batches)), inventory)
+        known, inventory = _held_to_contract(known, inventory, settings)
+        options = known.options
     module = model if isinstance(model, torch.nn.Module) else None
     estimator = settings.importance or _default_importance(module, known, settings)
     if settings.memory is not None:
@@ -258,12 +260,32 @@ def prepare(
     facts = {"output": known and known.reading.kind, "importance": estimator, **options, "seed": settings.seed}
     outputs = known.references if known else ()
     settings.memo.claim(lambda others: fingerprint(model, batches or (), outputs, {**others, **facts}))
-    driven = _on_module(estimator, module, inventory, settings) if isinstance(estimator, ModuleDriven) else None
+    driven = forms_by_running(estimator, module, inventory, settings) if isinstance(estimator, ModuleDriven) else None
     compute = driven or (lambda: _forms(estimator, inventory, known, settings))
     forms = settings.memo.forms(compute, settings.processes)
     checked = _checked_by_moving(estimator, inventory, known, forms, settings)
     priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
     return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
+
+
+def _held_to_contract(
+    model: CalibratedModel, inventory: Inventory, settings: Settings
+) -> tuple[CalibratedModel, Inventory]:
+    """Check what compressing a model relies on; where its norms cannot be folded, both come back with them unfolded.
+
+    Raises:
+        CalibrationError: its answers differ from pass to pass.
+        UnsupportedModelError: a copy of it does not stand for it.
+    """
+    samples = FewSamples.of(model.model, next(iter(model.data)), model.reading.tensor_in)
+    check_repeatable(model.model, samples)
+    if check_copies(model.model, samples, inventory):
+        return model, inventory
+    settings.notes.add(UNFOLDED)
+    unfolded = replace(model, options={**model.options, "fold_norms": False})
+    inventory = torch_module.inventory(unfolded.model, **unfolded.options)
+    check_copies(unfolded.model, samples, inventory)
+    return unfolded, inventory
 
 
 def _check_kind(model: object) -> None:
@@ -297,12 +319,8 @@ def _checked_by_moving(
     """The forms, of which those that gradients do not tell are made by moving the tensors; of all processes alike."""
     if model is None or isinstance(estimator, DataFree):
         return CheckedForms(forms)
-
-    def data_free(weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
-        return data_free_forms(importances.weight_scale(), weights)
-
     with model.reading.of(model.copy):
-        checked = checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms, data_free)
+        checked = checked_by_moving(model.copy, model.fitting, model.distortion, inventory, forms)
     return settings.processes.broadcast(checked)
 
 
@@ -382,91 +400,5 @@ def _forms(
             )
     except NoGradientError as error:
         settings.notes.add(f"No gradients were had, so that tensors are priced by moving them. {error}")
-        return {name: _free(weight, model.distortion) for name, weight in inventory.weights.items()}
+        return {name: free_form(weight, model.distortion) for name, weight in inventory.weights.items()}
     return checked_forms(estimator, found)
-
-
-def _free(weight: Weight, distortion: Distortion) -> QuadraticForm:
-    """A form by which no error costs anything, in the unit of a distortion."""
-    return DiagonalForm(np.zeros(weight.matrix.shape, np.float32), factor=distortion.factor, unit=distortion.unit)
-
-
-def _on_module(
-    estimator: ModuleDriven, model: torch.nn.Module | None, inventory: Inventory, settings: Settings
-) -> Callable[[], Mapping[str, QuadraticForm]]:
-    """Make what gives the forms by running a module without data; a note says what they go by."""
-    if model is None:
-        settings.notes.add(WEIGHTS_ALONE)
-        return lambda: data_free_forms(estimator, inventory.weights)
-    trial = estimator.trial(model)
-    settings.notes.add(trial.note)
-    return lambda: trial.forms(inventory.weights)
-
-
-def without_module(settings: Settings) -> DataFree:
-    """An estimator that needs weights alone; the default where none is given, which a note says.
-
-    Raises:
-        CalibrationError: it needs data.
-    """
-    if settings.importance is None:
-        settings.notes.add(WEIGHTS_ALONE)
-    found = settings.importance or importances.row_scale()
-    if not isinstance(found, DataFree):
-        raise CalibrationError(f"Importance {found.name} is estimated on data, but there are none; pass data.")
-    return found
-
-
-def data_free_forms(estimator: DataFree, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
-    """Estimate the forms of some weights by an estimator that looks at them alone."""
-    return {name: importances.completed(form) for name, form in estimator.forms(weights).items()}
-
-
-def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> dict[str, QuadraticForm]:
-    """Check the forms of an estimator, and give them as more positions would show them.
-
-    Raises:
-        CalibrationError: a coefficient is not finite, or negative.
-        UsageError: they are in several units.
-    """
-    forms = {name: importances.completed(form) for name, form in found.items()}
-    _check_units(estimator, forms)
-    for name, form in forms.items():
-        _check(form.diagonal(), f"Importance {estimator.name} of tensor {name!r}")
-        if isinstance(form, Quartic):
-            _check(form.quartic(), f"The fourth power of importance {estimator.name} of tensor {name!r}")
-    return {name: form.shrunk() for name, form in forms.items()}
-
-
-def _check_units(estimator: Estimator, forms: Mapping[str, QuadraticForm]) -> None:
-    """Check that all forms price errors in one unit, for they are added up.
-
-    Raises:
-        UsageError: they do not.
-    """
-    units = list(dict.fromkeys((form.unit, form.factor) for form in forms.values()))
-    if len(units) > 1:
-        (unit, factor), (other, another) = units[:2]
-        raise UsageError(
-            f"Forms of the importance {estimator.name} are in {unit!r} (factor {factor:g}) and {other!r} (factor "
-            f"{another:g}); expected one unit, in which errors of all tensors add up. Give all of them the same."
-        )
-
-
-def _check(values: Floats, what: str) -> None:
-    """Check the coefficients of a form.
-
-    Raises:
-        CalibrationError: some are not finite, or negative.
-    """
-    if not np.isfinite(values).all():
-        raise CalibrationError(
-            f"{what} is NaN or infinite on the data; expected finite gradients. Check the range of the data and of the "
-            "weights, or use weight_scale()."
-        )
-    negative = int((values < 0).sum())
-    if negative:
-        raise CalibrationError(
-            f"{what} is negative for {negative} of {values.size} weights; expected none, or the search would seek "
-            "errors there. Use kl() or gradient(), or outweigh them by hessian(mu=...) or gradient_hessian(mu=...)."
-        )

@@ -19,14 +19,8 @@ from waterfill.bundle.folder import NewFolder
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, Walked, spend, walk_directory
 from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.encoder import importance_to_power
-from waterfill.compression.level_search import (
-    NEARLY,
-    commonest,
-    floor_of_quality,
-    or_infinite,
-    original_quality,
-    quality,
-)
+from waterfill.compression.level_search import NEARLY
+from waterfill.compression.quality import commonest, floor_of_quality, or_infinite, original_quality, quality
 from waterfill.compression.rate_control import LOWEST_LOG2, ConstantLevel, LevelSchedule, Trial
 from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
 from waterfill.compression.target import Target
@@ -177,17 +171,13 @@ class DirectorySearch:
             limit = self.target.size(self.walk.source.floating_values)
             found = self._candidate(spend(self.walk, limit))
             finest = found.walked.water_level <= self.walk.statistics.zero_cost * 2.0**LOWEST_LOG2
-            self._tell(shortfall_of_size(limit, found.size_bytes, is_finest=finest))
-            self._tell(ZEROED if found.is_zeroed else "")
+            self.walk.settings.notes.add(shortfall_of_size(limit, found.size_bytes, is_finest=finest))
+            self.walk.settings.notes.add(ZEROED if found.is_zeroed else "")
             return found
         losses = self._losses()
         found = few_walks(self._trial(losses), self.target, self._guess())
-        self._tell(zeroed_by(self.target, losses(found)) if found.is_zeroed else "")
+        self.walk.settings.notes.add(zeroed_by(self.target, losses(found)) if found.is_zeroed else "")
         return found
-
-    def _tell(self, note: str) -> None:
-        if note:
-            self.walk.settings.notes.add(note)
 
     @property
     def measure(self) -> str:

@@ -161,11 +161,6 @@ class InMemoryWalk:
             raise CalibrationError("The quality of a model is measured on data, but there are none; pass data.")
         return self.model
 
-    def tell(self, note: str) -> None:
-        """Take in what has to be said of the result; an empty text is nothing."""
-        if note:
-            self.settings.notes.add(note)
-
     @property
     def inventory(self) -> Inventory:
         """The tensors."""

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from waterfill.compression.calibration import CalibratedModel
 from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk, filled
+from waterfill.compression.quality import Losses, floor_of_quality, losses_of
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
 from waterfill.compression.shortfall import (
     CONSTANT,
     HEADER_BITS,
     ZEROED,
-    check_tolerance,
     is_constant,
     is_mostly_header,
     rate_beside_header,
@@ -30,12 +27,8 @@ from waterfill.compression.shortfall import (
     zeroed_by,
 )
 from waterfill.compression.target import Target
-from waterfill.errors import CalibrationError, TargetError
-from waterfill.evaluation import evaluate_batches, outputs_of, summarize
-from waterfill.models.arguments import as_given
-from waterfill.models.batches import IGNORED, evaluation, is_integer, split
-from waterfill.models.kept_batches import unshared
-from waterfill.protocols import Metric
+from waterfill.errors import TargetError
+from waterfill.evaluation import outputs_of
 
 WITHIN = 0.005
 """A file is within this fraction below its target."""
@@ -80,10 +73,10 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
     """
     first = walks[0]
     if first.model is not None and first.model.distortion.has_classes:
-        first.tell(saturation(first.model.references))
+        first.settings.notes.add(saturation(first.model.references))
     found = _found(walks, target, curves=curves)
     if first.model is not None and _answers_alike(found, first.model):
-        first.tell(CONSTANT)
+        first.settings.notes.add(CONSTANT)
     return found
 
 
@@ -97,9 +90,7 @@ def _found(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool) -> Fi
     untuned = replace(first, tune=None)
     start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
     best = _best_allocation(walks, start.size_bytes, curves=curves).walk
-    found = _within(best, target, losses, start.water_level, NEARLY)
-    first.tell(zeroed_by(target, losses(found)) if found.is_zeroed else "")
-    return found
+    return _within(best, target, losses, start.water_level, NEARLY)
 
 
 def _answers_alike(found: FileCandidate, model: CalibratedModel) -> bool:
@@ -128,8 +119,8 @@ def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
     if found.is_zeroed and _is_of_few_values(files, target):
         floor = files.floor.size_bytes
         found, note = files.largest(floor + size), rate_beside_header(size, floor, target.value)
-    files.walk.tell(note)
-    files.walk.tell(ZEROED if found.is_zeroed else "")
+    files.walk.settings.notes.add(note)
+    files.walk.settings.notes.add(ZEROED if found.is_zeroed else "")
     return found
 
 
@@ -331,75 +322,6 @@ def _below_floor(limit: float, floor: float, values: int) -> TargetError:
 # Qualities
 
 
-Losses = Callable[[FileCandidate], float]
-"""Loss of a candidate in the quality that is asked for."""
-
-
-def losses_of(model: CalibratedModel, target: Target) -> Losses:
-    """How to tell what a candidate loses.
-
-    Raises:
-        TargetError: there is no more to lose than is tolerated.
-        CalibrationError: top-1 accuracy is asked for, but the data have no integer targets, or the metric gives NaN, or
-            something infinite for the original.
-    """
-    if target.name == "distortion":
-        return lambda candidate: or_infinite(candidate.distortion)
-    if target.metric is None:
-        with model.reading.of(model.model):
-            statistics = evaluate_batches(model.model, model.batches, None, model.distortion, processes=model.processes)
-            accuracy = summarize(statistics).accuracy
-        if accuracy is None:
-            raise CalibrationError(
-                "A tolerance is measured as top-1 accuracy; the data need integer targets. Give them, or a metric."
-            )
-        check_tolerance(target, accuracy, commonest(split(batch)[1] for batch in model.batches))
-        return lambda candidate: accuracy - (candidate.measured.accuracy or 0.0 if candidate.measured else 0.0)
-    metric, made = target.metric, model.processes.broadcast_made
-    before = made(lambda: original_quality(metric, model.model, model.data))
-    return lambda candidate: before - made(lambda: quality(metric, filled(model, candidate), model.data))
-
-
-def commonest(targets: Iterable[Tensor | None]) -> float:
-    """Accuracy of the best constant answer: share of the commonest integer target among those that count."""
-    labels = [
-        target.reshape(-1).to("cpu", torch.int64) for target in targets if target is not None and is_integer(target)
-    ]
-    joined = torch.cat(labels)
-    counts = np.unique(joined[joined != IGNORED].numpy(), return_counts=True)[1]
-    return float(counts.max(initial=0) / max(1, counts.sum()))
-
-
-def or_infinite(loss: float | None) -> float:
-    """A loss, infinite where it is none or no number."""
-    return math.inf if loss is None or not math.isfinite(loss) else loss
-
-
-def original_quality(metric: Metric, model: nn.Module, data: Iterable[Any]) -> float:
-    """Measure the original by a metric.
-
-    Raises:
-        CalibrationError: it gives no number, or something infinite.
-    """
-    found = quality(metric, model, data)
-    if math.isinf(found):
-        raise CalibrationError(f"The metric gives {found} for the original; expected a finite number. Correct it.")
-    return found
-
-
-def quality(metric: Metric, model: nn.Module, data: Iterable[Any]) -> float:
-    """Measure a model by a metric.
-
-    Raises:
-        CalibrationError: it gives no number.
-    """
-    with evaluation(model), torch.no_grad():
-        found = float(metric(model, unshared(as_given(data))))
-    if math.isnan(found):
-        raise CalibrationError("The metric gives NaN; expected a number, larger for a better model. Correct it.")
-    return found
-
-
 def guessed_level(walk: InMemoryWalk, target: Target) -> float:
     """A water level to begin at: errors that fill it add up to the distortion that is aimed at."""
     count = sum(weight.matrix.size for weight in walk.inventory.weights.values())
@@ -420,14 +342,14 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
     Raises:
         TargetError: even the finest steps lose more.
     """
-    fitting: list[FileCandidate] = []
+    fitting: list[tuple[FileCandidate, float]] = []
     others: list[float] = []
 
     def measure(fineness: float) -> Trial[FileCandidate]:
         candidate = walk.finish(walk.draft(walk.mean_power * 2.0**-fineness))
         loss = losses(candidate)
         fits = loss <= target.value
-        fitting.extend([candidate] if fits else [])
+        fitting.extend([(candidate, loss)] if fits else [])
         others.extend([] if fits else [loss])
         return Trial(fineness, loss, candidate)
 
@@ -437,18 +359,11 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
         lowest_within(measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16)
     except TargetError as error:
         raise floor_of_quality(target, float(error.args[0])) from error
-    found = min(fitting, key=lambda each: (each.size_bytes, each.water_level))
+    found, loss = min(fitting, key=lambda each: (each[0].size_bytes, each[0].water_level))
     if within == NEARLY:
-        walk.tell(shortfall_of_quality(target, losses(found), min(others, default=None)))
+        walk.settings.notes.add(shortfall_of_quality(target, loss, min(others, default=None)))
+        walk.settings.notes.add(zeroed_by(target, loss) if found.is_zeroed else "")
     return found
-
-
-def floor_of_quality(target: Target, floor: float) -> TargetError:
-    """The error of a target of quality that nothing meets."""
-    return TargetError(
-        f"Target {target.name}={target.value:.3g} is below the floor {floor:.3g} that the finest steps reach; ask for "
-        "more."
-    )
 
 
 # Quantizers of a fixed rate

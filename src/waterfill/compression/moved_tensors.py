@@ -16,21 +16,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from waterfill.compression.estimated_forms import data_free_forms
 from waterfill.distortion import Distortion
-from waterfill.importance import UnfactoredForm
+from waterfill.importance import UnfactoredForm, weight_scale
 from waterfill.importance.backward import NoGradientError, gradients
 from waterfill.importance.state import differentiable, full_precision, in_full_precision
-from waterfill.models import torch_module
 from waterfill.models.batches import Inputs, call, evaluation, map_tensors, num_samples, split, take
 from waterfill.models.capture import Tape, Variables
 from waterfill.models.replay import Replay
-from waterfill.models.state_dict import assemble, assemble_one
+from waterfill.models.state_dict import assemble_one, values_of
+from waterfill.models.torch_module import fill
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Floats, Inventory, NormMean, Weight
 
@@ -61,8 +62,6 @@ TRUSTED = 3
 MOVED = "gradients do not show its effect, priced by moving it"
 """Why a tensor has a form that no gradient made."""
 
-DataFreeForms: TypeAlias = Callable[[Mapping[str, Weight]], Mapping[str, QuadraticForm]]
-
 
 @dataclass(frozen=True, eq=False)
 class CheckedForms:
@@ -85,7 +84,6 @@ def checked_by_moving(
     distortion: Distortion,
     inventory: Inventory,
     forms: Mapping[str, QuadraticForm],
-    data_free: DataFreeForms,
 ) -> CheckedForms:
     """Check the forms of a model against what moving its tensors does, one forward pass each on a few samples.
 
@@ -99,7 +97,6 @@ def checked_by_moving(
         distortion: of what the model returns.
         inventory: its tensors.
         forms: what errors cost by gradients, by name.
-        data_free: gives forms that need no data; of vectors none.
     """
     names = [name for name in forms if name in inventory.weights and inventory.weights[name].matrix.size]
     moving = _Moving.of(copy, next(iter(batches)), distortion, inventory)
@@ -111,7 +108,7 @@ def checked_by_moving(
     worth = median([ratio for ratio in ratios if ratio] or [1.0])
     found, unreached = dict(forms), []
     for name in suspects:
-        unscaled = _without_data(inventory.weights[name], forms[name], data_free)
+        unscaled = _without_data(inventory.weights[name], forms[name])
         price = moving.price(name, unscaled, PRICED)
         if price:
             found[name] = UnfactoredForm(
@@ -129,9 +126,9 @@ def _scale(inventory: Inventory, forms: Mapping[str, QuadraticForm], name: str) 
     return float((forms[name].diagonal() * np.square(matrix, dtype=np.float64)).sum())
 
 
-def _without_data(weight: Weight, form: QuadraticForm, data_free: DataFreeForms) -> UnfactoredForm:
+def _without_data(weight: Weight, form: QuadraticForm) -> UnfactoredForm:
     """A form without data in the unit of one with data; of vectors the same for all values."""
-    known = data_free({weight.name: weight}).get(weight.name)
+    known = data_free_forms(weight_scale(), {weight.name: weight}).get(weight.name)
     values = np.ones(weight.matrix.shape, np.float32) if known is None else known.diagonal()
     return UnfactoredForm(values, MOVED, factor=form.factor, unit=form.unit)
 
@@ -157,8 +154,7 @@ class _Moving:
     @classmethod
     def of(cls, copy: nn.Module, batch: Any, distortion: Distortion, inventory: Inventory) -> _Moving:
         """Fill a copy with the values that are coded, as they are without loss."""
-        weights = inventory.weights
-        torch_module.fill(copy, dict(assemble(inventory.entries, lambda n: weights[n].matrix, inventory.exact)))
+        fill(copy, values_of(inventory))
         inputs, target = split(batch)
         samples = min(MORE_SAMPLES, num_samples(inputs))
         fits = target is not None and target.ndim > 0 and len(target) == num_samples(inputs)

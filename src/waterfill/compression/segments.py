@@ -23,7 +23,7 @@ from waterfill.compression.target_correction import LayerInputs, Requantization,
 from waterfill.compression.tensor_slices import TensorSlice, WholeTensor
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.models import torch_module
-from waterfill.models.state_dict import assemble, weight_of
+from waterfill.models.state_dict import values_of, weight_of
 from waterfill.processes import Processes
 from waterfill.protocols import Progress, QuadraticForm
 from waterfill.records import Entry, Inventory, Layout
@@ -158,9 +158,7 @@ class WholeModel(Segment):
 
     def start(self) -> None:
         """Give the copy the values of the original, norms folded as they will be stored."""
-        weights = self.inventory.weights
-        values = assemble(self.inventory.entries, lambda name: weights[name].matrix, self.inventory.exact)
-        torch_module.fill(self.model.copy, dict(values))
+        torch_module.fill(self.model.copy, values_of(self.inventory))
 
     def _slices(self) -> Iterator[TensorSlice]:
         return slices_of_inventory(self.inventory, self.forms, self.reasons)

@@ -40,7 +40,7 @@ from waterfill.compression.settings import Settings
 from waterfill.importance import kronecker
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
-from waterfill.models.batches import fingerprint
+from waterfill.models.batches import checksum
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import QuadraticForm
@@ -312,7 +312,7 @@ class BackwardPass:
 
     def _drawn(self, batch: Any, output: Tensor, mask: Tensor) -> OutputGradient:
         """One random vector that stands for the importance at the output, see `Distortion.draw`."""
-        generator = torch.Generator().manual_seed(self.estimator.seed ^ fingerprint(as_keywords(batch)))
+        generator = torch.Generator().manual_seed(self.estimator.seed ^ checksum(as_keywords(batch)))
         return OutputGradient(*self.forward.distortion.draw(output, mask, self.estimator.temperature, generator))
 
     def _through_block(

@@ -16,8 +16,9 @@ class Notes:
         self._texts: dict[str, None] = {}
 
     def add(self, text: str) -> None:
-        """Take in a sentence; one that is there already is not repeated."""
-        self._texts[text] = None
+        """Take in a sentence; one that is there already is not repeated, and an empty text is none."""
+        if text:
+            self._texts[text] = None
 
     @property
     def texts(self) -> tuple[str, ...]:

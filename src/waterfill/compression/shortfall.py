@@ -9,7 +9,7 @@ from torch import Tensor
 
 from waterfill.compression.target import Target
 from waterfill.errors import TargetError
-from waterfill.records import Codebook, Quantized
+from waterfill.records import Codebook, Quantized, Relative, Uniform
 
 FAR = 0.05
 """A file that is smaller than its target by more than this fraction says so."""
@@ -34,7 +34,9 @@ ZEROED = "Every matrix is zero in this file: nothing of the model is left but ve
 
 def is_zero(quantized: Quantized) -> bool:
     """Whether all values of a matrix are zero by their symbols."""
-    return not isinstance(quantized.rule, Codebook) and not quantized.symbols.any()
+    rule = quantized.rule
+    around_zero = not isinstance(rule, Codebook | Relative) and not (isinstance(rule, Uniform) and rule.offset)
+    return around_zero and not quantized.symbols.any()
 
 
 def shortfall_of_size(limit: float, size: int, finer: int | None = None, *, is_finest: bool) -> str:

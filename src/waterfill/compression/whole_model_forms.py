@@ -9,8 +9,8 @@ import numpy as np
 
 from waterfill.bundle.parts import part_of
 from waterfill.compression.block_forward import BlockForward
-from waterfill.compression.calibration import checked_forms, data_free_forms
 from waterfill.compression.checkpoint_source import CheckpointSource
+from waterfill.compression.estimated_forms import checked_forms, data_free_forms
 from waterfill.compression.sensitivity import FormFinder
 from waterfill.compression.settings import Settings
 from waterfill.importance import DiagonalForm

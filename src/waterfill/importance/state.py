@@ -29,9 +29,9 @@ from waterfill.importance.squares import square_sum
 from waterfill.models.batches import (
     Inputs,
     call,
+    checksum,
     device_of,
     evaluation,
-    fingerprint,
     map_tensors,
     num_samples,
     on_device,
@@ -162,7 +162,7 @@ class Seen(ABC):
         """
         inputs, target = split(batch)
         samples = num_samples(inputs)
-        generator = torch.Generator().manual_seed(self.seed ^ fingerprint(inputs))
+        generator = torch.Generator().manual_seed(self.seed ^ checksum(inputs))
         inputs = self._on_device(inputs)
         most = max(_SAMPLES_TOGETHER, SITE_BYTES // (self.together * 4 * self.plan.site_values))
         size = math.ceil(samples / math.ceil(samples / most))

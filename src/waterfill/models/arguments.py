@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError, UnsupportedModelError
 from waterfill.models.batches import call, evaluation, is_integer, map_arrays
-from waterfill.models.kept_batches import OnePass
+from waterfill.models.kept_batches import OnePass, RepeatableBatches
 
 _KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -69,11 +69,12 @@ class MaskedText:
         return f"Pairs are read as ({self.tokens}, {self.mask}), for the second part is 1 on tokens and 0 on padding."
 
 
-Reading = Arrangement | MaskedText
+BatchReading: TypeAlias = Arrangement | MaskedText
+"""How batches are read that are not as `split` takes them."""
 
 
 @dataclass(frozen=True, eq=False)
-class ArrangedBatches(Sequence[Any]):
+class ArrangedBatches(RepeatableBatches):
     """Batches as the model takes them, beside those that the caller gave.
 
     Attributes:
@@ -82,7 +83,7 @@ class ArrangedBatches(Sequence[Any]):
     """
 
     given: Sequence[Any]
-    arrangement: Reading
+    arrangement: BatchReading
 
     def __len__(self) -> int:
         return len(self.given)
@@ -143,7 +144,7 @@ def as_given(batches: Iterable[Any]) -> Iterable[Any]:
     return batches.given if isinstance(batches, ArrangedBatches) else batches
 
 
-def arrangement(model: nn.Module, batch: Any, note: Callable[[str], None] = lambda _: None) -> Reading | None:
+def arrangement(model: nn.Module, batch: Any, note: Callable[[str], None] = lambda _: None) -> BatchReading | None:
     """How a model takes the parts of a batch; None where `split` reads it right.
 
     A tuple of two is `(input, target)`, one of three or more is inputs alone. Only where the model does not take them
@@ -160,7 +161,7 @@ def arrangement(model: nn.Module, batch: Any, note: Callable[[str], None] = lamb
     if most < 2:
         return None
     names = input_names(model)
-    found: Reading | None
+    found: BatchReading | None
     if is_masked(batch) and len(names) > 1 and "mask" in names[1]:
         found = MaskedText(*names[:2])
     elif len(batch) == 2:
@@ -208,23 +209,27 @@ def _may_be_target(target: Any, output: Tensor) -> bool:
 
 def input_names(model: nn.Module) -> list[str]:
     """Names of the positional inputs of a model's forward, as far as it tells."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # code that is not Python's
-        return []
+    parameters = _parameters(model) or []
     return [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
 
 def positional_inputs(model: nn.Module) -> tuple[int, float]:
     """How many positional inputs a model's forward needs at least, and takes at most."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # code that is not Python's
+    parameters = _parameters(model)
+    if parameters is None:
         return 1, math.inf
     several = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
     named = [each for each in parameters if each.kind in _KINDS]
     needed = sum(each.default is inspect.Parameter.empty for each in named)
     return max(1, needed), math.inf if several else len(named)
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter] | None:
+    """Parameters of a model's forward; None where its code is not Python's and does not tell."""
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return None
 
 
 def _answer(model: nn.Module, parts: Any) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 A batch is `(input, target)`, a tuple or list of exactly two, or only inputs: a tensor, a dict, or a tuple or list of
 another length. Inputs are a tensor, a tuple or list (positional arguments) or a dict (keyword arguments); the first
-axis of their tensors counts the samples. A target may be None.
+axis of their tensors counts the samples. A target may be None. Tuples that a model takes otherwise: see `arguments`.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def tensors_in(inputs: Inputs) -> list[Tensor]:
     return found
 
 
-def fingerprint(inputs: Inputs) -> int:
-    """Number made of all bytes of all tensors."""
+def checksum(inputs: Inputs) -> int:
+    """Number made of all bytes of all tensors (CRC-32)."""
     number = 0
     for tensor in tensors_in(inputs):
         number = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, number)
@@ -168,14 +168,14 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a model for inputs; a named tuple is one where forward takes only one.
+    """Positional and keyword arguments of a model for inputs; a dict or named tuple is one where forward takes one.
 
     Args:
         model: the network.
         inputs: as in `call`.
     """
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+        return ((inputs,), {}) if _takes_whole(model, inputs) else ((), dict(inputs))
     whole = isinstance(inputs, PackedSequence) or (is_named_tuple(inputs) and not _takes(model, inputs))
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) and not whole else ((inputs,), {})
 
@@ -189,6 +189,18 @@ def _takes(model: nn.Module, inputs: Sequence[Any]) -> bool:
     except ValueError:
         return True
     return True
+
+
+def _takes_whole(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward takes a dict as its only positional argument, and not its entries by name."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return False
+    kinds = {each.kind for each in signature.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds or any(key in signature.parameters for key in inputs):
+        return False
+    return _takes(model, [inputs])
 
 
 def on_device(inputs: Inputs, device: torch.device) -> Inputs:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import types
+import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
@@ -18,6 +20,7 @@ from waterfill.models.module_state import has_storage
 _COPY_ERRORS = (TypeError, RuntimeError, AttributeError, ValueError, OSError, copy.Error)
 _PLAIN = (Tensor, nn.Parameter)
 _CONTAINERS = (list, tuple, set, frozenset)
+_FORWARD_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks")
 _Cached = type(functools.lru_cache(id))
 
 
@@ -33,7 +36,9 @@ def clone(model: nn.Module) -> nn.Module:
         UnsupportedModelError: the model holds something that cannot be copied, or that copies as itself.
     """
     try:
-        return _clone(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how PyTorch copies its own, which no caller can mend
+            return _clone(model)
     except _COPY_ERRORS as error:
         raise UnsupportedModelError(
             f"The model {type(model).__name__} cannot be copied ({error}); expected one that copy.deepcopy accepts. "
@@ -61,9 +66,18 @@ def _clone(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if isinstance(value, weakref.ref) and id(value()) in memo:
                 vars(module)[name] = weakref.ref(memo[id(value())])
+    _copy_hooks(model, twin, memo)
     _make_leaves(model, twin)
     _check_independent(model, twin)
     return twin
+
+
+def _copy_hooks(model: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:
+    """Give copies of scripted modules the forward hooks of these, which copying their code leaves behind."""
+    for original, other in zip(model.modules(), twin.modules(), strict=True):
+        if isinstance(original, torch.jit.ScriptModule):
+            for name in _FORWARD_HOOKS:
+                getattr(other, name).update(copy.deepcopy(getattr(original, name), memo))
 
 
 def _make_leaves(model: nn.Module, twin: nn.Module) -> None:

@@ -19,8 +19,8 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
         return _mapping(value, {key: map_leaves(each, function) for key, each in value.items()})
     if isinstance(value, tuple | list):
         return _sequence(value, [map_leaves(each, function) for each in value])
-    if _is_record(value):
-        return _record(value, {key: map_leaves(each, function) for key, each in _fields(value)})
+    if is_record(value):
+        return _record(value, {key: map_leaves(each, function) for key, each in fields_of(value)})
     return value
 
 
@@ -34,8 +34,8 @@ def leaves(value: Any) -> Iterator[Tensor | PackedSequence]:
     elif isinstance(value, tuple | list):
         for each in value:
             yield from leaves(each)
-    elif _is_record(value):
-        for _, each in _fields(value):
+    elif is_record(value):
+        for _, each in fields_of(value):
             yield from leaves(each)
 
 
@@ -86,11 +86,13 @@ def _sequence(value: Any, parts: list[Any]) -> Any:
     return parts if isinstance(value, list) else tuple(parts)
 
 
-def _is_record(value: Any) -> bool:
+def is_record(value: Any) -> bool:
+    """Whether a value is an object of a dataclass."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _fields(value: Any) -> list[tuple[str, Any]]:
+def fields_of(value: Any) -> list[tuple[str, Any]]:
+    """Fields of an object of a dataclass that have a value, by name."""
     return [(each.name, getattr(value, each.name)) for each in dataclasses.fields(value) if hasattr(value, each.name)]
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from waterfill.models.containers import is_named_tuple
+
 Leaf = Callable[[Tensor], Tensor]
 
 _VALUES = (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
@@ -46,7 +48,7 @@ def rebuilt(batch: Any, leaf: Leaf) -> Any:
         return batch
     if isinstance(batch, Mapping):
         return _rebuilt_mapping(batch, leaf)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+    if is_named_tuple(batch):
         return type(batch)(*(rebuilt(item, leaf) for item in batch))
     if isinstance(batch, list):
         return [rebuilt(item, leaf) for item in batch]
@@ -81,7 +83,7 @@ def is_plain(batch: Any) -> bool:
     """Whether a batch is made of tensors, arrays and values in built-in containers: the same at every look."""
     if isinstance(batch, (Tensor, np.ndarray, *_VALUES)):
         return True
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+    if is_named_tuple(batch):
         return all(map(is_plain, batch))
     if type(batch) not in _CONTAINERS:
         return False

@@ -23,9 +23,9 @@ _ENDS: dict[str, End] = {
 
 _PASSED = (
     "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Transpose", "T", "Permute",
-    "Expand", "Clone", "ToCopy", "Alias", "AsStrided", "Unbind", "Split",
+    "Expand", "Clone", "ToCopy", "Alias", "AsStrided", "Unbind", "Split", "Mean", "AvgPool2D", "AdaptiveAvgPool2D",
 )  # fmt: skip
-"""Steps that only move numbers; what comes before them is looked at."""
+"""Steps that only move numbers, or take means; what comes before them is looked at."""
 
 
 def graph_end(model: nn.Module, inputs: Inputs, read: Callable[[Any], Tensor]) -> End:

@@ -20,7 +20,11 @@ from waterfill.protocols import Progress
 _NOTHING = object()
 
 
-class KeptBatches(Sequence[Any]):
+class RepeatableBatches(Sequence[Any]):
+    """Batches that are the same in every pass, so that nobody has to keep them again."""
+
+
+class KeptBatches(RepeatableBatches):
     """Batches that were read once: in memory, and on disk what memory has no room for.
 
     A shuffled loader, one that augments at random, or a stream that can be read once gives the same batches in every
@@ -109,13 +113,13 @@ def as_batches(data: Any, progress: Progress | None = None) -> Sequence[Any]:
         progress: called with ("read", done, total) while they are read.
 
     Returns:
-        A list or tuple of tensors in plain containers itself; all else read once and kept.
+        A list or tuple of tensors in plain containers itself, as `RepeatableBatches` are; all else read once and kept.
 
     Raises:
         CalibrationError: `data` is one batch, cannot be iterated over, is empty, or raises something.
     """
     check_data(data)
-    stays = type(data) in (list, tuple) and all(map(is_plain, data))
+    stays = isinstance(data, RepeatableBatches) or (type(data) in (list, tuple) and all(map(is_plain, data)))
     batches: Sequence[Any] = data if stays else KeptBatches.read(data, progress)
     if not batches:
         raise _empty()

@@ -67,6 +67,11 @@ def has_storage(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.numel() > 0 and not tensor.is_meta
 
 
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether elements along an axis are one value in memory, as `Tensor.expand` makes them: nothing writes to such."""
+    return any(stride == 0 < size - 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 def storage_key(tensor: Tensor) -> Hashable:
     """What two tensors have in common that are the same memory, read in the same way."""
     address = tensor.untyped_storage().data_ptr()

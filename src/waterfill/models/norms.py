@@ -166,11 +166,12 @@ _PROBES = ((4,), (2, 5), (2, 3, 3), (2, 2, 2, 2))
 def is_scale_and_shift(norm: _BatchNorm) -> bool:
     """Whether a batch norm is a function of `scale_and_shift` alone in evaluation mode.
 
-    One with PyTorch's own forward is. Of any other one a copy with drawn statistics is run on drawn inputs, before and
-    after it is folded: the answer is about the code, whatever the values are.
+    One with PyTorch's own forward and without hooks is. Of any other one a copy with drawn statistics is run on drawn
+    inputs, before and after it is folded: the answer is about the code, whatever the values are.
     """
     own = type(norm).forward
-    if own.__module__ == _BatchNorm.__module__ and "forward" not in vars(norm):
+    hooked = norm._forward_hooks or norm._forward_pre_hooks
+    if own.__module__ == _BatchNorm.__module__ and "forward" not in vars(norm) and not hooked:
         return True
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

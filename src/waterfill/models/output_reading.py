@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from waterfill.models.batches import split
-from waterfill.models.kept_batches import OnePass
+from waterfill.models.kept_batches import OnePass, RepeatableBatches
 from waterfill.models.output_values import as_it_is
 from waterfill.models.outputs import Path, first_tensor, select
 from waterfill.protocols import Output
@@ -96,7 +96,7 @@ class OutputReading:
 
 
 @dataclass(frozen=True, eq=False)
-class _ReadBatches(Sequence[Any]):
+class _ReadBatches(RepeatableBatches):
     """Batches whose targets are read."""
 
     batches: Sequence[Any]

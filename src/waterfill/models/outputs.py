@@ -6,7 +6,6 @@ One tensor of it is read, and words say which.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
+from waterfill.models.containers import fields_of, is_named_tuple, is_record
 
 Path: TypeAlias = tuple[str | int, ...]
 """Keys, names and indices that lead to a tensor; none for an output that is a tensor."""
@@ -42,12 +42,12 @@ def _parts(value: Any, *, is_whole: bool) -> Iterator[tuple[str | int, Any]]:
     """Parts of an output by name or index; objects of a class of their own only where they are the whole output."""
     if isinstance(value, Mapping):
         yield from value.items()
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+    elif is_named_tuple(value):
         yield from zip(value._fields, value, strict=True)
     elif isinstance(value, tuple | list):
         yield from enumerate(value)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from ((each.name, getattr(value, each.name, None)) for each in dataclasses.fields(value))
+    elif is_record(value):
+        yield from fields_of(value)
     elif is_whole and not isinstance(value, nn.Module | type):
         names = dict.fromkeys(("logits", *getattr(value, "__dict__", ())))
         yield from ((name, getattr(value, name)) for name in names if hasattr(value, name))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from waterfill.errors import CalibrationError
-from waterfill.models.batches import fingerprint, split
+from waterfill.models.batches import checksum, split
 from waterfill.models.kept_batches import OnePass
 
 
@@ -18,16 +18,14 @@ class ReferenceOutputs(list[Tensor]):
 
     Args:
         outputs: of the reference.
-        fingerprints: of the inputs of every batch.
+        checksums: of the inputs of every batch.
         data: what the batches were read from.
         batches: they, as they were read.
     """
 
-    def __init__(
-        self, outputs: Iterable[Tensor], fingerprints: Sequence[int], data: Any, batches: Sequence[Any]
-    ) -> None:
+    def __init__(self, outputs: Iterable[Tensor], checksums: Sequence[int], data: Any, batches: Sequence[Any]) -> None:
         super().__init__(outputs)
-        self._fingerprints, self._data, self._batches = fingerprints, data, batches
+        self._checksums, self._data, self._batches = checksums, data, batches
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and files of it are plain lists of tensors."""
@@ -46,7 +44,7 @@ class ReferenceOutputs(list[Tensor]):
         return OnePass(self._same(0, batches.first), starmap(self._same, enumerate(batches.rest, 1)), batches.total)
 
     def _same(self, index: int, batch: Any) -> Any:
-        if index < len(self) and fingerprint(split(batch)[0]) != self._fingerprints[index]:
+        if index < len(self) and checksum(split(batch)[0]) != self._checksums[index]:
             raise CalibrationError(
                 f"Batch {index} is not the one that the reference outputs were made of; expected the same inputs in "
                 "the same order. The data shuffle, or change at random: give the same list of batches to both, or the "

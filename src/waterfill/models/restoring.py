@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from waterfill.models.module_state import has_storage, keys_of, storage_key
+from waterfill.models.module_state import has_storage, is_expanded, keys_of, storage_key
 
 LARGEST_KEPT = 1 << 20
 """Learned tensors and attributes with more values than this are not kept beside the model."""
@@ -182,12 +182,7 @@ def _refill(place: Any, before: Any) -> None:
 
 
 def _is_kept(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and has_storage(tensor) and 0 not in _wide_strides(tensor)
-
-
-def _wide_strides(tensor: Tensor) -> list[int]:
-    """Strides of the axes that have several elements; a zero is that of an expanded tensor, which nothing writes to."""
-    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+    return isinstance(tensor, Tensor) and has_storage(tensor) and not is_expanded(tensor)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -238,6 +238,17 @@ _FILE_DTYPES = (
 )  # fmt: skip
 
 
+def values_of(inventory: Inventory, changed: Mapping[str, Floats] | None = None) -> dict[str, Tensor]:
+    """The state dict that an inventory tells of.
+
+    Args:
+        inventory: of a model.
+        changed: matrices in the place of its own, by name.
+    """
+    matrices = {name: weight.matrix for name, weight in inventory.weights.items()}
+    return dict(assemble(inventory.entries, {**matrices, **(changed or {})}, inventory.exact))
+
+
 def read(path: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Inventory:
     """Read a bare safetensors file, whose module is not known.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from waterfill.errors import WaterfillError
-from waterfill.models.module_state import checked_state, first_names, joined, keys_of, names_in
+from waterfill.models.module_state import checked_state, first_names, is_expanded, joined, keys_of, names_in
 from waterfill.models.norms import foldable_norms
 from waterfill.models.patterns import excluded, listed
 from waterfill.models.shared_memory import check_memory, contradictions
@@ -119,7 +119,7 @@ def _write(model: nn.Module, state: MutableMapping[str, Tensor], values: Mapping
     """Give a model values that fit it; where its state dict has names of its own, by the memory that they mean."""
     parameters, buffers = (every(remove_duplicate=False) for every in (model.named_parameters, model.named_buffers))
     own = {name for name, _ in (*parameters, *buffers)}
-    changed = {name: value for name, value in values.items() if not _is_expanded(state[name])}
+    changed = {name: value for name, value in values.items() if not is_expanded(state[name])}
     if own.issuperset(state):
         for name in set(values) - set(changed):
             del state[name]
@@ -129,10 +129,6 @@ def _write(model: nn.Module, state: MutableMapping[str, Tensor], values: Mapping
     with torch.no_grad():
         for name, value in changed.items():
             state[name].copy_(value)
-
-
-def _is_expanded(tensor: Tensor) -> bool:
-    return any(stride == 0 < size - 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _problems(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], tolerated: Collection[str]) -> list[str]:
@@ -154,7 +150,7 @@ def _problems(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], tolera
         "of another shape": shapes,
         "of another kind of number": types,
         "expanded, so that its elements share memory": [
-            name for name in both if _is_expanded(state[name]) and not torch.equal(state[name], tensors[name])
+            name for name in both if is_expanded(state[name]) and not torch.equal(state[name], tensors[name])
         ],
     }
     if not shapes and not types:

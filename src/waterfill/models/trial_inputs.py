@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.models.arguments import positional_inputs
 from waterfill.models.batches import call, evaluation
 
 SAMPLES = 8
@@ -119,22 +119,12 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 def _candidates(model: nn.Module) -> Iterator[RandomInput]:
     """Inputs to try, the likelier first; none for a module that asks for several arguments."""
-    if _arguments(model) > 1:
+    if positional_inputs(model)[0] > 1:
         return
     layers = list(islice((each for each in model.modules() if _shapes(each)), LAYERS))
     sounds = [RandomInput((length,)) for length in LENGTHS]
     every = [_shapes(layer) for layer in layers]
     yield from dict.fromkeys([*(every[0] if every else ()), *sounds, *(each for some in every[1:] for each in some)])
-
-
-def _arguments(model: nn.Module) -> int:
-    """How many positional arguments `forward` cannot do without."""
-    empty, kinds = inspect.Parameter.empty, (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    return sum(each.kind in kinds and each.default is empty for each in parameters)
 
 
 def _shapes(layer: nn.Module) -> list[RandomInput]:

@@ -33,6 +33,7 @@ from waterfill.reconstruct import LEVEL_UNIT, step_sizes
 from waterfill.records import Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
 
 Exponents: TypeAlias = NDArray[np.int64]
+Doubles: TypeAlias = NDArray[np.float64]
 
 LARGEST_SPAN = 1 << 16
 """Weights of a span, about so many at most: then the state of a path is 0 again."""
@@ -48,6 +49,9 @@ SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
 
 FINEST = 23
 """As for other quantizers, and three more, for errors that are fed back are some steps large."""
+
+MOST = 0.5
+"""Shifts that are cut to a step stay where they save this share of what is saved without them."""
 
 SPARSE, VERY_SPARSE = 0.5, 0.4
 """Shares of weights that are not zero up to which a matrix is also searched weight by weight, or only so."""
@@ -259,11 +263,31 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
     there = np.diagonal(gram) > 1e-9 * gram[0, 0]
     if not there[0]:
         return rule
-    ridge = 1e-6 * np.diag(np.diagonal(gram))
-    found = np.zeros(4)
-    found[there] = np.linalg.solve((gram + ridge)[np.ix_(there, there)], wanted[there])
+    found = _least_cost(gram, wanted, there)
+    far = np.abs(found) > abs(found[0])
+    if far.any():  # levels of about one size do not tell a shift from the step, and no shift is longer than a step
+        apart = _least_cost(gram, wanted, there & ~far)
+        found = apart if _saving(gram, wanted, _clipped(found)) < MOST * _saving(gram, wanted, apart) else found
     if not found[0] > 0:
         return rule
     step = int(np.clip(rule.step + np.rint(64 * np.log2(found[0])), -largest_step(rule), largest_step(rule)))
-    first, second, third = np.rint(LEVEL_UNIT * found[1:] / found[0]).clip(-LEVEL_UNIT, LEVEL_UNIT).astype(int).tolist()
+    first, second, third = np.rint(LEVEL_UNIT * _clipped(found)[1:] / found[0]).astype(int).tolist()
     return replace(rule, step=step, shrink=(first, second, third))
+
+
+def _least_cost(gram: Doubles, wanted: Doubles, free: NDArray[np.bool_]) -> Doubles:
+    """The step and the shifts that cost the least, where only some are free and the others are 0."""
+    found = np.zeros(len(wanted))
+    ridge = 1e-6 * np.diag(np.diagonal(gram))
+    found[free] = np.linalg.solve((gram + ridge)[np.ix_(free, free)], wanted[free])
+    return found
+
+
+def _clipped(found: Doubles) -> Doubles:
+    """A step and shifts that are no longer than it."""
+    return found.clip(-abs(found[0]), abs(found[0]))
+
+
+def _saving(gram: Doubles, wanted: Doubles, found: Doubles) -> float:
+    """How much less a step with shifts costs than zeros."""
+    return float(2 * found @ wanted - found @ gram @ found)
