@@ -19,7 +19,6 @@ from waterfill.compression.shortfall import (
     HEADER_BITS,
     ZEROED,
     is_constant,
-    is_mostly_header,
     rate_beside_header,
     saturation,
     shortfall_of_quality,
@@ -111,25 +110,16 @@ def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
     """
     try:
         found = files.largest(size)
+        note = files.shortfall(found, size)
     except TargetError:
-        if not _is_of_few_values(files, target):
+        floor = files.floor
+        if target.name != "rate" or target.value < HEADER_BITS or floor.report.overhead <= size:
             raise
-        found = files.floor
-    note = files.shortfall(found, size)
-    if found.is_zeroed and _is_of_few_values(files, target):
-        floor = files.floor.size_bytes
-        found, note = files.largest(floor + size), rate_beside_header(size, floor, target.value)
+        found = files.largest(floor.size_bytes + size)
+        note = rate_beside_header(size, floor.size_bytes, target.value)
     files.walk.settings.notes.add(note)
     files.walk.settings.notes.add(ZEROED if found.is_zeroed else "")
     return found
-
-
-def _is_of_few_values(files: _Files, target: Target) -> bool:
-    """Whether a rate is asked for of so few values that the header alone takes more."""
-    values = files.walk.inventory.floating_values
-    return (
-        target.name == "rate" and target.value >= HEADER_BITS and is_mostly_header(files.floor.report.overhead, values)
-    )
 
 
 # Ways to share the bits

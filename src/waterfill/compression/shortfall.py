@@ -26,7 +26,7 @@ CONSTANT = (
 """What is said of such a file."""
 
 HEADER_BITS = 1.0
-"""A header of so many bits for every value is no part of a rate that has no room for it."""
+"""From this rate on it is spent beside the header where that alone takes more."""
 
 ZEROED = "Every matrix is zero in this file: nothing of the model is left but vectors and what is stored without loss."
 """What is said of such a file."""
@@ -97,16 +97,6 @@ def shortfall_of_quality(target: Target, loss: float, coarser: float | None) -> 
         f"The distortion is {loss:.3g}, far below the {target.value:.3g} that was allowed: the next smaller file that "
         f"was found has {coarser:.3g}."
     )
-
-
-def is_mostly_header(overhead: float, values: int) -> bool:
-    """Whether what belongs to no tensor takes `HEADER_BITS` or more for every value of the model.
-
-    Args:
-        overhead: bytes of it.
-        values: number of floating-point values.
-    """
-    return 8 * overhead >= HEADER_BITS * max(1, values)
 
 
 def rate_beside_header(limit: float, floor: int, rate: float) -> str:
