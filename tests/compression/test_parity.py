@@ -34,6 +34,7 @@ SETTINGS = Settings(Feedback(8))
 DIFFERENCES = {
     "importance of layers": "a module's is estimated once on the original; a block's inputs are measured again on the "
     "compressed blocks before it, which costs nothing there and follows what they hand on",
+    "importance without data": "a module is run on random inputs; a directory, never whole in memory, goes by its rows",
     "power": "a module compares powers on held-out batches, for its walk is cheap; a directory takes one, 3/4",
     "shrinkage of targets": "1.5 n/N in directories, .3 n/N in modules, each measured",
     "level": "a module is walked until a size is met within half a percent; a directory spends it block by block",
@@ -155,7 +156,10 @@ def test_vectors_of_unknown_importance_take_the_same_bits(llama):
 @pytest.mark.parametrize("data_given", [False, True])
 def test_results_have_the_same_fields(llama, data, tmp_path, data_given):
     some = data if data_given else None
-    module = waterfill.compress(loaded("llama", llama), some, output="logits", rate=4, effort="fast")
+    by_rows = None if data_given else waterfill.importance.row_scale()
+    module = waterfill.compress(
+        loaded("llama", llama), some, output="logits", rate=4, effort="fast", importance=by_rows
+    )
     directory = waterfill.compress_directory(llama, tmp_path / "out", some, rate=4, effort="fast")
     for field in dataclasses.fields(waterfill.results.Outcome):
         one, other = getattr(module, field.name), getattr(directory, field.name)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
-from waterfill.importance.data_free import row_scale
+from waterfill.importance.data_free import LARGEST, row_scale
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.input_products import InputProducts, input_products
 from waterfill.importance.kronecker import Form
@@ -45,6 +45,9 @@ LEAST_ROW, LEAST_COLUMN = 0.02, 0.05
 
 LEAST_TENSOR = 1e-4
 """Sensitivity of a tensor relative to the mean of all, at least."""
+
+HIGHEST_SHIFT = 600.0
+"""Natural logarithm of a factor between prices, at most."""
 
 LARGEST_MODEL = 1 << 27
 """Parameters of a model that is run without data, at most: a copy of it is made."""
@@ -155,7 +158,7 @@ class NoiseTrial:
         products: dict[str, InputProducts] = {}
         for number, (inputs, more) in enumerate(self._batches(model, found)):
             squares = _squared_gradients(model, inputs, weights, self.seed + number)
-            scale = sum(float((each * np.square(weights[name].matrix)).sum()) for name, each in squares.items())
+            scale = sum(_cost_of_zero(weights[name], each) for name, each in squares.items())
             if not (math.isfinite(scale) and scale > 0):
                 continue
             total = {name: total.get(name, 0) + each / scale for name, each in squares.items()}
@@ -235,9 +238,15 @@ def _prices(squares: Mapping[str, Doubles], plain: Mapping[str, DiagonalForm]) -
     shift = sum(size * log for size, log in logs) / max(1, sum(size for size, _ in logs))
     found = dict(plain)
     for name, form in plain.items():
-        values = known.get(name)
-        found[name] = form.scaled(math.exp(shift)) if values is None else DiagonalForm(values.astype(np.float32))
+        factor = math.exp(min(shift, HIGHEST_SHIFT))
+        values: Doubles = known[name] if name in known else form.values.astype(np.float64) * factor
+        found[name] = DiagonalForm(np.minimum(values, LARGEST).astype(np.float32))
     return found
+
+
+def _cost_of_zero(weight: Weight, squares: Doubles) -> float:
+    """What it costs to set a matrix to zero."""
+    return float((squares * np.square(weight.matrix, dtype=np.float64)).sum())
 
 
 def _mean_log(values: NDArray[Any]) -> float:
