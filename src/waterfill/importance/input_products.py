@@ -70,7 +70,12 @@ class InputProducts:
         share = BELIEVED / (1 + SHRINKAGE * inputs / max(1.0, self.positions))
         found = share * self.products / (roots[:, :, None] * roots[:, None, :])
         found[:, range(inputs), range(inputs)] = 1.0
-        return KroneckerForm(rows, found * columns[:, None] * columns)
+        return KroneckerForm(_rounded(rows), _rounded(found * columns[:, None] * columns))
+
+
+def _rounded(values: Doubles) -> Doubles:
+    """Values in single precision: the last bits of sums in double precision go by the number of threads."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def input_products(model: nn.Module, batches: Iterable[Tensor], seed: int) -> dict[str, InputProducts]:
