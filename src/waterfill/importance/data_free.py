@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from waterfill.importance.forms import COST_UNIT, DiagonalForm
+from waterfill.importance.forms import COST_UNIT, DiagonalForm, Doubles
 from waterfill.models.torch_module import inventory
-from waterfill.protocols import Output, Progress
+from waterfill.protocols import Output, Progress, QuadraticForm
 from waterfill.records import Weight
-
-Doubles = NDArray[np.float64]
 
 LARGEST = 1e30
 """Of an importance: float32 holds it, and its product with any weight of that tensor."""
@@ -25,7 +22,46 @@ LEAST_ROW = 1e-3
 """Root mean square of a row relative to that of its tensor, at least."""
 
 
-class _DataFree(ABC):
+class DataFreeEstimator(ABC):
+    """Estimators that need no data."""
+
+    @abstractmethod
+    def forms(self, weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
+        """Forms of the weights, by name, where nothing else is known; a tensor that has none is unknown."""
+
+    def forms_of(self, model: nn.Module, weights: Mapping[str, Weight]) -> Mapping[str, QuadraticForm]:
+        """Forms of the weights of a model, by name.
+
+        Args:
+            model: the network.
+            weights: by name.
+        """
+        del model
+        return self.forms(weights)
+
+    def estimate(
+        self,
+        model: nn.Module,
+        data: Iterable[Any] | None = None,
+        output: Output | None = None,
+        *,
+        fold_norms: bool = True,
+        progress: Progress | None = None,
+    ) -> Mapping[str, QuadraticForm]:
+        """Give the forms of a model's matrices, by name in its state dict.
+
+        Args:
+            model: the network; nothing of it changes.
+            data: not used.
+            output: not used.
+            fold_norms: not used.
+            progress: not used.
+        """
+        del data, output, progress
+        return self.forms_of(model, inventory(model, fold_norms=fold_norms).weights)
+
+
+class _ByWeights(DataFreeEstimator):
     """Estimators that look only at the weights."""
 
     unit: ClassVar[str] = COST_UNIT
@@ -42,30 +78,9 @@ class _DataFree(ABC):
     def _prices(self, weight: Weight) -> float | Doubles:
         """Importance of every element of a matrix, or of the elements of every row, [out, 1]."""
 
-    def estimate(
-        self,
-        model: nn.Module,
-        data: Iterable[Any] | None = None,
-        output: Output | None = None,
-        *,
-        fold_norms: bool = True,
-        progress: Progress | None = None,
-    ) -> dict[str, DiagonalForm]:
-        """Give the forms of a model's matrices, by name in its state dict.
-
-        Args:
-            model: the network.
-            data: not used.
-            output: not used.
-            fold_norms: not used.
-            progress: not used.
-        """
-        del data, output, progress
-        return self.forms(inventory(model, fold_norms=fold_norms).weights)
-
 
 @dataclass(frozen=True)
-class identity(_DataFree):
+class identity(_ByWeights):
     """`I = 1`: the squared error of the weights themselves, the paper's baseline."""
 
     unit: ClassVar[str] = "squared weight"
@@ -80,7 +95,7 @@ class identity(_DataFree):
 
 
 @dataclass(frozen=True)
-class weight_scale(_DataFree):
+class weight_scale(_ByWeights):
     """`I = rms(W)^-power`, constant in a tensor: between absolute (0) and relative errors (2).
 
     Networks rescale the outputs of a layer by norms and by the next layer, so that neither the absolute nor the
@@ -103,7 +118,7 @@ class weight_scale(_DataFree):
 
 
 @dataclass(frozen=True)
-class row_scale(_DataFree):
+class row_scale(_ByWeights):
     """`I = rms(W)^0.5 / rms(row)`: between absolute and relative errors, of the rows of a tensor too.
 
     The default where there are only weights. A few large rows would take the step away from all others under one price

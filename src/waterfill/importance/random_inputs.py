@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,19 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from waterfill.errors import UnsupportedModelError
-from waterfill.importance.data_free import LARGEST, row_scale
-from waterfill.importance.forms import DiagonalForm
+from waterfill.importance.data_free import LARGEST, DataFreeEstimator, row_scale
+from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.input_products import InputProducts, input_products
-from waterfill.importance.kronecker import Form
 from waterfill.models.batches import call
 from waterfill.models.cloning import clone
 from waterfill.models.norm_statistics import matched_inputs, remembering_norms
-from waterfill.models.torch_module import inventory
 from waterfill.models.trial_inputs import RandomInput, input_of, is_taken, parameters_with_gradients, quiet
-from waterfill.protocols import Output, Progress
+from waterfill.protocols import QuadraticForm
 from waterfill.records import Weight
-
-Doubles = NDArray[np.float64]
 
 SCALES = (0.05, 0.3, 1.0, 3.0)
 """Standard deviations of real inputs, for nobody says which is right; all count alike."""
@@ -54,7 +50,7 @@ LARGEST_MODEL = 1 << 27
 
 
 @dataclass(frozen=True)
-class random_inputs:
+class random_inputs(DataFreeEstimator):
     """`I = (r_i c_j)^0.6`: mean squared gradients of the outputs on random inputs, by rows and columns.
 
     Errors in two columns of a row go together as the inputs of the layer do there, see `InputProducts.form`.
@@ -81,26 +77,9 @@ class random_inputs:
         """Give the forms where there are only weights: those of `row_scale`."""
         return row_scale().forms(weights)
 
-    def estimate(
-        self,
-        model: nn.Module,
-        data: Iterable[Any] | None = None,
-        output: Output | None = None,
-        *,
-        fold_norms: bool = True,
-        progress: Progress | None = None,
-    ) -> dict[str, Form]:
-        """Give the forms of a model's matrices, by name in its state dict.
-
-        Args:
-            model: the network; a copy of it is run.
-            data: not used.
-            output: not used.
-            fold_norms: not used.
-            progress: not used.
-        """
-        del data, output, progress
-        return self.trial(model).forms(inventory(model, fold_norms=fold_norms).weights)
+    def forms_of(self, model: nn.Module, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
+        """Forms of the weights of a model, a copy of which is run on what it takes."""
+        return self.trial(model).forms(weights)
 
     def trial(self, model: nn.Module) -> NoiseTrial:
         """Find what a copy of the module takes.
@@ -133,7 +112,7 @@ class NoiseTrial:
             return UNKNOWN_INPUT
         return f"No data were given: errors are priced by what they do to the outputs on random inputs {self.found}."
 
-    def forms(self, weights: Mapping[str, Weight]) -> dict[str, Form]:
+    def forms(self, weights: Mapping[str, Weight]) -> dict[str, QuadraticForm]:
         """Give the forms of the module's matrices.
 
         Args:
@@ -236,9 +215,9 @@ def _prices(squares: Mapping[str, Doubles], plain: Mapping[str, DiagonalForm]) -
     known = {name: _outer(each, least) ** POWER for name, each in squares.items() if each.any()}
     logs = [(plain[name].values.size, _mean_log(each) - _mean_log(plain[name].values)) for name, each in known.items()]
     shift = sum(size * log for size, log in logs) / max(1, sum(size for size, _ in logs))
-    found = dict(plain)
+    factor = math.exp(min(shift, HIGHEST_SHIFT))
+    found = {}
     for name, form in plain.items():
-        factor = math.exp(min(shift, HIGHEST_SHIFT))
         values: Doubles = known[name] if name in known else form.values.astype(np.float64) * factor
         found[name] = DiagonalForm(np.minimum(values, LARGEST).astype(np.float32))
     return found
