@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -245,6 +246,11 @@ class DirectorySearch:
         before = measured(directory, original_quality)
         return lambda candidate: before - measured(candidate.place, quality)
 
+    @cached_property
+    def _constant_accuracy(self) -> float:
+        """Accuracy of the best answer that is always the same."""
+        return commonest(next_tokens(as_keywords(each)) for each in self.data or ())
+
     def _accuracy_loss(self, candidate: DirectoryCandidate) -> float:
         """By how much the accuracy is below that of the original.
 
@@ -252,10 +258,7 @@ class DirectorySearch:
             TargetError: there is no more to lose than is tolerated.
         """
         if candidate.walked.measured is not None:
-            accuracy = candidate.walked.measured.original.accuracy or 0.0
-            check_tolerance(
-                self.target, accuracy, commonest(next_tokens(as_keywords(each)) for each in self.data or ())
-            )
+            check_tolerance(self.target, candidate.walked.measured.original.accuracy or 0.0, self._constant_accuracy)
         return candidate.walked.accuracy_loss
 
 
