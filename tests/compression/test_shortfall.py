@@ -140,6 +140,17 @@ def test_saturated_logits_are_named(target):
     assert not ordinary.notes
 
 
+def test_saturation_is_seen_along_the_classes_that_the_targets_tell():
+    torch.manual_seed(0)
+    net = nn.Conv2d(1, 3, 1)
+    with torch.no_grad():
+        net.weight.copy_(1 + 1e-3 * net.weight)
+    ramp = 100 * torch.arange(8.0).expand(4, 1, 8, 8)
+    data = [(ramp + torch.randn(4, 1, 8, 8), torch.randint(3, (4, 8, 8))) for _ in range(2)]
+    result = waterfill.compress(net, data, size_bytes=1000, effort="fast")
+    assert not any("saturated" in note for note in result.notes)
+
+
 def test_a_file_that_answers_all_samples_alike_says_so():
     net, data = labelled_net()
     with torch.no_grad():

@@ -34,10 +34,12 @@ from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summa
 from waterfill.importance.backward import NoGradientError
 from waterfill.models import state_dict, torch_module
 from waterfill.models.arguments import arranged
+from waterfill.models.batches import split
 from waterfill.models.cloning import clone
 from waterfill.models.kept_batches import RepeatableBatches, agreed, as_batches, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
+from waterfill.models.predictions import prediction_rows
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, traits_of
 from waterfill.records import Inventory
@@ -133,6 +135,11 @@ class CalibratedModel:
     def distortion(self) -> Distortion:
         """Of what the model returns."""
         return distortion_for(self.reading.kind)
+
+    def prediction_rows(self) -> Iterator[torch.Tensor]:
+        """Logits of the original, a row for every prediction, of every batch."""
+        for batch, reference in zip(self.batches, self.references, strict=True):
+            yield prediction_rows(reference, split(batch)[1])[0]
 
     @cached_property
     def observed(self) -> Observed:

@@ -72,7 +72,7 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
     """
     first = walks[0]
     if first.model is not None and first.model.distortion.has_classes:
-        first.settings.notes.add(saturation(first.model.references))
+        first.settings.notes.add(saturation(first.model.prediction_rows()))
     found = _found(walks, target, curves=curves)
     if first.model is not None and _answers_alike(found, first.model):
         first.settings.notes.add(CONSTANT)
@@ -112,8 +112,10 @@ def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
         found = files.largest(size)
         note = files.shortfall(found, size)
     except TargetError:
+        if target.name != "rate" or target.value < HEADER_BITS:
+            raise
         floor = files.floor
-        if target.name != "rate" or target.value < HEADER_BITS or floor.report.overhead <= size:
+        if floor.report.overhead <= size:
             raise
         found = files.largest(floor.size_bytes + size)
         note = rate_beside_header(size, floor.size_bytes, target.value)

@@ -55,13 +55,13 @@ def shortfall_of_size(limit: float, size: int, finer: int | None = None, *, is_f
     return f"The target of {limit:,.0f} bytes is not reached, the file has {size:,}: {why}."
 
 
-def saturation(references: Iterable[Tensor]) -> str:
+def saturation(rows: Iterable[Tensor]) -> str:
     """Say that the original is so certain that KL divergence hardly tells errors; empty where it is not.
 
     Args:
-        references: logits of the original [..., classes].
+        rows: logits of the original, [predictions, classes] for every batch.
     """
-    gaps = [gap_of_best_two(each) for each in references if each.shape[-1] > 1]
+    gaps = [gap_of_best_two(each) for each in rows if each.shape[-1] > 1]
     if not gaps or float(torch.cat(gaps).median()) < SATURATED:
         return ""
     return (
@@ -72,8 +72,8 @@ def saturation(references: Iterable[Tensor]) -> str:
 
 
 def gap_of_best_two(logits: Tensor) -> Tensor:
-    """By how much the largest logit leads the next one, for every prediction of logits [..., classes]."""
-    best = logits.reshape(-1, logits.shape[-1]).double().topk(2, dim=-1).values
+    """By how much the largest logit leads the next one, for every prediction of logits [predictions, classes]."""
+    best = logits.double().topk(2, dim=-1).values
     return best[:, 0] - best[:, 1]
 
 
