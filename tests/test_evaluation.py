@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from streams import Once, Samples
 from waterfill.distortion import divergence, kl_divergence
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.evaluation import Evaluation, evaluate, evaluate_both, reference_outputs
@@ -199,28 +200,8 @@ def test_data_and_references_that_do_not_fit_are_refused():
         evaluate(nn.MSELoss(), [((torch.ones(2), torch.ones(2)), None)], output="values")
 
 
-class Once:
-    """A stream that returns itself."""
-
-    def __init__(self, items):
-        self.items = iter(items)
-
-    def __iter__(self):
-        return self.items
-
-
-class Samples(IterableDataset):
-    def __init__(self, length=None):
-        self.length = length
-
-    def __iter__(self):
-        for x, y in labelled():
-            yield from zip(x, y, strict=True)
-
-    def __len__(self):
-        if self.length is None:
-            raise TypeError("no length")
-        return self.length
+def iterable(length=None):
+    return Samples((pair for x, y in labelled() for pair in zip(x, y, strict=True)), length)
 
 
 class Noisy(Dataset):
@@ -239,9 +220,9 @@ def loaders():
         "shuffled": DataLoader(samples, batch_size=4, shuffle=True),
         "stream": Once(labelled()),
         "generator": (batch for batch in labelled()),
-        "iterable": DataLoader(Samples(), batch_size=4),
-        "short": DataLoader(Samples(3), batch_size=4),
-        "long": DataLoader(Samples(99), batch_size=4),
+        "iterable": DataLoader(iterable(), batch_size=4),
+        "short": DataLoader(iterable(3), batch_size=4),
+        "long": DataLoader(iterable(99), batch_size=4),
         "augmented": DataLoader(Noisy(), batch_size=4, shuffle=True),
         "arrays": [(x.numpy(), y.numpy()) for x, y in labelled()],
     }
@@ -303,7 +284,7 @@ def test_both_are_measured_in_one_pass():
         [(torch.randn(5), 1)] * 3,
         DataLoader(TensorDataset(torch.randn(6, 5), torch.arange(6)), batch_size=None),
         [torch.randn(5)],
-        Samples(),
+        iterable(),
     ],
 )
 def test_samples_that_are_no_batches_are_named(data):

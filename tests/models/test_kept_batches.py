@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from streams import Once, Samples
 from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models.copies import copied, is_plain
 from waterfill.models.kept_batches import KeptBatches, agreed, as_batches, known_length, one_pass, without_empty
@@ -20,27 +21,8 @@ X, Y = torch.randn(12, 3), torch.arange(12)
 Pair = namedtuple("Pair", "x y")
 
 
-class Once:
-    """A stream that returns itself."""
-
-    def __init__(self, items):
-        self.items = iter(items)
-
-    def __iter__(self):
-        return self.items
-
-
-class Stream(IterableDataset):
-    def __init__(self, length=None):
-        self.length = length
-
-    def __iter__(self):
-        return iter(zip(X, Y, strict=True))
-
-    def __len__(self):
-        if self.length is None:
-            raise TypeError("no length")
-        return self.length
+def samples(length=None):
+    return Samples(zip(X, Y, strict=True), length)
 
 
 class Augmenting(Sequence):
@@ -75,10 +57,10 @@ SOURCES = {
     "workers": lambda: DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True, num_workers=2),
     "generator": lambda: ((X[i : i + 4], Y[i : i + 4]) for i in range(0, 12, 4)),
     "stream": lambda: Once([(X[i : i + 4], Y[i : i + 4]) for i in range(0, 12, 4)]),
-    "iterable data set": lambda: DataLoader(Stream(), batch_size=4),
-    "of a true length": lambda: DataLoader(Stream(12), batch_size=4),
-    "of a length too short": lambda: DataLoader(Stream(5), batch_size=4),
-    "of a length too long": lambda: DataLoader(Stream(99), batch_size=4),
+    "iterable data set": lambda: DataLoader(samples(), batch_size=4),
+    "of a true length": lambda: DataLoader(samples(12), batch_size=4),
+    "of a length too short": lambda: DataLoader(samples(5), batch_size=4),
+    "of a length too long": lambda: DataLoader(samples(99), batch_size=4),
     "augmenting": Augmenting,
     "by number": ByNumber,
     "map": lambda: map(lambda row: (X[row], Y[row]), [slice(0, 4), slice(4, 8), slice(8, 12)]),  # noqa: C417
@@ -257,7 +239,7 @@ def test_progress_of_reading_is_told():
 
 def test_lengths_that_are_not_known_are_not_asked_for():
     assert known_length([X]) == 1
-    assert known_length(iter([X])) == known_length(DataLoader(Stream(5), batch_size=2)) == known_length(Stream()) == 0
+    assert known_length(iter([X])) == known_length(DataLoader(samples(5), batch_size=2)) == known_length(samples()) == 0
 
 
 def test_empty_batches_are_left_out():
