@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -175,6 +175,22 @@ def mean_zero_cost(jobs: Mapping[str, Job]) -> float:
     count = sum(job.weight.matrix.size for job in matrices)
     total = sum(zero_cost(job.weight, job.form) for job in matrices)
     return total / count if total > 0 else 1.0
+
+
+def some_rows(encoder: Encoder, job: Job, share: float, level: float) -> Quantized:
+    """Quantize a share of the rows of a matrix, those that cost most; the others are zero.
+
+    Between a matrix of zeros and one of two values there is no step; rows share the bits in between.
+    """
+    matrix, form = job.weight.matrix, job.form
+    price = 1.0 if form is None else form.diagonal()
+    order = np.argsort(-(np.square(matrix, dtype=np.float64) * price).sum(1), kind="stable")
+    kept = np.zeros_like(matrix)
+    some = order[: int(share * len(order))]
+    kept[some] = matrix[some]
+    item = encoder.quantize_one(replace(job, weight=replace(job.weight, matrix=kept)), level)
+    error = errors(job.weight, item.symbols, item.rule)
+    return replace(item, distortion=float(np.square(error).sum()) if form is None else form.cost(error))
 
 
 def decoded_matrix(layout: Layout, quantized: Quantized) -> Floats:

@@ -23,7 +23,15 @@ from waterfill.codec import container
 from waterfill.compression import distortion_curves as curves
 from waterfill.compression.calibration import CalibratedModel, PreparedModel
 from waterfill.compression.distortion_curves import Curve
-from waterfill.compression.encoder import Encoder, Job, decoded_matrix, importance_to_power, mean_scale, mean_zero_cost
+from waterfill.compression.encoder import (
+    Encoder,
+    Job,
+    decoded_matrix,
+    importance_to_power,
+    mean_scale,
+    mean_zero_cost,
+    some_rows,
+)
 from waterfill.compression.layerwise import CodedSegment, quantize_segment
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.lossless import LosslessTensors
@@ -42,7 +50,6 @@ from waterfill.models import torch_module
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.protocols import QuadraticForm, traits_of
 from waterfill.quantize.feedback import is_sparse
-from waterfill.reconstruct import errors
 from waterfill.records import Floats, Inventory, Quantized, Weight
 
 FIXED_LEVEL_LOG2 = -24.0
@@ -263,37 +270,21 @@ class InMemoryWalk:
         return self._with_rows(mixed, fine, limit) if mixed.size_bytes < limit * (1 - FAR) else mixed
 
     def _with_rows(self, draft: Draft, fine: Draft, limit: float) -> Draft:
-        """Take as many rows as fit of the matrix that takes the most bits more in a finer draft.
-
-        Between a matrix of zeros and one of two values there is no step; the bits in between are shared between rows.
-        """
+        """Take as many rows as fit of the matrix that takes the most bits more in a finer draft."""
         name = max(fine.quantized, key=lambda name: fine.quantized[name].bits - draft.quantized[name].bits)
-        job = self.jobs[name]
-        more = fine.quantized[name].bits - draft.quantized[name].bits
+        job, coarse = self.jobs[name], draft.quantized[name]
+        more = fine.quantized[name].bits - coarse.bits
         if self.model is not None or job.weight.is_vector or more <= 0:  # with data matrices are quantized again
             return draft
         share = min(1.0, 8 * (limit - draft.size_bytes) / more)
         for _ in range(ROW_TRIES):
-            part = self._some_rows(job, share, fine.water_level)
+            part = some_rows(self.encoder, job, share, fine.water_level)
             quantized = {**draft.quantized, name: part}
             found = replace(draft, quantized=quantized, packed=self._pack(quantized))
             if found.size_bytes <= limit:
-                better = part.distortion < draft.quantized[name].distortion
-                return found if better else draft
+                return found if part.distortion < coarse.distortion else draft
             share *= 0.97 * limit / found.size_bytes
         return draft
-
-    def _some_rows(self, job: Job, share: float, water_level: float) -> Quantized:
-        """A matrix of which a share of the rows is quantized, those that cost most; the others are zero."""
-        matrix, form = job.weight.matrix, job.form
-        price = 1.0 if form is None else form.diagonal()
-        order = np.argsort(-(np.square(matrix, dtype=np.float64) * price).sum(1), kind="stable")
-        kept = np.zeros_like(matrix)
-        some = order[: int(share * len(order))]
-        kept[some] = matrix[some]
-        item = self.encoder.quantize_one(replace(job, weight=replace(job.weight, matrix=kept)), water_level)
-        error = errors(job.weight, item.symbols, item.rule)
-        return replace(item, distortion=float(np.square(error).sum()) if form is None else form.cost(error))
 
     def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
         known = self._lossless
