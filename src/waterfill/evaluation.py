@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from waterfill.batch_statistics import BatchStatistics, OutputBatch, batch_statistics
 from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError
-from waterfill.models.arguments import arranged, arranged_pass
+from waterfill.models.arrangement import arranged, arranged_pass
 from waterfill.models.batches import call, checksum, describe, evaluation, split
 from waterfill.models.kept_batches import OnePass, as_batches, known_length, one_pass
 from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of_text, tokens_of, vocabulary_of

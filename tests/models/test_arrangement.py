@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from waterfill.models.arguments import (
+from waterfill.models.arrangement import (
     ArrangedBatches,
     Arrangement,
     MaskedText,

@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from streams import Once, Samples
 from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.models.copies import copied, is_plain
-from waterfill.models.kept_batches import KeptBatches, agreed, as_batches, known_length, one_pass, without_empty
+from waterfill.models.kept_batches import (
+    KeptBatches,
+    as_batches,
+    known_length,
+    of_first_process,
+    one_pass,
+    without_empty,
+)
 from waterfill.models.spilling import budget_bytes
 from waterfill.processes import ALONE, Processes
 
@@ -259,9 +266,9 @@ def test_all_processes_have_the_batches_of_the_first():
             return [value, value]
 
     two, kept = Pretended(1, 2), as_batches(iter([X]))
-    assert torch.equal(agreed(kept, two)[0], X + 1)
-    assert agreed(kept, ALONE) is kept
-    assert agreed([X], two)[0] is X
+    assert torch.equal(of_first_process(kept, two)[0], X + 1)
+    assert of_first_process(kept, ALONE) is kept
+    assert of_first_process([X], two)[0] is X
 
 
 @pytest.mark.parametrize(

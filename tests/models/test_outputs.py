@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from waterfill.errors import UnsupportedModelError
-from waterfill.models.outputs import first_tensor, kind_of, place, select, tensors_of
+from waterfill.models.outputs import first_tensor, kind_of, path_words, select, tensors_of
 
 H, Z = torch.randn(4, 5), torch.randn(4, 3)
 Heads = namedtuple("Heads", "hidden scores")
@@ -85,7 +85,7 @@ def test_outputs_of_another_kind_than_the_first_are_refused():
 
 
 def test_words_for_outputs():
-    assert [place((0,)), place((1,)), place((9,)), place(("logits",)), place(("a", 0))] == [
+    assert [path_words((0,)), path_words((1,)), path_words((9,)), path_words(("logits",)), path_words(("a", 0))] == [
         "the first", "the second", "'9'", "'logits'", "'a.0'",
     ]  # fmt: skip
     assert [kind_of((H,)), kind_of({}), kind_of(OrderedDict()), kind_of(Answer(H, Z))] == [

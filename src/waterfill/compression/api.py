@@ -27,8 +27,8 @@ from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
 from waterfill.compression.tune import Tune
 from waterfill.compression.tune_directory import tuned_directory
 from waterfill.errors import CalibrationError, UsageError
-from waterfill.models.arguments import masked_text
-from waterfill.models.kept_batches import agreed, as_batches, without_empty
+from waterfill.models.arrangement import masked_text
+from waterfill.models.kept_batches import as_batches, of_first_process, without_empty
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import Processes, joined_processes
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of
@@ -242,7 +242,7 @@ def directory_walk(source: CheckpointSource, settings: Settings, data: Sequence[
 
 def _text_batches(given: Sequence[Any], settings: Settings) -> Sequence[Any]:
     """Batches for a model of text, the same in all processes; without those of no samples."""
-    return masked_text(without_empty(agreed(given, settings.processes)), settings.notes.add)
+    return masked_text(without_empty(of_first_process(given, settings.processes)), settings.notes.add)
 
 
 def _source(

@@ -33,10 +33,10 @@ from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summarize
 from waterfill.importance.backward import NoGradientError
 from waterfill.models import state_dict, torch_module
-from waterfill.models.arguments import arranged
+from waterfill.models.arrangement import arranged
 from waterfill.models.batches import split
 from waterfill.models.cloning import clone
-from waterfill.models.kept_batches import RepeatableBatches, agreed, as_batches, without_empty
+from waterfill.models.kept_batches import RepeatableBatches, as_batches, of_first_process, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.models.predictions import prediction_rows
@@ -350,7 +350,7 @@ def _check_agreement(model: torch.nn.Module | str | Path, batches: Sequence[Any]
 
 def _batches_for(model: torch.nn.Module | str | Path, data: Iterable[Any], settings: Settings) -> Sequence[Any]:
     """Data that can be read again and again, as the model takes them; without batches of no samples."""
-    batches = without_empty(agreed(as_batches(data, settings.progress), settings.processes))
+    batches = without_empty(of_first_process(as_batches(data, settings.progress), settings.processes))
     return arranged(model, batches, settings.notes.add) if isinstance(model, torch.nn.Module) else batches
 
 

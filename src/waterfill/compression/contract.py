@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from waterfill.errors import CalibrationError, UnsupportedModelError
-from waterfill.models.batches import Inputs, evaluation, run, split, take, tensors_in
+from waterfill.models.batches import Inputs, evaluation, split, take, tensors_in, whole_output
 from waterfill.models.cloning import clone
 from waterfill.models.module_state import has_storage
 from waterfill.models.restoring import LARGEST_KEPT, attribute_tensors
@@ -75,7 +75,7 @@ class FewSamples:
 
     def output(self, model: nn.Module) -> Tensor:
         """The tensor that counts, with gradients and modes as the caller has set them."""
-        return self.read(run(model, self.inputs))
+        return self.read(whole_output(model, self.inputs))
 
     def answer(self, model: nn.Module) -> Tensor:
         """The same in evaluation mode, on the CPU."""

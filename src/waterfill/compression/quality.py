@@ -16,7 +16,7 @@ from waterfill.compression.shortfall import check_tolerance
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, TargetError
 from waterfill.evaluation import evaluate_batches, summarize
-from waterfill.models.arguments import as_given
+from waterfill.models.arrangement import as_given
 from waterfill.models.batches import IGNORED, evaluation, is_integer, split
 from waterfill.models.kept_batches import unshared
 from waterfill.protocols import Metric

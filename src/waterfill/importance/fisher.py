@@ -15,7 +15,7 @@ from waterfill.distortion.probe_vectors import Signals
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.state import State, begin, run
-from waterfill.models.arguments import arranged
+from waterfill.models.arrangement import arranged
 from waterfill.models.batches import split
 from waterfill.models.kept_batches import as_batches
 from waterfill.models.output_reading import OutputReading

@@ -2,7 +2,7 @@
 
 A batch is `(input, target)`, a tuple or list of exactly two, or only inputs: a tensor, a dict, or a tuple or list of
 another length. Inputs are a tensor, a tuple or list (positional arguments) or a dict (keyword arguments); the first
-axis of their tensors counts the samples. A target may be None. Tuples that a model takes otherwise: see `arguments`.
+axis of their tensors counts the samples. A target may be None. Tuples that a model takes otherwise: see `arrangement`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from waterfill.models.containers import (
     tensors_of_packed,
 )
 from waterfill.models.outputs import first_tensor
-from waterfill.models.restoring import restored
+from waterfill.models.restoring import unchanged
 
 Inputs: TypeAlias = Any
 """A tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
@@ -209,7 +209,7 @@ def on_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tensor:
-    """Run the model on one batch, with gradients as the caller has set them; arguments and errors of `run`.
+    """Run the model on one batch, with gradients as the caller has set them; arguments and errors of `whole_output`.
 
     Returns:
         The tensor that is read of the output, see `first_tensor`; within `OutputReading.of` that of the reading.
@@ -217,10 +217,10 @@ def call(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Tenso
     Raises:
         UnsupportedModelError: the output has no tensor.
     """
-    return first_tensor(run(model, inputs, index=index))
+    return first_tensor(whole_output(model, inputs, index=index))
 
 
-def run(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Any:
+def whole_output(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Any:
     """Run the model on one batch, with gradients as the caller has set them; what it keeps of it is put back.
 
     Args:
@@ -237,7 +237,7 @@ def run(model: nn.Module, inputs: Inputs, *, index: int | None = None) -> Any:
     own = getattr(model, "_orig_mod", model)  # of torch.compile, whose code cannot be watched
     args, kwargs = arguments(own, on_device(inputs, device_of(model)))
     try:
-        with restored(model):
+        with unchanged(model):
             return own(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
@@ -275,7 +275,7 @@ def evaluation(model: nn.Module, *, writing: bool = False) -> Iterator[nn.Module
     for parameter in model.parameters():
         parameter.grad = None
     try:
-        with restored(model, learned=not writing, in_place=True):
+        with unchanged(model, learned=not writing, in_place=True):
             yield model
     finally:
         for module, training in modes:

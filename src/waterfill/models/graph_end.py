@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import WaterfillError
-from waterfill.models.batches import Inputs, evaluation, run
+from waterfill.models.batches import Inputs, evaluation, whole_output
 
 End: TypeAlias = Literal["sigmoid", "softmax", "linear", "unknown"]
 
@@ -43,7 +43,7 @@ def graph_end(model: nn.Module, inputs: Inputs, read: Callable[[Any], Tensor]) -
         try:
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-            step = read(run(model, inputs)).grad_fn
+            step = read(whole_output(model, inputs)).grad_fn
         except (WaterfillError, RuntimeError):  # it runs without gradients only, or was made in inference mode
             return "unknown"
     while step is not None:

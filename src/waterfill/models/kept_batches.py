@@ -134,7 +134,7 @@ def without_empty(batches: Sequence[Any]) -> Sequence[Any]:
     return batches if len(filled) in (0, len(batches)) else filled
 
 
-def agreed(batches: Sequence[Any], processes: Processes) -> Sequence[Any]:
+def of_first_process(batches: Sequence[Any], processes: Processes) -> Sequence[Any]:
     """Batches of the first process in all of them, where each has read its own: a shuffled loader gives others."""
     if processes.count == 1 or not all(processes.all_gather(isinstance(batches, KeptBatches))):
         return batches

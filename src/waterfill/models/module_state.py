@@ -90,7 +90,7 @@ def first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     }
 
 
-def keys_of(tensors: Iterable[Tensor]) -> set[Hashable]:
+def memories_of(tensors: Iterable[Tensor]) -> set[Hashable]:
     """The memories of some tensors."""
     return {storage_key(each) for each in tensors if has_storage(each)}
 

@@ -10,7 +10,16 @@ from torch import Tensor
 from waterfill.errors import UnsupportedModelError
 from waterfill.models.batches import IGNORED, Inputs, describe, is_integer, tensors_in
 from waterfill.models.output_values import is_yes_or_no
-from waterfill.models.outputs import Path, first_tensor, in_order, is_dense, is_readable, kind_of, place, tensors_of
+from waterfill.models.outputs import (
+    Path,
+    first_tensor,
+    in_order,
+    is_dense,
+    is_readable,
+    kind_of,
+    path_words,
+    tensors_of,
+)
 from waterfill.models.predictions import axes_that_fit, without_ones
 from waterfill.protocols import Output
 
@@ -107,7 +116,7 @@ def _note(
         return ()
     what = f"{kind_of(output)} of {len(found)} tensors"
     why = ", as it fits the targets" if fits else ""
-    return (f"The model returns {what}; {place(path)}, {describe(tensor)}, was read{why}.",)
+    return (f"The model returns {what}; {path_words(path)}, {describe(tensor)}, was read{why}.",)
 
 
 def _unreadable(tensor: Tensor, kind: Output | None) -> UnsupportedModelError:

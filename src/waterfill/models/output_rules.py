@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import CalibrationError, UnsupportedModelError, UsageError
 from waterfill.models import output_values as change
-from waterfill.models.batches import Inputs, describe, evaluation, is_integer, run, split
+from waterfill.models.batches import Inputs, describe, evaluation, is_integer, split, whole_output
 from waterfill.models.graph_end import End, graph_end
 from waterfill.models.language import check_vocabulary, tokens_of, vocabulary_of
 from waterfill.models.output_choice import chosen
@@ -56,7 +56,7 @@ def reading_of(model: nn.Module, batches: Iterable[Any], output: str | None = No
         return OutputReading(before.form)
     check_vocabulary(inputs, vocabulary_of(model), 0)
     with evaluation(model), torch.no_grad(), _hooks_seen(model) as seen:
-        found = run(model, inputs, index=0)
+        found = whole_output(model, inputs, index=0)
     path, tensor, note = chosen(found, inputs, target, kind)
     target = None if target is None else target.to(tensor.device)
     told = _read(FirstBatch(model, inputs, tensor.detach(), target, path), kind)

@@ -104,12 +104,12 @@ def select(output: Any, path: Path) -> Tensor:
     if isinstance(value, Tensor):
         return value
     raise UnsupportedModelError(
-        f"The model returns a {type(output).__name__} without {place(path)} for one batch, which was a tensor for "
+        f"The model returns a {type(output).__name__} without {path_words(path)} for one batch, which was a tensor for "
         "another; expected the same kind of output for every batch. Wrap the model so that it returns one tensor."
     )
 
 
-def place(path: Path) -> str:
+def path_words(path: Path) -> str:
     """Words for a path: `the second`, `'logits'`, `'heads.0'`."""
     if len(path) == 1 and isinstance(path[0], int) and path[0] < len(_ORDINALS):
         return f"the {_ORDINALS[path[0]]}"

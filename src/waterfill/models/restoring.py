@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from waterfill.models.module_state import has_storage, is_expanded, keys_of, storage_key
+from waterfill.models.module_state import has_storage, is_expanded, memories_of, storage_key
 
 LARGEST_KEPT = 1 << 20
 """Learned tensors and attributes with more values than this are not kept beside the model."""
@@ -95,7 +95,7 @@ class ModelState:
 
 
 @contextmanager
-def restored(model: nn.Module, *, learned: bool = False, in_place: bool | None = None) -> Iterator[None]:
+def unchanged(model: nn.Module, *, learned: bool = False, in_place: bool | None = None) -> Iterator[None]:
     """Put back, afterwards and after errors, what changes in a model meanwhile.
 
     Args:
@@ -114,8 +114,8 @@ def restored(model: nn.Module, *, learned: bool = False, in_place: bool | None =
 
 def attribute_tensors(model: nn.Module) -> list[Tensor]:
     """Tensors in attributes and containers, and buffers outside the state dict: what no file of weights has."""
-    state = keys_of(each for each in model.state_dict().values() if isinstance(each, Tensor))
-    known = state | keys_of(model.parameters())
+    state = memories_of(each for each in model.state_dict().values() if isinstance(each, Tensor))
+    known = state | memories_of(model.parameters())
     found = [*_contents(model)[1], *model.buffers()]
     return [each for each in found if _is_kept(each) and storage_key(each) not in known]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from waterfill.errors import WaterfillError
-from waterfill.models.module_state import checked_state, first_names, is_expanded, joined, keys_of, names_in
+from waterfill.models.module_state import checked_state, first_names, is_expanded, joined, memories_of, names_in
 from waterfill.models.norms import foldable_norms
 from waterfill.models.patterns import excluded, listed
 from waterfill.models.shared_memory import check_memory, contradictions
@@ -74,9 +74,9 @@ def _layouts(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Layout]
 
 def _plain_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
     """The reason for every floating-point buffer that is no statistic of a norm, and no parameter by another name."""
-    learned = keys_of(model.parameters())
+    learned = memories_of(model.parameters())
     norms = (module for module in model.modules() if isinstance(module, _NormBase))
-    learned |= keys_of(each for norm in norms for each in norm.buffers(recurse=False))
+    learned |= memories_of(each for norm in norms for each in norm.buffers(recurse=False))
     names = state.keys() - names_in(state, learned)
     return {
         name: f"a buffer, stored exactly; include={name!r} quantizes it"

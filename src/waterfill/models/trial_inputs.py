@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.models.arguments import positional_inputs
+from waterfill.models.arrangement import positional_inputs
 from waterfill.models.batches import call, evaluation
 
 SAMPLES = 8
