@@ -77,7 +77,8 @@ def _notes(shown: list[Shown]) -> str:
     told = [
         f"{safe(each.label)}: {safe(note)}" if several else safe(note) for each in shown for note in each.result.notes
     ]
-    return "".join(f'<p class="note-line">{text}</p>' for text in told)
+    lines = "".join(f'<p class="note-line">{text}</p>' for text in told)
+    return f'<div class="notes">{lines}</div>' if lines else ""
 
 
 def _section(title: str, text: str, body: str, kind: str = "") -> str:
