@@ -184,7 +184,7 @@ def test_a_tolerance_above_all_there_is_to_lose_is_refused(tolerance):
 def test_a_metric_that_nothing_moves_is_named():
     net, data = labelled_net()
     result = waterfill.compress(net, data, tolerance=0.01, metric=lambda *_: 1.0, effort="fast")
-    assert any(ZEROED in note and "tolerance is 0" in note for note in result.notes)
+    assert any(ZEROED in note and "loss of quality is 0" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def zeroed_by(target: Target, loss: float) -> str:
         target: of quality.
         loss: of the file in which every matrix is zero.
     """
-    return f"{ZEROED} Its {target.name} is {loss:.3g}, and {target.value:.3g} was allowed."
+    what = "loss of quality" if target.name == "tolerance" else target.name
+    return f"{ZEROED} Its {what} is {loss:.3g}, and {target.value:.3g} was allowed."
 
 
 def check_tolerance(target: Target, accuracy: float, constant: float = 0.0) -> None:
