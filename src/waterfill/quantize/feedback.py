@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm, has_cross_terms
+from waterfill.importance.forms import Doubles
 from waterfill.protocols import QuadraticForm, Quantizer, QuantizerTraits
 from waterfill.quantize import path_spread
 from waterfill.quantize import spread as spreads
@@ -33,7 +34,6 @@ from waterfill.reconstruct import LEVEL_UNIT, step_sizes
 from waterfill.records import Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
 
 Exponents: TypeAlias = NDArray[np.int64]
-Doubles: TypeAlias = NDArray[np.float64]
 
 LARGEST_SPAN = 1 << 16
 """Weights of a span, about so many at most: then the state of a path is 0 again."""

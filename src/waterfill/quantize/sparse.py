@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from waterfill.codec import adaptive as coder
 from waterfill.importance.factored import has_cross_terms
+from waterfill.importance.forms import Doubles
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import adaptive
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.scalar import LARGEST_STEP, LARGEST_SYMBOL, finest_step, finish
 from waterfill.reconstruct import LEVEL_UNIT
 from waterfill.records import Adaptive, Quantized, Symbols, Uniform, Weight
-
-Doubles = NDArray[np.float64]
 
 PRICE_OF_BIT = 1.386
 """What a bit may cost, in water levels: the slope 2 ln 2 of the rate-distortion function."""
