@@ -194,6 +194,14 @@ def test_difference_importance_of_layers(llama, data):
     assert not np.array_equal(coded.quantized[name].symbols, everything(walked.coded)[name].symbols)
 
 
+def test_difference_importance_without_data(llama, tmp_path):
+    module = waterfill.compress(loaded("llama", llama), rate=4, effort="fast")
+    directory = waterfill.compress_directory(llama, tmp_path / "out", rate=4, effort="fast")
+    assert (module.importance, directory.importance) == ("random_inputs", "row_scale")
+    assert any("random inputs" in note for note in module.notes)
+    assert any("sizes of rows" in note for note in directory.notes)
+
+
 def test_difference_power():
     assert block_by_block.POWER == 0.75
     assert presets.POWERS["default"] == (0.5, 1.0, 0.0)
