@@ -75,6 +75,11 @@ class PathFit:
         least = -((self.bases[0] - ASIDE[self.zero]) // 2)
         return replace(self, least=ALL if self.wide or low >= 2 * least else min(least, 1 - ALL))
 
+    def narrower(self, eighths: int) -> PathFit:
+        """The same for steps that are larger by so many eighths of an octave."""
+        first, second = (max(base - eighths, LOWEST_BASE) for base in self.bases)
+        return replace(self, bases=(first, second)).sorted()
+
     def lengths(self) -> Lengths:
         """Bits of magnitude m in subset q, [exponent of `range`, 128 q + m]; zeros where they are wide."""
         low, high = self.range()
