@@ -94,7 +94,9 @@ class KroneckerForm(Form):
                 "form; expected equally many of each. Take whole groups, or rows of one."
             )
         factor = self.rows[rows] if self.rows.ndim == 1 else self.rows[rows, rows]
-        return replace(self, rows=factor, columns=self.columns[groups] if len(groups) else self.columns[:1])
+        if len(self.columns) == 1 or not len(groups):
+            return replace(self, rows=factor, columns=self.columns[:1])
+        return replace(self, rows=factor, columns=self.columns[groups])
 
     def products(self, source: ScaledSource, matrix: Floats) -> list[Products]:
         """Eigenvalues of `N^{1/2} I N^{1/2}`, see `waterfill.theory.spectra`.
@@ -202,7 +204,13 @@ class KroneckerForm(Form):
         out = len(self.rows)
         self._check(error)
         parts = error.astype(np.float64).reshape(groups, out // groups, inputs)
-        right = parts @ self.columns if self.columns.ndim == 3 else parts * self.columns[:, None, :]
+        if self.columns.ndim == 2:
+            right = parts * self.columns[:, None, :]
+        else:
+            right = np.empty_like(parts)
+            for start in range(0, inputs, SINGLE):  # in pieces, for they are converted
+                some = slice(start, start + SINGLE)
+                right[:, :, some] = parts @ self.columns[:, :, some]
         right = right.reshape(out, inputs)
         product: Doubles = self.rows @ right if self.rows.ndim == 2 else self.rows[:, None] * right
         return product
