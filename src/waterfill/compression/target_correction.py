@@ -163,12 +163,12 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
     if len(x) > positions:
         chosen = torch.randperm(len(x), generator=generator)[:positions]
     found = []
+    places = view.places(x)
+    each = max(1, min(places, -(-positions // len(chosen))))
     for rows in torch.split(chosen, max(1, len(chosen) // 64)):
-        written_out = view.inputs(x[rows.to(x.device)].float())
-        places = written_out.shape[-1]
-        each = max(1, min(places, -(-positions // len(chosen))))
         some = torch.randperm(places, generator=generator)[:each].to(x.device)
-        found.append(written_out[..., some].permute(1, 2, 0, 3).flatten(2).cpu())
+        written_out = view.inputs(x[rows.to(x.device)].float(), some)
+        found.append(written_out.permute(1, 2, 0, 3).flatten(2).cpu())
     return torch.cat(found, -1)
 
 
