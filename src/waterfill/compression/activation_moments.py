@@ -68,7 +68,7 @@ def _about_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
     near = _sums(rows) / (len(rows) * rows.shape[2])
     near = near.to(rows.dtype)
     sums, squares = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
-    for some in rows.split(max(1, CACHED // max(1, rows[0].numel()))):
+    for some in torch.split(rows, max(1, CACHED // max(1, rows[0].numel()))):
         apart = some - near[:, None]
         sums += _sums(apart)
         squares += _sums(apart.square_())

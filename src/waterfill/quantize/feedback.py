@@ -23,6 +23,7 @@ from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, 
 from waterfill.quantize.sparse import Sparse
 from waterfill.quantize.spread import Fit
 from waterfill.quantize.trellis import (
+    FEW_STATES,
     LEVEL_TO_SQUARED_STEP,
     Trellis,
     few_values,
@@ -100,6 +101,10 @@ class Feedback:
                 f"Feedback of lmbda={self.lmbda}, regulariser={self.regulariser}, rounds={self.rounds} is out of "
                 "range; expected at least 0, 0 and 1."
             )
+
+    def coarse(self) -> Feedback:
+        """The same with few states: ways to share bits come out in the same order."""
+        return replace(self, states=min(self.states, 1 << FEW_STATES))
 
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
         """Quantize one weight so that its mean `I_w e^2` comes near the water level.

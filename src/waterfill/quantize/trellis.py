@@ -86,6 +86,10 @@ class Trellis:
                 f"Trellis of lmbda={self.lmbda}, rounds={self.rounds} is out of range; expected at least 0 and 1."
             )
 
+    def coarse(self) -> Trellis:
+        """The same with few states: ways to share bits come out in the same order."""
+        return replace(self, states=min(self.states, 1 << FEW_STATES))
+
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
         """Quantize one weight so that its mean `I_w e^2` comes near the water level.
 
