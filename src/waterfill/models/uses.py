@@ -162,12 +162,17 @@ class Convolution:
         out, channels, taps = self.layout.axes
         return self.groups, out // self.groups, channels * taps
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """[rows, channels, *size] to the patches [rows, groups, channels / groups * taps, pixels]."""
+    def inputs(self, x: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """[rows, channels, *size] to the patches [rows, groups, channels / groups * taps, pixels], or to some of them.
+
+        Args:
+            x: the input.
+            pixels: numbers of the pixels of the output that are taken; all where it is None.
+        """
         if self.upsample is not None:
             x = spread_out(x, self.upsample)
         x = pad(x, self.padding)
-        patches = take_patches(x, self.layout.shape[2:], self.stride, self.dilation)
+        patches = take_patches(x, self.layout.shape[2:], self.stride, self.dilation, pixels)
         if self.upsample is not None:
             patches = patches.flip(2)
         return patches.reshape(x.shape[0], self.groups, -1, patches.shape[-1])
@@ -218,7 +223,13 @@ def spread_out(x: Tensor, distance: Sequence[int]) -> Tensor:
     return wide
 
 
-def take_patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+def take_patches(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    pixels: Tensor | None = None,
+) -> Tensor:
     """Copy what every tap sees at every output pixel.
 
     Args:
@@ -226,6 +237,7 @@ def take_patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilati
         kernel: taps per dimension.
         stride: step between output pixels.
         dilation: step between taps.
+        pixels: numbers of the output pixels that are taken; all where it is None.
 
     Returns:
         [n, channels, taps, pixels].
@@ -238,4 +250,6 @@ def take_patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilati
     tap_steps = [step * reach for step, reach in zip(steps, dilation, strict=True)]
     pixel_steps = [step * jump for step, jump in zip(steps, stride, strict=True)]
     view = x.as_strided((*x.shape[:2], *kernel, *size), (*x.stride()[:2], *tap_steps, *pixel_steps))
-    return view.reshape(*x.shape[:2], math.prod(kernel), math.prod(size))
+    if pixels is not None:
+        view = view[(..., *torch.unravel_index(pixels, size))]  # type: ignore[index]
+    return view.reshape(*x.shape[:2], math.prod(kernel), -1)
