@@ -51,12 +51,14 @@ class KroneckerForm(Form):
         columns: factor over columns, symmetric, float64 [groups, in, in], or [groups, in] of its diagonal.
         reason: why a factor is coarser than it was asked for; usually empty.
         positions: over how many the factor over columns is the mean, for each group; infinite where it is exact.
+        standard_error: of the prices of rows, relative, that random signals leave: root mean square over the rows.
     """
 
     rows: Doubles
     columns: Doubles
     reason: str = ""
     positions: float = math.inf
+    standard_error: float = 0.0
 
     @property
     def row_factors(self) -> Doubles:
