@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from waterfill.compression.block_forward import Reached
 from waterfill.compression.sensitivity import CrossedSensitivity
-from waterfill.compression.target_correction import LayerInputs
+from waterfill.compression.target_correction import InputChange, LayerInputs
 from waterfill.importance.exact_sum import ExactSum
-from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.factored import KroneckerForm, shrunk_rows
 from waterfill.models.uses import Dense, View
 from waterfill.models.watch import ProductWatch
 
@@ -107,10 +108,12 @@ def _kind(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class InputMoments:
-    """Moments of the inputs of a matrix in the compressed block, beside those in the original.
+    """Moments of the inputs of matrices in the compressed block, beside those in the original.
+
+    They are one object for all matrices that read the same inputs, and so is what follows from them.
 
     Attributes:
-        seen: mean of `x' x'^T`, float64 [in, in].
+        seen: mean of `x' x'^T`, float64 or float32 [in, in].
         change: mean of `(x - x') x'^T` of the same shape; None where positions of both do not correspond.
         means: means of x and of x', float64 [in] each; None with `change`.
         positions: over how many.
@@ -121,23 +124,32 @@ class InputMoments:
     means: tuple[Tensor, Tensor] | None
     positions: float
 
+    @cached_property
+    def _columns(self) -> KroneckerForm:
+        """The factor over columns, of the trace 1 but for what shrinkage adds, with one row of 1."""
+        columns = self.seen.numpy()
+        symmetric = columns + columns.T
+        symmetric /= 2 * max(float(np.trace(columns, dtype=np.float64)), 1e-300)
+        return KroneckerForm(np.ones(1), symmetric[None], "", self.positions).shrunk()
+
+    @cached_property
+    def _change(self) -> InputChange | None:
+        if self.change is None:
+            return None
+        return InputChange(self.seen[None], self.change[None], SHRINKAGE / self.positions)
+
     def form(self, known: CrossedSensitivity) -> KroneckerForm:
         """The importance for these inputs.
 
         Args:
             known: factor over rows that goes with a trace of 1, and the unit.
         """
-        columns = self.seen.numpy()
-        columns = columns / max(float(np.trace(columns)), 1e-300)
-        symmetric = ((columns + columns.T) / 2)[None]
-        return KroneckerForm(
-            known.rows, symmetric, "", self.positions, factor=known.form.factor, unit=known.form.unit
-        ).shrunk()
+        rows = shrunk_rows(known.rows, self.positions)
+        return replace(self._columns, rows=rows, factor=known.form.factor, unit=known.form.unit)
 
     def layer_inputs(self, known: CrossedSensitivity) -> LayerInputs:
         """Give the inputs by which a target is sought, with the form for them; argument as of `form`."""
-        change = None if self.change is None else self.change[None]
-        return LayerInputs(known.layout, self.seen[None], change, SHRINKAGE / self.positions, self.form(known))
+        return LayerInputs(known.layout, self._change, self.form(known))
 
 
 def input_moments(
@@ -162,7 +174,8 @@ def input_moments(
                 values |= _compared(key, before.get(name), x, mask)
         sums.add(values)
     totals = sums.totals()
-    found = {name: _moments(alias.get(name, name), totals) for name in names}
+    moments = {key: _moments(key, totals) for key in {*alias.values(), *names}}
+    found = {name: moments[alias.get(name, name)] for name in names}
     return {name: each for name, each in found.items() if each is not None}
 
 
@@ -184,7 +197,8 @@ def _moments(name: str, totals: Mapping[str, Tensor]) -> InputMoments | None:
     if gram is None or not float(gram.trace()) > 0:
         return None
     positions = float(totals[f"positions:{name}"])
+    gram /= positions
     aligned = totals.get(f"aligned:{name}")  # in all batches, or the others would count as unchanged
-    change = None if aligned is None or float(aligned) < positions else totals[f"change:{name}"]
+    change = None if aligned is None or float(aligned) < positions else totals[f"change:{name}"].div_(positions)
     means = None if change is None else (totals[f"before:{name}"] / positions, totals[f"now:{name}"] / positions)
-    return InputMoments(gram / positions, None if change is None else change / positions, means, positions)
+    return InputMoments(gram, change, means, positions)

@@ -198,14 +198,7 @@ class KroneckerForm(Form):
             if diagonal.any():
                 never = np.flatnonzero(diagonal == 0)
                 group[never, never] = diagonal.mean() * min(share, 0.5 / self.positions)
-        return replace(self, rows=self._shrunk_rows(), columns=columns, positions=math.inf)
-
-    def _shrunk_rows(self) -> Doubles:
-        """The factor over rows; as it is where it is a matrix."""
-        if self.rows.ndim == 2 or not self.rows.size:
-            return self.rows
-        share = ROW_SHRINKAGE * len(self.rows) / max(1.0, self.positions)
-        return np.asarray(self.rows + share * self.rows.mean())
+        return replace(self, rows=shrunk_rows(self.rows, self.positions), columns=columns, positions=math.inf)
 
     def damped(self, relative: float) -> KroneckerForm:
         """Add a share of its mean diagonal to the diagonal of each factor, so that it can be factored and inverted.
@@ -271,6 +264,14 @@ class KroneckerForm(Form):
         rows = rows[:, None] ** (power - 1) * self.rows if self.rows.ndim == 2 else rows**power
         columns = columns[:, :, None] ** (power - 1) * self.columns if self.columns.ndim == 3 else columns**power
         return replace(self, rows=mean ** (1 - power) * rows, columns=columns)
+
+
+def shrunk_rows(rows: Doubles, positions: float) -> Doubles:
+    """A factor over rows as `KroneckerForm.shrunk` has it; as it is where it is a matrix."""
+    if rows.ndim == 2 or not rows.size:
+        return rows
+    share = ROW_SHRINKAGE * len(rows) / max(1.0, positions)
+    return np.asarray(rows + share * rows.mean())
 
 
 def _scales(matrices: Doubles) -> Doubles:
