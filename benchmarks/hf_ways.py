@@ -73,7 +73,7 @@ def ways(task: Task, folder: Path, model: nn.Module, asked: Asked) -> Iterator[W
         model: the same, loaded.
         asked: which.
     """
-    data = list(task.calibration())
+    data = list(task.calibration(folder))
     with tempfile.TemporaryDirectory() as place:
         memory = partial(_in_memory, task, model, data, Path(place))
         made = {
