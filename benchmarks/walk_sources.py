@@ -32,6 +32,9 @@ class Source(Protocol):
     def pair(self, sources: Path, out: Path) -> Pair:
         """Load the original and the compressed network."""
 
+    def original(self, sources: Path) -> nn.Module:
+        """Load the original."""
+
 
 @dataclass(frozen=True)
 class Module:
@@ -56,7 +59,10 @@ class Module:
 
     def pair(self, sources: Path, out: Path) -> Pair:
         copy = waterfill.load(out / "model.wf", into=self.make())
-        return self.load(sources), copy.eval()
+        return self.original(sources), copy.eval()
+
+    def original(self, sources: Path) -> nn.Module:  # noqa: ARG002 (the protocol)
+        return self.make()
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,12 @@ class MiniLmFile:
         result.save(out / "model.wf")
         return result
 
-    def pair(self, sources: Path, out: Path) -> Pair:  # noqa: ARG002 (the protocol)
+    def pair(self, sources: Path, out: Path) -> Pair:
         copy = waterfill.load(out / "model.wf", into=minilm.pretrained())
-        return minilm.pretrained(), copy.eval()
+        return self.original(sources), copy.eval()
+
+    def original(self, sources: Path) -> nn.Module:  # noqa: ARG002 (the protocol)
+        return minilm.pretrained()
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,10 @@ class Directory:
         return waterfill.compress_directory(ready, out / "model", data, force=True, **options)
 
     def pair(self, sources: Path, out: Path) -> Pair:
-        return self._model(sources / self.name), self._model(out / "model")
+        return self.original(sources), self._model(out / "model")
+
+    def original(self, sources: Path) -> nn.Module:
+        return self._model(sources / self.name)
 
     def _model(self, folder: Path) -> nn.Module:
         import transformers
