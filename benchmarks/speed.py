@@ -177,7 +177,7 @@ def main() -> None:
     if not options.no_peers:
         sections.append(peers(options.tree[-1], options.keep))
     commits = ", ".join(f"*{tree.name}* is {tree.commit}" for tree in options.tree)
-    text = f"{commits}. Whole compressions by several commits are [on a page of their own](walks.md)."
+    text = f"{commits}. Measured on {results.processor()}. Whole compressions are [on a page of their own](cases.md)."
     results.write_page("speed", "Speed", text, sections)
 
 

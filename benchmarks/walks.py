@@ -43,7 +43,8 @@ the process. Quality is that of the decoded file against the original on test da
 images, 64 windows of 511 tokens of stories and 8 of WikiText-2, 500 sentences, 496 frames, 96 series, 8 random
 sequences. Where a case ran several times, seconds and memory are the least."""
 GOALS_TEXT = """Seconds of the call, with the start of the process taken out. *Known* is what the case took at c971eef,
-measured on another day: the ratios of one run are below. A run that takes many times what it should is stopped."""
+measured on another day and another processor: the ratios of one run are below. A run that takes many times what it
+should is stopped."""
 
 Row = dict[str, Any]
 Found = Mapping[str, Mapping[str, Row]]
@@ -278,7 +279,8 @@ def write(trees: Sequence[Tree], found: Found) -> None:
         text = f"Divided by *{first}*. The loss is the first of the qualities above."
         sections.append(results.Section("Ratios", text, ratios))
     commits = ", ".join(f"*{tree.name}* is {tree.commit}" for tree in trees)
-    results.write_page("walks", "The same compressions by several commits", f"{commits}.", sections)
+    text = f"{commits}. Measured on {results.processor()}."
+    results.write_page("cases", "Whole compressions: seconds, memory, bytes", text, sections, script="walks")
 
 
 def collected(trees: Sequence[Tree], repeats: int, keep: Path) -> Found:
