@@ -167,11 +167,10 @@ def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[
     calls: Counter[str] = Counter()
     positions = BUDGET_BYTES // (4 * max(1, sum(each[0].numel() for each in tensors.values())))
 
-    def record(name: str, view: View, x: Tensor) -> bool:
+    def record(name: str, view: View, x: Tensor) -> None:
         calls[name] += 1
         if calls[name] == 1:
             inputs[name] = sampled(view, x, max(1, min(MOST_POSITIONS, positions)))
-        return False
 
     with ProductWatch(tensors, record) as watch:
         yield inputs
@@ -190,10 +189,9 @@ def requantize(compressed: nn.Module, sequence: Requantization, before: Mapping[
     """
     tensors = _named(compressed, before.keys() & set(sequence.names))
 
-    def fill(name: str, view: View, x: Tensor) -> bool:
+    def fill(name: str, view: View, x: Tensor) -> None:
         inputs = compare_inputs(view, before[name], x)
         tensors[name].copy_(sequence.visit([name], {name: inputs})[name].reshape(tensors[name].shape))
-        return True
 
     with ProductWatch(tensors, fill):
         yield
