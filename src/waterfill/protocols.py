@@ -230,20 +230,6 @@ def traits_of(quantizer: Quantizer) -> QuantizerTraits:
     )
 
 
-@runtime_checkable
-class Coarsened(Quantizer, Protocol):
-    """A quantizer that has a cheaper one which ranks allocations alike."""
-
-    def coarse(self) -> Quantizer:
-        """The cheaper one."""
-        ...
-
-
-def coarse_of(quantizer: Quantizer) -> Quantizer:
-    """A cheaper quantizer that ranks allocations alike; the quantizer itself where it has none."""
-    return quantizer.coarse() if isinstance(quantizer, Coarsened) else quantizer
-
-
 class Metric(Protocol):
     """A quality that is measured on a model over data; larger is better."""
 

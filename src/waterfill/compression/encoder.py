@@ -15,8 +15,9 @@ from torch import Tensor
 
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import Progress, QuadraticForm, Quantizer, coarse_of
+from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
+from waterfill.quantize.prepared import draft_of
 from waterfill.reconstruct import errors, reconstruct
 from waterfill.records import Entry, Floats, Layout, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
@@ -76,7 +77,7 @@ class Encoder:
     @cached_property
     def coarse(self) -> Encoder:
         """The same with a quantizer that is soon done, for comparing ways to share the bits."""
-        return replace(self, quantizer=coarse_of(self.quantizer))
+        return replace(self, quantizer=draft_of(self.quantizer))
 
     def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
         """Say how a tensor is quantized.
