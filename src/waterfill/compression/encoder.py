@@ -17,7 +17,7 @@ from waterfill.errors import UsageError, WaterfillError
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
-from waterfill.quantize.prepared import draft_of
+from waterfill.quantize.prepared import Prepared, draft_of
 from waterfill.reconstruct import errors, reconstruct
 from waterfill.records import Entry, Floats, Layout, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
@@ -130,6 +130,15 @@ class Encoder:
                 if self.progress is not None:
                     self.progress("quantize", len(done), len(jobs))
         return done
+
+    def estimate_bits(self, jobs: Mapping[str, Job], level: float) -> float:
+        """Forecast the bits of tensors at a water level from some of their rows; of all processes alike."""
+
+        def of_one(job: Job) -> float:
+            return Prepared(job.quantizer, job.weight, job.form).estimate_bits(level)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return self.processes.broadcast(sum(pool.map(of_one, jobs.values())))
 
     def quantize_one(self, job: Job, level: float) -> Quantized:
         """Quantize one tensor, or find it quantized; vectors are quantized sooner than found.

@@ -208,6 +208,11 @@ class InMemoryWalk:
         middle = math.log2(self.mean_power)
         return middle + LOWEST_LOG2, middle + HIGHEST_LOG2
 
+    def level_of(self, bits: float) -> float:
+        """The water level at which so many bits are foreseen, within `level_span`."""
+        low, high = self.level_span
+        return float(np.clip(self.forecast.level_at_forecast(bits), 2.0**low, 2.0**high))
+
     @property
     def limit_bytes(self) -> float:
         """About how many bytes a file takes to name its limits."""

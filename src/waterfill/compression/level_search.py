@@ -42,6 +42,9 @@ ABOUT = 0.04
 SURELY = 1.0
 """An allocation replaces a simpler one only if its held-out distortion is lower by this many standard errors."""
 
+TRIALS = 2
+"""How many trials come near to a size at which ways to share the bits are compared."""
+
 MIXES = 3
 """From how many finer files a file that falls short is filled up at most."""
 
@@ -206,6 +209,14 @@ class SizeForecast:
         bits = candidate.coded_bits
         return cls(candidate.size_bytes - bits / 8, bits / foreseen if bits > 0 and foreseen > 0 else 1.0)
 
+    @classmethod
+    def estimated(cls, walk: InMemoryWalk, size: float) -> SizeForecast:
+        """What some rows of every tensor tell at about a size."""
+        plain = cls(walk.limit_bytes + len(walk.prepared.lossless.packed.data))
+        level = walk.level_of(plain.bits(size))
+        foreseen, bits = walk.forecast.forecast(level), walk.encoder.estimate_bits(walk.jobs, level)
+        return replace(plain, ratio=bits / foreseen) if bits > 0 and foreseen > 0 else plain
+
     def bits(self, size: float) -> float:
         """Bits to be foreseen for a size."""
         return max(1.0, 8 * (size - self.beside) / self.ratio)
@@ -224,17 +235,18 @@ class _Files:
 
     def __init__(self, walk: InMemoryWalk, forecast: SizeForecast | None = None) -> None:
         self.walk = walk
-        self.forecast = forecast or SizeForecast(walk.limit_bytes)
+        self.forecast = forecast
         self._coarsest: FileCandidate | None = None
         self._finest = math.inf
         self._finer: int | None = None
 
     def trial(self, size: float) -> FileCandidate:
         """A trial of about this size, to be compared with those of other walks."""
-        found = self._learn(self.walk.trial(self._level(-math.log2(self.forecast.bits(size))), coarsely=True))
-        if abs(found.size_bytes / size - 1) <= ABOUT:
-            return found
-        return self._learn(self.walk.trial(self._level(-math.log2(self.forecast.bits(size))), coarsely=True))
+        for _ in range(TRIALS):
+            found = self._learn(self.walk.trial(self.walk.level_of(self._bits(size)), coarsely=True))
+            if abs(found.size_bytes / size - 1) <= ABOUT:
+                break
+        return found
 
     def largest(self, limit: float) -> FileCandidate:
         """The largest file of at most `limit` bytes, nearly.
@@ -262,7 +274,7 @@ class _Files:
                 del finer[MIXES:]
             return Trial(place, float(found.size_bytes), found)
 
-        first = -math.log2(self.forecast.bits(limit * (1 - WITHIN / 2)))
+        first = -math.log2(self._bits(limit * (1 - WITHIN / 2)))
         try:
             found = lowest_within(
                 attempt, limit, first, slope=-1.0, within=WITHIN, precision=SIZE_PRECISION, span=self._span
@@ -291,17 +303,17 @@ class _Files:
         low, high = (-_log2_forecast(self.walk, 2.0**level) for level in self.walk.level_span)
         return low, high
 
-    def _level(self, place: float) -> float:
-        """Water level at a place of the span."""
-        low, high = self.walk.level_span
-        return float(np.clip(self.walk.forecast.level_at_forecast(2.0**-place), 2.0**low, 2.0**high))
+    def _bits(self, size: float) -> float:
+        """Bits to be foreseen for a size."""
+        self.forecast = self.forecast or SizeForecast.estimated(self.walk, size)
+        return self.forecast.bits(size)
 
     def _learn(self, found: FileCandidate) -> FileCandidate:
         self.forecast = SizeForecast.learned(found)
         return found
 
     def _try(self, place: float) -> FileCandidate:
-        found = self._learn(self.walk.trial(self._level(place)))
+        found = self._learn(self.walk.trial(self.walk.level_of(2.0**-place)))
         self._finest = min(self._finest, place)
         if self._coarsest is None or found.water_level >= self._coarsest.water_level:
             self._coarsest = found

@@ -29,8 +29,8 @@ from waterfill.models.watch import ProductWatch
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Floats, Layout, Weight
 
-MOST_POSITIONS = 1 << 14
-"""Positions at which the inputs of a matrix are compared, about."""
+POSITIONS_PER_INPUT, FEWEST_POSITIONS, MOST_POSITIONS = 8, 1 << 12, 1 << 14
+"""Positions at which the inputs of a matrix are compared, about: so many for each of them, within bounds."""
 
 BUDGET_BYTES = 1 << 29
 """Memory for the inputs of all matrices in the original."""
@@ -170,7 +170,8 @@ def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[
     def record(name: str, view: View, x: Tensor) -> None:
         calls[name] += 1
         if calls[name] == 1:
-            inputs[name] = sampled(view, x, max(1, min(MOST_POSITIONS, positions)))
+            wanted = min(max(FEWEST_POSITIONS, POSITIONS_PER_INPUT * view.sizes[2]), MOST_POSITIONS)
+            inputs[name] = sampled(view, x, max(1, min(wanted, positions)))
 
     with ProductWatch(tensors, record) as watch:
         yield inputs
