@@ -39,7 +39,7 @@ def test_a_filtered_row_is_the_least_squares_solution(groups, noise):
     form = KroneckerForm(np.full(6, 0.7), form.columns)
     target = Filters(matrix, form).target(noise)
     wanted = noise / 0.7 / np.square(matrix, dtype=float).mean()
-    extra = 2 ** (round(4 * np.log2(wanted)) / 4)
+    extra = 2 ** (round(32 * np.log2(wanted)) / 32)
     for row in range(6):
         root = np.linalg.cholesky(damped(form, row)).T
         stacked = np.vstack([root, np.sqrt(extra) * np.eye(8)])

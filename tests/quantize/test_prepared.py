@@ -46,6 +46,7 @@ def test_what_is_kept_changes_nothing(quantizer, form):
 
 def test_filters_of_a_matrix_with_many_inputs_are_kept(monkeypatch):
     made = []
+    monkeypatch.setattr(prefilter, "GRID", 4)
     monkeypatch.setattr(prefilter, "_factor", lambda *args, make=prefilter._factor: made.append(args) or make(*args))
     prepared = Prepared(Feedback(8), gaussian(12, 40), KroneckerForm(np.ones(12), correlated(40)[None]))
     for level in (0.01, 0.0101, 0.0099):
@@ -57,12 +58,12 @@ def test_filters_of_a_matrix_with_many_inputs_are_kept(monkeypatch):
 
 @pytest.mark.parametrize("quantizer", [Feedback(64), Trellis(64), Scalar()], ids=str)
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("shape", [(2048, 64), (24, 16)])
-def test_bits_are_foreseen(quantizer, form, shape):
+@pytest.mark.parametrize(("shape", "within"), [((2048, 64), 0.04), ((24, 16), 0.08)])
+def test_bits_are_foreseen(quantizer, form, shape, within):
     some, price = gaussian(*shape), FORMS[form](*shape)
     prepared = Prepared(quantizer, some, price)
     for level in (0.1, 0.003):
-        assert prepared.estimate_bits(level) == pytest.approx(prepared.quantize(level).bits, rel=0.05)
+        assert prepared.estimate_bits(level) == pytest.approx(prepared.quantize(level).bits, rel=within)
 
 
 def test_a_large_matrix_is_foreseen_from_some_rows():

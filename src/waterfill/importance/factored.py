@@ -22,6 +22,9 @@ SHRINKAGE = 0.3
 ROW_SHRINKAGE = 0.1
 """The same for the factor over rows, times rows over positions."""
 
+SINGLE = 512
+"""Factors over so many columns are multiplied in single precision, so many columns at a time."""
+
 SCALE_DAMPING = 1e-4
 """Damping of a matrix before its scale is taken, which would be zero where it is singular."""
 
@@ -155,7 +158,38 @@ class KroneckerForm(Form):
             >>> form.cost(np.float32([[1, 1], [0, 1]]))
             5.0
         """
-        return max(0.0, float(np.vdot(error, self.times(error))))
+        if self.rows.ndim == 2 or self.columns.ndim == 2:
+            return max(0.0, float(np.vdot(error, self.times(error))))
+        return max(0.0, float(self.rows @ self.column_costs(error)))
+
+    def column_costs(self, error: Floats) -> Doubles:
+        """`e A e^T` of every row e of an error [out, in], float64 [out]; A is a matrix.
+
+        Products are in single precision where A is large, their sums in double.
+
+        Raises:
+            UsageError: the error has another shape.
+        """
+        groups, inputs = self.columns.shape[:2]
+        self._check(error)
+        dtype = np.float32 if inputs >= SINGLE else np.float64
+        parts = error.astype(dtype, copy=False).reshape(groups, len(self.rows) // groups, inputs)
+        costs = np.zeros(parts.shape[:2])
+        for start in range(0, inputs, SINGLE):
+            some = slice(start, start + SINGLE)
+            for group in range(groups):
+                moved = parts[group] @ self.columns[group, :, some].astype(dtype, copy=False)
+                moved *= parts[group, :, some]
+                costs[group] += moved.sum(axis=1, dtype=np.float64)
+        return costs.reshape(-1)
+
+    def _check(self, error: Floats | Doubles) -> None:
+        shape = [len(self.rows), self.columns.shape[1]]
+        if list(error.shape) != shape:
+            raise UsageError(
+                f"Error of shape {list(error.shape)} does not fit a form of shape {shape}; expected the same "
+                "[out, in]. Give the error in normal form."
+            )
 
     def times(self, error: Floats | Doubles) -> Doubles:
         """`G E A`, half the gradient of `cost`, [out, in].
@@ -168,11 +202,7 @@ class KroneckerForm(Form):
         """
         groups, inputs = self.columns.shape[:2]
         out = len(self.rows)
-        if error.shape != (out, inputs):
-            raise UsageError(
-                f"Error of shape {list(error.shape)} does not fit a form of shape {[out, inputs]}; expected the same "
-                "[out, in]. Give the error in normal form."
-            )
+        self._check(error)
         parts = error.astype(np.float64).reshape(groups, out // groups, inputs)
         right = parts @ self.columns if self.columns.ndim == 3 else parts * self.columns[:, None, :]
         right = right.reshape(out, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
@@ -22,15 +23,15 @@ from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, 
 from waterfill.quantize.sparse import Sparse
 from waterfill.quantize.spread import Fit
 from waterfill.quantize.trellis import (
+    FEW_STATES,
     LEVEL_TO_SQUARED_STEP,
     Trellis,
     few_values,
     finish_path,
     lagrangian,
-    states_of,
 )
 from waterfill.reconstruct import LEVEL_UNIT, step_sizes
-from waterfill.records import Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
+from waterfill.records import ALL, Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
 
 Exponents: TypeAlias = NDArray[np.int64]
 
@@ -43,8 +44,14 @@ DRAFT_STATES, DRAFT_ROUNDS = 8, 2
 BLOCK = 64
 """Columns that get what all those before them leave at once, at least."""
 
-FORCED, ENDS = 1024, 8
-"""Up to so many rows, so many of the states in which a column can end are kept for the next one, else only the best."""
+FORCED = 2048
+"""From so many rows on the levels of a column are decided at its end."""
+
+MOST_ENDS, LEAST_ENDS = 1024, 8
+"""Of shorter columns so many ends are kept, over the rows, and at least so many."""
+
+SAMPLE, FEWEST_ROWS = 1 << 16, 128
+"""Tables are found on about so many weights, and at least so many rows where there are twice as many."""
 
 MEMORY = 10
 """Paths are taken to agree after so many steps for each bit of their state."""
@@ -60,6 +67,9 @@ FINEST = 23
 
 RIDGES = np.array([1e-6, 1e-3, 1e-3, 1e-3])
 """Shares of their weight by which the step and the shifts are held: where levels are few, both can do the same."""
+
+FITTED, FEWEST_FITTED = 1 << 17, 32
+"""Step and shifts are fitted to about so many weights, and to so many rows at least."""
 
 SPARSE, VERY_SPARSE = 0.5, 0.4
 """Shares of weights that are not zero up to which a matrix is also searched weight by weight, or only so."""
@@ -82,7 +92,7 @@ class Feedback:
         lmbda: price of a bit in water levels, for the choice between levels; what bits cost in the mean is in the
             filter.
         regulariser: noise to filter for, in water levels; 0 does not filter.
-        rounds: how often tables and paths are fitted to each other; all but the last two with few states.
+        rounds: how often tables and paths are fitted to each other; all but the last with few states on some rows.
 
     Raises:
         UsageError: an option is out of its range.
@@ -94,7 +104,7 @@ class Feedback:
     states: int = 64
     lmbda: float = 0.3
     regulariser: float = 1.1
-    rounds: int = 4
+    rounds: int = 3
 
     traits: ClassVar[QuantizerTraits] = QuantizerTraits(uses_cross_terms=True)
 
@@ -234,24 +244,62 @@ class Loop:
         return levels, fit
 
     def path(self, rule: Uniform, rounds: int, log_states: int) -> tuple[Symbols, PathFit]:
-        """Levels [out, in] that are a path, and the entropy model fitted to it."""
+        """Levels [out, in] that are a path, and the entropy model fitted to it.
+
+        Tables are found with few states on some of the rows, then used for one path of all, and fitted to it.
+        """
+        fit = path_spread.start(self._nearest(2), self.layout, zero=False, steps=rule.scales)
+        few = min(log_states, FEW_STATES)
+        if rounds > 1:
+            draft, some = self._sample()
+            known, axes = path_spread.of_rows(fit, some), (0, 1, 2) if some is None else (1, 2)
+            for _ in range(rounds - 1):
+                known = draft.refit(draft.search(known, few, LEAST_ENDS), known, few, axes=axes)
+            fit = known if some is None else path_spread.of_all(known, fit)
+            if fit.least != ALL:  # at low rate all depends on which elements stand aside, and is fitted no more
+                fit = self.refit(self.search(fit, few, 1), fit, few)
+        levels = self.search(fit, log_states)
+        return levels, self.refit(levels, fit, log_states, last=True)
+
+    def search(self, fit: PathFit, log_states: int, ends: int = 0) -> Symbols:
+        """Levels [out, in] of a path of low cost under the tables of a fit.
+
+        Args:
+            fit: the entropy model.
+            log_states: logarithm of the number of states.
+            ends: how many of the states in which a column can end are kept for the next one; 0 for as many as pay.
+        """
         from waterfill.quantize.feedback_kernels import Code
         from waterfill.quantize.trellis_kernels import level_prices
 
-        fit = path_spread.start(self._nearest(2), self.layout, zero=False, steps=rule.scales)
-        for done in range(rounds):
-            log_some = states_of(rounds - done, log_states)
-            flips, picks = (part.astype(np.bool_) for part in parities(log_some))
-            rows, columns = _exponents(spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0]))
-            aside = fit.aside()
-            taking_part = 1 - float(aside[np.add.outer(rows, columns)].mean())
-            lag = int(MEMORY * log_some / max(taking_part, LEAST_PART))
-            ends = ENDS if len(self.x) < FORCED else 1
-            prices = rows, columns, *level_prices(fit.lengths(), self.lmbda, False, np.zeros(4))
-            levels = self._columns(prices, Code(aside, flips, picks, lag, ends))
-            paths = Paths(log_some, False, self.log_span, 0, 0, True)
-            fit = path_spread.refit(levels, paths, self.layout, fit, last=done == rounds - 1)
-        return levels, fit
+        flips, picks = (part.astype(np.bool_) for part in parities(log_states))
+        rows, columns = _exponents(spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0]))
+        aside = fit.aside()
+        taking_part = 1 - float(aside[np.add.outer(rows, columns)].mean()) if aside.any() else 1.0
+        height = len(self.x)
+        ends = ends or (1 if height >= FORCED else max(LEAST_ENDS, MOST_ENDS // height))
+        lag = int(MEMORY * log_states / max(taking_part, LEAST_PART))
+        prices = rows, columns, *level_prices(fit.lengths(), self.lmbda, False, np.zeros(4))
+        return self._columns(prices, Code(aside, flips, picks, lag, ends))
+
+    def refit(
+        self, levels: Symbols, fit: PathFit, log_states: int, *, last: bool = False, axes: Sequence[int] = (0, 1, 2)
+    ) -> PathFit:
+        """The entropy model fitted to a path, see `path_spread.refit`."""
+        paths = Paths(log_states, False, self.log_span, 0, 0, True)
+        return path_spread.refit(levels, paths, self.layout, fit, last=last, axes=axes)
+
+    def _sample(self) -> tuple[Loop, NDArray[np.int64] | None]:
+        """Some rows of a large matrix and which they are; itself and None where there are few."""
+        out, columns = self.x.shape
+        kept = max(FEWEST_ROWS, SAMPLE // columns)
+        if 2 * kept > out:
+            return self, None
+        some = np.arange(kept) * out // kept
+        weights = self.weights[some] if self.weights.size > 1 else self.weights
+        target = replace(self.target, classes=self.target.classes[some])
+        layout = Layout((kept, *self.layout.axes[1:]))
+        return Loop(self.x[some], weights, target, self.steps, layout, self.lmbda), some
 
     def _nearest(self, step: int) -> Symbols:
         return np.rint(self.x / step).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
@@ -316,13 +364,15 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
 
     Filtering makes weights smaller, so the best step is larger than the one they were searched with.
     """
-    flat = step_sizes(rule, weight.layout, 0, levels.size).astype(np.float64)
-    steps = flat.reshape(levels.shape) if flat.size > 1 else flat
+    steps = np.broadcast_to(step_sizes(rule, weight.layout, 0, levels.size), levels.size).reshape(levels.shape)
+    form, some = _some_rows(form)
+    matrix, levels, steps = weight.matrix[some], levels[some], steps[some]
     sizes = np.minimum(np.abs(levels), 3)
-    basis = [steps * levels, *(steps * np.where(sizes == size, -np.sign(levels), 0) for size in (1, 2, 3))]
+    basis = [steps * levels.astype(np.float32)]
+    basis += [np.where(sizes == size, -np.sign(levels) * steps, np.float32(0)) for size in (1, 2, 3)]
     moved = [form.times(part) for part in basis]
     gram = np.array([[np.vdot(left, right) for right in basis] for left in moved])
-    wanted = np.array([np.vdot(part, weight.matrix) for part in moved])
+    wanted = np.array([np.vdot(part, matrix) for part in moved])
     there = np.diagonal(gram) > 1e-9 * gram[0, 0]
     if not there[0]:
         return rule
@@ -336,6 +386,15 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
     step = int(np.clip(rule.step + np.rint(64 * np.log2(found[0])), -largest_step(rule), largest_step(rule)))
     first, second, third = np.rint(LEVEL_UNIT * _clipped(found)[1:] / found[0]).astype(int).tolist()
     return replace(rule, step=step, shrink=(first, second, third))
+
+
+def _some_rows(form: KroneckerForm) -> tuple[KroneckerForm, slice]:
+    """The form of some rows, and which they are: all that there are if they do not go apart."""
+    out, inputs = len(form.rows), form.columns.shape[1]
+    every = slice(None, None, max(1, out // max(FEWEST_FITTED, FITTED // inputs)))
+    if form.rows.ndim == 1 and len(form.columns) == 1:
+        return form.rows_of(every), every
+    return form, slice(None)
 
 
 def _least_cost(gram: Doubles, wanted: Doubles, free: NDArray[np.bool_]) -> Doubles:

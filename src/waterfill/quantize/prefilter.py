@@ -42,10 +42,10 @@ MOST_WORK = 2e10
 """Filters of a matrix at most, and their number times the cube of its columns."""
 
 
-SMALL = 512
+SMALL = 256
 """Matrices of fewer columns are factored in double precision, which takes no time there."""
 
-GRID = 4
+GRID = 32
 """Noise is rounded to so many parts of an octave."""
 
 KEPT_FROM, KEPT_BYTES = 0.5, 1 << 29
@@ -88,7 +88,7 @@ class Filters:
     def target(self, noise: float) -> Target:
         """Filter the weights for errors of a given mean cost.
 
-        Noise is rounded to a quarter of an octave, so that levels near to each other have the same filters.
+        Noise is rounded to 1/32 of an octave, so that levels near to each other have the same filters.
 
         Args:
             noise: mean cost of an error per weight; 0 does not filter.

@@ -46,14 +46,15 @@ def level_prices(lengths, lmbda, zero, shrink):
         float32 [exponents, 2, 512] and [512], of the levels -255..255 and a last one that stands for nothing.
     """
     prices, shifts = np.zeros((len(lengths), 2, 512), np.float32), np.zeros(512, np.float32)
-    for at in range(511):
-        magnitude = abs(at - FARTHEST)
-        first, second = magnitude >> 1, (magnitude + zero) >> 1
-        for e in range(len(lengths)):
-            prices[e, 0, at] = lmbda * lengths[e, first]
-            prices[e, 1, at] = lmbda * lengths[e, 128 + min(second, 127)]
-        moved = shrink[min(magnitude, 3)]
-        shifts[at] = moved if at < FARTHEST else -moved
+    for e in range(len(lengths)):
+        for magnitude in range(FARTHEST + 1):
+            first = np.float32(lmbda * lengths[e, magnitude >> 1])
+            second = np.float32(lmbda * lengths[e, 128 + min((magnitude + zero) >> 1, 127)])
+            prices[e, 0, FARTHEST + magnitude] = prices[e, 0, FARTHEST - magnitude] = first
+            prices[e, 1, FARTHEST + magnitude] = prices[e, 1, FARTHEST - magnitude] = second
+    for magnitude in range(FARTHEST + 1):
+        shifts[FARTHEST + magnitude] = -shrink[min(magnitude, 3)]
+        shifts[FARTHEST - magnitude] = shrink[min(magnitude, 3)]
     return prices, shifts
 
 
