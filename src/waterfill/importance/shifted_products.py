@@ -83,7 +83,7 @@ class ShiftedAxis:
         patches = take_patches(x, kernel, stride, dilation)
         patches = patches.reshape(len(x), view.groups, -1, *others).movedim(3 + self.axis, 3)
         length = patches.shape[3]
-        return patches.movedim(0, 3).reshape(view.groups, patches.shape[2], length, -1)
+        return patches.movedim(0, 3).reshape(view.groups, patches.shape[2], length, -1).contiguous()
 
     def products(self, x: Tensor) -> Tensor:
         """Sums of products of patches over all places of all rows, [groups, in, in], in the precision of the input.
