@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -156,9 +157,16 @@ class FactorMoments(Moments):
         Raises:
             UsageError: they are about different tensors, or the other one has no factors.
         """
+        return self._with(other, Factors.merge)
+
+    def absorb(self, other: Moments) -> FactorMoments:
+        """Add what another one has seen, which is of no use after that; as `merge`."""
+        return self._with(other, partial(Factors.merge, reuse=True))
+
+    def _with(self, other: Moments, merged: Callable[[Factors, Factors], Factors]) -> FactorMoments:
         if not isinstance(other, FactorMoments):
             raise UsageError("Moments with factors cannot be merged with others; expected a state of kronecker().")
-        factors = _joined(self.factors, other.factors, Factors.merge)
+        factors = _joined(self.factors, other.factors, merged)
         rows = _joined(self.rows, other.rows, RowSums.merge)
         sums = _joined(self.sums, other.sums, Tensor.add)
         return FactorMoments(sums, self.count + other.count, rows, factors, _joined(self.reasons, other.reasons, max))

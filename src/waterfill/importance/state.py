@@ -171,7 +171,7 @@ class Seen(ABC):
                 if target is not None and target.ndim and len(target) == samples:
                     labels = target[start : start + size]
                 seen = self.measure(part, labels, generator, index)
-                found = seen if found is None else found.merge(seen)
+                found = seen if found is None else found.absorb(seen)
         assert found is not None  # every batch has samples
         return found
 
@@ -235,7 +235,7 @@ def run(state: S, data: Iterable[Any], progress: Progress | None) -> S:
     total = len(data) if isinstance(data, Sized) else 0
     plans = _prepared_states(state, data)
     for index, (seen, plan) in enumerate(current_processes().map(_seen_by, plans)):
-        state = replace(state, plan=plan, moments=state.moments.merge(seen))
+        state = replace(state, plan=plan, moments=state.moments.absorb(seen))
         if progress is not None:
             progress("importance", index + 1, max(index + 1, total))
     return state
