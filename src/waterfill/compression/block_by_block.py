@@ -380,16 +380,16 @@ class BlockWalk:
         def run(block: nn.Module, hidden: Sequence[Tensor], batch: int) -> Tensor:
             return self.forward.run_block(block, hidden[batch], calls[batch])
 
-        def finish() -> None:
-            with torch.no_grad():
-                self._hidden = [run(module, self._hidden, batch) for batch in range(len(self._hidden))]
-            self._passed.hidden[number] = []
-
         masks = self._passed.fitting_masks
         runs = (
             BlockRun(original.parameters, partial(run, original.module, before), masks),
-            BlockRun(compressed.parameters, lambda batch: run(module, self._hidden, batch), masks),
+            BlockRun(compressed.parameters, partial(run, module, self._hidden), masks),
         )
+
+        def finish() -> None:
+            self._hidden = [runs[1].output(batch) for batch in range(len(self._hidden))]
+            self._passed.hidden[number] = []
+
         return self._part(group, original, compressed, runs, finish)
 
     def _head_runs(self) -> tuple[BlockRun, BlockRun]:
