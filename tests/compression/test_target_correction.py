@@ -152,6 +152,16 @@ def test_samples_of_two_passes_are_of_the_same_positions(case, positions):
         assert len(set(drawn)) == len(drawn)
 
 
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_inputs_at_some_places_are_those_of_all(case):
+    call, shape, size = PRODUCTS[case]
+    view, x = seen(call, torch.randn(shape), torch.randn(size))
+    everything = view.inputs(x)
+    assert view.places(x) == everything.shape[-1]
+    some = torch.randperm(view.places(x))[:5]
+    assert torch.equal(view.inputs(x, some), everything[..., some])
+
+
 def test_samples_are_of_all_rows_as_many_of_each():
     call, shape, _ = PRODUCTS["convolution"]
     x = torch.arange(30.0).reshape(30, 1, 1, 1).expand(30, 2, 9, 9) + 1

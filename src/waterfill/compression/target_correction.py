@@ -167,11 +167,10 @@ def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[
     calls: Counter[str] = Counter()
     positions = BUDGET_BYTES // (4 * max(1, sum(each[0].numel() for each in tensors.values())))
 
-    def record(name: str, view: View, x: Tensor) -> bool:
+    def record(name: str, view: View, x: Tensor) -> None:
         calls[name] += 1
         if calls[name] == 1:
             inputs[name] = sampled(view, x, max(1, min(MOST_POSITIONS, positions)))
-        return False
 
     with ProductWatch(tensors, record) as watch:
         yield inputs
@@ -190,10 +189,9 @@ def requantize(compressed: nn.Module, sequence: Requantization, before: Mapping[
     """
     tensors = _named(compressed, before.keys() & set(sequence.names))
 
-    def fill(name: str, view: View, x: Tensor) -> bool:
+    def fill(name: str, view: View, x: Tensor) -> None:
         inputs = compare_inputs(view, before[name], x)
         tensors[name].copy_(sequence.visit([name], {name: inputs})[name].reshape(tensors[name].shape))
-        return True
 
     with ProductWatch(tensors, fill):
         yield
@@ -215,12 +213,12 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
     if len(x) > positions:
         chosen = torch.randperm(len(x), generator=generator)[:positions]
     found = []
+    places = view.places(x)
+    each = max(1, min(places, -(-positions // len(chosen))))
     for rows in torch.split(chosen, max(1, len(chosen) // 64)):
-        written_out = view.inputs(x[rows.to(x.device)].float())
-        places = written_out.shape[-1]
-        each = max(1, min(places, -(-positions // len(chosen))))
         some = torch.randperm(places, generator=generator)[:each].to(x.device)
-        found.append(written_out[..., some].permute(1, 2, 0, 3).flatten(2).cpu())
+        written_out = view.inputs(x[rows.to(x.device)].float(), some)
+        found.append(written_out.permute(1, 2, 0, 3).flatten(2).cpu())
     return torch.cat(found, -1)
 
 

@@ -51,12 +51,14 @@ class KroneckerForm(Form):
         columns: factor over columns, symmetric, float64 [groups, in, in], or [groups, in] of its diagonal.
         reason: why a factor is coarser than it was asked for; usually empty.
         positions: over how many the factor over columns is the mean, for each group; infinite where it is exact.
+        standard_error: of the prices of rows, relative, that random signals leave: root mean square over the rows.
     """
 
     rows: Doubles
     columns: Doubles
     reason: str = ""
     positions: float = math.inf
+    standard_error: float = 0.0
 
     @property
     def row_factors(self) -> Doubles:
@@ -190,13 +192,32 @@ class KroneckerForm(Form):
         """
         if math.isinf(self.positions) or self.columns.ndim == 2:
             return replace(self, positions=math.inf)
-        share = SHRINKAGE * self.columns.shape[1] / max(1.0, self.positions)
-        columns = _damped(self.columns, share)
-        for group, diagonal in zip(columns, _diagonals(self.columns, matrices=True), strict=True):
-            if diagonal.any():
-                never = np.flatnonzero(diagonal == 0)
-                group[never, never] = diagonal.mean() * min(share, 0.5 / self.positions)
+        columns, every = self.columns.copy(), np.arange(self.columns.shape[1])
+        columns[:, every, every] = self._shrunk_diagonals()
         return replace(self, rows=shrunk_rows(self.rows, self.positions), columns=columns, positions=math.inf)
+
+    def _shrunk_diagonals(self) -> Doubles:
+        """The diagonals of the factor over columns as `shrunk` has them; the other entries stay as they are."""
+        diagonals = np.ascontiguousarray(_diagonals(self.columns, self.columns.ndim == 3), np.float64)
+        if math.isinf(self.positions) or self.columns.ndim == 2 or not diagonals.size:
+            return diagonals
+        share = SHRINKAGE * diagonals.shape[1] / max(1.0, self.positions)
+        found = _damped(diagonals, share)
+        for shrunk, diagonal in zip(found, diagonals, strict=True):
+            if diagonal.any():
+                shrunk[diagonal == 0] = diagonal.mean() * min(share, 0.5 / self.positions)
+        return found
+
+    def damped_diagonals(self, relative: float) -> Doubles:
+        """The diagonals of the factor over columns, shrunk and damped: all that these change of it.
+
+        Args:
+            relative: share of their mean, as for `damped`.
+
+        Returns:
+            float64 [groups, in].
+        """
+        return _damped(self._shrunk_diagonals(), relative)
 
     def damped(self, relative: float) -> KroneckerForm:
         """Add a share of its mean diagonal to the diagonal of each factor, so that it can be factored and inverted.

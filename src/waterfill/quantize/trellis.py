@@ -52,6 +52,9 @@ STRETCHES = (16, 24, 32, 40, 48, 56, 64)
 NEARLY = 0.015
 """Costs so near to each other may change places with more states."""
 
+DRAFT_ROUNDS = 2
+"""Rounds of a draft, at most."""
+
 FULL_ROUNDS = 2
 """How many of the rounds have all states."""
 
@@ -108,6 +111,20 @@ class Trellis:
             done.append(finish_path(weight, form, found.levels.reshape(weight.matrix.shape), moved_rule, spread))
         done += _free(weight, form, water_level, done[0])
         return min(done, key=lambda each: lagrangian(each, water_level))
+
+    def draft(self) -> Trellis:
+        """A quicker quantizer that takes nearly the same bits."""
+        return replace(self, states=min(1 << FEW_STATES, self.states), rounds=min(DRAFT_ROUNDS, self.rounds))
+
+    def prepared(self, weight: Weight, form: QuadraticForm | None) -> Trellis:
+        """This one: nothing can be kept.
+
+        Args:
+            weight: matrix [out, in].
+            form: what an error costs; None for 1 everywhere.
+        """
+        del weight, form
+        return self
 
     def _solve(self, problem: Problem, zero: bool, log_states: int) -> Found:
         """A path, with few states until the last two rounds."""
@@ -290,18 +307,18 @@ def search(
     """
     from waterfill.quantize import trellis_kernels as kernels
 
-    lengths, aside, centroids = fit.lengths(), fit.aside(), moved(shrink)
+    aside, prices = fit.aside(), kernels.level_prices(fit.lengths(), lmbda, fit.zero, moved(shrink))
     flips, picks = (part.astype(np.bool_) for part in parities(log_states))
     levels = np.empty(x.size, np.int32)
 
     def one(span: slice) -> None:
         part = x[span]
-        costs, indices = np.empty((part.size, 4), np.float32), np.empty((part.size, 4), np.int32)
+        costs, choices = np.empty((part.size, 4), np.float32), np.empty((part.size, 4), np.int32)
         weights = importance[span] if importance.size > 1 else importance
         rows = exponents[span] if exponents.size > 1 else exponents
-        kernels.branch_costs(part, weights, rows, lengths, centroids, lmbda, fit.zero, costs, indices)
+        kernels.branch_costs(part, weights, rows, *prices, fit.zero, costs, choices)
         decisions = np.empty((part.size, 1 << log_states >> 1), np.uint8)
-        kernels.best_path(costs, indices, rows, aside, flips, picks, fit.zero, decisions, levels[span])
+        kernels.best_path(costs, choices, rows, aside, flips, picks, decisions, levels[span])
 
     _every(one, _spans(x.size, 1 << log_span(log_states)))
     return levels
