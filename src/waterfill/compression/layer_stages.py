@@ -11,13 +11,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunction
 
 from waterfill.compression.block_forward import Reached
 from waterfill.compression.resumed_pass import BUDGET_BYTES, KeptResults, ResumedPass
@@ -25,7 +24,6 @@ from waterfill.compression.sensitivity import CrossedSensitivity
 from waterfill.compression.target_correction import InputChange, LayerInputs
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm, shrunk_rows
-from waterfill.models.functions import PRODUCTS
 from waterfill.models.uses import Dense, View
 from waterfill.models.watch import ProductWatch
 
@@ -59,29 +57,13 @@ class InputWatch(ProductWatch):
         """Names of matrices whose inputs were written over since."""
         return [name for name, x in self.inputs.items() if x._version != self._versions[name]]
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Handle one function call of the model."""
-        handler = PRODUCTS.get(func)
-        if handler is not None and self._left <= {self.name_of(each) for each in args}:
-            handler(self, partial(_shape_of, func), *args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
-
-    def _take(self, name: str, view: View, x: Tensor) -> bool:
+    def _take(self, name: str, view: View, x: Tensor) -> None:
         if isinstance(view, Dense) and name in self._left:
             self.inputs[name] = x
             self._versions[name] = x._version
             self._left.remove(name)
         if not self._left:
             raise InputsFound
-        return False
-
-
-def _shape_of(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """The result of a function without its values."""
-    with DisableTorchFunction():
-        return func(*(each.to("meta") if isinstance(each, Tensor) else each for each in args), **kwargs)
 
 
 @dataclass(frozen=True, eq=False)
