@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
@@ -23,7 +23,7 @@ from waterfill.compression.resumed_pass import BUDGET_BYTES, KeptResults, Resume
 from waterfill.compression.sensitivity import CrossedSensitivity
 from waterfill.compression.target_correction import InputChange, LayerInputs
 from waterfill.importance.exact_sum import ExactSum
-from waterfill.importance.factored import KroneckerForm, shrunk_rows
+from waterfill.importance.factored import KroneckerForm
 from waterfill.models.uses import Dense, View
 from waterfill.models.watch import ProductWatch
 
@@ -198,8 +198,7 @@ class InputMoments:
         Args:
             known: factor over rows that goes with a trace of 1, and the unit.
         """
-        rows = shrunk_rows(known.rows, self.positions)
-        return replace(self._columns, rows=rows, factor=known.form.factor, unit=known.form.unit)
+        return self._columns.for_matrix(known.rows, self.positions, known.form)
 
     def layer_inputs(self, known: CrossedSensitivity) -> LayerInputs:
         """Give the inputs by which a target is sought, with the form for them; argument as of `form`."""
