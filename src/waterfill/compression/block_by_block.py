@@ -51,6 +51,7 @@ from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.language import next_tokens, predicts_next
 from waterfill.models.skeleton import Skeleton
 from waterfill.protocols import DataFree
+from waterfill.quantize.prepared import Prepared
 
 POWER = 0.75
 """To which importances are taken."""
@@ -213,16 +214,16 @@ def spend(walk: DirectoryWalk, limit_bytes: float) -> SpendBudget:
 
 
 def _pilot(walk: DirectoryWalk, forecast: SegmentForecast, level: float) -> tuple[float, float]:
-    """Bits that some rows of a segment take, and how many are foreseen for them.
+    """Bits that the matrices of a segment take, by some rows of each, and how many are foreseen.
 
     Args:
-        walk: has the rows.
+        walk: has the matrices, or some rows of each.
         forecast: of the segment.
         level: the water level.
     """
     encoder = encoder_of(walk)
     jobs = {name: encoder.job(weight, form) for name, (weight, form) in walk.statistics.pilot.items()}
-    taken = sum(item.bits for item in encoder.quantize(jobs, level).values())
+    taken = sum(Prepared(job.quantizer, job.weight, job.form).estimate_bits(level) for job in jobs.values())
     wholes = {name: each for name, each in forecast.matrices.items() if name in jobs and each.number}
     foreseen = (jobs[name].weight.matrix.size / whole.number * whole.forecast(level) for name, whole in wholes.items())
     return taken, sum(foreseen)
@@ -380,16 +381,16 @@ class BlockWalk:
         def run(block: nn.Module, hidden: Sequence[Tensor], batch: int) -> Tensor:
             return self.forward.run_block(block, hidden[batch], calls[batch])
 
-        def finish() -> None:
-            with torch.no_grad():
-                self._hidden = [run(module, self._hidden, batch) for batch in range(len(self._hidden))]
-            self._passed.hidden[number] = []
-
         masks = self._passed.fitting_masks
         runs = (
             BlockRun(original.parameters, partial(run, original.module, before), masks),
-            BlockRun(compressed.parameters, lambda batch: run(module, self._hidden, batch), masks),
+            BlockRun(compressed.parameters, partial(run, module, self._hidden), masks),
         )
+
+        def finish() -> None:
+            self._hidden = [runs[1].output(batch) for batch in range(len(self._hidden))]
+            self._passed.hidden[number] = []
+
         return self._part(group, original, compressed, runs, finish)
 
     def _head_runs(self) -> tuple[BlockRun, BlockRun]:

@@ -47,9 +47,6 @@ from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Layout, Weight
 
-PILOT_ROWS = 256
-"""Rows of a matrix that tell how many bits codes take: a path through fewer of them costs .01 bit more."""
-
 FormFinder: TypeAlias = Callable[[Weight], QuadraticForm | None]
 """Gives the form of a tensor of a checkpoint, or of a matrix of one; None where it is not known."""
 
@@ -104,7 +101,7 @@ class ModelStatistics:
         known: by name of the tensor, or of its matrix `name[index]`.
         components: of every matrix, about 1, by group and by name.
         vectors: number of values of vectors in every group.
-        pilot: some rows of the matrices of one group, to find out on how many bits codes take.
+        pilot: matrices of one group, to find out on how many bits codes take.
         pilot_group: name of that group.
         late: names of tensors outside of the blocks that are first used behind the last block.
         exactly: whether components are those of the limit, by eigenvalues, and kept tensor by tensor.
@@ -414,7 +411,7 @@ class _Survey:
             self._unknown.append((group, weight.name))
         else:
             self.found.add_matrix(group, weight, form, times)
-            pilot[weight.name] = _some_rows(weight, form)
+            pilot[weight.name] = weight, form
 
     def _know(self, weight: Weight, rows: slice, each: ParameterStatistics, *, keep: bool) -> QuadraticForm:
         """Note what errors in one tensor cost."""
@@ -451,16 +448,6 @@ class _Survey:
             form = self._prices.form(weight, UNUSED)
             self.found.known[key] = TensorSensitivity(weight.layout, form, f"{UNUSED}: {LIKE_THE_LEAST}")
             self.found.add_matrix(group, weight, form)
-
-
-def _some_rows(weight: Weight, form: QuadraticForm) -> tuple[Weight, QuadraticForm]:
-    """About `PILOT_ROWS` rows from all over a matrix; all of a smaller one, or where rows are in groups."""
-    step = len(weight.matrix) // PILOT_ROWS
-    if step < 2 or weight.layout.groups > 1:
-        return weight, form
-    rows = slice(None, None, step)
-    matrix = weight.matrix[rows]
-    return Weight(weight.name, matrix, Layout(matrix.shape)), form.rows_of(rows)
 
 
 def _names(sums: Mapping[str, Tensor]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -104,9 +104,20 @@ class KroneckerForm(Form):
             return self._of_rows(factor)
         return replace(self, rows=factor, columns=self.columns[groups] if len(groups) else self.columns[:1])
 
-    def _of_rows(self, rows: Doubles) -> KroneckerForm:
+    def for_matrix(self, rows: Doubles, positions: float, like: QuadraticForm) -> KroneckerForm:
+        """The form of another matrix that reads the same inputs, with what is known of the factor over columns.
+
+        Args:
+            rows: factor over rows, which is shrunk as `shrunk` does it.
+            positions: over how many it is the mean.
+            like: has its factor and unit.
+        """
+        _ = self._column_pivots  # found here, so that all have it
+        return self._of_rows(shrunk_rows(rows, positions), factor=like.factor, unit=like.unit)
+
+    def _of_rows(self, rows: Doubles, **others: Any) -> KroneckerForm:
         """The form with another factor over rows, and the same over columns with what is known of it."""
-        found = replace(self, rows=rows)
+        found = replace(self, rows=rows, **others)
         if "_column_pivots" in vars(self):
             vars(found)["_column_pivots"] = self._column_pivots
         return found
