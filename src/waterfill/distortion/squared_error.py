@@ -81,12 +81,19 @@ class _SquaredError(Distortion):
         """Vectors for values, which stand for samples."""
         del target, temperature
         rows = output.reshape(len(output), -1)
-        if draws is None and rows.shape[-1] <= probe_vectors.EXACT_SIGNALS:
+        exact = draws is None and rows.shape[-1] <= probe_vectors.EXACT_SIGNALS
+        if exact:
             sent, number = probe_vectors.values_exact(rows), rows.shape[-1]
         else:
             number = draws or DRAWS
             sent = probe_vectors.values_drawn(rows, number, generator)
-        return Signals((row.reshape(output.shape) for row in sent), number, len(output))
+        return Signals((row.reshape(output.shape) for row in sent), number, len(output), drawn=not exact)
+
+    def probe_powers(self, output: Tensor, target: Tensor | None, temperature: float) -> Tensor:
+        """The number of values of every sample."""
+        del target, temperature
+        values = output[:1].numel()
+        return torch.full((len(output), 1), float(values), dtype=torch.float64, device=output.device)
 
     def draw(
         self, output: Tensor, mask: Tensor, temperature: float, generator: torch.Generator
