@@ -68,6 +68,9 @@ FINEST = 23
 RIDGES = np.array([1e-6, 1e-3, 1e-3, 1e-3])
 """Shares of their weight by which the step and the shifts are held: where levels are few, both can do the same."""
 
+LOW_RATE_ASIDE = 0.05
+"""Tables are found on all rows where a larger share of the elements stands aside."""
+
 FITTED, FEWEST_FITTED = 1 << 17, 32
 """Step and shifts are fitted to about so many weights, and to so many rows at least."""
 
@@ -247,17 +250,18 @@ class Loop:
     def path(self, rule: Uniform, rounds: int, log_states: int) -> tuple[Symbols, PathFit]:
         """Levels [out, in] that are a path, and the entropy model fitted to it.
 
-        Tables are found with few states on some of the rows, then used for one path of all, and fitted to it.
+        Tables are found with few states on some of the rows, then used for one path of all, and fitted to it. At low
+        rate all depends on which elements stand aside, so there they are found on all rows.
         """
         fit = path_spread.start(self._nearest(2), self.layout, zero=False, steps=rule.scales)
         few = min(log_states, FEW_STATES)
         if rounds > 1:
-            draft, some = self._sample()
+            draft, some = self._sample() if self._aside(fit) < LOW_RATE_ASIDE else (self, None)
             known, axes = path_spread.of_rows(fit, some), (0, 1, 2) if some is None else (1, 2)
             for _ in range(rounds - 1):
                 known = draft.refit(draft.search(known, few, LEAST_ENDS), known, few, axes=axes)
             fit = known if some is None else path_spread.of_all(known, fit)
-            if fit.least != ALL:  # at low rate all depends on which elements stand aside, and is fitted no more
+            if fit.least != ALL:  # who stands aside is fitted no more after the path
                 fit = self.refit(self.search(fit, few, 1), fit, few)
         levels = self.search(fit, log_states)
         return levels, self.refit(levels, fit, log_states, last=True)
@@ -275,13 +279,20 @@ class Loop:
 
         flips, picks = (part.astype(np.bool_) for part in parities(log_states))
         rows, columns = _exponents(spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0]))
-        aside = fit.aside()
-        taking_part = 1 - float(aside[np.add.outer(rows, columns)].mean()) if aside.any() else 1.0
+        aside, taking_part = fit.aside(), 1 - self._aside(fit)
         height = len(self.x)
         ends = ends or (1 if height >= FORCED else max(LEAST_ENDS, MOST_ENDS // height))
         lag = int(MEMORY * log_states / max(taking_part, LEAST_PART))
         prices = rows, columns, *level_prices(fit.lengths(), self.lmbda, False, np.zeros(4))
         return self._columns(prices, Code(aside, flips, picks, lag, ends))
+
+    def _aside(self, fit: PathFit) -> float:
+        """Share of the elements that stand aside."""
+        aside = fit.aside()
+        if not aside.any():
+            return 0.0
+        rows, columns = _exponents(spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0]))
+        return float(aside[np.add.outer(rows, columns)].mean())
 
     def refit(
         self, levels: Symbols, fit: PathFit, log_states: int, *, last: bool = False, axes: Sequence[int] = (0, 1, 2)
