@@ -173,7 +173,8 @@ class FilteredFeedback:
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
         plain = Scalar() if self.options.states == 1 else Trellis(self.options.states)
         others: list[Quantizer] = [Sparse()] if share <= SPARSE else []
-        others += [plain] if few_values(weight, found) or found.spread.adaptive is not None else []
+        others += [plain] if found.spread.adaptive is not None else []
+        others += [Scalar()] if few_values(weight, found) else []
         every = [found, *(other.quantize(weight, form, water_level) for other in others)]
         return min(every, key=lambda each: lagrangian(each, water_level))
 
