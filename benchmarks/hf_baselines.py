@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_grid import GROUP, Grid, Packed, nearest
-from waterfill.models.batches import call, split
+from waterfill.models.batches import split
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Calls = list[Call]
+Found = dict[nn.Parameter, Packed]
 
 DAMPING = 0.01
 """Part of the mean of the diagonal that GPTQ adds to it."""
@@ -47,6 +52,8 @@ def round_to_nearest(model: nn.Module, grid: Grid) -> Small:
 def gptq(model: nn.Module, data: Iterable[Any], grid: Grid, act_order: bool, tables: Grid | None = None) -> Small:
     """GPTQ of the linear layers, in the order in which they run, on what the layers before them now give.
 
+    Blocks run one after the other on inputs that are kept, so every layer runs about four times for every batch.
+
     Args:
         model: stays as it is.
         data: batches to calibrate on.
@@ -58,21 +65,39 @@ def gptq(model: nn.Module, data: Iterable[Any], grid: Grid, act_order: bool, tab
         Frantar et al. 2023, GPTQ. The options are those of its reference code: `act_order` with `static_groups`,
         scales of least squared error.
     """
-    copy, batches = deepcopy(model).eval(), list(data)
-    linear = {f"{name}.weight" for name, module in copy.named_modules() if isinstance(module, nn.Linear)}
+    copy = deepcopy(model).eval()
+    packed = _rounded_tables(copy, tables or grid)
+    way = partial(gptq_matrix, grid=grid, act_order=act_order)
+    with torch.no_grad():
+        for part, calls in parts(copy, data):
+            _compensate(part, calls, way, packed)
+    names = {weight: name for name, weight in copy.named_parameters()}
+    return _small(model, {names[weight]: each for weight, each in packed.items()})
+
+
+def _rounded_tables(model: nn.Module, grid: Grid) -> Found:
+    """Round matrices of other layers than linear ones to nearest, also those that a linear layer shares."""
+    linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     packed = {}
-    for name, weight in matrices(copy):
-        if name not in linear:
-            packed[name] = nearest(weight.detach(), tables or grid)
-            _replace(weight, packed[name])
-    for stage in stages(copy, batches[0]):
-        hessian = second_moment(copy, stage[0], batches)
-        for name in stage:
-            weight = copy.get_parameter(f"{name}.weight")
-            if f"{name}.weight" not in packed and not _is_tied(copy, weight):
-                packed[f"{name}.weight"] = gptq_matrix(weight.detach(), hessian, grid, act_order)
-                _replace(weight, packed[f"{name}.weight"])
-    return _small(model, packed)
+    for _, weight in matrices(model):
+        if weight in tables or weight not in linear:
+            packed[weight] = nearest(weight.detach(), grid)
+            _replace(weight, packed[weight])
+    return packed
+
+
+def _compensate(part: nn.Module, calls: Calls, way: Callable[[Tensor, Tensor], Packed], packed: Found) -> None:
+    """Quantize the linear layers of a module stage by stage, without those that are done."""
+    for stage in stages(part, calls[0]):
+        weights: list[Any] = [part.get_parameter(f"{name}.weight" if name else "weight") for name in stage]
+        weights = [weight for weight in weights if weight not in packed]
+        if not weights:
+            continue
+        hessian = second_moment(part, stage[0], calls)
+        for weight in weights:
+            packed[weight] = way(weight.detach(), hessian)
+            _replace(weight, packed[weight])
 
 
 def gptq_matrix(weight: Tensor, hessian: Tensor, grid: Grid, act_order: bool = False) -> Packed:
@@ -128,7 +153,55 @@ def values(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def stages(model: nn.Module, batch: Any) -> list[list[str]]:
+def parts(model: nn.Module, data: Iterable[Any]) -> Iterator[tuple[nn.Module, Calls]]:
+    """The blocks of a network one after the other, then the network, each with the arguments of all its calls.
+
+    What comes of a block is computed when the next one is asked for, so that it may change before.
+    """
+    if hasattr(model, "config"):
+        model.config.use_cache = False  # blocks run several times
+    whole = [_arguments(batch) for batch in data]
+    blocks = max((each for each in model.modules() if isinstance(each, nn.ModuleList)), key=len, default=())
+    calls = _calls(model, blocks[0], whole) if blocks else []
+    for block in blocks:
+        yield block, calls
+        calls = [((_first(block(*args, **options)), *args[1:]), options) for args, options in calls]
+    yield model, whole
+
+
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    inputs = split(batch)[0]
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+
+
+def _calls(model: nn.Module, block: nn.Module, whole: Calls) -> Calls:
+    """Arguments of a block in all calls of the network."""
+    found = []
+
+    def see(_: nn.Module, args: Any, options: Any) -> None:
+        found.append((args, options))
+        raise _SeenError
+
+    handle = block.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        for each in whole:
+            _until_seen(model, each)
+    finally:
+        handle.remove()
+    return found
+
+
+def _until_seen(model: nn.Module, call: Call) -> None:
+    with suppress(_SeenError):
+        model(*call[0], **call[1])
+
+
+def _first(result: Any) -> Tensor:
+    tensor: Tensor = result if isinstance(result, Tensor) else result[0]
+    return tensor
+
+
+def stages(model: nn.Module, call: Call) -> list[list[str]]:
     """Linear layers in the order in which they run; those that follow each other on the same input together."""
     found: list[list[str]] = []
     inputs: list[Tensor] = []
@@ -141,27 +214,24 @@ def stages(model: nn.Module, batch: Any) -> list[list[str]]:
             inputs.append(x)
 
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    with torch.no_grad(), _watched(model, names, see):
-        call(model, split(batch)[0])
+    with _watched(model, names, see):
+        model(*call[0], **call[1])
     return found
 
 
-def second_moment(model: nn.Module, name: str, data: Iterable[Any]) -> Tensor:
+def second_moment(model: nn.Module, name: str, calls: Calls) -> Tensor:
     """Mean of x^T x over all inputs x of a layer, [in, in] in double precision."""
     total, count = torch.zeros(()), 0
 
     def see(_: str, x: Tensor) -> None:
         nonlocal total, count
-        rows = x.flatten(0, -2).double()
-        total, count = total + rows.T @ rows, count + len(rows)
+        rows = x.flatten(0, -2)
+        total, count = total + (rows.T @ rows).double(), count + len(rows)
         raise _SeenError
 
-    with torch.no_grad(), _watched(model, [name], see):
-        for batch in data:
-            try:
-                call(model, split(batch)[0])
-            except _SeenError:
-                continue
+    with _watched(model, [name], see):
+        for each in calls:
+            _until_seen(model, each)
     return total / count
 
 
@@ -180,10 +250,6 @@ def _watched(model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor]
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _is_tied(model: nn.Module, weight: Tensor) -> bool:
-    return any(each.weight is weight for each in model.modules() if isinstance(each, nn.Embedding))
 
 
 def _replace(weight: nn.Parameter, packed: Packed) -> None:

@@ -1,16 +1,13 @@
-"""Hugging Face model directories without a download: stories260K, all-MiniLM-L6-v2, and a billion random weights."""
+"""Hugging Face model directories without a download: stories260K and all-MiniLM-L6-v2."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import hf_tokenizer
@@ -19,23 +16,6 @@ from waterfill import zoo
 
 HEADS, KEY_HEADS, LAYERS, WIDTH, INNER, VOCABULARY = 8, 4, 5, 64, 172, 512
 """Sizes of stories260K."""
-
-BILLION = {
-    "vocab_size": 32000,
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
-"""The shape of TinyLlama 1.1B."""
-
-SHARD_BYTES = 500_000_000
-SPREAD = 0.02
-"""Standard deviation of the random weights of the middle layer."""
 
 
 # stories260K
@@ -163,89 +143,3 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
     """Mean over the tokens that are there: [batch, time, width] and [batch, time] to [batch, width]."""
     share = mask[..., None].to(states.dtype)
     return (states * share).sum(1) / share.sum(1)
-
-
-# Random weights
-
-
-def billion(into: Path, layers: int = BILLION["num_hidden_layers"]) -> Path:
-    """Write a checkpoint of random bfloat16 weights in shards, never more than one of them in memory.
-
-    Args:
-        into: the directory.
-        layers: how many; 22 are 1.1 billion weights.
-    """
-    from transformers import LlamaConfig
-
-    into.mkdir(parents=True, exist_ok=True)
-    config = LlamaConfig(**{**BILLION, "num_hidden_layers": layers, "architectures": ["LlamaForCausalLM"]})
-    config.dtype = "bfloat16"
-    config.save_pretrained(into)
-    shards = list(_shards(layers))
-    places: dict[str, str] = {}
-    for number, shapes in enumerate(shards):
-        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        save_file(_random(shapes, number), into / file, {"format": "pt"})
-        places |= dict.fromkeys(shapes, file)
-    total = sum(_bytes(shape) for shapes in shards for shape in shapes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (into / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    return into
-
-
-def billion_values(layers: int = BILLION["num_hidden_layers"]) -> int:
-    """How many weights that checkpoint has."""
-    return sum(_bytes(shape) // 2 for _, shape in _shapes(layers))
-
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def _shapes(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width, inner, words = BILLION["hidden_size"], BILLION["intermediate_size"], BILLION["vocab_size"]
-    keys = width // BILLION["num_attention_heads"] * BILLION["num_key_value_heads"]
-    yield "model.embed_tokens.weight", (words, width)
-    for layer in range(layers):
-        inside: dict[str, tuple[int, ...]] = {
-            "self_attn.q_proj": (width, width),
-            "self_attn.k_proj": (keys, width),
-            "self_attn.v_proj": (keys, width),
-            "self_attn.o_proj": (width, width),
-            "mlp.gate_proj": (inner, width),
-            "mlp.up_proj": (inner, width),
-            "mlp.down_proj": (width, inner),
-            "input_layernorm": (width,),
-            "post_attention_layernorm": (width,),
-        }
-        yield from ((f"model.layers.{layer}.{part}.weight", shape) for part, shape in inside.items())
-    yield "model.norm.weight", (width,)
-    yield "lm_head.weight", (words, width)
-
-
-def _shards(layers: int) -> Iterator[Shapes]:
-    """The tensors in order, a shard full at a time."""
-    shard: Shapes = {}
-    for name, shape in _shapes(layers):
-        if shard and sum(map(_bytes, shard.values())) + _bytes(shape) > SHARD_BYTES:
-            yield shard
-            shard = {}
-        shard[name] = shape
-    yield shard
-
-
-def _bytes(shape: tuple[int, ...]) -> int:
-    return 2 * int(np.prod(shape))
-
-
-def _random(shapes: Shapes, seed: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: _weight(name, shape, generator) for name, shape in shapes.items()}
-
-
-def _weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Norms are ones; matrices are normal, from half as wide to twice as wide with the number of the layer."""
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)
-    layer = int(name.split(".")[2]) if ".layers." in name else BILLION["num_hidden_layers"] / 2
-    spread = SPREAD * 4 ** (layer / BILLION["num_hidden_layers"] - 0.5)
-    return torch.randn(shape, generator=generator).mul_(spread).to(torch.bfloat16)

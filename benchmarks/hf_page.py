@@ -7,8 +7,8 @@ from typing import Any
 import hf_lstm
 import results
 from hf_equal import RATE, Rows, equal
-from hf_tasks import MINILM, TASKS, Task
-from hf_ways import GPTQ, MEMORY, METHODS, NEAREST, SCALAR, WATERFILL
+from hf_tasks import MINILM, SMOLLM, TASKS, Task
+from hf_ways import FREE, GPTQ, MEMORY, METHODS, NEAREST, SCALAR, WATERFILL
 from results import Section
 
 PAGE, SCALE, RESIDENT = "transformers", "Larger than memory", "Resident"
@@ -22,7 +22,8 @@ TOP_TEXT = (
     "\n\n"
     f"- *{WATERFILL}*: `waterfill.compress_directory(folder, out, calibration, rate=...)`, block by block.\n"
     f"- *{MEMORY}*: `waterfill.compress(model, calibration, rate=...)`.\n"
-    f"- *{SCALAR}*: the same with `quantizers=[Feedback(states=1)]`: column by column, each makes up for the errors "
+    f"- *{FREE}*: `waterfill.compress_directory(folder, out, rate=...)`.\n"
+    f"- *{SCALAR}*: the first with `quantizers=[Feedback(states=1)]`: column by column, each makes up for the errors "
     "before it, with steps proportional to 1 / U_jj, in the manner of WaterSIC, with waterfill's importances, filter, "
     "allocation and entropy coder; only the trellis is missing.\n"
     f"- *{GPTQ}*: Frantar et al. 2023, implemented here: layer by layer on what the layers before give once they are "
@@ -30,8 +31,11 @@ TOP_TEXT = (
     "act-order (then with static groups); embeddings rounded to nearest, with the same bits or one more.\n"
     f"- *{NEAREST}*: groups of 32 with scales in half precision (of least squared error), all matrices."
 )
-TARGETS = {GPTQ: 0.4, SCALAR: 0.15}
-"""Bits per weight that waterfill is to take less on MiniLM."""
+TARGETS = {MINILM.key: {GPTQ: 0.4, SCALAR: 0.15}, SMOLLM.key: {GPTQ: 1.0}}
+"""Bits per weight that waterfill is to take less with data."""
+
+OTHERS = {WATERFILL: (SCALAR, GPTQ, NEAREST), MEMORY: (SCALAR, GPTQ, NEAREST), FREE: (NEAREST,)}
+"""What each of our methods is compared with."""
 
 SCALE_TEXT = (
     "A checkpoint of random weights (normal, of another width in every layer) of the shape of TinyLlama, in five "
@@ -65,8 +69,8 @@ _LARGE = ((hf_lstm.TITLE, LSTM_TEXT), (SCALE, SCALE_TEXT), (RESIDENT, RESIDENT_T
 def _saved(task: Task, rows: Rows) -> list[Section]:
     """Tables of the rate at equal quality, with those of our methods that were measured."""
     found = []
-    for ours in (WATERFILL, MEMORY):
-        table = equal(rows, ours, (SCALAR, GPTQ, NEAREST), task.loss)
+    for ours, others in OTHERS.items():
+        table = equal(rows, ours, others, task.loss)
         if table:
             found.append(Section(f"{task.title}: {ours} at equal quality", _saved_text(task, ours), table))
     return found
@@ -78,10 +82,10 @@ def _saved_text(task: Task, ours: str) -> str:
         "neighbours; *less* is the difference in bits per value. For every number of bits the setting that loses the "
         "least for its rate."
     )
-    if task is MINILM:
-        aims = " and ".join(f"{aim:g} bit less than {method}" for method, aim in TARGETS.items())
-        text += f" The targets are {aims}."
-    return text
+    if ours != FREE and task.key in TARGETS:
+        aims = " and ".join(f"{aim:g} bit less than {method}" for method, aim in TARGETS[task.key].items())
+        text += f" To be reached: {aims}."
+    return f"{text} {task.note}".rstrip()
 
 
 def _files(task: Task, rows: Rows) -> Section:

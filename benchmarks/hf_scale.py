@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hf_models
+import hf_random
 from hf_page import RESIDENT, SCALE
 from hf_ways import weight_bytes
 
@@ -58,7 +58,7 @@ def measure(work: Path, save: Callable[[str, Row], None], known: dict[str, list[
         calibrated: also compress with data.
     """
     if not (work / ORIGINAL / "model.safetensors.index.json").exists():
-        hf_models.billion(work / ORIGINAL)
+        hf_random.directory(work / ORIGINAL, hf_random.BILLION)
     steps = [(SCALE, each) for each in (*STEPS, *([CALIBRATED] if calibrated else []))]
     for title, step in steps + [(RESIDENT, each) for each in RUNS]:
         if step.title not in [row["step"] for row in known.get(title, [])]:
@@ -77,7 +77,7 @@ def taken(step: Step, work: Path) -> Row:
 
 def weights() -> int:
     """How many weights the checkpoint has."""
-    return hf_models.billion_values()
+    return hf_random.values(hf_random.BILLION)
 
 
 def _speed(step: Step, found: Row, work: Path) -> Row:

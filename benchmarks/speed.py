@@ -1,7 +1,13 @@
-"""Speed: the entropy coder on one core, decoding a whole file, importing the package."""
+"""Speed: the coder and decoding, the stages of compression beside their floors, and CPU time beside other codecs.
+
+    python benchmarks/speed.py --tree before=OLD --tree now=. --keep FOLDER
+
+What `--keep` has of the same commit is not measured again. Packages are those of `speed_peers.py` and `walks.py`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -15,9 +21,34 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+import hf_models
+import minilm
+import results
+import stages
 import waterfill
-from results import write
+from results import Section
+from stages import Step
+from walks import Run, Tree
 from waterfill.codec import kernels, rans, tables
+
+CODING = "Coding and decoding"
+PEERS_TITLE = "Beside other codecs: all-MiniLM-L6-v2, 22.7 M weights"
+PEERS_TEXT = (
+    "CPU seconds of the whole call on one thread, with calibration, one run after the other. The error is that of the "
+    "embeddings of 500 sentences of WikiText-2 test: of their means at length 1 without data, of all outputs with "
+    "data, so lines without and with data are not to be compared by it."
+)
+PEERS = {
+    "nncodec": ("NNCodec 2.1.3, qp -26", "dependent quantization, adaptive contexts, no data"),
+    "gptq": ("GPTQ, 3 bit in groups of 32, act-order", "implemented here; 128 sentences; embeddings rounded"),
+}
+"""Method and what it does, by way of `speed_peers.py`."""
+
+OURS = {
+    "minilm-no-data": ("waterfill, rate 3", "no data"),
+    "minilm": ("waterfill, rate 3, directory", "128 sentences"),
+}
+"""The same by case of `walks.py`."""
 
 REPEATS = 7
 SYMBOLS = 1 << 22
@@ -95,13 +126,70 @@ def imports() -> list[dict[str, Any]]:
     return [{"what": "import waterfill, after torch", "measured": round(seconds, 3), "unit": "s, median of 7"}]
 
 
+def coding(fresh: bool) -> Section:
+    """The coder, decoding and importing; what the page has where it is not to be fresh."""
+    known = [] if fresh else results.read("speed").get(CODING, [])
+    made = (coder(5, 36, "Laplace"), coder(8, 32, "Gaussian"), coder(8, 48, "Gaussian"), whole_file(), imports())
+    rows = known or [row for rows in made for row in rows]
+    text = f"Best of {REPEATS} runs unless said otherwise, on a shared machine with {os.cpu_count()} cores."
+    return Section(CODING, text, rows)
+
+
+def peers(tree: Tree, keep: Path) -> Section:
+    """CPU microseconds a weight; measures what is not kept."""
+    if not (keep / "sources" / "minilm" / "config.json").exists():
+        hf_models.sentences(keep / "sources" / "minilm")
+    found = [(*of, _measured(_step(way, tree, keep))) for way, of in PEERS.items()]
+    found += [(*of, _measured(Run(case, tree, 0, keep))) for case, of in OURS.items()]
+    values = sum(each.numel() for each in minilm.pretrained().parameters())
+    return Section(PEERS_TITLE, PEERS_TEXT, [_peer(*each, values) for each in found])
+
+
+def _step(way: str, tree: Tree, keep: Path) -> Step:
+    return Step("speed_peers.py", (way, keep / "sources"), keep / f"peers-{way}.json", tree)
+
+
+def _measured(run: Step | Run) -> dict[str, Any]:
+    found = run.measured()
+    if found is None:
+        run.measure()
+        found = run.measured()
+    assert found is not None
+    return found
+
+
+def _peer(method: str, what: str, row: dict[str, Any], values: int) -> dict[str, Any]:
+    return {
+        "method": method,
+        "what it does": what,
+        "CPU s": round(row["call_cpu"], 1),
+        "CPU microseconds a weight": round(1e6 * row["call_cpu"] / values, 2),
+        "bit/value": round(8 * row["bytes"] / values, 3),
+        "relative squared error": float(f"{row['loss']:.3g}"),
+    }
+
+
 def main() -> None:
-    rows = coder(5, 36, "Laplace") + coder(8, 32, "Gaussian") + coder(8, 48, "Gaussian") + whole_file() + imports()
-    text = (
-        f"Best of {REPEATS} runs unless said otherwise, on a shared machine with {os.cpu_count()} cores "
-        "(other work was running)."
-    )
-    write("speed", "Speed", text, rows)
+    options = _options()
+    if not options.write:
+        stages.measure(options.tree, options.keep)
+    sections = [coding(options.fresh), *stages.sections(options.tree, options.keep)]
+    if not options.no_peers:
+        sections.append(peers(options.tree[-1], options.keep))
+    commits = ", ".join(f"*{tree.name}* is {tree.commit}" for tree in options.tree)
+    text = f"{commits}. Measured on {results.processor()}. Whole compressions are [on a page of their own](cases.md)."
+    results.write_page("speed", "Speed", text, sections)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Tree.read, action="append", required=True, metavar="NAME=PATH")
+    parser.add_argument("--fresh", action="store_true", help="measure the coder again")
+    parser.add_argument("--write", action="store_true", help="measure no stages again")
+    parser.add_argument("--no-peers", action="store_true", help="without other codecs")
+    place = Path(tempfile.gettempdir()) / "waterfill-walks"
+    parser.add_argument("--keep", type=Path, default=place, help="where raw results stay; that of walks.py")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -12,135 +12,64 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from numba.core import event
 from torch import Tensor, nn
 
 import hf_models
+import hf_random
 import minilm
+import package_inputs
+import package_networks
+import smollm
 import waterfill
 from hf_scale_steps import memory
+from walk_sources import Directory, MiniLmFile, Module, Options, Source
 from waterfill import zoo
 
 Row = dict[str, Any]
-Pair = tuple[nn.Module, nn.Module]
+Batches = Callable[[Path], Iterable[Any]]
+"""Gives data for the network of a folder."""
 
 TOP1, KL, PERPLEXITY = "top-1 %", "KL (nats)", "perplexity"
 ERROR, COSINE = "relative squared error", "cosine"
 CORES = 2
 TEST_WINDOWS, SENTENCES, TEST_SENTENCES = 64, 128, 500
+TEXT_WINDOWS, TEXT_TEST = 32, 8
+SEQUENCES, SEQUENCE = 8, 256
+"""Random sequences for networks of random weights, and their tokens."""
+
+FRAMES, SERIES, STEPS_OF_SERIES = 1024, 96, 2048
 SMALL_NET, SMALL_BATCH = 64, 32
 """Width and batch of the network that is compressed before the clock starts."""
 
 
-class Source(Protocol):
-    """Where a network is, and how it is compressed and read back."""
-
-    def prepare(self, sources: Path) -> None:
-        """Write what has to be there before a process can compress the network."""
-
-    def load(self, sources: Path) -> Any:
-        """Make ready what is compressed; its seconds do not count."""
-
-    def compress(self, ready: Any, data: Any, out: Path, target: Mapping[str, float]) -> Any:
-        """Write the compressed network under `out`, and return the result of the library."""
-
-    def pair(self, sources: Path, out: Path) -> Pair:
-        """Load the original and the compressed network."""
-
-
-@dataclass(frozen=True)
-class Module:
-    """A network of the zoo, compressed in memory.
-
-    Attributes:
-        name: in the zoo.
-    """
-
-    name: str
-
-    def prepare(self, sources: Path) -> None:
-        """Nothing: the weights are among the data files."""
-
-    def load(self, sources: Path) -> nn.Module:  # noqa: ARG002 (the protocol)
-        return zoo.pretrained(self.name)
-
-    def compress(self, ready: nn.Module, data: Any, out: Path, target: Mapping[str, float]) -> Any:
-        options: Any = target
-        result = waterfill.compress(ready, data, **options)
-        result.save(out / "model.wf")
-        return result
-
-    def pair(self, sources: Path, out: Path) -> Pair:
-        copy = waterfill.load(out / "model.wf", into=zoo.pretrained(self.name))
-        return self.load(sources), copy.eval()
-
-
-@dataclass(frozen=True)
-class Directory:
-    """A Hugging Face model directory, compressed block by block.
-
-    Attributes:
-        name: of the folder.
-        make: writes the directory.
-        auto: class of transformers that loads it.
-        architecture: class of transformers that this one finds.
-    """
-
-    name: str
-    make: Callable[[Path], Path]
-    auto: str
-    architecture: str
-
-    def prepare(self, sources: Path) -> None:
-        if not (sources / self.name / "config.json").exists():
-            self.make(sources / self.name)
-
-    def load(self, sources: Path) -> Path:
-        import transformers
-
-        getattr(transformers, self.architecture)  # importing it takes seconds
-        return sources / self.name
-
-    def compress(self, ready: Path, data: Any, out: Path, target: Mapping[str, float]) -> Any:
-        options: Any = target
-        return waterfill.compress_directory(ready, out / "model", data, force=True, **options)
-
-    def pair(self, sources: Path, out: Path) -> Pair:
-        return self._model(sources / self.name), self._model(out / "model")
-
-    def _model(self, folder: Path) -> nn.Module:
-        import transformers
-
-        model: nn.Module = getattr(transformers, self.auto).from_pretrained(folder, dtype=torch.float32)
-        return model.eval()
-
-
 @dataclass(frozen=True)
 class Case:
-    """What is compressed to which target, and what the file is tested on.
+    """What is compressed how, and what the file is tested on.
 
     Attributes:
-        title: for people.
         source: the network.
-        target: options of the call.
-        calibration: batches to compress with; None for none.
-        test: other batches.
+        options: of the call.
+        calibration: batches to compress with, of the network under a folder; None for none.
+        test: other batches; None where nothing is to be tested.
         qualities: columns; the first one is the loss, the smaller the better.
     """
 
-    title: str
     source: Source
-    target: Mapping[str, float]
-    calibration: Callable[[], Iterable[Any]] | None
-    test: Callable[[], Iterable[Any]]
-    qualities: tuple[str, ...]
+    options: Options
+    calibration: Batches | None
+    test: Batches | None = None
+    qualities: tuple[str, ...] = ()
+
+
+# Data
 
 
 def sentence_batches(count: int, part: str) -> list[dict[str, Tensor]]:
@@ -149,59 +78,106 @@ def sentence_batches(count: int, part: str) -> list[dict[str, Tensor]]:
     return [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in tokens]
 
 
-def calibration_tokens() -> list[Tensor]:
+def calibration_tokens(_: Path) -> list[Tensor]:
     """The 48 windows of stories without their targets."""
     return [tokens for tokens, _ in zoo.stories_calibration()]
 
 
-story_windows = partial(zoo.stories_test, samples=TEST_WINDOWS)
-STORIES = Directory("stories260k", hf_models.stories, "AutoModelForCausalLM", "LlamaForCausalLM")
-MINILM = Directory("minilm", hf_models.sentences, "AutoModel", "BertModel")
+def pairs(windows: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Tokens and those that follow them."""
+    return [(tokens[:, :-1], tokens[:, 1:]) for tokens in windows]
+
+
+def pitch_frames(test: bool) -> tuple[Tensor, ...]:
+    """The first 1,024 frames of speech, or those behind them."""
+    frames = package_inputs.frames(480)
+    return (frames[FRAMES:] if test else frames[:FRAMES]).split(64)
+
+
+def series(test: bool) -> tuple[Tensor, ...]:
+    """Loudness in 96 bands of speech over 2,048 steps, each between 0 and 1; or over as many steps behind them."""
+    steps = slice(STEPS_OF_SERIES, 2 * STEPS_OF_SERIES) if test else slice(STEPS_OF_SERIES)
+    bands = package_inputs.mels(SERIES, 400).clamp(min=1e-10).log()[steps].T
+    low, high = bands.amin(1, keepdim=True), bands.amax(1, keepdim=True)
+    return ((bands - low) / (high - low)).split(32)
+
+
+# Cases
+
+
+def _zoo(name: str, options: Options, calibration: Callable[[], Any], test: Callable[[], Any]) -> Case:
+    source = Module(partial(zoo.pretrained, name))
+    return Case(source, options, lambda _: calibration(), lambda _: test(), (KL, TOP1))
+
+
+def _random(name: str, shape: hf_random.Shape, rate: float, *, tested: bool = True) -> Case:
+    source = Directory(name, partial(hf_random.directory, shape=shape))
+    read = partial(hf_random.windows, shape, SEQUENCES, SEQUENCE)
+    case = Case(source, {"rate": rate}, lambda _: read(seed=0))
+    return replace(case, test=lambda _: pairs(read(seed=1)), qualities=(KL,)) if tested else case
+
+
+def _smollm(calibration: Batches | None) -> Case:
+    return Case(
+        Directory("smollm", smollm.directory),
+        {"rate": 3.0},
+        calibration,
+        lambda folder: pairs(smollm.windows(folder / "smollm", TEXT_TEST, "test")),
+        (KL, PERPLEXITY),
+    )
+
+
+def _stories(source: Source, rate: float, calibration: Batches | None) -> Case:
+    options = {"rate": rate}
+    return Case(source, options, calibration, lambda _: zoo.stories_test(samples=TEST_WINDOWS), (KL, PERPLEXITY))
+
+
+RESNET = partial(_zoo, "resnet20", calibration=zoo.cifar10_calibration, test=zoo.cifar10_test)
+STORIES = Directory("stories260k", hf_models.stories)
+VALUES = {"output": "values"}
+BILLION = partial(hf_random.directory, shape=hf_random.BILLION)
 
 CASES = {
-    "resnet20": Case(
-        "ResNet-20, rate 2, 1,024 images",
-        Module("resnet20"),
-        {"rate": 2.0},
-        zoo.cifar10_calibration,
-        zoo.cifar10_test,
-        (KL, TOP1),
-    ),
-    "stories": Case(
-        "stories260K, module, rate 3, 48 windows",
-        Module("stories260k"),
-        {"rate": 3.0},
-        zoo.stories_calibration,
-        story_windows,
-        (KL, PERPLEXITY),
-    ),
-    "stories-directory": Case(
-        "stories260K, directory, rate 3, 48 windows",
-        STORIES,
-        {"rate": 3.0},
-        calibration_tokens,
-        story_windows,
-        (KL, PERPLEXITY),
-    ),
-    "stories-no-data": Case(
-        "stories260K, directory, rate 4, no data", STORIES, {"rate": 4.0}, None, story_windows, (KL, PERPLEXITY)
+    "resnet20": RESNET({"rate": 2.0}),
+    "resnet20-fast": RESNET({"rate": 2.0, "effort": "fast"}),
+    "resnet20-3": RESNET({"rate": 3.0}),
+    "resnet20-3-busy": RESNET({"rate": 3.0}),
+    "lenet300": _zoo("lenet300", {"rate": 2.0}, zoo.mnist_calibration, zoo.mnist_test),
+    "lenet5": _zoo("lenet5", {"tolerance": 0.005}, zoo.mnist_calibration, zoo.mnist_test),
+    "stories": _stories(Module(partial(zoo.pretrained, "stories260k")), 3.0, lambda _: zoo.stories_calibration()),
+    "stories-directory": _stories(STORIES, 3.0, calibration_tokens),
+    "stories-no-data": _stories(STORIES, 4.0, None),
+    "minilm-no-data": Case(
+        MiniLmFile(), {"rate": 3.0}, None, lambda _: minilm.batches(TEST_SENTENCES, part="test"), (ERROR, COSINE)
     ),
     "minilm": Case(
-        "all-MiniLM-L6-v2, directory, rate 3, 128 sentences",
-        MINILM,
+        Directory("minilm", hf_models.sentences, "AutoModel", "BertModel"),
         {"rate": 3.0},
-        partial(sentence_batches, SENTENCES, "valid"),
-        partial(sentence_batches, TEST_SENTENCES, "test"),
+        lambda _: sentence_batches(SENTENCES, "valid"),
+        lambda _: sentence_batches(TEST_SENTENCES, "test"),
         (ERROR, COSINE),
     ),
-    "lenet5": Case(
-        "LeNet-5, tolerance 0.005, 1,024 images",
-        Module("lenet5"),
-        {"tolerance": 0.005},
-        zoo.mnist_calibration,
-        zoo.mnist_test,
-        (KL, TOP1),
+    "pitch": Case(
+        Module(package_networks.pitch_tracker),
+        {"rate": 3.0} | VALUES,
+        lambda _: pitch_frames(test=False),
+        lambda _: pitch_frames(test=True),
+        (ERROR, COSINE),
     ),
+    "forecast": Case(
+        Module(package_networks.forecaster),
+        {"rate": 3.0} | VALUES,
+        lambda _: series(test=False),
+        lambda _: series(test=True),
+        (ERROR, COSINE),
+    ),
+    "block-11m": _random("block-11m", hf_random.SMALL_BLOCK, 3.0),
+    "block-44m": _random("block-44m", hf_random.BILLION_BLOCK, 3.0),
+    "smollm-no-data": _smollm(None),
+    "smollm": _smollm(lambda folder: smollm.windows(folder / "smollm", TEXT_WINDOWS, "valid")),
+    "billion-no-data": Case(Directory("billion", BILLION), {"rate": 4.0, "effort": "fast"}, None),
+    "billion": _random("billion", hf_random.BILLION, 4.0, tested=False),
+    "block-8b": _random("block-8b", hf_random.LARGE_BLOCK, 3.0),
 }
 
 
@@ -242,16 +218,15 @@ def compress(case: Case, sources: Path, out: Path) -> Row:
     """
     clock = CompileClock()
     with event.install_listener("numba:compile", clock):
-        data = None if case.calibration is None else list(case.calibration())
+        data = None if case.calibration is None else list(case.calibration(sources))
         ready = case.source.load(sources)
         warm_up()
         ready_memory, ready_compiling = memory("VmHWM"), clock.seconds
         cpu, wall = cpu_seconds(), time.perf_counter()
-        result = case.source.compress(ready, data, out, case.target)
+        result = case.source.compress(ready, data, out, case.options)
         cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
     (out / "report.json").write_text(result.to_json())
     return {
-        "title": case.title,
         "bytes": result.size_bytes,
         "rate": result.rate,
         "sha256": _digest(out),
@@ -265,8 +240,11 @@ def compress(case: Case, sources: Path, out: Path) -> Row:
 
 def test(case: Case, sources: Path, out: Path) -> Row:
     """Measure the network that the file decodes to against the original, on test data."""
+    if case.test is None:
+        return {"loss": None, "quality": {}}
     original, copy = case.source.pair(sources, out)
-    found = waterfill.evaluate(copy, list(case.test()), reference=original)
+    output: Any = "values" if ERROR in case.qualities else "logits"
+    found = waterfill.evaluate(copy, list(case.test(sources)), reference=original, output=output)
     measures = {
         TOP1: None if found.accuracy is None else 100 * found.accuracy,
         KL: found.kl,

@@ -221,7 +221,7 @@ def test_what_is_known_of_a_model_larger_than_memory_holds_neither_weights_nor_f
     del large, prices
     gc.collect()
     assert [each() for each in kept] == [None, None]
-    assert statistics.components["block"].number == 600
+    assert statistics.components["block"]["large"].number == 600
 
 
 def test_structure_that_the_source_lacks_lies_below_the_limit_and_says_so():

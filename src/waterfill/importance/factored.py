@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -21,6 +21,9 @@ SHRINKAGE = 0.3
 
 ROW_SHRINKAGE = 0.1
 """The same for the factor over rows, times rows over positions."""
+
+SINGLE = 512
+"""Factors over so many columns are multiplied in single precision, so many columns at a time."""
 
 SCALE_DAMPING = 1e-4
 """Damping of a matrix before its scale is taken, which would be zero where it is singular."""
@@ -101,9 +104,20 @@ class KroneckerForm(Form):
             return self._of_rows(factor)
         return replace(self, rows=factor, columns=self.columns[groups] if len(groups) else self.columns[:1])
 
-    def _of_rows(self, rows: Doubles) -> KroneckerForm:
+    def for_matrix(self, rows: Doubles, positions: float, like: QuadraticForm) -> KroneckerForm:
+        """The form of another matrix that reads the same inputs, with what is known of the factor over columns.
+
+        Args:
+            rows: factor over rows, which is shrunk as `shrunk` does it.
+            positions: over how many it is the mean.
+            like: has its factor and unit.
+        """
+        _ = self._column_pivots  # found here, so that all have it
+        return self._of_rows(shrunk_rows(rows, positions), factor=like.factor, unit=like.unit)
+
+    def _of_rows(self, rows: Doubles, **others: Any) -> KroneckerForm:
         """The form with another factor over rows, and the same over columns with what is known of it."""
-        found = replace(self, rows=rows)
+        found = replace(self, rows=rows, **others)
         if "_column_pivots" in vars(self):
             vars(found)["_column_pivots"] = self._column_pivots
         return found
@@ -172,17 +186,28 @@ class KroneckerForm(Form):
         """
         if self.rows.ndim == 2 or self.columns.ndim == 2:
             return max(0.0, float(np.vdot(error, self.times(error))))
-        self._check(error)
+        return max(0.0, float(self.rows @ self.column_costs(error)))
+
+    def column_costs(self, error: Floats) -> Doubles:
+        """`e A e^T` of every row e of an error [out, in], float64 [out]; A is a matrix.
+
+        Products are in single precision where A is large, their sums in double.
+
+        Raises:
+            UsageError: the error has another shape.
+        """
         groups, inputs = self.columns.shape[:2]
-        total = 0.0
-        for columns, rows, errors in zip(
-            self.columns, self.rows.reshape(groups, -1), error.reshape(groups, -1, inputs), strict=True
-        ):
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                part = errors[start : start + ROWS_AT_ONCE].astype(columns.dtype, copy=False)
-                costs = np.einsum("oi,oi->o", part @ columns, part, dtype=np.float64)
-                total += float(costs @ rows[start : start + ROWS_AT_ONCE])
-        return max(0.0, total)
+        self._check(error)
+        dtype = np.float32 if inputs >= SINGLE else np.float64
+        parts = error.astype(dtype, copy=False).reshape(groups, len(self.rows) // groups, inputs)
+        costs = np.zeros(parts.shape[:2])
+        for start in range(0, inputs, SINGLE):
+            some = slice(start, start + SINGLE)
+            for group in range(groups):
+                moved = parts[group] @ self.columns[group, :, some].astype(dtype, copy=False)
+                moved *= parts[group, :, some]
+                costs[group] += moved.sum(axis=1, dtype=np.float64)
+        return costs.reshape(-1)
 
     def times(self, error: Floats | Doubles) -> Doubles:
         """`G E A`, half the gradient of `cost`, [out, in].
@@ -225,20 +250,32 @@ class KroneckerForm(Form):
         """
         if math.isinf(self.positions) or self.columns.ndim == 2:
             return replace(self, positions=math.inf)
-        share = SHRINKAGE * self.columns.shape[1] / max(1.0, self.positions)
-        columns = _damped(self.columns, share)
-        for group, diagonal in zip(columns, _diagonals(self.columns, matrices=True), strict=True):
-            if diagonal.any():
-                never = np.flatnonzero(diagonal == 0)
-                group[never, never] = diagonal.mean() * min(share, 0.5 / self.positions)
-        return replace(self, rows=self._shrunk_rows(), columns=columns, positions=math.inf)
+        columns, every = self.columns.copy(), np.arange(self.columns.shape[1])
+        columns[:, every, every] = self._shrunk_diagonals()
+        return replace(self, rows=shrunk_rows(self.rows, self.positions), columns=columns, positions=math.inf)
 
-    def _shrunk_rows(self) -> Doubles:
-        """The factor over rows; as it is where it is a matrix."""
-        if self.rows.ndim == 2 or not self.rows.size:
-            return self.rows
-        share = ROW_SHRINKAGE * len(self.rows) / max(1.0, self.positions)
-        return np.asarray(self.rows + share * self.rows.mean())
+    def _shrunk_diagonals(self) -> Doubles:
+        """The diagonals of the factor over columns as `shrunk` has them; the other entries stay as they are."""
+        diagonals = np.ascontiguousarray(_diagonals(self.columns, self.columns.ndim == 3), np.float64)
+        if math.isinf(self.positions) or self.columns.ndim == 2 or not diagonals.size:
+            return diagonals
+        share = SHRINKAGE * diagonals.shape[1] / max(1.0, self.positions)
+        found = _damped(diagonals, share)
+        for shrunk, diagonal in zip(found, diagonals, strict=True):
+            if diagonal.any():
+                shrunk[diagonal == 0] = diagonal.mean() * min(share, 0.5 / self.positions)
+        return found
+
+    def damped_diagonals(self, relative: float) -> Doubles:
+        """The diagonals of the factor over columns, shrunk and damped: all that these change of it.
+
+        Args:
+            relative: share of their mean, as for `damped`.
+
+        Returns:
+            float64 [groups, in].
+        """
+        return _damped(self._shrunk_diagonals(), relative)
 
     def damped(self, relative: float) -> KroneckerForm:
         """Add a share of its mean diagonal to the diagonal of each factor, so that it can be factored and inverted.
@@ -317,6 +354,14 @@ class KroneckerForm(Form):
             return replace(self, rows=rows, columns=columns**power)
         each = np.repeat(columns ** (power - 1), len(rows) // len(columns))  # into the rows, for no copy of the columns
         return self._of_rows(each[:, None] * rows if rows.ndim == 2 else each * rows)
+
+
+def shrunk_rows(rows: Doubles, positions: float) -> Doubles:
+    """A factor over rows as `KroneckerForm.shrunk` has it; as it is where it is a matrix."""
+    if rows.ndim == 2 or not rows.size:
+        return rows
+    share = ROW_SHRINKAGE * len(rows) / max(1.0, positions)
+    return np.asarray(rows + share * rows.mean())
 
 
 def _geometric_means(pivots_of_groups: Doubles) -> Doubles:

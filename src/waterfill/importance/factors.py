@@ -385,7 +385,7 @@ def _at_input(use: Use, rows: Tensor, alive: Tensor, pixels: Tensor | None) -> T
     step = max(1, CHUNK_BYTES // max(1, row_bytes))
     for x, counts in zip(torch.split(rows, step), torch.split(alive, step), strict=True):
         view = use.view
-        written_out = view.inputs(single(x), pixels) if isinstance(view, Convolution) else view.inputs(single(x))
+        written_out = view.inputs(single(x), pixels)
         if not bool(counts.all()):
             written_out = written_out.masked_fill(~counts[:, :, None, :], 0)
         total += _gram(written_out)
