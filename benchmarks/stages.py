@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from results import Section
+from stage_profile import by_stage
 from walks import THREADS, Tree
 
 Row = dict[str, Any]
@@ -70,7 +71,7 @@ class Step:
         found: Row = json.loads(done.stdout.splitlines()[-1]) | {"commit": self.tree.commit}
         self.raw.parent.mkdir(parents=True, exist_ok=True)
         self.raw.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{self.raw.name} {json.dumps(found)}", file=sys.stderr, flush=True)
+        print(self.raw.name, file=sys.stderr, flush=True)
         return found
 
 
@@ -114,9 +115,7 @@ def _rates(machine: Row) -> str:
 
 def _rows(profiles: dict[str, Row | None], floors: dict[str, float]) -> list[Row]:
     """A row for each stage, the dearest of the last tree first, then all together."""
-    seconds = {
-        name: {row["stage"]: row["seconds"] for row in found["stages"]} for name, found in profiles.items() if found
-    }
+    seconds = {name: by_stage(found["stacks"]) for name, found in profiles.items() if found}
     last = list(seconds.values())[-1]
     order = sorted(last, key=lambda stage: -last[stage])
     rows = [_row(stage, {name: found[stage] for name, found in seconds.items()}, floors.get(stage)) for stage in order]
