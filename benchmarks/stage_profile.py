@@ -45,7 +45,7 @@ CODING = "coding, files"
 CHECKS = "checks of the contract"
 
 STAGES = (
-    (r"quantize/feedback:(_columns|_carried|_feed)|quantize/\w*:\w*(behind|update|hand_on)", UPDATE),
+    (r"quantize/feedback:(_columns|_carried|_feed$|\w*(behind|update|hand_on))", UPDATE),
     (r"quantize/(kernels|kmeans_kernels)", FITS),
     (r"quantize/\w*_kernels", SPAN),
     (r"quantize/\w*filter", FILTER),
@@ -69,7 +69,8 @@ STAGES = (
 """Patterns of `module:function` of the library and their stages, the first one that fits counts."""
 
 SHARED = re.compile(
-    r"reconstruct|processes|compiled|records|reading|progress|results|quantize/prepared|compression/(api|encoder|layerwise)"
+    r"reconstruct|processes|compiled|records|reading|progress|results|models/uses|quantize/prepared|"
+    r"compression/(api|encoder|layerwise)"
 )
 """Modules whose time belongs to their callers."""
 
