@@ -54,10 +54,10 @@ class Step:
     raw: Path
     tree: Tree
 
-    def measured(self) -> Row | None:
-        """What is kept of this commit."""
+    def measured(self, any_commit: bool = False) -> Row | None:
+        """What is kept of this commit, or of any."""
         found: Row = json.loads(self.raw.read_text()) if self.raw.exists() else {}
-        return found if found.get("commit") == self.tree.commit else None
+        return found if found and (any_commit or found["commit"] == self.tree.commit) else None
 
     def measure(self) -> Row:
         """Run it, and keep what it printed."""
@@ -95,11 +95,11 @@ def measure(trees: Sequence[Tree], keep: Path) -> None:
 
 
 def sections(trees: Sequence[Tree], keep: Path) -> list[Section]:
-    """Tables of the cases that were measured by the last tree."""
+    """Tables of the cases that were measured by the last tree, at any commit."""
     found = []
     for case, title in CASES.items():
-        profiles = {tree.name: profile(case, tree, keep).measured() for tree in trees}
-        least = floor(case, trees[-1], keep).measured()
+        profiles = {tree.name: profile(case, tree, keep).measured(any_commit=True) for tree in trees}
+        least = floor(case, trees[-1], keep).measured(any_commit=True)
         if least is not None and profiles[trees[-1].name] is not None:
             found.append(Section(title, TEXT.format(rates=_rates(least["machine"])), _rows(profiles, least["floors"])))
     return found
