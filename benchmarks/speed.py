@@ -135,12 +135,12 @@ def coding(fresh: bool) -> Section:
     return Section(CODING, text, rows)
 
 
-def peers(tree: Tree, keep: Path) -> Section:
-    """CPU microseconds a weight; measures what is not kept."""
+def peers(tree: Tree, keep: Path, kept: bool) -> Section:
+    """CPU microseconds a weight; measures what is not kept, of ours of this or of any commit."""
     if not (keep / "sources" / "minilm" / "config.json").exists():
         hf_models.sentences(keep / "sources" / "minilm")
-    found = [(*of, _measured(_step(way, tree, keep))) for way, of in PEERS.items()]
-    found += [(*of, _measured(Run(case, tree, 0, keep))) for case, of in OURS.items()]
+    found = [(*of, _measured(_step(way, tree, keep), any_commit=True)) for way, of in PEERS.items()]
+    found += [(*of, _measured(Run(case, tree, 0, keep), kept)) for case, of in OURS.items()]
     values = sum(each.numel() for each in minilm.pretrained().parameters())
     return Section(PEERS_TITLE, PEERS_TEXT, [_peer(*each, values) for each in found])
 
@@ -149,8 +149,8 @@ def _step(way: str, tree: Tree, keep: Path) -> Step:
     return Step("speed_peers.py", (way, keep / "sources"), keep / f"peers-{way}.json", tree)
 
 
-def _measured(run: Step | Run) -> dict[str, Any]:
-    found = run.measured()
+def _measured(run: Step | Run, any_commit: bool) -> dict[str, Any]:
+    found = run.measured(any_commit)
     if found is None:
         run.measure()
         found = run.measured()
@@ -175,7 +175,7 @@ def main() -> None:
         stages.measure(options.tree, options.keep)
     sections = [coding(options.fresh), *stages.sections(options.tree, options.keep)]
     if not options.no_peers:
-        sections.append(peers(options.tree[-1], options.keep))
+        sections.append(peers(options.tree[-1], options.keep, options.write))
     commits = ", ".join(f"*{tree.name}* is {tree.commit}" for tree in options.tree)
     text = f"{commits}. Measured on {results.processor()}. Whole compressions are [on a page of their own](cases.md)."
     results.write_page("speed", "Speed", text, sections)
@@ -185,7 +185,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Tree.read, action="append", required=True, metavar="NAME=PATH")
     parser.add_argument("--fresh", action="store_true", help="measure the coder again")
-    parser.add_argument("--write", action="store_true", help="measure no stages again")
+    parser.add_argument("--write", action="store_true", help="take what is kept of any commit")
     parser.add_argument("--no-peers", action="store_true", help="without other codecs")
     place = Path(tempfile.gettempdir()) / "waterfill-walks"
     parser.add_argument("--keep", type=Path, default=place, help="where raw results stay; that of walks.py")

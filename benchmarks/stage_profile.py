@@ -15,8 +15,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,8 +27,8 @@ from numba.core.registry import CPUDispatcher
 EVERY = 0.005
 """CPU seconds between two samples."""
 
-TOP = 8
-"""Functions that are named for each stage."""
+DEPTH = 8
+"""Functions of the library that are kept of a stack, from the innermost on."""
 
 OTHER = "other"
 PASSES = "forward, backward, reruns"
@@ -44,19 +45,19 @@ CODING = "coding, files"
 CHECKS = "checks of the contract"
 
 STAGES = (
-    (r"quantize/.*:.*(_columns|behind|update|hand_on|carry)", UPDATE),
+    (r"quantize/feedback:(_columns|_carried|_feed$|\w*(behind|update|hand_on))", UPDATE),
     (r"quantize/(kernels|kmeans_kernels)", FITS),
     (r"quantize/\w*_kernels", SPAN),
     (r"quantize/\w*filter", FILTER),
     (r"quantize/\w*(spread|own|adaptive)", FITS),
-    (r"quantize/.*:.*(centred|_least_cost|_saving|finish|cost|loss)", PRODUCTS),
+    (r"quantize/\w*:\w*(centred|_least_cost|_saving|finish|cost|loss)", PRODUCTS),
     (r"quantize/(feedback|trellis|scalar|\w*span)", SPAN),
-    (r"quantize/|codec/order.*:look_up|codec/scales", FITS),
+    (r"quantize/|codec/order\w*:look_up|codec/scales", FITS),
     (r"codec/|bundle/|files|atomic|resume/", CODING),
     (r"theory/|compression/(limits|rate_model|bound)", LIMITS),
-    (r"importance/(factored|forms|moments).*:(times|cost|loss)", PRODUCTS),
+    (r"importance/(factored|forms|moments):(times|cost|loss)", PRODUCTS),
     (r"importance/factored", LIMITS),
-    (r"compression/target_correction:(shift|target|\w*corrected\w*)", TARGETS),
+    (r"compression/target_correction:(shift|target|_factor|_damped|\w*corrected\w*)", TARGETS),
     (r"importance/(squares|curv)", SINGLE),
     (r"importance/(factors|input_products|exact_sum|moments|blocks)|distortion/probe", SUMS),
     (r"compression/(kfac_statistics|activation_moments|statistics_correction)", SUMS),
@@ -68,7 +69,8 @@ STAGES = (
 """Patterns of `module:function` of the library and their stages, the first one that fits counts."""
 
 SHARED = re.compile(
-    r"reconstruct|processes|compiled|records|reading|progress|results|compression/(api|encoder|layerwise)"
+    r"reconstruct|processes|compiled|records|reading|progress|results|models/uses|quantize/prepared|"
+    r"compression/(api|encoder|layerwise)"
 )
 """Modules whose time belongs to their callers."""
 
@@ -111,7 +113,7 @@ def _call(kernel: Any, *given: Any, **named: Any) -> Any:
 
 
 class Sampler:
-    """Charges CPU seconds to stages, and to the innermost function of the library.
+    """Charges CPU seconds to stacks of functions of the library.
 
     Args:
         root: folder of the library.
@@ -119,15 +121,13 @@ class Sampler:
 
     def __init__(self, root: Path) -> None:
         self.root = f"{root}/"
-        self.seconds: Counter[tuple[str, str]] = Counter()
+        self.seconds: Counter[tuple[str, ...]] = Counter()
         self.last = time.process_time()
 
     def see(self, _: int, frame: FrameType | None) -> None:
         """Charge what passed since the last sample."""
         now = time.process_time()
-        stack = list(self._stack(frame))
-        place = stack[0] if stack else "outside"
-        self.seconds[stage_of(stack), place] += now - self.last
+        self.seconds[tuple(islice(self._stack(frame), DEPTH))] += now - self.last
         self.last = now
 
     def _stack(self, frame: FrameType | None) -> Iterator[str]:
@@ -152,13 +152,16 @@ class Sampler:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
     def rows(self) -> list[Row]:
-        """Seconds of every stage, and its dearest functions."""
-        found = []
-        for stage in [*dict.fromkeys(stage for _, stage in STAGES), OTHER]:
-            inside = Counter({place: spent for (name, place), spent in self.seconds.items() if name == stage})
-            top = {place: round(spent, 2) for place, spent in inside.most_common(TOP)}
-            found.append({"stage": stage, "seconds": sum(inside.values()), "functions": top})
-        return found
+        """Stacks and their seconds, the dearest first."""
+        return [{"stack": stack, "seconds": round(spent, 4)} for stack, spent in self.seconds.most_common()]
+
+
+def by_stage(rows: Sequence[Row]) -> dict[str, float]:
+    """Seconds of all stages, of the stacks of a profile."""
+    found = dict.fromkeys([*dict.fromkeys(stage for _, stage in STAGES), OTHER], 0.0)
+    for row in rows:
+        found[stage_of(row["stack"])] += row["seconds"]
+    return found
 
 
 def main() -> None:
@@ -179,7 +182,7 @@ def main() -> None:
         start = time.process_time()
         result = case.source.compress(ready, data, out, case.options)
         total = time.process_time() - start
-    print(json.dumps({"stages": sampler.rows(), "seconds": total, "rate": result.rate}))
+    print(json.dumps({"stacks": sampler.rows(), "seconds": total, "rate": result.rate}))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from results import Section
+from stage_profile import by_stage
 from walks import THREADS, Tree
 
 Row = dict[str, Any]
@@ -53,10 +54,10 @@ class Step:
     raw: Path
     tree: Tree
 
-    def measured(self) -> Row | None:
-        """What is kept of this commit."""
+    def measured(self, any_commit: bool = False) -> Row | None:
+        """What is kept of this commit, or of any."""
         found: Row = json.loads(self.raw.read_text()) if self.raw.exists() else {}
-        return found if found.get("commit") == self.tree.commit else None
+        return found if found and (any_commit or found["commit"] == self.tree.commit) else None
 
     def measure(self) -> Row:
         """Run it, and keep what it printed."""
@@ -70,7 +71,7 @@ class Step:
         found: Row = json.loads(done.stdout.splitlines()[-1]) | {"commit": self.tree.commit}
         self.raw.parent.mkdir(parents=True, exist_ok=True)
         self.raw.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{self.raw.name} {json.dumps(found)}", file=sys.stderr, flush=True)
+        print(self.raw.name, file=sys.stderr, flush=True)
         return found
 
 
@@ -94,11 +95,11 @@ def measure(trees: Sequence[Tree], keep: Path) -> None:
 
 
 def sections(trees: Sequence[Tree], keep: Path) -> list[Section]:
-    """Tables of the cases that were measured by the last tree."""
+    """Tables of the cases that were measured by the last tree, at any commit."""
     found = []
     for case, title in CASES.items():
-        profiles = {tree.name: profile(case, tree, keep).measured() for tree in trees}
-        least = floor(case, trees[-1], keep).measured()
+        profiles = {tree.name: profile(case, tree, keep).measured(any_commit=True) for tree in trees}
+        least = floor(case, trees[-1], keep).measured(any_commit=True)
         if least is not None and profiles[trees[-1].name] is not None:
             found.append(Section(title, TEXT.format(rates=_rates(least["machine"])), _rows(profiles, least["floors"])))
     return found
@@ -114,9 +115,7 @@ def _rates(machine: Row) -> str:
 
 def _rows(profiles: dict[str, Row | None], floors: dict[str, float]) -> list[Row]:
     """A row for each stage, the dearest of the last tree first, then all together."""
-    seconds = {
-        name: {row["stage"]: row["seconds"] for row in found["stages"]} for name, found in profiles.items() if found
-    }
+    seconds = {name: by_stage(found["stacks"]) for name, found in profiles.items() if found}
     last = list(seconds.values())[-1]
     order = sorted(last, key=lambda stage: -last[stage])
     rows = [_row(stage, {name: found[stage] for name, found in seconds.items()}, floors.get(stage)) for stage in order]

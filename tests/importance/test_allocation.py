@@ -61,7 +61,8 @@ def test_many_samples_that_are_alike_are_sent_one():
 
 def test_positions_with_signals_of_their_own_make_a_sum_surer():
     assert allocate(torch.ones(60, 1).double(), 1.0, generator()) is None
-    assert allocate(torch.ones(60, 10_000).double(), 1.0, generator()).all_signals == []
+    found = allocate(torch.ones(60, 10_000).double(), 1.0, generator())
+    assert found.all_signals == [] and found.one_signal.tolist() == list(range(60)) and (found.weights == 1).all()
 
 
 def uncertain_net():

@@ -38,6 +38,17 @@ def test_products_by_shifts_are_those_of_the_patches(case):
     torch.testing.assert_close(axis.products(x), torch.einsum("rgip,rgjp->gij", patches, patches))
 
 
+def test_taps_that_see_padding_alone_have_no_products():
+    view = Convolution(Layout((2, 3, 8)), 1, (1,), ((0, 7),), (1,))
+    x = 1e3 * torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0)) ** 9
+    found = ShiftedAxis.of(view).products(x)
+    patches = view.inputs(x)
+    wanted = torch.einsum("rgip,rgjp->gij", patches, patches)
+    assert (found.diagonal(dim1=1, dim2=2) >= 0).all()
+    assert not found[:, wanted[0].diagonal() == 0].any()
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6 * float(wanted.max()))
+
+
 def test_axes_with_steps_or_one_tap_have_no_shifts():
     assert ShiftedAxis.of(convolution((4, 2, 1, 1), (4, 4))[0]) is None
     assert ShiftedAxis.of(convolution((4, 2, 3, 3), (9, 9), stride=2)[0]) is None

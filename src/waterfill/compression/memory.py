@@ -31,7 +31,7 @@ CODING_BYTES = 72
 """Of a weight that is being coded, in all arrays of a search together."""
 
 COPIES = 5
-"""Of a model in memory in single precision: original, copy, normal form, and symbols of a draft and of a file."""
+"""Of a model in memory in single precision: original, copy, normal form, and symbols of two files."""
 
 PRODUCTS_KEPT = 3
 """Products of the inputs of a matrix that are kept at once: as they were estimated, damped, and to a power."""

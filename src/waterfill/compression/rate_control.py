@@ -1,8 +1,8 @@
 """Find the water level that meets a target: schedules of levels, and searches for the level.
 
-Two ways lead to a target. A model in memory is walked again and again (`lowest_within` over drafts, then over finished
-candidates). A directory is walked once, segment by segment, each at the level at which what is left is foreseen to fill
-what is left of the size (`SpendBudget`); targets of quality take two or three walks.
+Two ways lead to a target. A model in memory is walked again, as a rule twice, until its file is near enough
+(`lowest_within`). A directory is walked once, segment by segment, each at the level at which what is left is foreseen
+to fill what is left of the size (`SpendBudget`); targets of quality take two or three walks.
 """
 
 from __future__ import annotations

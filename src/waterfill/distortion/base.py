@@ -132,7 +132,7 @@ class Distortion(ABC):
             temperature: as in `probe_vectors`.
 
         Returns:
-            Float64 [samples, predictions or 1].
+            Float64 [samples, predictions or values].
         """
 
     @abstractmethod

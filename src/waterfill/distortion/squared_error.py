@@ -90,10 +90,9 @@ class _SquaredError(Distortion):
         return Signals((row.reshape(output.shape) for row in sent), number, len(output), drawn=not exact)
 
     def probe_powers(self, output: Tensor, target: Tensor | None, temperature: float) -> Tensor:
-        """The number of values of every sample."""
+        """One for every value, [samples, values]."""
         del target, temperature
-        values = output[:1].numel()
-        return torch.full((len(output), 1), float(values), dtype=torch.float64, device=output.device)
+        return output.new_ones((1, 1), dtype=torch.float64).expand(len(output), output[:1].numel())
 
     def draw(
         self, output: Tensor, mask: Tensor, temperature: float, generator: torch.Generator

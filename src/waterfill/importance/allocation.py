@@ -48,7 +48,9 @@ def allocate(powers: Tensor, share: float, generator: torch.Generator) -> Alloca
     """Allocate signals to the samples of a part of the data.
 
     Args:
-        powers: the `tr C` of every prediction, float64 [samples, predictions].
+        powers: the `tr C` of every prediction or value, float64 [samples, predictions]. Signals of several are
+            independent of each other: their sum varies as that of one if all move a row alike, and as a sum of
+            independent ones if none do; the geometric mean is taken.
         share: of all data, what these samples are, above 0; other parts are taken to be alike.
         generator: source of the chances, on the CPU.
 
@@ -67,7 +69,8 @@ def allocate(powers: Tensor, share: float, generator: torch.Generator) -> Alloca
     if 2 * fixed >= len(ordered):
         return None
     rest = samples[fixed:]
-    level = _level(ordered[fixed:].flip(0), variance - float(behind[fixed]))
+    # with several predictions a sample, rows may live on other ones than the powers tell
+    level = _level(ordered[fixed:].flip(0), variance - float(behind[fixed])) if powers.shape[1] == 1 else 0.0
     chances = (spreads[rest] / level).clamp(LEAST_CHANCE, 1) if level > 0 else torch.ones_like(spreads[rest])
     drawn = torch.rand(len(rest), generator=generator, dtype=torch.float64) < chances
     chosen, place = rest[drawn].sort()

@@ -31,6 +31,7 @@ from waterfill.models.output_rules import reading_of
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
 from waterfill.records import Floats
+from waterfill.threads import one_thread
 
 LARGEST = 16384
 """Most inputs of a layer whose products are all kept: 2 GiB in double precision."""
@@ -91,6 +92,7 @@ class kronecker:
         return f"kronecker({', '.join(options)})" if options else "kronecker"
 
     @in_ordinary_surroundings
+    @one_thread()
     def estimate(
         self,
         model: nn.Module,

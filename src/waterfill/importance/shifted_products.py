@@ -28,6 +28,9 @@ from waterfill.models.uses import Convolution, pad, spread_out, take_patches
 BLOCK = 1024
 """Rows of products at the ends at a time."""
 
+ROUNDINGS = 64
+"""Squares below so many units in the last place of the largest one of a feature are taken for zero."""
+
 
 @dataclass(frozen=True)
 class ShiftedAxis:
@@ -106,6 +109,8 @@ class ShiftedAxis:
         self._add_ends(change, found[:, :, : length - places], -1)
         for tap in range(self.taps - 1):
             result[:, tap + 1, :, 1:] = result[:, tap, :, :-1] + change[:, tap]
+        del change
+        _clear_roundings(result)
         return self._in_order(result)
 
     def _add_ends(self, total: Tensor, found: Tensor, sign: int) -> None:
@@ -137,3 +142,21 @@ class ShiftedAxis:
             order = order.reshape(-1, math.prod(shape)).flip(1).reshape(-1)
         inputs = products.flatten(1, 2).flatten(2, 3)
         return inputs[:, order[:, None], order]
+
+
+def _clear_roundings(products: Tensor) -> None:
+    """Make the products of taps zero that saw next to nothing of a feature, such as padding alone.
+
+    What the ends take away is rounded by the size of what other taps saw, and may leave squares below zero.
+
+    Args:
+        products: [groups, taps, features, taps, features], changed.
+    """
+    groups, taps, features = products.shape[:3]
+    flat = products.view(groups, taps * features, taps * features)
+    squares = flat.diagonal(dim1=1, dim2=2).reshape(groups, taps, features)
+    least = ROUNDINGS * torch.finfo(products.dtype).eps * squares.amax(1, keepdim=True)
+    for group, nothing in zip(flat, (squares <= least).reshape(groups, -1), strict=True):
+        numbers = torch.nonzero(nothing).flatten()
+        group[numbers] = 0
+        group[:, numbers] = 0
