@@ -49,7 +49,7 @@ SAMPLE, FEWEST_ROWS = 1 << 16, 128
 """What is decided before the search, is so with 8 states and on about so many weights, of so many rows at least."""
 
 SMALL = 1 << 12
-"""Tensors of so many weights have two paths through all states."""
+"""Tensors of so many weights have two paths through all states, as have those with zero in both subsets."""
 
 LOW_RATE = 2.0
 """Bits per weight up to which zero in both subsets and larger steps are tried."""
@@ -153,7 +153,7 @@ class Trellis:
             if best is None:
                 found = tried.drafted(tried.start(True), rounds)
             else:
-                found = tried.drafted(best.fit.narrower((stretch - best.stretch) // 8), 1, best)
+                found = tried.drafted(best.fit.narrower((stretch - best.stretch) // 8), rounds, best)
             if best is not None and found.cost >= best.cost:
                 break
             best = found
@@ -238,7 +238,7 @@ class Problem:
             if fit.least != ALL:  # at low rate all depends on which elements stand aside, and is fitted no more
                 draft = self.solve(fit, FEW_STATES, draft)
                 fit = draft.fit
-        elif self.x.size <= SMALL:
+        if self.x.size <= SMALL or fit.zero:
             draft = self.solve(fit, log_states, draft)
             fit = draft.fit
         return self.solve(fit, log_states, draft, last=True)
