@@ -54,16 +54,16 @@ def viterbi(states: Sequence[int]) -> list[dict[str, Any]]:
     rng, size, rows = np.random.default_rng(0), 1 << 14, []
     x, one, row = (rng.normal(size=size) * 2).astype(np.float32), np.ones(1, np.float32), np.zeros(1, np.int32)
     lengths = np.tile(np.arange(128, dtype=np.float32), 2)[None]
-    costs, indices = np.empty((size, 4), np.float32), np.empty((size, 4), np.int32)
-    none = np.zeros(1, np.bool_)
+    costs, choices = np.empty((size, 4), np.float32), np.empty((size, 4), np.int32)
+    none, prices = np.zeros(1, np.bool_), kernels.level_prices(lengths, 0.35, False, np.zeros(4))
     levels = np.empty(size, np.int32)
     for count in states:
         flips, picks = (part.astype(np.bool_) for part in parities(count.bit_length() - 1))
         decisions = np.zeros((size, count // 2), np.uint8)
 
         def once(f: Any = flips, p: Any = picks, d: Any = decisions) -> None:
-            kernels.branch_costs(x, one, row, lengths, np.zeros(4), 0.35, False, costs, indices)
-            kernels.best_path(costs, indices, row, none, f, p, False, d, levels)
+            kernels.branch_costs(x, one, row, *prices, False, costs, choices)
+            kernels.best_path(costs, choices, row, none, f, p, d, levels)
 
         once()
         speed = round(size / _best(once, 20) / 1e6, 1)

@@ -11,7 +11,16 @@ from families import batches, padded
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.checkpoint_groups import groups_of
-from waterfill.compression.kfac_statistics import TIED, OutputGradient, add_batch, add_last_batch, parameter_statistics
+from waterfill.compression.kfac_statistics import (
+    TIED,
+    OutputGradient,
+    _by_inputs,
+    _by_positions,
+    _row_squares,
+    add_batch,
+    add_last_batch,
+    parameter_statistics,
+)
 from waterfill.compression.loaded_parts import PartLoader
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
@@ -284,3 +293,14 @@ def test_a_table_of_positions_that_all_samples_read_once(directories):
     expected = torch.zeros(64, 32, dtype=torch.float64)
     expected[:16] = case.signal.double().sum(0).square()
     close(front["squares:transformer.wpe.weight"], expected)
+
+
+@pytest.mark.parametrize(("positions", "inputs", "out"), [(3, 40, 50), (3, 50, 4), (30, 5, 6), (1, 7, 9)])
+def test_row_squares_are_those_of_the_gradients_of_samples(positions, inputs, out):
+    torch.manual_seed(0)
+    g, x = torch.randn(4, positions, out), torch.randn(4, positions, inputs)
+    expected = torch.einsum("npo,npi->noi", g.double(), x.double()).square().sum((0, 2))
+    flat = g.reshape(-1, out), x.reshape(-1, inputs)
+    torch.testing.assert_close(_row_squares(*flat, 4), expected, rtol=1e-5, atol=0)
+    for one, other in zip(g, x, strict=True):
+        torch.testing.assert_close(_by_positions(one, other), _by_inputs(one, other), rtol=1e-4, atol=1e-4)

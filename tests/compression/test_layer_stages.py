@@ -51,7 +51,7 @@ def run_of(directory, data):
 def test_matrices_that_read_the_same_are_a_stage(directories, name):
     part, block = run_of(directories(name), batches(1))
     names = [each for each, parameter in part.parameters.items() if parameter.ndim == 2]
-    found = stages(block, names)
+    found = stages({0: block.inputs(names, 0)}, names)
     assert len(found) == len(EXPECTED[name])
     for stage, ends in zip(found, EXPECTED[name], strict=True):
         assert len(stage) == len(ends)
@@ -61,7 +61,7 @@ def test_matrices_that_read_the_same_are_a_stage(directories, name):
 def test_all_experts_are_one_stage_behind_their_router(directories):
     part, block = run_of(directories("mixtral"), batches(2))
     names = [name for name, parameter in part.parameters.items() if parameter.ndim == 2]
-    router, *experts = stages(block, names)[2:]
+    router, *experts = stages({batch: block.inputs(names, batch) for batch in block.masks}, names)[2:]
     assert router == ["mlp.gate.weight"]
     assert [sorted(each) for each in experts] == [
         [f"mlp.experts.{name}_proj.{index}" for index in range(4)] for name in ("gate_up", "down")
@@ -119,8 +119,9 @@ def hidden(net, inputs, masks):
 
 def compared(two, names=("second.weight", "beside.weight")):
     original, compressed, inputs, masks = two
-    runs = block_run(original, inputs, masks), block_run(compressed, inputs, masks)
-    return input_moments(names, *runs, ExactSum(Processes()))
+    before = block_run(original, inputs, masks)
+    recorded = {batch: before.inputs(names, batch) for batch in before.masks}
+    return input_moments(names, recorded, block_run(compressed, inputs, masks), ExactSum(Processes()))
 
 
 def target(moments, matrix):

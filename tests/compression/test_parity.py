@@ -61,7 +61,7 @@ def in_memory(directory, data, importance, power=1.0):
     settings = dataclasses.replace(SETTINGS, importance=importance)
     ready = prepare(loaded("llama", directory), data, None if data is None else "logits", OPTIONS, settings)
     walk = InMemoryWalk(ready, settings, SourceModels(), power)
-    found = walk.trial(walk.draft(LEVELS[data is not None]))
+    found = walk.trial(LEVELS[data is not None])
     return walk, found.coded, found.report
 
 
@@ -136,7 +136,7 @@ def test_the_same_measurement(both):
     if walked.measured is None:
         assert walk.model is None
         return
-    measured, distances = walk.model.measure(filled(walk.model, walk.trial(walk.draft(LEVELS[True]))))
+    measured, distances = walk.model.measure(filled(walk.model, walk.trial(LEVELS[True])))
     assert walked.measured.compressed.kl == pytest.approx(
         measured.kl, rel=0.3
     )  # without last positions, and another table

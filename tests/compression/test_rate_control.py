@@ -31,7 +31,7 @@ def budget_of(bits, forecasts):
 
 def test_a_level_is_where_what_is_left_fits():
     variances = {"a": VarianceHistogram.of(VALUES), "b": VarianceHistogram.of(VALUES * 4)}
-    budget = budget_of(40_000.0, {name: SegmentForecast(each) for name, each in variances.items()})
+    budget = budget_of(40_000.0, {name: SegmentForecast({"w": each}) for name, each in variances.items()})
     level = budget.level("a")
     taken = sum(each.forecast(level) for each in variances.values())
     beside = 2 * 8 * 300
@@ -42,7 +42,7 @@ def test_a_level_is_where_what_is_left_fits():
 
 def test_segments_teach_the_ratio_and_the_rest_gets_what_is_left():
     variances = VarianceHistogram.of(VALUES)
-    budget = budget_of(60_000.0, {name: SegmentForecast(variances, 10) for name in "abc"})
+    budget = budget_of(60_000.0, {name: SegmentForecast({"w": variances}, 10) for name in "abc"})
     for name in "ab":
         level = budget.level(name)
         matrices = 1.07 * variances.forecast(level)
@@ -55,12 +55,15 @@ def test_segments_teach_the_ratio_and_the_rest_gets_what_is_left():
 
 def test_with_nothing_left_the_level_is_the_highest():
     variances = VarianceHistogram.of(VALUES)
-    assert variances.forecast(budget_of(10.0, {"a": SegmentForecast(variances)}).level("a")) <= 1.01
+    assert variances.forecast(budget_of(10.0, {"a": SegmentForecast({"w": variances})}).level("a")) <= 1.01
 
 
 def test_what_is_stored_without_loss_is_not_shared_out():
     variances = VarianceHistogram.of(VALUES)
-    forecasts = {"a": SegmentForecast(variances, 10, 20_000.0), "b": SegmentForecast(variances, 0, 30_000.0)}
+    forecasts = {
+        "a": SegmentForecast({"w": variances}, 10, 20_000.0),
+        "b": SegmentForecast({"w": variances}, 0, 30_000.0),
+    }
     budget = budget_of(90_000.0, forecasts)
     level = budget.level("a")
     taken = 2 * variances.forecast(level)
@@ -84,7 +87,7 @@ def spent(budget, name, size):
 
 def test_the_last_segment_with_matrices_is_quantized_until_all_is_spent():
     variances = VarianceHistogram.of(VALUES)
-    budget = budget_of(40_000.0, {"a": SegmentForecast(variances), "tail": SegmentForecast(VarianceHistogram.none())})
+    budget = budget_of(40_000.0, {"a": SegmentForecast({"w": variances}), "tail": SegmentForecast({})})
     sizes = spent(budget, "a", lambda level: round(1.1 * variances.forecast(level) / 8) + 200)
     left = 5000 - 300  # for what is behind it
     assert len(sizes) > 1 and sizes[0] > left
@@ -92,7 +95,7 @@ def test_the_last_segment_with_matrices_is_quantized_until_all_is_spent():
 
 
 def test_a_size_that_the_last_segment_cannot_meet_is_below_the_floor():
-    budget = budget_of(8_000.0, {"a": SegmentForecast(VarianceHistogram.of(VALUES))})
+    budget = budget_of(8_000.0, {"a": SegmentForecast({"w": VarianceHistogram.of(VALUES)})})
     with pytest.raises(TargetError, match=r"Target of 1000 bytes is below the floor of about 1500 bytes"):
         spent(budget, "a", lambda _: 1500)
 

@@ -237,6 +237,26 @@ def test_moments_merge_in_any_order():
     torch.testing.assert_close(whole.variance, x.double().var((0, 2), correction=0), rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e4])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((40, 8, 70, 60), 1), ((9, 30, 50), -1), ((7000, 3), 1), ((6, 5), 0), ((5,), 0)]
+)
+def test_moments_are_those_in_double_precision(shape, axis, mean):
+    x = torch.randn(shape) + mean
+    found = moments.measure(x, axis)
+    places = [each for each in range(x.ndim) if each != axis % x.ndim]
+    variance, expected = torch.var_mean(x.double(), places, correction=0) if places else (torch.zeros(5), x.double())
+    assert found.count == x.numel() // x.shape[axis]
+    torch.testing.assert_close(found.mean, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.variance, variance.double(), rtol=3e-6, atol=1e-9)
+
+
+def test_moments_of_huge_values_are_finite():
+    found = moments.measure(torch.randn(30, 2) * 1e30, 1)
+    assert found.variance.isfinite().all()
+    assert (found.variance > 1e59).all()
+
+
 # Guards ---------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from waterfill.compression import target_correction
 from waterfill.compression.statistics_correction import correct_statistics
-from waterfill.compression.target_correction import RIDGE, Requantization, compare_inputs, sampled
+from waterfill.compression.target_correction import RIDGE, InputChange, Requantization, compare_inputs, sampled
 from waterfill.importance.factored import SHRINKAGE
 from waterfill.models import clone
 from waterfill.models.state_dict import weight_of
@@ -150,6 +150,16 @@ def test_samples_of_two_passes_are_of_the_same_positions(case, positions):
         assert sorted(drawn) == sorted(map(tuple, everything.flatten(0, 1).T.tolist()))
     elif case in ("linear", "convolution"):
         assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_inputs_at_some_places_are_those_of_all(case):
+    call, shape, size = PRODUCTS[case]
+    view, x = seen(call, torch.randn(shape), torch.randn(size))
+    everything = view.inputs(x)
+    assert view.places(x) == everything.shape[-1]
+    some = torch.randperm(view.places(x))[:5]
+    assert torch.equal(view.inputs(x, some), everything[..., some])
 
 
 def test_samples_are_of_all_rows_as_many_of_each():
@@ -323,3 +333,28 @@ def test_inputs_that_do_not_fit_are_sampled(monkeypatch):
     refilled(chain(), [torch.randn(400, 6)])
     assert [each.shape[2] for each in seen_by] == [22] * 6  # of 6 + 9 + 9 inputs
     assert all(isinstance(each, Tensor) for each in seen_by)
+
+
+def test_many_inputs_are_factored_in_single_precision(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 30)) @ rng.standard_normal((30, 30))
+    other = x + 0.2 * rng.standard_normal(x.shape)
+    seen, change = other.T @ other / 400, (x - other).T @ other / 400
+    matrix = rng.standard_normal((7, 30)).astype(np.float32)
+    damping = 0.01
+    damped = seen + (damping * 30 + RIDGE) * np.diag(seen).mean() * np.eye(30)
+    expected = matrix @ np.linalg.solve(damped, change.T).T
+    given = torch.from_numpy(seen)[None], torch.from_numpy(change)[None], damping
+    np.testing.assert_allclose(InputChange(*given).shift(matrix), expected, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(target_correction, "IN_DOUBLE", 4)
+    found = InputChange(*given).shift(matrix)
+    np.testing.assert_allclose(found, expected, rtol=2e-2, atol=1e-3)
+    assert np.abs(found - expected).max() > 0
+
+
+def test_a_factor_that_single_precision_does_not_have_is_found_in_double(monkeypatch):
+    monkeypatch.setattr(target_correction, "IN_DOUBLE", 1)
+    monkeypatch.setattr(target_correction, "RIDGE", 0.0)
+    seen = torch.tensor([[[1.0, 1 - 1e-9], [1 - 1e-9, 1.0]]], dtype=torch.float64)
+    moves = InputChange(seen, 1e-12 * seen, 0.0).shift(np.float32([[1, 2]]))
+    np.testing.assert_allclose(moves, 1e-12 * np.float32([[1, 2]]), rtol=1e-3)

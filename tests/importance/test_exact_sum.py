@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.importance import exact_sum
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.processes import Processes
 
@@ -208,3 +209,23 @@ def test_every_process_needs_a_batch():
     assert Processes(1, 3).share([0, 1, 2, 3, 4]) == [1, 4]
     with pytest.raises(UsageError, match="There are 2 batches for 3 processes; expected at least one each"):
         Processes(0, 3).share([0, 1])
+
+
+def test_large_sums_are_in_single_precision_however_small(monkeypatch):
+    monkeypatch.setattr(exact_sum, "LARGE", 3)
+    values = torch.from_numpy(np.random.default_rng(0).random(8)).float() * 2.0**-100
+    sums = ExactSum(Processes())
+    for _ in range(2):
+        sums.add({"gram:a": values, "plain:a": values[:2]})
+    totals = sums.totals()
+    assert totals["gram:a"].dtype == torch.float32
+    assert totals["plain:a"].dtype == torch.float64
+    assert torch.equal(totals["gram:a"], 2 * values)
+
+
+def test_values_of_any_type_and_layout_are_added():
+    values = torch.arange(6.0).reshape(2, 3)
+    for some in (values.T, values.half(), values.to(torch.int64), values.double()):
+        sums = ExactSum(Processes())
+        sums.add({"gram:a": some})
+        assert torch.equal(sums.totals()["gram:a"], some.double())

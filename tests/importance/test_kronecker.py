@@ -20,6 +20,7 @@ from waterfill.importance import (
     DiagonalForm,
     KroneckerForm,
     UnfactoredForm,
+    factored,
     factors,
     kl,
     kronecker,
@@ -288,7 +289,7 @@ def without_factors(model, *batches, **options):
     exact = regression().estimate(model, batches, "values")
     reasons = {name: form.reason for name, form in found.items() if isinstance(form, UnfactoredForm)}
     for name in reasons:
-        np.testing.assert_array_equal(found[name].values, exact[name].values)
+        np.testing.assert_allclose(found[name].values, exact[name].values, rtol=1e-6)
     return reasons
 
 
@@ -382,6 +383,50 @@ def test_damping_is_a_share_of_the_mean_diagonal():
     for relative in (-1, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="Damping is"):
             form.damped(relative)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_pivots_are_those_of_any_cholesky_decomposition_of_the_damped_factor(groups, dtype):
+    matrices = random_form(groups, inputs=5).columns.astype(dtype)
+    found = factored.damped_pivots(matrices, 0.01)
+    for left, matrix in zip(found, matrices, strict=True):
+        damped = matrix + 0.01 * np.diagonal(matrix).mean() * np.eye(5)
+        np.testing.assert_allclose(left, np.diagonal(np.linalg.cholesky(damped)) ** 2, rtol=1e-4)
+        powers = np.geomspace(0.1, 10, 5)
+        root = np.sqrt(powers)
+        scaled = np.diagonal(np.linalg.cholesky(root[:, None] * damped * root)) ** 2
+        np.testing.assert_allclose(powers * left, scaled, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_pivots_of_matrices_that_cannot_be_decomposed_are_above_zero(dtype):
+    matrices = np.array([[[1, 2, 0], [2, 1, 0], [0, 0, 0]], np.zeros((3, 3))], dtype)
+    assert (factored.damped_pivots(matrices, 1e-4) > 0).all()
+
+
+def test_tempered_and_scaled_forms_share_one_decomposition(monkeypatch):
+    calls = []
+    slow = factored.damped_pivots
+    monkeypatch.setattr(factored, "damped_pivots", lambda *args: (calls.append(1), slow(*args))[1])
+    form = random_form()
+    tempered = form.tempered(2.0, 0.5)
+    totals = tempered.scale_total, tempered.scaled(2.0).scale_total, form.rows_of(slice(2)).scale_total
+    assert len(calls) == 1 and all(each > 0 for each in totals)
+    assert tempered.columns is form.columns
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_factors_of_single_precision_price_nearly_as_those_of_double(groups, monkeypatch):
+    monkeypatch.setattr(factored, "ROWS_AT_ONCE", 1)
+    form = random_form(groups)
+    single = KroneckerForm(form.rows, form.columns.astype(np.float32), positions=9.0)
+    error = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    assert single.cost(error) == pytest.approx(form.cost(error), rel=1e-5)
+    np.testing.assert_allclose(single.times(error), form.times(error), rtol=1e-4, atol=1e-5)
+    for each in (single.shrunk(), single.damped(0.1), single.tempered(2.0, 0.5), single.scaled(2.0)):
+        assert each.columns.dtype == np.float32 and each.rows.dtype == np.float64
+    np.testing.assert_allclose(single.tempered(2, 0.5).diagonal(), form.tempered(2, 0.5).diagonal(), rtol=1e-4)
 
 
 def test_groups_without_inputs_are_damped_like_the_mean_group():

@@ -9,7 +9,7 @@ from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
 from waterfill.quantize import prefilter as filters
 from waterfill.quantize.feedback import Loop
-from waterfill.quantize.prefilter import DAMPING, OCTAVES, prefilter
+from waterfill.quantize.prefilter import DAMPING, OCTAVES, Filters
 from waterfill.quantize.scalar import in_steps
 from waterfill.reconstruct import step_sizes
 from waterfill.records import Layout, Weight
@@ -37,8 +37,9 @@ def damped(form, row):
 def test_a_filtered_row_is_the_least_squares_solution(groups, noise):
     form, matrix = product(6, 8, groups), weights(6, 8)
     form = KroneckerForm(np.full(6, 0.7), form.columns)
-    target = prefilter(matrix, form, noise)
-    extra = noise / 0.7 / np.square(matrix, dtype=float).mean()
+    target = Filters(matrix, form).target(noise)
+    wanted = noise / 0.7 / np.square(matrix, dtype=float).mean()
+    extra = 2 ** (round(32 * np.log2(wanted)) / 32)
     for row in range(6):
         root = np.linalg.cholesky(damped(form, row)).T
         stacked = np.vstack([root, np.sqrt(extra) * np.eye(8)])
@@ -52,18 +53,19 @@ def test_a_filtered_row_is_the_least_squares_solution(groups, noise):
 def test_what_levels_cost_is_a_sum_over_columns(rows, inputs, groups, noise, seed):
     """`sum_j U_jj^2 (target_j - W^_j)^2 = (W~ - W^) A' (W~ - W^)^T` for any W^."""
     form, matrix = product(rows * groups, inputs, groups, decades=2.0, seed=seed), weights(rows * groups, inputs, seed)
-    target = prefilter(matrix, form, noise)
+    target = Filters(matrix, form).target(noise)
     w_hat = matrix + np.random.default_rng(seed).normal(size=matrix.shape)
     for row in range(rows * groups):
-        u, error = target.factors[target.classes[row]], target.matrix[row] - w_hat[row]
+        u, error = target.factors[target.classes[row]].T.astype(float), target.matrix[row] - w_hat[row]
         assert np.array_equal(u, np.triu(u))
         aims = [target.matrix[row, j] + sum(error[i] * u[i, j] / u[j, j] for i in range(j)) for j in range(inputs)]
         cost = sum(u[j, j] ** 2 * (aims[j] - w_hat[row, j]) ** 2 for j in range(inputs))
         assert cost == pytest.approx(error @ u @ u.T @ error, rel=1e-6)
         added = u @ u.T - damped(form, row)
-        np.testing.assert_allclose(added, added[0, 0] * np.eye(inputs), atol=1e-9 * (1 + abs(u).max() ** 2))
+        np.testing.assert_allclose(added, added[0, 0] * np.eye(inputs), atol=1e-6 * (1 + abs(u).max() ** 2))
         wanted = noise / form.rows[row] / np.square(matrix, dtype=float).mean()
-        assert 2**-OCTAVES * wanted - 1e-9 <= added[0, 0] <= 2**OCTAVES * wanted + 1e-9 or wanted > 1e4
+        near = 1e-6 * (1 + abs(u).max() ** 2)
+        assert 2**-OCTAVES * wanted - near <= added[0, 0] <= 2**OCTAVES * wanted + near or wanted > 1e4
         np.testing.assert_allclose(target.importance[row], form.rows[row] * np.diagonal(u) ** 2, rtol=1e-5)
 
 
@@ -75,21 +77,22 @@ LAYOUTS = [(Layout((6, 10)), 1), (Layout((6, 3, 2, 2)), 2), (Layout((4, 6, 3), T
 def test_a_loop_in_steps_aims_where_the_filter_does(layout, groups, scaled):
     out, channels, taps = layout.axes
     form, matrix = product(out, channels * taps, groups, decades=1.0), weights(out, channels * taps)
-    target = prefilter(matrix, form, 0.1)
+    target = Filters(matrix, form).target(0.1)
     importance = target.importance
     if scaled:  # so uneven that steps have scales of their own
         importance = importance * np.outer(4.0 ** np.arange(out), 4.0 ** np.arange(channels * taps)).astype(np.float32)
     rule, x, relative = in_steps(Weight("w", target.matrix, layout), importance, 1e-4)
     loop = Loop.of(target, rule, x, relative, layout, 0.3)
+    feed = loop._feed()
     steps = np.broadcast_to(step_sizes(rule, layout, 0, layout.numel), layout.numel).reshape(matrix.shape)
-    np.testing.assert_allclose(loop.x.T * steps, target.matrix, rtol=1e-5)
+    np.testing.assert_allclose(loop.x * steps, target.matrix, rtol=1e-5)
     assert not scaled or out == 1 or rule.channels is not None
     for row in range(out):
-        u = target.factors[target.classes[row]]
+        u, k = target.factors[target.classes[row]].T, target.classes[row]
         for column in range(channels * taps):
             for earlier in range(column):
                 wanted = u[earlier, column] / u[column, column] * steps[row, earlier] / steps[row, column]
-                found = loop.coupling[column, earlier, loop.classes[row]]
+                found = feed.gains[k, column] * feed.factors[k, column, earlier] * feed.steps[earlier]
                 assert found == pytest.approx(wanted, rel=1e-5, abs=1e-9)
 
 
@@ -99,7 +102,7 @@ def test_rows_of_a_class_are_of_one_group_and_nearly_one_noise(decades, groups, 
     form, matrix = product(60, 5, groups, decades), weights(60, 5)
     for work, most in ((filters.MOST_WORK, filters.MOST_FILTERS), (1.0, 1)):
         monkeypatch.setattr(filters, "MOST_WORK", work)
-        target = prefilter(matrix, form, 0.1)
+        target = Filters(matrix, form).target(0.1)
         count = len(target.factors)
         assert sorted(set(target.classes)) == list(range(count))
         assert groups <= count <= max(groups, most)
@@ -113,7 +116,7 @@ def test_rows_of_a_class_are_of_one_group_and_nearly_one_noise(decades, groups, 
 def test_rows_that_do_not_count_are_filtered_like_the_least_important():
     matrix, form = weights(4, 6), product(4, 6)
     form.rows[:] = 1.0, 0.0, 1e-9, 0.0
-    target = prefilter(matrix, form, 0.01)
+    target = Filters(matrix, form).target(0.01)
     assert np.isfinite(target.matrix).all()
     assert target.classes[1] == target.classes[2] == target.classes[3] != target.classes[0]
     assert not target.importance[1].any()
@@ -123,7 +126,7 @@ def test_rows_that_do_not_count_are_filtered_like_the_least_important():
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_any_noise_has_a_filter(noise, scale):
     matrix = (weights(4, 6) * scale).astype(np.float32)
-    target = prefilter(matrix, product(4, 6), noise)
+    target = Filters(matrix, product(4, 6)).target(noise)
     assert np.isfinite(target.matrix).all()
     assert np.isfinite(target.importance).all()
     assert (np.abs(target.matrix).max() <= 1e-5 * scale) == (noise / scale**2 > 1e7)
@@ -136,4 +139,4 @@ def test_a_factor_that_is_none_is_refused(broken):
     form = product(4, 6)
     form.columns[0, 2, 2] = broken * form.columns[0, 2, 2]
     with pytest.raises(UsageError, match="6 columns of a form is not finite, or has eigenvalues below 0; expected"):
-        prefilter(weights(4, 6), form, 0.01)
+        Filters(weights(4, 6), form).target(0.01)

@@ -1,13 +1,14 @@
 """Source models and their fits against the distributions of SciPy."""
 
-from math import e, log, log2, pi, sqrt
+from math import e, exp, log, log2, pi, sqrt
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
-from scipy.special import digamma
+from scipy.optimize import minimize_scalar
+from scipy.special import digamma, polygamma
 from scipy.stats import gennorm, laplace, norm
 
 from waterfill.errors import UsageError
@@ -171,6 +172,34 @@ def test_fits_follow_scale_and_shift(octave, shift, sign):
         assert moved.entropy[0] == pytest.approx(plain.entropy[0] + octave, abs=1e-6)
         assert moved.variance[0] == pytest.approx(plain.variance[0] * 4.0**octave, rel=1e-4)
         assert moved.standard_error == pytest.approx(plain.standard_error, rel=1e-4)
+
+
+def shape_by_search(magnitudes):
+    """A slow twin of `fit_shape`: a search of scipy over the entropy of all magnitudes."""
+    found = minimize_scalar(
+        lambda log_shape: sources.fitted_entropy(magnitudes, exp(log_shape)),
+        bounds=[log(bound) for bound in sources.SHAPES],
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    return exp(found.x)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [12, 1000, 50_000])
+def test_the_shape_is_that_of_a_search_over_all_magnitudes(shape, count):
+    magnitudes = np.abs(drawn(shape, count, 4))
+    assert sources.fit_shape(magnitudes) == pytest.approx(shape_by_search(magnitudes), rel=1e-3)
+
+
+def test_even_magnitudes_have_the_largest_shape():
+    assert sources.fit_shape(np.ones(8)) == pytest.approx(sources.SHAPES[1], rel=1e-5)
+    assert sources.fit_shape(np.linspace(1e-3, 1, 10_000) ** 40) == pytest.approx(sources.SHAPES[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("x", [0.01, 1.0, 1.5, 7.99, 8.0, 300.0])
+def test_derivatives_of_the_log_gamma_function(x):
+    assert sources._digammas(x) == (pytest.approx(digamma(x), rel=1e-9), pytest.approx(polygamma(1, x), rel=1e-9))
 
 
 def test_a_shape_of_many_values_is_that_of_some_of_them(monkeypatch):

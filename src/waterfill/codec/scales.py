@@ -75,7 +75,8 @@ def stored(scales: NDArray[Any] | None, steps: Scales | None = None) -> Stored:
 
 def _coded(values: Symbols) -> Stored:
     """Integers with the exponent that takes the fewest bits."""
-    bits = lengths()[:, np.minimum(np.abs(values), 255)].sum(axis=1)
+    counts = np.bincount(np.minimum(np.abs(values), 255))
+    bits = lengths()[:, : counts.size] @ counts.astype(np.float64)
     best = int(bits.argmin())
     return Stored(best, values, float(bits[best]) + NAME_BITS)
 

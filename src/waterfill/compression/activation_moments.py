@@ -11,6 +11,10 @@ _DEAD = 1e-6
 """A channel with less than this share of its layer's mean variance is dead."""
 
 
+CACHED = 1 << 17
+"""Values that are looked at together, so that they stay in the cache."""
+
+
 @dataclass(frozen=True, eq=False)
 class ChannelMoments:
     """Mean and variance of every channel over all samples and positions.
@@ -37,14 +41,45 @@ class ChannelMoments:
 def measure(values: Tensor, axis: int) -> ChannelMoments:
     """The moments of one call.
 
+    Values are added up in their own precision about a mean, those of every sample apart, and samples in double
+    precision; all of them in double precision where single precision has no room for their squares.
+
     Args:
         values: activations with at least one value a channel.
         axis: which of their axes counts the channels.
     """
-    wide = values.detach()[None].double()
-    positions = [i for i in range(wide.ndim) if i != (axis if axis < 0 else axis + 1) % wide.ndim]
-    variance, mean = torch.var_mean(wide, dim=positions, correction=0)
-    return ChannelMoments(wide.numel() // mean.numel(), mean.cpu(), variance.cpu(), torch.finfo(values.dtype).eps)
+    rows = _rows(values.detach(), axis)
+    mean, variance = _about_mean(rows if rows.dtype == torch.float64 else rows.float())
+    if not bool(variance.isfinite().all()):
+        mean, variance = _about_mean(rows.double())
+    precision = torch.finfo(values.dtype).eps
+    return ChannelMoments(values.numel() // mean.numel(), mean.cpu(), variance.cpu(), precision)
+
+
+def _rows(values: Tensor, axis: int) -> Tensor:
+    """Values as [rows, channels, places]."""
+    wide = values[None]
+    channel = axis % wide.ndim if axis < 0 else axis + 1
+    return wide.flatten(0, channel - 1).flatten(2) if channel < wide.ndim - 1 else wide.flatten(0, -2)[..., None]
+
+
+def _about_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the channels of [rows, channels, places], float64 [channels] each."""
+    near = _sums(rows) / (len(rows) * rows.shape[2])
+    near = near.to(rows.dtype)
+    sums, squares = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
+    for some in torch.split(rows, max(1, CACHED // max(1, rows[0].numel()))):
+        apart = some - near[:, None]
+        sums += _sums(apart)
+        squares += _sums(apart.square_())
+    count = len(rows) * rows.shape[2]
+    rest = sums / count
+    return near.double() + rest, (squares / count - rest.square()).clamp_min(0)
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Sums of the channels, of every row first, float64 [channels]."""
+    return rows.sum(2).double().sum(0) if rows.shape[2] > 1 else rows[..., 0].sum(0).double()
 
 
 def merge(a: ChannelMoments, b: ChannelMoments) -> ChannelMoments:

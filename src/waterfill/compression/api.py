@@ -35,9 +35,11 @@ from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Q
 from waterfill.quantize import Feedback
 from waterfill.results import CompressionResult, DirectoryResult
 from waterfill.resume import Memo, of_tensors, work_folder
+from waterfill.threads import one_thread
 
 
 @in_ordinary_surroundings
+@one_thread()
 def compress(
     model: torch.nn.Module | str | Path,
     data: Iterable[Any] | None = None,
@@ -127,6 +129,7 @@ def compress(
 
 
 @in_ordinary_surroundings
+@one_thread()
 def compress_directory(
     source: str | Path,
     out: str | Path,

@@ -27,11 +27,11 @@ from waterfill.compression.calibration import chosen_by, held_out
 from waterfill.compression.checkpoint_groups import TensorGroup
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.encoder import Encoder
+from waterfill.compression.last_segment import LastSegmentEncoder
 from waterfill.compression.layer_stages import BlockRun
 from waterfill.compression.layerwise import CodedSegment, quantize_segment
 from waterfill.compression.loaded_parts import LoadedPart, PartLoader, tensor_or_matrix
 from waterfill.compression.rate_control import LevelSchedule, SegmentForecast, SpendBudget
-from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import ModelPart, Segment, StoredTensors, TensorReader
 from waterfill.compression.sensitivity import (
@@ -51,6 +51,7 @@ from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.language import next_tokens, predicts_next
 from waterfill.models.skeleton import Skeleton
 from waterfill.protocols import DataFree
+from waterfill.quantize.prepared import Prepared
 
 POWER = 0.75
 """To which importances are taken."""
@@ -155,8 +156,9 @@ def walk_directory(
     report, kept, water_level = ReportBuilder(), [], 0.0
     for number, segment in enumerate(walk.segments()):
         while True:
-            level = schedule.level(segment.name)
-            coded = quantize_segment(segment, level, encoder, statistics.sources)
+            level, budget = schedule.level(segment.name), schedule.filling(segment.name)
+            last = None if budget is None else LastSegmentEncoder(encoder, budget, budget.matrices(segment.name))
+            coded = quantize_segment(segment, level, last or encoder, statistics.sources)
             packed = coded.pack()
             if schedule.accepts(segment.name, level, coded.matrix_bits, len(packed.data)):
                 break
@@ -195,7 +197,7 @@ def spend(walk: DirectoryWalk, limit_bytes: float) -> SpendBudget:
     statistics = walk.statistics
     forecasts = {
         group.name: SegmentForecast(
-            statistics.components.get(group.name, VarianceHistogram.none()).scaled(statistics.scale),
+            {name: each.scaled(statistics.scale) for name, each in statistics.components[group.name].items()},
             statistics.vectors.get(group.name, 0),
             walk.source.exact_bits(group),
         )
@@ -204,16 +206,27 @@ def spend(walk: DirectoryWalk, limit_bytes: float) -> SpendBudget:
     digits = len(str(round(limit_bytes)))
     payloads = limit_bytes - HEADER_BYTES * (1 + len(forecasts)) - 3 * digits * len(forecasts)
     budget = SpendBudget(limit_bytes, 8 * payloads, forecasts)
-    components = forecasts[statistics.pilot_group].components if statistics.pilot else VarianceHistogram.none()
-    if components.number:
+    if statistics.pilot and forecasts[statistics.pilot_group].components.number:
         level = budget.level(statistics.pilot_group)
-        encoder = encoder_of(walk)
-        jobs = {name: encoder.job(weight, form) for name, (weight, form) in statistics.pilot.items()}
-        bits = sum(item.bits for item in encoder.quantize(jobs, level).values())
-        share = sum(job.weight.matrix.size for job in jobs.values()) / components.number
-        budget.pilot(bits, share * components.forecast(level))
-        statistics.pilot = {}  # a whole block with its forms
+        budget.pilot(*_pilot(walk, forecasts[statistics.pilot_group], level))
+    statistics.pilot = {}  # forms of a whole block
     return budget
+
+
+def _pilot(walk: DirectoryWalk, forecast: SegmentForecast, level: float) -> tuple[float, float]:
+    """Bits that the matrices of a segment take, by some rows of each, and how many are foreseen.
+
+    Args:
+        walk: has the matrices, or some rows of each.
+        forecast: of the segment.
+        level: the water level.
+    """
+    encoder = encoder_of(walk)
+    jobs = {name: encoder.job(weight, form) for name, (weight, form) in walk.statistics.pilot.items()}
+    taken = sum(Prepared(job.quantizer, job.weight, job.form).estimate_bits(level) for job in jobs.values())
+    wholes = {name: each for name, each in forecast.matrices.items() if name in jobs and each.number}
+    foreseen = (jobs[name].weight.matrix.size / whole.number * whole.forecast(level) for name, whole in wholes.items())
+    return taken, sum(foreseen)
 
 
 # Without data
@@ -236,10 +249,8 @@ class StoredWalk:
 
     def segments(self) -> Iterator[Segment]:
         """All groups."""
-        components = self.statistics.components
-        order = sorted(
-            self.source.groups, key=lambda group: (components[group.name].number > 0, group.block is not None)
-        )
+        has_matrices = self.statistics.has_matrices
+        order = sorted(self.source.groups, key=lambda group: (has_matrices(group.name), group.block is not None))
         for group in order:
             yield StoredTensors(group.name, partial(self._slices, group))
 
@@ -323,7 +334,7 @@ class BlockWalk:
         groups = self.statistics.groups
         late = [group for group in groups if group.block is None and self._is_late(group)]
         early = [group for group in groups if group.block is None and group not in late]
-        for group in sorted(early, key=lambda group: self.statistics.components[group.name].number > 0):
+        for group in sorted(early, key=lambda group: self.statistics.has_matrices(group.name)):
             yield self._part(group, self._original, self._compressed, None)
         self._use(self._compressed)
         with torch.no_grad():
@@ -370,16 +381,16 @@ class BlockWalk:
         def run(block: nn.Module, hidden: Sequence[Tensor], batch: int) -> Tensor:
             return self.forward.run_block(block, hidden[batch], calls[batch])
 
-        def finish() -> None:
-            with torch.no_grad():
-                self._hidden = [run(module, self._hidden, batch) for batch in range(len(self._hidden))]
-            self._passed.hidden[number] = []
-
         masks = self._passed.fitting_masks
         runs = (
             BlockRun(original.parameters, partial(run, original.module, before), masks),
-            BlockRun(compressed.parameters, lambda batch: run(module, self._hidden, batch), masks),
+            BlockRun(compressed.parameters, partial(run, module, self._hidden), masks),
         )
+
+        def finish() -> None:
+            self._hidden = [runs[1].output(batch) for batch in range(len(self._hidden))]
+            self._passed.hidden[number] = []
+
         return self._part(group, original, compressed, runs, finish)
 
     def _head_runs(self) -> tuple[BlockRun, BlockRun]:

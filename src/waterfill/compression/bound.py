@@ -31,6 +31,7 @@ from waterfill.models.kept_batches import as_batches, without_empty
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.quantize import Feedback
+from waterfill.threads import one_thread
 
 GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Rates at which a curve is told, and the one at which tensors are shown."""
@@ -193,6 +194,7 @@ class ModelBound:
 
 
 @in_ordinary_surroundings
+@one_thread()
 def bound(
     model: torch.nn.Module | str | Path,
     data: Iterable[Any] | None = None,

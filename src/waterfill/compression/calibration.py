@@ -147,6 +147,13 @@ class CalibratedModel:
         names = [name for name, each in self.model.named_parameters(remove_duplicate=False) if each.ndim > 1]
         return observe(self.model, self.copy, self.fitting, keep=self.keep, names=names)
 
+    def distances(self, copy: torch.nn.Module) -> NDArray[np.float64]:
+        """Distances of the outputs of a copy on the data to choose by, from those of the original."""
+        some = self.choosing
+        with self.reading.of(copy):
+            found = list(evaluate_batches(copy, some, some.references, self.distortion, processes=self.processes))
+        return np.concatenate([each.distances for each in found])
+
     def measure(self, copy: torch.nn.Module) -> tuple[Evaluation, NDArray[np.float64]]:
         """Measure a copy on all data, and the distances of its outputs on the data to choose by."""
         with self.reading.of(copy):

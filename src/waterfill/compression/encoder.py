@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,6 +17,7 @@ from waterfill.errors import UsageError, WaterfillError
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Progress, QuadraticForm, Quantizer
 from waterfill.quantize import Vector
+from waterfill.quantize.prepared import Prepared, draft_of
 from waterfill.reconstruct import errors, reconstruct
 from waterfill.records import Entry, Floats, Layout, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
@@ -58,6 +60,8 @@ class Encoder:
         processes: share the work.
         memo: of what is quantized already.
         progress: called as work goes on.
+        made: forms under which tensors are quantized, by importance: once for every importance, since what depends on
+            the result is kept by it.
     """
 
     quantizer: Quantizer
@@ -68,7 +72,12 @@ class Encoder:
     processes: Processes = ALONE
     memo: Memo = NOTHING_KEPT
     progress: Progress | None = None
-    _made: WeakKeyDictionary[QuadraticForm, QuadraticForm] = field(default_factory=WeakKeyDictionary, init=False)
+    made: WeakKeyDictionary[QuadraticForm, QuadraticForm] = field(default_factory=WeakKeyDictionary, repr=False)
+
+    @cached_property
+    def coarse(self) -> Encoder:
+        """The same with a quantizer that is soon done, for comparing ways to share the bits."""
+        return replace(self, quantizer=draft_of(self.quantizer))
 
     def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
         """Say how a tensor is quantized.
@@ -80,11 +89,11 @@ class Encoder:
         quantizer = Vector(self.zero_cost) if weight.is_vector else self.quantizer
         if importance is None:
             return Job(weight, quantizer, None, None)
-        form = self._made.get(importance)
+        form = self.made.get(importance)
         if form is None:
             form = self._form(weight, importance)
             if form is not importance:  # which would keep itself in memory
-                self._made[importance] = form  # once for every importance: what depends on the result is kept by it
+                self.made[importance] = form
         return Job(weight, quantizer, form, importance)
 
     def _form(self, weight: Weight, importance: QuadraticForm) -> QuadraticForm:
@@ -121,6 +130,15 @@ class Encoder:
                 if self.progress is not None:
                     self.progress("quantize", len(done), len(jobs))
         return done
+
+    def estimate_bits(self, jobs: Mapping[str, Job], level: float) -> float:
+        """Forecast the bits of tensors at a water level from some of their rows; of all processes alike."""
+
+        def of_one(job: Job) -> float:
+            return Prepared(job.quantizer, job.weight, job.form).estimate_bits(level)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return self.processes.broadcast(sum(pool.map(of_one, jobs.values())))
 
     def quantize_one(self, job: Job, level: float) -> Quantized:
         """Quantize one tensor, or find it quantized; vectors are quantized sooner than found.
@@ -175,22 +193,6 @@ def mean_zero_cost(jobs: Mapping[str, Job]) -> float:
     count = sum(job.weight.matrix.size for job in matrices)
     total = sum(zero_cost(job.weight, job.form) for job in matrices)
     return total / count if total > 0 else 1.0
-
-
-def some_rows(encoder: Encoder, job: Job, share: float, level: float) -> Quantized:
-    """Quantize a share of the rows of a matrix, those that cost most; the others are zero.
-
-    Between a matrix of zeros and one of two values there is no step; rows share the bits in between.
-    """
-    matrix, form = job.weight.matrix, job.form
-    price = 1.0 if form is None else form.diagonal()
-    order = np.argsort(-(np.square(matrix, dtype=np.float64) * price).sum(1), kind="stable")
-    kept = np.zeros_like(matrix)
-    some = order[: int(share * len(order))]
-    kept[some] = matrix[some]
-    item = encoder.quantize_one(replace(job, weight=replace(job.weight, matrix=kept)), level)
-    error = errors(job.weight, item.symbols, item.rule)
-    return replace(item, distortion=float(np.square(error).sum()) if form is None else form.cost(error))
 
 
 def decoded_matrix(layout: Layout, quantized: Quantized) -> Floats:

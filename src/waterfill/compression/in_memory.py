@@ -1,8 +1,8 @@
 """A model in memory: walked again and again, at one water level after the other.
 
 ```
-level --draft--> every tensor quantized for its own values; how large a file is
-draft --finish--> one pass: matrices for what they see now, statistics, vectors; priced, encoded, measured
+level --trial--> one pass: matrices for what they see now, statistics, vectors; priced, encoded, measured where chosen
+trial --finished--> vectors tuned, measured on all data
 ```
 """
 
@@ -12,13 +12,13 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression import distortion_curves as curves
 from waterfill.compression.calibration import CalibratedModel, PreparedModel
@@ -30,9 +30,8 @@ from waterfill.compression.encoder import (
     importance_to_power,
     mean_scale,
     mean_zero_cost,
-    some_rows,
 )
-from waterfill.compression.layerwise import CodedSegment, quantize_segment
+from waterfill.compression.layerwise import NOTHING, CodedSegment, quantize_segment
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
@@ -40,7 +39,6 @@ from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
 from waterfill.compression.settings import Settings
-from waterfill.compression.shortfall import FAR
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.compression.tune import Tune
 from waterfill.errors import CalibrationError
@@ -58,31 +56,8 @@ FIXED_LEVEL_LOG2 = -24.0
 VECTORS = ""
 """Name of the curve that all vectors have together: one that no tensor has."""
 
-ROW_TRIES = 4
-"""How many shares of the rows of a matrix are tried until they fit."""
-
 Points = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 """Bits, measured losses and predicted losses of a curve."""
-
-
-@dataclass(frozen=True, eq=False)
-class Draft:
-    """A whole file at one water level, quantized without looking at data.
-
-    Attributes:
-        water_level: mean cost of an error per weight.
-        quantized: what the file says about every coded tensor.
-        packed: the file.
-    """
-
-    water_level: float
-    quantized: Mapping[str, Quantized]
-    packed: container.Packed
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file."""
-        return len(self.packed.data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +70,7 @@ class FileCandidate:
         coded: its tensors.
         packed: the file.
         report: what is told of it.
-        measured: on the calibration data; None without.
+        measured: on the calibration data; None without, and for a trial.
         distances: of every output from that of the original, on the data to choose by; empty without data.
         untuned: distortion before tuning; None where nothing was tuned.
     """
@@ -113,6 +88,11 @@ class FileCandidate:
     def size_bytes(self) -> int:
         """Size of the file."""
         return len(self.packed.data)
+
+    @property
+    def coded_bits(self) -> float:
+        """Bits of its symbols, without those of tensors that are stored without loss."""
+        return sum(item.bits for name, item in self.coded.quantized.items() if name in self.walk.jobs)
 
     @property
     def distortion(self) -> float | None:
@@ -192,7 +172,8 @@ class InMemoryWalk:
             progress=self.settings.progress,
         )
         cost = processes.broadcast(mean_zero_cost(plain.jobs(self.inventory.weights, self.prepared.forms)))
-        return replace(plain, zero_cost=cost, offsets=self.offsets)
+        made = WeakKeyDictionary() if self.offsets else plain.made
+        return replace(plain, zero_cost=cost, offsets=self.offsets, made=made)
 
     @property
     def _matrix_forms(self) -> dict[str, QuadraticForm]:
@@ -227,6 +208,11 @@ class InMemoryWalk:
         middle = math.log2(self.mean_power)
         return middle + LOWEST_LOG2, middle + HIGHEST_LOG2
 
+    def level_of(self, bits: float) -> float:
+        """The water level at which so many bits are foreseen, within `level_span`."""
+        low, high = self.level_span
+        return float(np.clip(self.forecast.level_at_forecast(bits), 2.0**low, 2.0**high))
+
     @property
     def limit_bytes(self) -> float:
         """About how many bytes a file takes to name its limits."""
@@ -236,111 +222,79 @@ class InMemoryWalk:
     def _lossless(self) -> LosslessTensors:
         return self.prepared.lossless
 
-    # Drafts
+    # Candidates
 
-    def draft(self, water_level: float) -> Draft:
-        """Quantize and encode at a level, without looking at data."""
-        quantized = self.encoder.quantize(self.jobs, water_level)
-        return Draft(water_level, quantized, self._pack(quantized))
+    def trial(
+        self, water_level: float, known: Mapping[str, Quantized] = NOTHING, *, coarsely: bool = False
+    ) -> FileCandidate:
+        """Quantize in sequence and correct statistics on the way, then price, encode, and measure to choose by.
 
-    def draft_fixed(self) -> Draft:
-        """Quantize and encode where the level moves only the vectors: they are filled to the level of the matrices."""
+        Args:
+            water_level: mean cost of an error per weight.
+            known: what is quantized already, of what does not look at activations.
+            coarsely: by a search that is soon done, to compare ways to share the bits.
+        """
+        encoder = self.encoder.coarse if coarsely else self.encoder
+        candidate = self._candidate(
+            water_level, quantize_segment(self._segment(), water_level, encoder, self.sources, known)
+        )
+        return candidate if self.model is None else self._compared(candidate, self.model)
+
+    def finished(self, candidate: FileCandidate) -> FileCandidate:
+        """Tune the vectors of a trial where that is asked for, and measure it on all data."""
+        if self.model is None:
+            return candidate
+        found = self._measured(candidate, self.model)
+        return found if self.tune is None else self._tuned(found, self.model, self.tune)
+
+    def fixed(self) -> FileCandidate:
+        """Quantize where the level moves only the vectors: they are filled to the level of the matrices."""
         matrices = {name: job for name, job in self.jobs.items() if not job.weight.is_vector}
-        vectors = {name: job for name, job in self.jobs.items() if job.weight.is_vector}
         done = self.encoder.quantize(matrices, self.mean_power)
         count = sum(job.weight.matrix.size for job in matrices.values())
         reached = sum(item.distortion for item in done.values()) / max(1, count)
         water_level = max(reached, self.mean_power * 2.0**FIXED_LEVEL_LOG2)
-        done |= self.encoder.quantize(vectors, water_level)
-        return Draft(water_level, done, self._pack(done))
-
-    def mix(self, coarse: Draft, fine: Draft, limit: float) -> Draft:
-        """Take as many tensors of the finer draft as fit, those with the most bits first, and rows of one more.
-
-        Rate-distortion optimised rounding can jump from one level to the next, past the limit; tensors jump one by one,
-        and in the last one some rows are set to zero.
-        """
-        quantized, left = dict(coarse.quantized), 8 * (limit - coarse.size_bytes)
-        more = {name: fine.quantized[name].bits - item.bits for name, item in coarse.quantized.items()}
-        for name in sorted(more, key=lambda name: -more[name]):
-            if 0 < more[name] <= left:
-                quantized[name], left = fine.quantized[name], left - more[name]
-        mixed = replace(coarse, quantized=quantized, packed=self._pack(quantized))
-        mixed = mixed if mixed.size_bytes <= limit else coarse
-        return self._with_rows(mixed, fine, limit) if mixed.size_bytes < limit * (1 - FAR) else mixed
-
-    def _with_rows(self, draft: Draft, fine: Draft, limit: float) -> Draft:
-        """Take as many rows as fit of the matrix that takes the most bits more in a finer draft."""
-        name = max(fine.quantized, key=lambda name: fine.quantized[name].bits - draft.quantized[name].bits)
-        job, coarse = self.jobs[name], draft.quantized[name]
-        more = fine.quantized[name].bits - coarse.bits
-        if self.model is not None or job.weight.is_vector or more <= 0:  # with data matrices are quantized again
-            return draft
-        share = min(1.0, 8 * (limit - draft.size_bytes) / more)
-        for _ in range(ROW_TRIES):
-            part = some_rows(self.encoder, job, share, fine.water_level)
-            quantized = {**draft.quantized, name: part}
-            found = replace(draft, quantized=quantized, packed=self._pack(quantized))
-            if found.size_bytes <= limit:
-                return found if part.distortion < coarse.distortion else draft
-            share *= 0.97 * limit / found.size_bytes
-        return draft
-
-    def _pack(self, quantized: Mapping[str, Quantized]) -> container.Packed:
-        known = self._lossless
-        return container.pack(known.entries, {**quantized, **known.symbols}, known.data, PRODUCER)
-
-    # Candidates
-
-    def finish(self, draft: Draft) -> FileCandidate:
-        """Quantize in sequence and correct statistics on the way, then price, encode, and measure."""
-        found = self.trial(draft)
-        return found if self.tune is None or self.model is None else self._tuned(found, self.model, self.tune)
-
-    def trial(self, draft: Draft) -> FileCandidate:
-        """Finish a draft without tuning."""
-        segment = self._segment()
-        coded = quantize_segment(segment, draft.water_level, self.encoder, self.sources, draft.quantized)
-        return self._measured(self._candidate(draft.water_level, coded, draft.packed))
+        return self.finished(self.trial(water_level, done))
 
     def _segment(self) -> Segment:
         inventory, forms, reasons = self.inventory, self.prepared.forms, self.prepared.reasons
         if self.model is None:
             return StoredTensors("", lambda: slices_of_inventory(inventory, forms, reasons), entries_by_name(inventory))
-        return WholeModel(self.model, inventory, forms, self._visited(self.model), self.settings.progress, reasons)
+        return WholeModel(self.model, inventory, forms, self.visited, self.settings.progress, reasons)
 
-    def _visited(self, model: CalibratedModel) -> Collection[str]:
+    @cached_property
+    def visited(self) -> Collection[str]:
         """Names of the matrices that are quantized in sequence: dense ones, with cross terms that the search uses."""
-        if not traits_of(self.settings.quantizer).uses_cross_terms:
+        if self.model is None or not traits_of(self.settings.quantizer).uses_cross_terms:
             return ()
         dense = [
             name
             for name, job in self.jobs.items()
             if job.form is not None and job.form.has_cross_terms and not is_sparse(job.weight.matrix)
         ]
-        return [name for name in dense if name in model.observed.matrix_inputs]
+        return [name for name in dense if name in self.model.observed.matrix_inputs]
 
-    def _candidate(self, water_level: float, coded: CodedSegment, before: container.Packed) -> FileCandidate:
+    def _candidate(self, water_level: float, coded: CodedSegment) -> FileCandidate:
         """Price and encode a segment: that of the first process, from which others may be a rounding away.
 
         Args:
             water_level: at which it was quantized.
             coded: its tensors.
-            before: a file of it, for the sizes of what is stored without loss.
         """
         coded = self.settings.processes.broadcast(coded.shortened(self._lossless))
         report = ReportBuilder(self.corrections)
-        report.add(coded, before)
+        report.add(coded, self._lossless.packed)
         facts = self.settings.processes.broadcast(report.limit_facts(self.measure, coded.entries))
         packed = coded.pack(facts)
         whole = ReportBuilder(self.corrections)
         whole.add(coded, packed)
         return FileCandidate(self, water_level, coded, packed, whole)
 
-    def _measured(self, candidate: FileCandidate) -> FileCandidate:
-        if self.model is None:
-            return candidate
-        measured, distances = self.model.measure(filled(self.model, candidate))
+    def _compared(self, candidate: FileCandidate, model: CalibratedModel) -> FileCandidate:
+        return replace(candidate, distances=model.distances(filled(model, candidate)))
+
+    def _measured(self, candidate: FileCandidate, model: CalibratedModel) -> FileCandidate:
+        measured, distances = model.measure(filled(model, candidate))
         return replace(candidate, measured=measured, distances=distances)
 
     def _tuned(self, found: FileCandidate, model: CalibratedModel, tune: Tune) -> FileCandidate:
@@ -357,8 +311,7 @@ class InMemoryWalk:
             state[name].copy_(torch.from_numpy(value))
         read = torch_module.inventory(copy, **model.options).weights
         vectors = {name: read[name] for name in names if name in read}
-        coded = self._with_vectors(found, vectors)
-        tuned = self._measured(self._candidate(found.water_level, coded, found.packed))
+        tuned = self._measured(self._candidate(found.water_level, self._with_vectors(found, vectors)), model)
         better = tuned if (tuned.held_out or 0) < (found.held_out or 0) else found
         return replace(better, untuned=found.distortion)
 
@@ -416,8 +369,10 @@ class InMemoryWalk:
 
     def _points(self, groups: Mapping[str, list[str]], water_level: float, model: CalibratedModel) -> dict[str, Points]:
         """Points of every group, at every offset; each process measures some of the groups."""
-        jobs = {name: self.jobs[name] for members in groups.values() for name in members}
-        tried = [self.encoder.quantize(jobs, water_level * 2.0**offset) for offset in curves.OFFSETS]
+        encoder = self.encoder.coarse
+        weights = {name: self.inventory.weights[name] for members in groups.values() for name in members}
+        jobs = encoder.jobs(weights, self.prepared.forms)
+        tried = [encoder.quantize(jobs, water_level * 2.0**offset) for offset in curves.OFFSETS]
         originals = assemble(self.inventory.entries, self._original, self.inventory.exact)
         torch_module.fill(model.copy, dict(originals))
 
@@ -427,7 +382,7 @@ class InMemoryWalk:
 
         part, processes = model.fitting, self.settings.processes
         some, own = curves.some(part, part.references), list(groups)[processes.rank :: processes.count]
-        key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in self.jobs.items()})
+        key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in jobs.items()})
         with model.reading.of(model.copy):
             measured = self.settings.memo.once(
                 key, lambda: curves.measure(model.copy, some, model.distortion, own, trial, self.settings.progress)

@@ -150,15 +150,28 @@ def _products(name: str, use: Use, gradient: Tensor, samples: int) -> dict[str, 
 
 
 def _row_squares(g: Tensor, x: Tensor, samples: int) -> Tensor:
-    """`sum_n sum_i (sum_p g_npo x_npi)^2` over samples n, inputs i and their positions p, [out]."""
+    """`sum_n sum_i (sum_p g_npo x_npi)^2` over samples n, inputs i and their positions p, [out].
+
+    With `K_n = x_n x_n^T` that is `sum_n g_no^T K_n g_no`: cheaper where a sample has fewer positions than either side
+    has rows or columns.
+    """
     if samples == len(g):
         return g.square().T.double() @ x.square().sum(1).double()
     g, x = g.reshape(samples, -1, g.shape[1]), x.reshape(samples, -1, x.shape[1])
-    total = torch.zeros(g.shape[2], dtype=torch.float64)
-    step = max(1, ROWS // x.shape[2])
-    for one, other in zip(g, x, strict=True):
-        total += torch.cat([(part.T @ other).square().sum(1) for part in one.split(step, 1)])
-    return total
+    positions, inputs, out = x.shape[1], x.shape[2], g.shape[2]
+    of_sample = _by_positions if positions * (inputs + out) < inputs * out else _by_inputs
+    return torch.stack([of_sample(one, other).double() for one, other in zip(g, x, strict=True)]).sum(0)
+
+
+def _by_positions(g: Tensor, x: Tensor) -> Tensor:
+    """`_row_squares` of a sample, by products of positions."""
+    return torch.einsum("po,po->o", x @ x.T @ g, g).clamp(min=0)
+
+
+def _by_inputs(g: Tensor, x: Tensor) -> Tensor:
+    """`_row_squares` of a sample, by its gradients, some rows at a time."""
+    step = max(1, ROWS // x.shape[1])
+    return torch.cat([(part.T @ x).square().sum(1) for part in torch.split(g, step, 1)])
 
 
 def _sum(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -221,13 +234,14 @@ class _Reader:
             return None if squares is None else self._diagonal(name, squares, shape)
         turned = f"turned:{name}" in self.totals
         row_squares = self.totals[f"turned:{name}" if turned else f"plain:{name}"]
-        columns, rows = gram.numpy() / float(gram.trace()), row_squares.numpy() / self.count
+        columns, rows = gram.numpy(), row_squares.numpy() / self.count
+        columns = columns + columns.T
+        columns /= 2 * float(gram.trace())
         if squares is not None and not turned:  # a table of tokens that is the last layer, too: errors are looked up
             exact = rows[:, None] * np.diagonal(columns) + squares.numpy() / self.count
             return ParameterStatistics(self._form(exact), Layout(shape), reason=TIED)
         positions = float(self.totals[f"positions:{name}"])
-        symmetric = ((columns + columns.T) / 2)[None]
-        form = KroneckerForm(rows, symmetric, "", positions, factor=self.factor, unit=self.unit).shrunk()
+        form = KroneckerForm(rows, columns[None], "", positions, factor=self.factor, unit=self.unit).shrunk()
         return ParameterStatistics(form, Layout(shape, transposed=turned), rows)
 
     def _diagonal(self, name: str, squares: Tensor, shape: tuple[int, ...]) -> ParameterStatistics:

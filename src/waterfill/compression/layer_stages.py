@@ -1,23 +1,27 @@
 """Matrices of a transformer block in the order in which it uses them, and what they see.
 
-Matrices that read the same input are a stage, such as query, key and value; so are all experts. At each stage all
-batches go through the original and through the compressed block up to there, and the products of both inputs say what
-an error costs now, and where the target is, see `target_correction`.
+Matrices that read the same input are a stage, such as query, key and value; so are all experts. All batches go through
+the original once, and through the compressed block from stage to stage; the products of both inputs say what an error
+costs now, and where the target is, see `target_correction`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from waterfill.compression.block_forward import Reached
+from waterfill.compression.resumed_pass import BUDGET_BYTES, KeptResults, ResumedPass
 from waterfill.compression.sensitivity import CrossedSensitivity
-from waterfill.compression.target_correction import LayerInputs
+from waterfill.compression.target_correction import InputChange, LayerInputs
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.uses import Dense, View
@@ -28,8 +32,38 @@ SHRINKAGE = 1.5
 positions: more than an importance gets, for a target follows every accident of the text that it was fitted to."""
 
 
-class _StageReached(Reached):
-    """All matrices of the stage have been used."""
+class InputsFound(Reached):
+    """The inputs of all matrices have been seen."""
+
+
+class InputWatch(ProductWatch):
+    """While it is entered, the first inputs of matrices are recorded; it stops before the last product is computed.
+
+    Args:
+        tensors: the matrices, by name.
+
+    Attributes:
+        inputs: of those that were used, [positions, in].
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors, self._take)
+        self.inputs: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._left = set(tensors)
+
+    @property
+    def overwritten(self) -> list[str]:
+        """Names of matrices whose inputs were written over since."""
+        return [name for name, x in self.inputs.items() if x._version != self._versions[name]]
+
+    def _take(self, name: str, view: View, x: Tensor) -> None:
+        if isinstance(view, Dense) and name in self._left:
+            self.inputs[name] = x
+            self._versions[name] = x._version
+            self._left.remove(name)
+        if not self._left:
+            raise InputsFound
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,38 +77,59 @@ class BlockRun:
     """
 
     parameters: Mapping[str, Tensor]
-    run: Callable[[int], object]
+    run: Callable[[int], Tensor]
     masks: Mapping[int, Tensor]
+    _kept: dict[int, KeptResults] = field(default_factory=dict)
 
-    def inputs(self, names: Sequence[str], batch: int) -> dict[str, Tensor]:
+    def inputs(self, names: Collection[str], batch: int) -> dict[str, Tensor]:
         """Inputs [positions, in] of matrices in a batch; of those that it reaches."""
-        found: dict[str, Tensor] = {}
+        return self._inputs(names, batch, None)
 
-        def record(name: str, view: View, x: Tensor) -> bool:
-            if isinstance(view, Dense) and name not in found:
-                found[name] = x
-            if len(found) == len(names):
-                raise _StageReached
-            return False
+    def resumed_inputs(self, names: Collection[str], batch: int) -> dict[str, Tensor]:
+        """The same, in a pass that goes on from where it was when the last matrices changed."""
+        most = BUDGET_BYTES // max(1, len(self.masks))
+        return self._inputs(names, batch, self._kept.setdefault(batch, KeptResults(most)))
 
-        try:
-            with torch.no_grad(), ProductWatch({name: self.parameters[name] for name in names}, record):
-                self.run(batch)
-        except _StageReached:
-            pass
-        return found
+    def _inputs(self, names: Collection[str], batch: int, kept: KeptResults | None) -> dict[str, Tensor]:
+        watch = InputWatch({name: self.parameters[name] for name in names})
+        with suppress(InputsFound), torch.no_grad(), _resuming(kept), watch:
+            self.run(batch)
+        again = [self._inputs([name], batch, kept) for name in watch.overwritten if len(names) > 1]
+        return watch.inputs | {name: x for each in again for name, x in each.items()}
+
+    def output(self, batch: int) -> Tensor:
+        """What comes out of the block, in such a pass to its end, the last one of the batch."""
+        with torch.no_grad(), _resuming(self._kept.pop(batch, None)):
+            return self.run(batch)
+
+    def changed(self, names: Iterable[str]) -> None:
+        """Take note that matrices have changed."""
+        tensors = [self.parameters[name] for name in names]
+        for kept in self._kept.values():
+            kept.cut(tensors)
+
+    def forget(self) -> None:
+        """Let go of all results, so that passes begin anew."""
+        self._kept.clear()
 
 
-def stages(side: BlockRun, names: Sequence[str]) -> list[list[str]]:
+def _resuming(kept: KeptResults | None) -> ResumedPass | nullcontext[None]:
+    return nullcontext() if kept is None else ResumedPass(kept)
+
+
+BlockInputs: TypeAlias = Mapping[int, dict[str, Tensor]]
+"""By number of the batch, and by name: the inputs of matrices of the original block."""
+
+
+def stages(inputs: BlockInputs, names: Sequence[str]) -> list[list[str]]:
     """Group matrices that read the same inputs, in the order of their first use."""
     order: dict[str, int] = {}
     kinds: dict[str, int] = {}
-    for batch in side.masks:
-        left = [name for name in names if name not in order]
-        if not left:
-            break
+    for of_batch in inputs.values():
         by_input: dict[int, int] = {}
-        for name, x in side.inputs(left, batch).items():
+        for name, x in of_batch.items():
+            if name in order or name not in names:
+                continue
             kind = _kind(name)
             stage = by_input.setdefault(x.data_ptr(), kinds.get(kind, len(set(kinds.values()))))
             order[name] = kinds.setdefault(kind, stage)
@@ -107,10 +162,12 @@ def _kind(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class InputMoments:
-    """Moments of the inputs of a matrix in the compressed block, beside those in the original.
+    """Moments of the inputs of matrices in the compressed block, beside those in the original.
+
+    They are one object for all matrices that read the same inputs, and so is what follows from them.
 
     Attributes:
-        seen: mean of `x' x'^T`, float64 [in, in].
+        seen: mean of `x' x'^T`, float64 or float32 [in, in].
         change: mean of `(x - x') x'^T` of the same shape; None where positions of both do not correspond.
         means: means of x and of x', float64 [in] each; None with `change`.
         positions: over how many.
@@ -121,39 +178,47 @@ class InputMoments:
     means: tuple[Tensor, Tensor] | None
     positions: float
 
+    @cached_property
+    def _columns(self) -> KroneckerForm:
+        """The factor over columns, of the trace 1 but for what shrinkage adds, with one row of 1."""
+        columns = self.seen.numpy()
+        symmetric = columns + columns.T
+        symmetric /= 2 * max(float(np.trace(columns, dtype=np.float64)), 1e-300)
+        return KroneckerForm(np.ones(1), symmetric[None], "", self.positions).shrunk()
+
+    @cached_property
+    def _change(self) -> InputChange | None:
+        if self.change is None:
+            return None
+        return InputChange(self.seen[None], self.change[None], SHRINKAGE / self.positions)
+
     def form(self, known: CrossedSensitivity) -> KroneckerForm:
         """The importance for these inputs.
 
         Args:
             known: factor over rows that goes with a trace of 1, and the unit.
         """
-        columns = self.seen.numpy()
-        columns = columns / max(float(np.trace(columns)), 1e-300)
-        symmetric = ((columns + columns.T) / 2)[None]
-        return KroneckerForm(
-            known.rows, symmetric, "", self.positions, factor=known.form.factor, unit=known.form.unit
-        ).shrunk()
+        return self._columns.for_matrix(known.rows, self.positions, known.form)
 
     def layer_inputs(self, known: CrossedSensitivity) -> LayerInputs:
         """Give the inputs by which a target is sought, with the form for them; argument as of `form`."""
-        change = None if self.change is None else self.change[None]
-        return LayerInputs(known.layout, self.seen[None], change, SHRINKAGE / self.positions, self.form(known))
+        return LayerInputs(known.layout, self._change, self.form(known))
 
 
 def input_moments(
-    names: Sequence[str], original: BlockRun, compressed: BlockRun, sums: ExactSum
+    names: Sequence[str], original: BlockInputs, compressed: BlockRun, sums: ExactSum
 ) -> dict[str, InputMoments]:
     """Compare the inputs of the matrices of a stage; those that no batch reaches are left out.
 
     Args:
         names: of the matrices.
-        original: the block as it was, on what its own blocks before hand on.
+        original: their inputs in the block as it was, on what its own blocks before hand on.
         compressed: the block as far as it is compressed.
         sums: to add up with.
     """
     alias: dict[str, str] = {}
     for batch, mask in compressed.masks.items():
-        before, now = original.inputs(names, batch), compressed.inputs(names, batch)
+        before, now = original[batch], compressed.resumed_inputs({alias.get(name, name) for name in names}, batch)
         values: dict[str, Tensor] = {"batches:": torch.ones(1)}
         first: dict[int, str] = {}
         for name, x in now.items():
@@ -162,7 +227,8 @@ def input_moments(
                 values |= _compared(key, before.get(name), x, mask)
         sums.add(values)
     totals = sums.totals()
-    found = {name: _moments(alias.get(name, name), totals) for name in names}
+    moments = {key: _moments(key, totals) for key in {*alias.values(), *names}}
+    found = {name: moments[alias.get(name, name)] for name in names}
     return {name: each for name, each in found.items() if each is not None}
 
 
@@ -184,7 +250,8 @@ def _moments(name: str, totals: Mapping[str, Tensor]) -> InputMoments | None:
     if gram is None or not float(gram.trace()) > 0:
         return None
     positions = float(totals[f"positions:{name}"])
+    gram /= positions
     aligned = totals.get(f"aligned:{name}")  # in all batches, or the others would count as unchanged
-    change = None if aligned is None or float(aligned) < positions else totals[f"change:{name}"]
+    change = None if aligned is None or float(aligned) < positions else totals[f"change:{name}"].div_(positions)
     means = None if change is None else (totals[f"before:{name}"] / positions, totals[f"now:{name}"] / positions)
-    return InputMoments(gram / positions, None if change is None else change / positions, means, positions)
+    return InputMoments(gram, change, means, positions)

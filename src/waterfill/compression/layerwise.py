@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from waterfill._version import PRODUCER
 from waterfill.codec import container
-from waterfill.compression.encoder import Encoder, Job, decoded
+from waterfill.compression.encoder import Job, decoded
 from waterfill.compression.limits import EntryLimit, SourceModels, entry_limit
 from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.rate_model import VarianceHistogram
@@ -20,7 +21,21 @@ from waterfill.compression.segments import Segment
 from waterfill.compression.target_correction import LayerInputs
 from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.files import exact_bytes
+from waterfill.protocols import QuadraticForm
 from waterfill.records import Entry, Exact, Limits, Quantized, Weight
+
+
+class TensorEncoder(Protocol):
+    """Quantizes tensors, see `Encoder`."""
+
+    def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
+        """Say how a tensor is quantized."""
+        ...
+
+    def quantize(self, jobs: Mapping[str, Job], level: float) -> dict[str, Quantized]:
+        """Quantize tensors, at a water level or near it."""
+        ...
+
 
 AT_ONCE = 1 << 25
 """Weights that are quantized at once, about."""
@@ -114,7 +129,7 @@ class CodedSegment:
 def quantize_segment(
     segment: Segment,
     level: float,
-    encoder: Encoder,
+    encoder: TensorEncoder,
     sources: SourceModels,
     known: Mapping[str, Quantized] = NOTHING,
 ) -> CodedSegment:
@@ -145,7 +160,7 @@ class _Coder:
 
     segment: Segment
     level: float
-    encoder: Encoder
+    encoder: TensorEncoder
     sources: SourceModels
     coded: CodedSegment
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.compression.calibration import CalibratedModel
-from waterfill.compression.in_memory import Draft, FileCandidate, InMemoryWalk, filled
+from waterfill.compression.in_memory import FileCandidate, InMemoryWalk, filled
+from waterfill.compression.mixing import mixed
 from waterfill.compression.quality import Losses, floor_of_quality, losses_of
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, Trial, lowest_within
 from waterfill.compression.shortfall import (
@@ -35,14 +36,20 @@ WITHIN = 0.005
 SIZE_PRECISION = 3e-3
 """Width in octaves of forecasts at which a search for a size ends."""
 
-ABOUT = 0.02
+ABOUT = 0.04
 """A file is within this fraction of a size where ways to share the bits are compared; scores make up for sizes."""
 
 SURELY = 1.0
 """An allocation replaces a simpler one only if its held-out distortion is lower by this many standard errors."""
 
-TRIES = 8
-"""How many files are made at most until one is as large as it may be; for the last one there is room."""
+TRIALS = 2
+"""How many trials come near to a size at which ways to share the bits are compared."""
+
+MIXES = 3
+"""From how many finer files a file that falls short is filled up at most."""
+
+TUNINGS = 2
+"""How often a size is searched anew where tuning made a file too large."""
 
 NEARLY = 0.05
 """A file is within this fraction below its target of quality, where the measure is that fine."""
@@ -86,10 +93,12 @@ def _found(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool) -> Fi
         size = target.size(first.inventory.floating_values)
         return _of_size(_best_allocation(walks, size, curves=curves), target, size)
     losses = losses_of(first.calibrated, target)
-    untuned = replace(first, tune=None)
-    start = _within(untuned, target, losses, guessed_level(first, target), COARSELY)
-    best = _best_allocation(walks, start.size_bytes, curves=curves).walk
-    return _within(best, target, losses, start.water_level, NEARLY)
+    start = guessed_level(first, target)
+    if len(walks) == 1 and not curves:
+        return _of_quality(first, target, losses, start)
+    some = _about(replace(first, tune=None), target, losses, start)
+    best = _best_allocation(walks, some.size_bytes, curves=curves).walk
+    return _of_quality(best, target, losses, some.water_level)
 
 
 def _answers_alike(found: FileCandidate, model: CalibratedModel) -> bool:
@@ -133,18 +142,14 @@ def _best_allocation(walks: Sequence[InMemoryWalk], size: float, *, curves: bool
     model = first.walk.model
     if model is None or (len(walks) == 1 and not curves):
         return first
-    ways = [first, *(_Files(walk) for walk in walks[1:])]
-    if curves:
-        with suppress(TargetError):
-            level = first.nearest(size - first.walk.limit_bytes, ABOUT).water_level
-            ways += [_Files(walk) for walk in _with_curves(walks, level, model)]
-    best: tuple[_Files, FileCandidate] | None = None
-    for files in ways:
-        with suppress(TargetError):  # not even its coarsest file is that small
-            candidate = files.trial(size)
-            if best is None or _is_better(candidate, best[1]):
-                best = files, candidate
-    return first if best is None else best[0]
+    best, chosen = first, first.trial(size)
+    moved = iter(_with_curves(walks, chosen.water_level, model) if curves else ())
+    for walk in (*walks[1:], *moved):
+        files = _Files(walk, best.forecast)
+        candidate = files.trial(size)
+        if _is_better(candidate, chosen):
+            best, chosen = files, candidate
+    return best
 
 
 def _with_curves(walks: Sequence[InMemoryWalk], water_level: float, model: CalibratedModel) -> list[InMemoryWalk]:
@@ -185,117 +190,134 @@ def _at_one_size(candidate: FileCandidate) -> NDArray[np.float64]:
 # Sizes
 
 
+@dataclass(frozen=True)
+class SizeForecast:
+    """How large files of a walk are.
+
+    Attributes:
+        beside: bytes beside what the walk quantizes.
+        ratio: bits that are taken for every bit that is foreseen.
+    """
+
+    beside: float
+    ratio: float = 1.0
+
+    @classmethod
+    def learned(cls, candidate: FileCandidate) -> SizeForecast:
+        """What a file shows."""
+        foreseen = candidate.walk.forecast.forecast(candidate.water_level)
+        bits = candidate.coded_bits
+        return cls(candidate.size_bytes - bits / 8, bits / foreseen if bits > 0 and foreseen > 0 else 1.0)
+
+    @classmethod
+    def estimated(cls, walk: InMemoryWalk, size: float) -> SizeForecast:
+        """What some rows of every tensor tell at about a size."""
+        plain = cls(walk.limit_bytes + len(walk.prepared.lossless.packed.data))
+        level = walk.level_of(plain.bits(size))
+        foreseen, bits = walk.forecast.forecast(level), walk.encoder.estimate_bits(walk.jobs, level)
+        return replace(plain, ratio=bits / foreseen) if bits > 0 and foreseen > 0 else plain
+
+    def bits(self, size: float) -> float:
+        """Bits to be foreseen for a size."""
+        return max(1.0, 8 * (size - self.beside) / self.ratio)
+
+
 class _Files:
     """Files of one walk by their size.
 
     What is searched is not the water level itself but the forecast of the bits there, to which sizes are nearly
     proportional.
+
+    Args:
+        walk: of the model.
+        forecast: how large files of another walk of the model are; None where that is not known.
     """
 
-    def __init__(self, walk: InMemoryWalk) -> None:
+    def __init__(self, walk: InMemoryWalk, forecast: SizeForecast | None = None) -> None:
         self.walk = walk
-        self._drafts: dict[float, Draft] = {}
-        self._too_large: list[int] = []
-        self._growth: float | None = None
+        self.forecast = forecast
+        self._coarsest: FileCandidate | None = None
+        self._finest = math.inf
+        self._finer: int | None = None
 
     def trial(self, size: float) -> FileCandidate:
-        """A corrected file of about this size, measured on data to choose by.
-
-        Raises:
-            TargetError: not even the coarsest draft is that small.
-        """
-        draft = self.nearest(size - self.walk.limit_bytes, ABOUT)
-        done = self.walk.trial(draft)
-        self._growth = done.size_bytes - draft.size_bytes
-        return done
+        """A trial of about this size, to be compared with those of other walks."""
+        for _ in range(TRIALS):
+            found = self._learn(self.walk.trial(self.walk.level_of(self._bits(size)), coarsely=True))
+            if abs(found.size_bytes / size - 1) <= ABOUT:
+                break
+        return found
 
     def largest(self, limit: float) -> FileCandidate:
-        """The largest file of at most `limit` bytes.
-
-        Finishing changes the size, and limits are named, so drafts aim at another size than the limit: by as much as
-        they grew the last time.
+        """The largest file of at most `limit` bytes, nearly.
 
         Raises:
             TargetError: even the coarsest file is larger.
         """
-        walk = self.walk
-        aim = limit - (walk.limit_bytes if self._growth is None else self._growth)
-        fitting: list[FileCandidate] = []
-        known: dict[bytes, bool] = {}  # whether the file of a draft fits
+        aim = limit
+        for _ in range(TUNINGS):
+            found = self.walk.finished(self._largest(aim))
+            if found.size_bytes <= limit:
+                return found
+            aim -= found.size_bytes - limit  # tuning has made it larger
+        return replace(self.walk, tune=None).finished(self._largest(limit))
+
+    def _largest(self, limit: float) -> FileCandidate:
+        """The largest trial of at most `limit` bytes, nearly; arguments and errors as of `largest`."""
+        finer: list[FileCandidate] = []
+
+        def attempt(place: float) -> Trial[FileCandidate]:
+            found = self._try(place)
+            if found.size_bytes > limit:
+                finer.append(found)
+                finer.sort(key=lambda each: each.size_bytes)
+                del finer[MIXES:]
+            return Trial(place, float(found.size_bytes), found)
+
+        first = -math.log2(self._bits(limit * (1 - WITHIN / 2)))
         try:
-            for _ in range(TRIES):
-                draft = self.nearest(aim)
-                fits = known.get(draft.packed.data)
-                if fits:  # nothing lies between
-                    break
-                if fitting and fits is False:  # the largest draft that is near enough to the aim, as before
-                    aim = min(aim, draft.size_bytes) - 1
-                    continue
-                candidate = walk.finish(draft)
-                left = limit - candidate.size_bytes
-                known[draft.packed.data] = left >= 0
-                fitting += [candidate] if left >= 0 else []
-                self._too_large += [candidate.size_bytes] if left < 0 else []
-                if 0 <= left <= WITHIN * limit:
-                    break
-                sure = left < 0 or len(known) == 1  # how much a draft grows is not the same for the next one
-                aim += left - 1 if sure else left / 2
+            found = lowest_within(
+                attempt, limit, first, slope=-1.0, within=WITHIN, precision=SIZE_PRECISION, span=self._span
+            ).made
         except TargetError as error:
-            floor = fitting[-1] if fitting else self.floor
-            if floor.size_bytes > limit:
-                raise _below_floor(limit, floor.size_bytes, walk.inventory.floating_values) from error
-            fitting.append(floor)
-        fitting = fitting or [walk.finish(self.nearest(aim - limit / 8))]
-        return max(fitting, key=lambda each: (each.size_bytes, -each.water_level))
+            raise _below_floor(limit, error.args[0], self.walk.inventory.floating_values) from error
+        self._finer = min((each.size_bytes for each in finer), default=None)
+        for each in finer:
+            found = mixed(found, each, limit) if found.size_bytes < limit * (1 - WITHIN) else found
+        return found
 
     @property
     def floor(self) -> FileCandidate:
         """The coarsest file that was tried."""
-        return self.walk.finish(self._drafts[max(self._drafts)])
+        assert self._coarsest is not None
+        return self.walk.finished(self._coarsest)
 
     def shortfall(self, found: FileCandidate, limit: float) -> str:
         """What has to be said of a file that is far smaller than it might be."""
-        drafts = [draft.size_bytes for draft in self._drafts.values()]
-        finer = [size for size in (*self._too_large, *drafts) if size > limit]
-        finest = min(self._drafts) <= self._span[0]
-        return shortfall_of_size(limit, found.size_bytes, min(finer, default=None), is_finest=finest and not finer)
+        is_finest = self._finer is None and self._finest <= self._span[0]
+        return shortfall_of_size(limit, found.size_bytes, self._finer, is_finest=is_finest)
 
-    def nearest(self, aim: float, within: float = WITHIN / 2) -> Draft:
-        """The largest draft of at most `aim` bytes, or one that is larger than `aim` less a fraction `within`.
-
-        Raises:
-            TargetError: even the coarsest one is larger.
-        """
-        aim = max(1.0, aim)
-        best = lowest_within(
-            self._try, aim, self._start(aim), slope=-1.0, within=within, precision=SIZE_PRECISION, span=self._span
-        )
-        draft = best.made
-        finer = [made for place, made in self._drafts.items() if place < best.level and made.size_bytes > aim]
-        for other in sorted(finer, key=lambda other: other.size_bytes):
-            if draft.size_bytes < aim * (1 - within):
-                draft = self.walk.mix(draft, other, aim)
-        return draft
-
-    @property
+    @cached_property
     def _span(self) -> tuple[float, float]:
         """Span in which levels are searched: negative base-2 logarithms of forecasts."""
         low, high = (-_log2_forecast(self.walk, 2.0**level) for level in self.walk.level_span)
         return low, high
 
-    def _start(self, aim: float) -> float:
-        """Place to look at first: a size goes with the forecast, from the nearest one that is known."""
-        if not self._drafts:
-            return -math.log2(8 * aim)
-        place, draft = min(self._drafts.items(), key=lambda each: abs(math.log(each[1].size_bytes / aim)))
-        return place + math.log2(draft.size_bytes / (aim * (1 - WITHIN / 4)))
+    def _bits(self, size: float) -> float:
+        """Bits to be foreseen for a size."""
+        self.forecast = self.forecast or SizeForecast.estimated(self.walk, size)
+        return self.forecast.bits(size)
 
-    def _try(self, place: float) -> Trial[Draft]:
-        if place not in self._drafts:
-            low, high = self.walk.level_span
-            level = self.walk.forecast.level_at_forecast(2.0**-place)
-            self._drafts[place] = self.walk.draft(float(np.clip(level, 2.0**low, 2.0**high)))
-        return Trial(place, float(self._drafts[place].size_bytes), self._drafts[place])
+    def _learn(self, found: FileCandidate) -> FileCandidate:
+        self.forecast = SizeForecast.learned(found)
+        return found
+
+    def _try(self, place: float) -> FileCandidate:
+        found = self._learn(self.walk.trial(self.walk.level_of(2.0**-place)))
+        self._finest = min(self._finest, place)
+        if self._coarsest is None or found.water_level >= self._coarsest.water_level:
+            self._coarsest = found
+        return found
 
 
 def _log2_forecast(walk: InMemoryWalk, water_level: float) -> float:
@@ -321,7 +343,16 @@ def guessed_level(walk: InMemoryWalk, target: Target) -> float:
     return target.distortion / (factor * max(1, count))
 
 
-def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, within: float) -> FileCandidate:
+def _about(walk: InMemoryWalk, target: Target, losses: Losses, start: float) -> FileCandidate:
+    """A file that loses about what a target allows, by the coarse search; arguments and errors as of `_of_quality`."""
+
+    def make(level: float) -> FileCandidate:
+        return walk.finished(walk.trial(level, coarsely=True))
+
+    return _nearest(walk, make, target, losses, start, COARSELY)[0]
+
+
+def _of_quality(walk: InMemoryWalk, target: Target, losses: Losses, start: float) -> FileCandidate:
     """The smallest file that loses at most what the target allows, nearly.
 
     Args:
@@ -329,7 +360,40 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
         target: of quality.
         losses: what a candidate loses.
         start: water level to begin at.
+
+    Raises:
+        TargetError: even the finest steps lose more.
+    """
+
+    def make(level: float) -> FileCandidate:
+        return walk.finished(walk.trial(level))
+
+    found, loss, coarser = _nearest(walk, make, target, losses, start, NEARLY)
+    walk.settings.notes.add(shortfall_of_quality(target, loss, coarser))
+    walk.settings.notes.add(zeroed_by(target, loss) if found.is_zeroed else "")
+    return found
+
+
+def _nearest(
+    walk: InMemoryWalk,
+    make: Callable[[float], FileCandidate],
+    target: Target,
+    losses: Losses,
+    start: float,
+    within: float,
+) -> tuple[FileCandidate, float, float | None]:
+    """The smallest file that was made, of those that lose at most what the target allows.
+
+    Args:
+        walk: of the model.
+        make: makes a file at a water level.
+        target: of quality.
+        losses: what a candidate loses.
+        start: water level to begin at.
         within: relative distance below the target that is near enough.
+
+    Returns:
+        The file, what it loses, and the least loss of those that lose more than is allowed.
 
     Raises:
         TargetError: even the finest steps lose more.
@@ -338,7 +402,7 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
     others: list[float] = []
 
     def measure(fineness: float) -> Trial[FileCandidate]:
-        candidate = walk.finish(walk.draft(walk.mean_power * 2.0**-fineness))
+        candidate = make(walk.mean_power * 2.0**-fineness)
         loss = losses(candidate)
         fits = loss <= target.value
         fitting.extend([(candidate, loss)] if fits else [])
@@ -351,11 +415,7 @@ def _within(walk: InMemoryWalk, target: Target, losses: Losses, start: float, wi
         lowest_within(measure, target.value, first, slope=-1.0, within=within, precision=PRECISION, span=span, tries=16)
     except TargetError as error:
         raise floor_of_quality(target, float(error.args[0])) from error
-    found, loss = min(fitting, key=lambda each: (each[0].size_bytes, each[0].water_level))
-    if within == NEARLY:
-        walk.settings.notes.add(shortfall_of_quality(target, loss, min(others, default=None)))
-        walk.settings.notes.add(zeroed_by(target, loss) if found.is_zeroed else "")
-    return found
+    return *min(fitting, key=lambda each: (each[0].size_bytes, each[0].water_level)), min(others, default=None)
 
 
 # Quantizers of a fixed rate
@@ -373,7 +433,7 @@ def fixed_candidate(walk: InMemoryWalk, target: Target | None) -> FileCandidate:
         CalibrationError: top-1 accuracy is asked for, but the data have no integer targets.
     """
     losses = None if target is None or target.is_size else losses_of(walk.calibrated, target)
-    candidate = walk.finish(walk.draft_fixed())
+    candidate = walk.fixed()
     if target is None:
         return candidate
     values = max(1, walk.inventory.floating_values)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 import zstandard
 from torch import Tensor
 
+from waterfill._version import PRODUCER
+from waterfill.codec import container
 from waterfill.compression.encoder import decoded_matrix
 from waterfill.files import exact_bytes
 from waterfill.models.state_dict import CODED_DTYPES, assemble_one
@@ -69,6 +72,12 @@ class LosslessTensors:
         data = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items() if name not in symbols}
         coded = {name: replace(entries[name], origin=Coded(Layout(entries[name].shape))) for name in symbols}
         return cls(tuple((entries | coded).values()), symbols, data)
+
+    @cached_property
+    def packed(self) -> container.Packed:
+        """A file of these tensors alone, for their sizes."""
+        some = tuple(entry for entry in self.entries if entry.name in self.symbols or entry.name in self.data)
+        return container.pack(some, self.symbols, self.data, PRODUCER)
 
 
 def shorter_symbols(entry: Entry, tensor: Tensor) -> Quantized | None:

@@ -12,6 +12,7 @@ from typing import Any
 from waterfill.bundle import Checkpoint
 from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.checkpoint_groups import TensorGroup, groups_of
+from waterfill.compression.resumed_pass import BUDGET_BYTES as RESULTS_BYTES
 from waterfill.compression.target_correction import BUDGET_BYTES, MOST_POSITIONS
 from waterfill.compression.tensor_slices import LARGEST_SLICE
 from waterfill.errors import WaterfillError
@@ -30,7 +31,7 @@ CODING_BYTES = 72
 """Of a weight that is being coded, in all arrays of a search together."""
 
 COPIES = 5
-"""Of a model in memory in single precision: original, copy, normal form, and symbols of a draft and of a file."""
+"""Of a model in memory in single precision: original, copy, normal form, and symbols of two files."""
 
 PRODUCTS_KEPT = 3
 """Products of the inputs of a matrix that are kept at once: as they were estimated, damped, and to a power."""
@@ -137,6 +138,12 @@ def _experts(checkpoint: Checkpoint, groups: Sequence[TensorGroup]) -> int:
     return max(0, max(counts, default=0) - DENSE) + sum(stacked)
 
 
+def _sides(checkpoint: Checkpoint, group: TensorGroup) -> tuple[int, int]:
+    """Rows and columns of all matrices of a group: what comes out of them and goes in at a position."""
+    shapes = [shape for name in group.tensors if len(shape := checkpoint.shapes[name]) == 2]
+    return sum(shape[0] for shape in shapes), sum(shape[1] for shape in shapes)
+
+
 def directory_memory(checkpoint: Checkpoint, data: Sequence[Any] | None) -> Memory:
     """Estimate the same of a checkpoint."""
     groups = groups_of(checkpoint.shapes)
@@ -154,10 +161,13 @@ def directory_memory(checkpoint: Checkpoint, data: Sequence[Any] | None) -> Memo
     )
     width = int(checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or inputs)
     tokens = sum(next(iter(as_keywords(batch).values())).numel() for batch in data)
+    sides = [_sides(checkpoint, group) for group in groups if group.block is not None]
+    results = min(RESULTS_BYTES, 4 * tokens * max((out for out, _ in sides), default=0))
+    recorded = 4 * tokens * max((each for _, each in sides), default=0)
     return Memory(
         PROGRAM_BYTES,
         weights=4 * 3 * (max(blocks, default=0) + sum(outside)) + 16 * max(outside, default=0),
         products=8 * inputs**2 * (5 + cores + 2 * _experts(checkpoint, groups)),
-        activations=4 * (len(blocks) + 4) * tokens * width,
+        activations=4 * (len(blocks) + 4) * tokens * width + results + recorded,
         coding=coding + symbols,
     )

@@ -1,14 +1,15 @@
 """Find the water level that meets a target: schedules of levels, and searches for the level.
 
-Two ways lead to a target. A model in memory is walked again and again (`lowest_within` over drafts, then over finished
-candidates). A directory is walked once, segment by segment, each at the level at which what is left is foreseen to fill
-what is left of the size (`SpendBudget`); targets of quality take two or three walks.
+Two ways lead to a target. A model in memory is walked again, as a rule twice, until its file is near enough
+(`lowest_within`). A directory is walked once, segment by segment, each at the level at which what is left is foreseen
+to fill what is left of the size (`SpendBudget`); targets of quality take two or three walks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -36,10 +37,10 @@ NEARLY = 0.005
 """Fraction of the size that may be left at the end."""
 
 TRIES = 5
-"""How often the last segment is coded, until all fit."""
+"""How often what is last is coded, until all fit."""
 
 FARTHEST = 6.0
-"""Octaves by which the level of the last segment moves at most from one try to the next."""
+"""Octaves by which the level of the last matrix moves at most from one try to the next."""
 
 
 class LevelSchedule(Protocol):
@@ -63,6 +64,10 @@ class LevelSchedule(Protocol):
         """
         ...
 
+    def filling(self, segment: str) -> SpendBudget | None:
+        """The budget that a segment has to fill to the end; None where others follow, or where there is none."""
+        ...
+
 
 @dataclass(frozen=True)
 class ConstantLevel:
@@ -84,20 +89,29 @@ class ConstantLevel:
         del segment, level, matrix_bits, size_bytes
         return True
 
+    def filling(self, segment: str) -> None:
+        """Fill nothing."""
+        del segment
+
 
 @dataclass(frozen=True, eq=False)
 class SegmentForecast:
     """Forecast of the bits of a segment.
 
     Attributes:
-        components: of its matrices.
+        matrices: components of its matrices, by name.
         vectors: number of values of its vectors.
         exact_bits: of what is stored without loss.
     """
 
-    components: VarianceHistogram
+    matrices: Mapping[str, VarianceHistogram]
     vectors: int = 0
     exact_bits: float = 0.0
+
+    @cached_property
+    def components(self) -> VarianceHistogram:
+        """Of all matrices."""
+        return summed(self.matrices.values())
 
     @property
     def beside(self) -> float:
@@ -105,13 +119,19 @@ class SegmentForecast:
         return 8 * OVERHEAD + VECTOR_BITS * self.vectors
 
 
+def summed(histograms: Iterable[VarianceHistogram]) -> VarianceHistogram:
+    """All components together."""
+    return sum(histograms, VarianceHistogram.none())
+
+
 @dataclass(eq=False)
 class SpendBudget:
     """Spends a size on segments that are quantized one after the other, each once.
 
     The level is the one at which the segments that are left are foreseen to take what is left. How many bits codes take
-    for every bit that is foreseen is known from a pilot, and then from the segments that are done. The last segment
-    with matrices is quantized again and again, until everything fits.
+    for every bit that is foreseen is known from a pilot, and then from the segments that are done. In the last segment
+    with matrices what is left is spent matrix by matrix, see `LastSegmentEncoder`; it is quantized again only where its
+    payload is larger or smaller than foreseen, by more than may be left.
 
     Attributes:
         limit_bytes: of the whole output.
@@ -129,40 +149,56 @@ class SpendBudget:
     _taken: float = 0.0
     _foreseen: float = 0.0
     _tries: int = 0
-    _next: float | None = field(default=None)
+    _surplus: float = 0.0
 
     def pilot(self, taken: float, foreseen: float) -> None:
         """Take in what a pilot took, in bits."""
-        self._taken, self._foreseen = PILOT_WEIGHT * taken, PILOT_WEIGHT * foreseen
-        self.ratio = taken / foreseen if foreseen > 0 else 1.0
+        self.learn(PILOT_WEIGHT * taken, PILOT_WEIGHT * foreseen)
+
+    def learn(self, taken: float, foreseen: float) -> None:
+        """Take in what some matrices took, in bits."""
+        self._taken += taken
+        self._foreseen += foreseen
+        if self._foreseen > 0:
+            self.ratio = self._taken / self._foreseen
 
     def level(self, segment: str) -> float:
         """The level for the next segment; the highest one where nothing is left."""
         del segment
-        if self._next is not None:
-            return self._next
-        left = self.bits * (1 - CLOSELY) - sum(map(self._beside, self.forecasts.values()))
-        whole = sum((each.components for each in self.forecasts.values()), VarianceHistogram.none())
-        return whole.level_at_forecast(max(left, 1.0) / self.ratio)
+        return self.level_of(summed(each.components for each in self.forecasts.values()), 0.0)
+
+    def level_of(self, components: VarianceHistogram, taken: float) -> float:
+        """The level at which matrices take what others have left for them.
+
+        Args:
+            components: of all matrices that are left.
+            taken: bits that matrices of the segment have taken which is not done yet.
+        """
+        left = self.left(taken) - CLOSELY * self.bits
+        return components.level_at_forecast(max(left, 1.0) / self.ratio)
+
+    def left(self, taken: float) -> float:
+        """Bits that are left for matrices when those of the segment that is not done yet have taken some."""
+        return self.bits - taken - self._surplus - sum(map(self._beside, self.forecasts.values()))
 
     def accepts(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
         """Take in what a segment took; false for the last one while more or less fits."""
-        if self._is_last(segment) and not self._fits(segment, level, size_bytes):
+        if self.filling(segment) is not None and not self._fits(segment, level, matrix_bits, size_bytes):
             return False
         self._done(segment, level, matrix_bits, 8.0 * size_bytes)
         return True
 
-    def _fits(self, segment: str, level: float, size_bytes: int) -> bool:
-        """Whether all is spent; otherwise the next level is set.
+    def _fits(self, segment: str, level: float, matrix_bits: float, size_bytes: int) -> bool:
+        """Whether all is spent; otherwise what there is to know for another try is taken in.
 
         Raises:
             TargetError: it does not fit, whatever the level.
         """
+        forecast = self.forecasts[segment]
         others = sum(self._beside(each) for name, each in self.forecasts.items() if name != segment)
         left = self.bits - 8 * size_bytes - others
-        weights = self.forecasts[segment].components.number
         self._tries += 1
-        final = self._tries == TRIES or not weights
+        final = self._tries == TRIES or not forecast.components.number
         if left >= 0 and (left <= 8 * NEARLY * self.limit_bytes or final):
             return True
         if final:
@@ -170,22 +206,25 @@ class SpendBudget:
                 f"Target of {self.limit_bytes:.0f} bytes is below the floor of about "
                 f"{self.limit_bytes - left / 8:.0f} bytes for this directory; ask for more."
             )
-        octaves = -2.0 * (left - 8 * NEARLY / 2 * self.limit_bytes) / weights
-        self._next = level * 2.0 ** min(max(octaves, -FARTHEST), FARTHEST)
+        self._surplus = 8 * size_bytes - matrix_bits - self._beside(forecast)
+        self._taken, self._foreseen = 0.0, 0.0  # nothing says more about this segment than itself
+        self.learn(matrix_bits, forecast.components.forecast(level))
         return False
 
-    def _is_last(self, segment: str) -> bool:
-        """Whether no other segment with matrices is left."""
-        return all(not each.components.number for name, each in self.forecasts.items() if name != segment)
+    def filling(self, segment: str) -> SpendBudget | None:
+        """This budget, where no other segment with matrices is left."""
+        others = (each for name, each in self.forecasts.items() if name != segment)
+        return None if any(each.components.number for each in others) else self
+
+    def matrices(self, segment: str) -> Mapping[str, VarianceHistogram]:
+        """Components of the matrices of a segment, by name."""
+        return self.forecasts[segment].matrices
 
     def _done(self, segment: str, level: float, matrix_bits: float, bits: float) -> None:
         forecast = self.forecasts.pop(segment)
-        self._next, self._tries = None, 0
+        self._tries, self._surplus = 0, 0.0
         self.bits -= bits
-        self._taken += matrix_bits
-        self._foreseen += forecast.components.forecast(level)
-        if self._foreseen > 0:
-            self.ratio = self._taken / self._foreseen
+        self.learn(matrix_bits, forecast.components.forecast(level))
         if forecast.vectors and matrix_bits:
             self.fixed = (bits - matrix_bits - forecast.exact_bits) / max(1.0, forecast.beside)
 

@@ -274,15 +274,15 @@ class ModelPart(Segment):
         """Begin with what there was."""
         for key in self.compressed.places.keys() & set(self.keys):
             self.compressed.rows(key).copy_(self.original.rows(key))
+        if self.runs is not None:
+            self.runs[1].forget()
 
     def independent(self) -> Iterator[TensorSlice]:
-        """Matrices that are not visited."""
-        crossed = self._crossed
+        """Matrices that are not visited, and vectors that are not corrected."""
+        later = self._crossed.keys() | self._moving
         for key in self.keys:
-            if key not in crossed:
-                whole = self.reader.whole(key)
-                if whole.values.ndim > 1:
-                    yield from whole.slices()
+            if key not in later:
+                yield from self.reader.whole(key).slices()
 
     def slices_of(self, name: str) -> Iterator[TensorSlice]:
         """Slices of a matrix."""
@@ -295,14 +295,30 @@ class ModelPart(Segment):
         places = self.original.places
         crossed = self._crossed
         names = list(dict.fromkeys(places[key].parameter for key in crossed))
-        for stage in agreed(self.processes.all_gather(stages(self.runs[0], names))):
-            moments = input_moments(stage, *self.runs, ExactSum(self.processes))
+        original, compressed = self.runs
+        before = {batch: original.inputs(names, batch) for batch in original.masks} if names else {}
+        for stage in agreed(self.processes.all_gather(stages(before, names))):
+            moments = input_moments(stage, before, compressed, ExactSum(self.processes))
             found = {key: moments[place.parameter] for key in crossed if (place := places[key]).parameter in moments}
             inputs = {key: each.layer_inputs(crossed[key]) for key, each in found.items()}
             for key, values in visit(list(found), inputs).items():
                 rows = self.compressed.rows(key)
                 rows.copy_(values.reshape(rows.shape))
             self._correct_biases(list(found), moments)
+            compressed.changed(stage)
+            for of_batch in before.values():
+                for name in stage:
+                    of_batch.pop(name, None)
+        if self._moving:
+            compressed.forget()
+
+    @property
+    def _moving(self) -> set[str]:
+        """Names of the biases that are corrected."""
+        places = {place.parameter: key for key, place in self.original.places.items() if key in self.keys}
+        weights = {self.original.places[key].parameter for key in self._crossed}
+        biases = (f"{name.removesuffix('weight')}bias" for name in weights if name.endswith("weight"))
+        return {places[name] for name in biases if name in places and not self.reader.why_kept(places[name])}
 
     def _correct_biases(self, keys: Sequence[str], moments: Mapping[str, InputMoments]) -> None:
         """Move the biases behind compressed matrices so that their outputs keep their means."""

@@ -10,6 +10,7 @@ what the compressed blocks before hand on.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -98,7 +99,7 @@ class ModelStatistics:
         power: to which importances are taken.
         sources: models of the tensors.
         known: by name of the tensor, or of its matrix `name[index]`.
-        components: of the matrices of every group, about 1.
+        components: of every matrix, about 1, by group and by name.
         vectors: number of values of vectors in every group.
         pilot: matrices of one group, to find out on how many bits codes take.
         pilot_group: name of that group.
@@ -113,7 +114,7 @@ class ModelStatistics:
     models: dict[str, TensorModel] = field(default_factory=dict)
     sources: SourceModels = field(default_factory=SourceModels)
     known: dict[str, TensorSensitivity] = field(default_factory=dict)
-    components: dict[str, VarianceHistogram] = field(default_factory=dict)
+    components: dict[str, dict[str, VarianceHistogram]] = field(default_factory=lambda: defaultdict(dict))
     vectors: dict[str, int] = field(default_factory=dict)
     pilot: dict[str, tuple[Weight, QuadraticForm]] = field(default_factory=dict)
     pilot_group: str = ""
@@ -137,6 +138,10 @@ class ModelStatistics:
         """Mean cost of a matrix weight that is set to zero."""
         return self.scale * self._zero_total / self._count if self._zero_total > 0 else 1.0
 
+    def has_matrices(self, group: str) -> bool:
+        """Whether a group has matrices that take bits."""
+        return any(each.number > 0 for each in self.components[group].values())
+
     def add_vector(self, group: str, weight: Weight, form: QuadraticForm | None = None) -> None:
         """Count a vector."""
         self.vectors[group] = self.vectors.get(group, 0) + weight.matrix.size
@@ -150,7 +155,7 @@ class ModelStatistics:
         self._count += round(times * weight.matrix.size)
         self._zero_total += times * zero_cost(weight, tempered)
         found = self._exact(weight, tempered) if self.exactly else self.sources.forecast(weight, tempered)
-        self.components[group] = self.components.get(group, VarianceHistogram.none()) + found.repeated(times)
+        self.components[group][weight.name] = found.repeated(times)
 
     def _exact(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:
         """Components of the limit; the model of the tensor is kept, but not its form."""
@@ -357,7 +362,6 @@ class _Survey:
             found: forms of its parameters.
             keep: whether forms with cross terms are kept, not only their rows.
         """
-        self.found.components[group.name] = VarianceHistogram.none()
         pilot: dict[str, tuple[Weight, QuadraticForm]] = {}
         for key in keys_of(group, self._checkpoint.shapes):
             place, tensor = part.places.get(key), tensor_or_matrix(self._checkpoint, key)
@@ -371,7 +375,6 @@ class _Survey:
 
     def learn_forms(self, group: TensorGroup, form_of: FormFinder, most: int | None) -> None:
         """Note what an estimator says about the tensors of a group."""
-        self.found.components[group.name] = VarianceHistogram.none()
         pilot: dict[str, tuple[Weight, QuadraticForm]] = {}
         for key in keys_of(group, self._checkpoint.shapes):
             tensor = tensor_or_matrix(self._checkpoint, key)

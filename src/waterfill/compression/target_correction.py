@@ -17,11 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from waterfill.importance.factored import SHRINKAGE
@@ -30,8 +29,8 @@ from waterfill.models.watch import ProductWatch
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Floats, Layout, Weight
 
-MOST_POSITIONS = 1 << 14
-"""Positions at which the inputs of a matrix are compared, about."""
+POSITIONS_PER_INPUT, FEWEST_POSITIONS, MOST_POSITIONS = 8, 1 << 12, 1 << 14
+"""Positions at which the inputs of a matrix are compared, about: so many for each of them, within bounds."""
 
 BUDGET_BYTES = 1 << 29
 """Memory for the inputs of all matrices in the original."""
@@ -43,22 +42,75 @@ RIDGE = 1e-4
 """Share of the mean diagonal that is always added, for inputs that are never there."""
 
 
+IN_DOUBLE = 1024
+"""Inputs up to which a factor is in double precision, which takes hardly longer there."""
+
+
+@dataclass(frozen=True, eq=False)
+class InputChange:
+    """How the inputs of matrices in the compressed model differ from those in the original; one for all that read them.
+
+    Attributes:
+        seen: mean of `x' x'^T`, float64 or float32 [groups, in, in].
+        change: mean of `(x - x') x'^T`, of the same shape and type.
+        damping: share of the mean diagonal of `seen` that is added to it, for each input.
+    """
+
+    seen: Tensor
+    change: Tensor
+    damping: float
+
+    @cached_property
+    def _factor(self) -> Tensor | None:
+        """Lower Cholesky factor of A', damped, in single precision where there are many inputs; None without one."""
+        single = self.seen.shape[-1] > IN_DOUBLE
+        factor, wrong = torch.linalg.cholesky_ex(self._damped(torch.float32 if single else torch.float64))
+        if single and wrong.any():
+            factor, wrong = torch.linalg.cholesky_ex(self._damped(torch.float64))
+        return None if wrong.any() else factor
+
+    def _damped(self, dtype: torch.dtype) -> Tensor:
+        damped = self.seen.to(dtype, copy=True)
+        means = self.seen.diagonal(dim1=1, dim2=2).mean(1)
+        added = (self.damping * self.seen.shape[-1] + RIDGE) * means
+        damped.diagonal(dim1=1, dim2=2).add_(torch.where(means > 0, added, 1.0)[:, None])
+        return damped
+
+    def shift(self, matrix: Floats) -> Floats | None:
+        """How far the target of a matrix is from it.
+
+        Args:
+            matrix: W [out, in].
+
+        Returns:
+            `W (C - A') A'^-1`, [out, in]; None where it is not to be trusted.
+        """
+        groups, inputs = self.seen.shape[:2]
+        factor = self._factor
+        if factor is None:
+            return None
+        weights = torch.from_numpy(matrix).to(factor).reshape(groups, -1, inputs)
+        wanted = torch.bmm(weights, self.change.to(factor))
+        moves = torch.cholesky_solve(wanted.transpose(1, 2), factor).transpose(1, 2).reshape(matrix.shape)
+        length = torch.linalg.vector_norm(moves)
+        if not bool(length <= FARTHEST * torch.linalg.vector_norm(weights)):  # nor where it is not finite
+            return None
+        found: Floats = moves.float().numpy()
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """Moments of the inputs of a matrix in the compressed model, beside those in the original.
+    """Inputs of a matrix in the compressed model, beside those in the original.
 
     Attributes:
         layout: how the layer reads the tensor as a matrix.
-        seen: mean of `x' x'^T`, float64 [groups, in, in].
-        change: mean of `(x - x') x'^T`, of the same shape; None where positions of both do not correspond.
-        damping: share of the mean diagonal of `seen` that is added to it, for each input.
+        change: how they differ; None where positions of both do not correspond.
         form: what errors cost for these inputs; None where it is the form that was estimated on the original.
     """
 
     layout: Layout
-    seen: Tensor
-    change: Tensor | None
-    damping: float
+    change: InputChange | None
     form: QuadraticForm | None = None
 
     def target(self, weight: Weight) -> Weight:
@@ -72,10 +124,10 @@ class LayerInputs:
         same = (self.layout.transposed, self.layout.groups) == (weight.layout.transposed, weight.layout.groups)
         layout = weight.layout if same else self.layout
         matrix = weight.matrix if same else layout.to_matrix(weight.layout.from_matrix(weight.matrix))
-        moves = shift(matrix.astype(np.float64), self.seen, self.change, self.damping)
+        moves = self.change.shift(matrix)
         if moves is None:
             return weight
-        moved: Floats = (matrix + moves).astype(np.float32)
+        moved: Floats = matrix + moves
         return replace(weight, matrix=moved if same else weight.layout.to_matrix(layout.from_matrix(moved)))
 
 
@@ -115,11 +167,11 @@ def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[
     calls: Counter[str] = Counter()
     positions = BUDGET_BYTES // (4 * max(1, sum(each[0].numel() for each in tensors.values())))
 
-    def record(name: str, view: View, x: Tensor) -> bool:
+    def record(name: str, view: View, x: Tensor) -> None:
         calls[name] += 1
         if calls[name] == 1:
-            inputs[name] = sampled(view, x, max(1, min(MOST_POSITIONS, positions)))
-        return False
+            wanted = min(max(FEWEST_POSITIONS, POSITIONS_PER_INPUT * view.sizes[2]), MOST_POSITIONS)
+            inputs[name] = sampled(view, x, max(1, min(wanted, positions)))
 
     with ProductWatch(tensors, record) as watch:
         yield inputs
@@ -138,10 +190,9 @@ def requantize(compressed: nn.Module, sequence: Requantization, before: Mapping[
     """
     tensors = _named(compressed, before.keys() & set(sequence.names))
 
-    def fill(name: str, view: View, x: Tensor) -> bool:
+    def fill(name: str, view: View, x: Tensor) -> None:
         inputs = compare_inputs(view, before[name], x)
         tensors[name].copy_(sequence.visit([name], {name: inputs})[name].reshape(tensors[name].shape))
-        return True
 
     with ProductWatch(tensors, fill):
         yield
@@ -163,12 +214,12 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
     if len(x) > positions:
         chosen = torch.randperm(len(x), generator=generator)[:positions]
     found = []
+    places = view.places(x)
+    each = max(1, min(places, -(-positions // len(chosen))))
     for rows in torch.split(chosen, max(1, len(chosen) // 64)):
-        written_out = view.inputs(x[rows.to(x.device)].float())
-        places = written_out.shape[-1]
-        each = max(1, min(places, -(-positions // len(chosen))))
         some = torch.randperm(places, generator=generator)[:each].to(x.device)
-        found.append(written_out[..., some].permute(1, 2, 0, 3).flatten(2).cpu())
+        written_out = view.inputs(x[rows.to(x.device)].float(), some)
+        found.append(written_out.permute(1, 2, 0, 3).flatten(2).cpu())
     return torch.cat(found, -1)
 
 
@@ -184,30 +235,7 @@ def compare_inputs(view: View, before: Tensor, x: Tensor) -> LayerInputs:
     positions = now.shape[-1]
     seen = torch.bmm(now, now.transpose(1, 2)).double() / positions
     change = torch.bmm(before - now, now.transpose(1, 2)).double() / positions
-    return LayerInputs(view.layout, seen, change, SHRINKAGE / positions)
-
-
-def shift(matrix: NDArray[np.float64], seen: Tensor, change: Tensor, damping: float) -> NDArray[np.float64] | None:
-    """How far the target of a matrix is from it.
-
-    Args:
-        matrix: W [out, in].
-        seen: A', float64 [groups, in, in].
-        change: C - A', of the same shape.
-        damping: share of the mean diagonal of A' that is added to it, for each input.
-
-    Returns:
-        [out, in]; None where it is not to be trusted.
-    """
-    groups, inputs = seen.shape[:2]
-    means = seen.diagonal(dim1=1, dim2=2).mean(1)
-    added = (damping * inputs + RIDGE) * means
-    damped = seen + torch.diag_embed(torch.where(means > 0, added, 1.0)[:, None].expand(groups, inputs))
-    solved = torch.linalg.solve(damped, change.transpose(1, 2)).transpose(1, 2).numpy()
-    moves: NDArray[np.float64] = (matrix.reshape(groups, -1, inputs) @ solved).reshape(matrix.shape)
-    if not np.isfinite(moves).all() or np.linalg.norm(moves) > FARTHEST * np.linalg.norm(matrix):
-        return None
-    return moves
+    return LayerInputs(view.layout, InputChange(seen, change, SHRINKAGE / positions))
 
 
 def _named(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

@@ -123,6 +123,19 @@ class Distortion(ABC):
         """
 
     @abstractmethod
+    def probe_powers(self, output: Tensor, target: Tensor | None, temperature: float) -> Tensor:
+        """Mean squared lengths of the vectors of `probe_vectors`: how much of the importance can come from each output.
+
+        Args:
+            output: as in `probe_vectors`.
+            target: as in `probe_vectors`.
+            temperature: as in `probe_vectors`.
+
+        Returns:
+            Float64 [samples, predictions or values].
+        """
+
+    @abstractmethod
     def draw(
         self, output: Tensor, mask: Tensor, temperature: float, generator: torch.Generator
     ) -> tuple[Tensor, float]:

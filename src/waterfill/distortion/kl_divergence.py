@@ -96,13 +96,25 @@ class _KLDivergence(Distortion):
         if target is not None and is_integer(target) and target.numel() == len(rows):
             counted = (target.reshape(-1, 1) != IGNORED).to(rows.device)
         positions = len(rows) // max(1, len(output))
-        if draws is None and positions == 1 and rows.shape[-1] <= probe_vectors.EXACT_SIGNALS:
+        exact = draws is None and positions == 1 and rows.shape[-1] <= probe_vectors.EXACT_SIGNALS
+        if exact:
             sent, number = probe_vectors.softmax_exact(rows, temperature), rows.shape[-1] - 1
         else:
             number = draws or DRAWS
             sent = probe_vectors.softmax_drawn(rows, temperature, number, generator)
         shaped = ((row * counted).reshape(logits.shape).movedim(-1, axis) for row in sent)
-        return Signals(shaped, number, int(counted.sum()))
+        return Signals(shaped, number, int(counted.sum()), drawn=not exact)
+
+    def probe_powers(self, output: Tensor, target: Tensor | None, temperature: float) -> Tensor:
+        """`(1 - sum_c f_c^2) / T^2` of every prediction; 0 for those that do not count."""
+        logits = output.movedim(class_axis(output, target), -1)
+        rows = logits.reshape(-1, logits.shape[-1])
+        powers = torch.cat(
+            [1 - (part.double() / temperature).softmax(-1).square().sum(-1) for (part,) in _chunks(rows)]
+        )
+        if target is not None and is_integer(target) and target.numel() == len(rows):
+            powers = powers * (target.reshape(-1) != IGNORED).to(powers.device)
+        return powers.clamp_min(0).reshape(len(output), -1) / temperature**2
 
     def draw(
         self, output: Tensor, mask: Tensor, temperature: float, generator: torch.Generator

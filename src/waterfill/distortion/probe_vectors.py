@@ -30,11 +30,13 @@ class Signals:
         sent: the signals, each of the shape of the output.
         number: how many there are.
         count: the number of predictions or samples that they stand for.
+        drawn: whether they are random.
     """
 
     sent: Iterator[Tensor]
     number: int
     count: int
+    drawn: bool = False
 
 
 def softmax_exact(rows: Tensor, temperature: float) -> Iterator[Tensor]:

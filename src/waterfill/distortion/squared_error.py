@@ -81,12 +81,18 @@ class _SquaredError(Distortion):
         """Vectors for values, which stand for samples."""
         del target, temperature
         rows = output.reshape(len(output), -1)
-        if draws is None and rows.shape[-1] <= probe_vectors.EXACT_SIGNALS:
+        exact = draws is None and rows.shape[-1] <= probe_vectors.EXACT_SIGNALS
+        if exact:
             sent, number = probe_vectors.values_exact(rows), rows.shape[-1]
         else:
             number = draws or DRAWS
             sent = probe_vectors.values_drawn(rows, number, generator)
-        return Signals((row.reshape(output.shape) for row in sent), number, len(output))
+        return Signals((row.reshape(output.shape) for row in sent), number, len(output), drawn=not exact)
+
+    def probe_powers(self, output: Tensor, target: Tensor | None, temperature: float) -> Tensor:
+        """One for every value, [samples, values]."""
+        del target, temperature
+        return output.new_ones((1, 1), dtype=torch.float64).expand(len(output), output[:1].numel())
 
     def draw(
         self, output: Tensor, mask: Tensor, temperature: float, generator: torch.Generator

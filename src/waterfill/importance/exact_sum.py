@@ -23,6 +23,9 @@ DIGITS = 40
 SPREAD = 16
 """Octaves by which a unit may be below the largest of its kind."""
 
+LARGE = 1 << 20
+"""Entries from which totals are in single precision, as the terms are."""
+
 MOST = 2.0**61
 """Largest sum of all processes together, in units."""
 
@@ -55,21 +58,32 @@ class ExactSum:
                 kind = name.partition(":")[0]
                 self._highest[kind] = max(unit, self._highest.get(kind, unit))
         for name, value in values.items():
-            scaled = value.detach().cpu().double() * 2.0 ** (DIGITS - self._unit(name))
-            largest = self._largest.get(name, 0.0) + (float(scaled.abs().max()) if scaled.numel() else 0.0)
+            largest = self._largest.get(name, 0.0) + self._count(name, value.detach().cpu())
             if not largest < MOST / self._processes.count:
                 raise CalibrationError(
                     f"The statistics of {name.partition(':')[2]!r} are not finite, or a million times larger in one "
                     "batch than in the first. Check the batches and the weights."
                 )
             self._largest[name] = largest
-            counted = scaled.round_().to(torch.int64)
-            self._sums[name] = self._sums[name].add_(counted) if name in self._sums else counted
+
+    def _count(self, name: str, value: Tensor) -> float:
+        """Add a value in units; gives its largest entry in units."""
+        from waterfill.importance.exact_sum_kernels import count  # here, for `import waterfill` to stay light
+
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(value.shape, dtype=torch.int64)
+        flat = (value if value.dtype == torch.float32 else value.double()).reshape(-1)
+        largest: float = count(flat.numpy(), 2.0 ** (DIGITS - self._unit(name)), self._sums[name].view(-1).numpy())
+        return largest
 
     def totals(self) -> dict[str, Tensor]:
-        """The sums over all batches of all processes, float64, by name."""
+        """The sums over all batches of all processes, by name; float64, and float32 where they are large matrices."""
         whole = self._processes.all_reduce(self._sums)
-        return {name: counted.double() * 2.0 ** (self._unit(name) - DIGITS) for name, counted in whole.items()}
+        return {name: self._total(name, counted) for name, counted in whole.items()}
+
+    def _total(self, name: str, counted: Tensor) -> Tensor:
+        total = counted.float() if counted.numel() > LARGE else counted.double()
+        return total.mul_(2.0**-DIGITS).mul_(2.0 ** self._unit(name))  # apart, for both to be in the range of float32
 
     def _unit(self, name: str) -> int:
         """Exponent of the unit, before `DIGITS`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from waterfill.errors import UsageError
-from waterfill.importance.forms import DiagonalForm, Doubles, Form
+from waterfill.importance.forms import DiagonalForm, Doubles, Form, Reals
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Floats
 from waterfill.theory.scaled_source import ScaledSource
@@ -22,8 +22,14 @@ SHRINKAGE = 0.3
 ROW_SHRINKAGE = 0.1
 """The same for the factor over rows, times rows over positions."""
 
+SINGLE = 512
+"""Factors over so many columns are multiplied in single precision, so many columns at a time."""
+
 SCALE_DAMPING = 1e-4
 """Damping of a matrix before its scale is taken, which would be zero where it is singular."""
+
+ROWS_AT_ONCE = 256
+"""Rows of an error that are priced at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +54,18 @@ class KroneckerForm(Form):
 
     Attributes:
         rows: factor over rows, float64 [out], or [out, out] with zeros between rows of different groups.
-        columns: factor over columns, symmetric, float64 [groups, in, in], or [groups, in] of its diagonal.
+        columns: factor over columns, symmetric, [groups, in, in], or [groups, in] of its diagonal; float64, or float32
+            where there are many columns.
         reason: why a factor is coarser than it was asked for; usually empty.
         positions: over how many the factor over columns is the mean, for each group; infinite where it is exact.
+        standard_error: of the prices of rows, relative, that random signals leave: root mean square over the rows.
     """
 
     rows: Doubles
-    columns: Doubles
+    columns: Reals
     reason: str = ""
     positions: float = math.inf
+    standard_error: float = 0.0
 
     @property
     def row_factors(self) -> Doubles:
@@ -91,7 +100,27 @@ class KroneckerForm(Form):
                 "form; expected equally many of each. Take whole groups, or rows of one."
             )
         factor = self.rows[rows] if self.rows.ndim == 1 else self.rows[rows, rows]
+        if len(groups) == len(self.columns):
+            return self._of_rows(factor)
         return replace(self, rows=factor, columns=self.columns[groups] if len(groups) else self.columns[:1])
+
+    def for_matrix(self, rows: Doubles, positions: float, like: QuadraticForm) -> KroneckerForm:
+        """The form of another matrix that reads the same inputs, with what is known of the factor over columns.
+
+        Args:
+            rows: factor over rows, which is shrunk as `shrunk` does it.
+            positions: over how many it is the mean.
+            like: has its factor and unit.
+        """
+        _ = self._column_pivots  # found here, so that all have it
+        return self._of_rows(shrunk_rows(rows, positions), factor=like.factor, unit=like.unit)
+
+    def _of_rows(self, rows: Doubles, **others: Any) -> KroneckerForm:
+        """The form with another factor over rows, and the same over columns with what is known of it."""
+        found = replace(self, rows=rows, **others)
+        if "_column_pivots" in vars(self):
+            vars(found)["_column_pivots"] = self._column_pivots
+        return found
 
     def products(self, source: ScaledSource, matrix: Floats) -> list[Products]:
         """Eigenvalues of `N^{1/2} I N^{1/2}`, see `waterfill.theory.spectra`.
@@ -105,7 +134,9 @@ class KroneckerForm(Form):
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
         """What is left of every weight given those before it, with the weights that are known taken for unknown.
 
-        They are products of one number of a row and one of a column, unless there are several groups.
+        They are products of one number of a row and one of a column, unless there are several groups. The factor over
+        columns is damped by `SCALE_DAMPING`, as a search damps it about. With C the powers of the columns, the pivots
+        of `C^{1/2} A C^{1/2}` are those of A times C: one decomposition of A serves all of them.
 
         Args:
             source: fitted to the matrix.
@@ -119,7 +150,7 @@ class KroneckerForm(Form):
         del matrix
         groups, inputs = self.columns.shape[:2]
         row_powers, column_powers = source.power_factors()
-        columns = pivots(self.columns, np.broadcast_to(column_powers, (groups, inputs)))
+        columns = np.broadcast_to(column_powers, (groups, inputs)) * self._column_pivots
         rows = self.rows * row_powers
         if self.rows.ndim == 2:
             rows = pivots(self.rows[None], row_powers[None])[0]
@@ -134,7 +165,7 @@ class KroneckerForm(Form):
         Args:
             factor: above 0.
         """
-        return replace(self, rows=factor * self.rows)
+        return self._of_rows(factor * self.rows)
 
     def cost(self, error: Floats) -> float:
         """Price an error.
@@ -153,10 +184,35 @@ class KroneckerForm(Form):
             >>> form.cost(np.float32([[1, 1], [0, 1]]))
             5.0
         """
-        return max(0.0, float(np.vdot(error, self.times(error))))
+        if self.rows.ndim == 2 or self.columns.ndim == 2:
+            return max(0.0, float(np.vdot(error, self.times(error))))
+        return max(0.0, float(self.rows @ self.column_costs(error)))
+
+    def column_costs(self, error: Floats) -> Doubles:
+        """`e A e^T` of every row e of an error [out, in], float64 [out]; A is a matrix.
+
+        Products are in single precision where A is large, their sums in double.
+
+        Raises:
+            UsageError: the error has another shape.
+        """
+        groups, inputs = self.columns.shape[:2]
+        self._check(error)
+        dtype = np.float32 if inputs >= SINGLE else np.float64
+        parts = error.astype(dtype, copy=False).reshape(groups, len(self.rows) // groups, inputs)
+        costs = np.zeros(parts.shape[:2])
+        for start in range(0, inputs, SINGLE):
+            some = slice(start, start + SINGLE)
+            for group in range(groups):
+                moved = parts[group] @ self.columns[group, :, some].astype(dtype, copy=False)
+                moved *= parts[group, :, some]
+                costs[group] += moved.sum(axis=1, dtype=np.float64)
+        return costs.reshape(-1)
 
     def times(self, error: Floats | Doubles) -> Doubles:
         """`G E A`, half the gradient of `cost`, [out, in].
+
+        The product with A is in its precision.
 
         Args:
             error: [out, in].
@@ -164,18 +220,22 @@ class KroneckerForm(Form):
         Raises:
             UsageError: the error has another shape.
         """
+        self._check(error)
         groups, inputs = self.columns.shape[:2]
         out = len(self.rows)
-        if error.shape != (out, inputs):
-            raise UsageError(
-                f"Error of shape {list(error.shape)} does not fit a form of shape {[out, inputs]}; expected the same "
-                "[out, in]. Give the error in normal form."
-            )
-        parts = error.astype(np.float64).reshape(groups, out // groups, inputs)
+        parts = error.astype(self.columns.dtype, copy=False).reshape(groups, out // groups, inputs)
         right = parts @ self.columns if self.columns.ndim == 3 else parts * self.columns[:, None, :]
         right = right.reshape(out, inputs)
         product: Doubles = self.rows @ right if self.rows.ndim == 2 else self.rows[:, None] * right
         return product
+
+    def _check(self, error: Floats | Doubles) -> None:
+        expected = (len(self.rows), self.columns.shape[1])
+        if error.shape != expected:
+            raise UsageError(
+                f"Error of shape {list(error.shape)} does not fit a form of shape {list(expected)}; expected the same "
+                "[out, in]. Give the error in normal form."
+            )
 
     def shrunk(self) -> KroneckerForm:
         """The factors as more positions would show them, taken from all that there are.
@@ -190,20 +250,32 @@ class KroneckerForm(Form):
         """
         if math.isinf(self.positions) or self.columns.ndim == 2:
             return replace(self, positions=math.inf)
-        share = SHRINKAGE * self.columns.shape[1] / max(1.0, self.positions)
-        columns = _damped(self.columns, share)
-        for group, diagonal in zip(columns, _diagonals(self.columns, matrices=True), strict=True):
-            if diagonal.any():
-                never = np.flatnonzero(diagonal == 0)
-                group[never, never] = diagonal.mean() * min(share, 0.5 / self.positions)
-        return replace(self, rows=self._shrunk_rows(), columns=columns, positions=math.inf)
+        columns, every = self.columns.copy(), np.arange(self.columns.shape[1])
+        columns[:, every, every] = self._shrunk_diagonals()
+        return replace(self, rows=shrunk_rows(self.rows, self.positions), columns=columns, positions=math.inf)
 
-    def _shrunk_rows(self) -> Doubles:
-        """The factor over rows; as it is where it is a matrix."""
-        if self.rows.ndim == 2 or not self.rows.size:
-            return self.rows
-        share = ROW_SHRINKAGE * len(self.rows) / max(1.0, self.positions)
-        return np.asarray(self.rows + share * self.rows.mean())
+    def _shrunk_diagonals(self) -> Doubles:
+        """The diagonals of the factor over columns as `shrunk` has them; the other entries stay as they are."""
+        diagonals = np.ascontiguousarray(_diagonals(self.columns, self.columns.ndim == 3), np.float64)
+        if math.isinf(self.positions) or self.columns.ndim == 2 or not diagonals.size:
+            return diagonals
+        share = SHRINKAGE * diagonals.shape[1] / max(1.0, self.positions)
+        found = _damped(diagonals, share)
+        for shrunk, diagonal in zip(found, diagonals, strict=True):
+            if diagonal.any():
+                shrunk[diagonal == 0] = diagonal.mean() * min(share, 0.5 / self.positions)
+        return found
+
+    def damped_diagonals(self, relative: float) -> Doubles:
+        """The diagonals of the factor over columns, shrunk and damped: all that these change of it.
+
+        Args:
+            relative: share of their mean, as for `damped`.
+
+        Returns:
+            float64 [groups, in].
+        """
+        return _damped(self._shrunk_diagonals(), relative)
 
     def damped(self, relative: float) -> KroneckerForm:
         """Add a share of its mean diagonal to the diagonal of each factor, so that it can be factored and inverted.
@@ -233,10 +305,20 @@ class KroneckerForm(Form):
         return replace(self, rows=rows, columns=_damped(self.columns, relative))
 
     @cached_property
+    def _column_pivots(self) -> Doubles:
+        """Pivots of the damped factors over columns, in their order, or their diagonals, [groups, in]."""
+        if self.columns.ndim == 2:
+            return np.asarray(self.columns, np.float64)
+        return damped_pivots(self.columns, SCALE_DAMPING)
+
+    @cached_property
     def _scales(self) -> tuple[Doubles, Doubles]:
         """What tempering takes to a power: `rows`, [1 or out], and `columns`, [groups, 1 or in]."""
-        rows = _scales(self.rows[None])[0] if self.rows.ndim == 2 else self.rows
-        return rows, _scales(self.columns) if self.columns.ndim == 3 else self.columns
+        rows = self.rows
+        if rows.ndim == 2:
+            rows = _geometric_means(damped_pivots(rows[None], SCALE_DAMPING))[0]
+        columns = self._column_pivots
+        return rows, _geometric_means(columns) if self.columns.ndim == 3 else columns
 
     @property
     def scale_total(self) -> float:
@@ -267,27 +349,77 @@ class KroneckerForm(Form):
             return self
         rows, columns = self._scales
         rows = rows[:, None] ** (power - 1) * self.rows if self.rows.ndim == 2 else rows**power
-        columns = columns[:, :, None] ** (power - 1) * self.columns if self.columns.ndim == 3 else columns**power
-        return replace(self, rows=mean ** (1 - power) * rows, columns=columns)
+        rows = mean ** (1 - power) * rows
+        if self.columns.ndim == 2:
+            return replace(self, rows=rows, columns=columns**power)
+        each = np.repeat(columns ** (power - 1), len(rows) // len(columns))  # into the rows, for no copy of the columns
+        return self._of_rows(each[:, None] * rows if rows.ndim == 2 else each * rows)
 
 
-def _scales(matrices: Doubles) -> Doubles:
-    """The `det^(1/n)` of damped matrices [groups, n, n], [groups, 1]."""
-    if not matrices.size:
-        return np.ones((len(matrices), 1))
-    _, logs = np.linalg.slogdet(_damped(matrices, SCALE_DAMPING))
-    return np.asarray(np.exp(logs / matrices.shape[1]))[:, None]
+def shrunk_rows(rows: Doubles, positions: float) -> Doubles:
+    """A factor over rows as `KroneckerForm.shrunk` has it; as it is where it is a matrix."""
+    if rows.ndim == 2 or not rows.size:
+        return rows
+    share = ROW_SHRINKAGE * len(rows) / max(1.0, positions)
+    return np.asarray(rows + share * rows.mean())
 
 
-def _diagonals(values: Doubles, matrices: bool) -> Doubles:
+def _geometric_means(pivots_of_groups: Doubles) -> Doubles:
+    """The `det^(1/n)` of matrices from their pivots [groups, n], [groups, 1]."""
+    if not pivots_of_groups.size:
+        return np.ones((len(pivots_of_groups), 1))
+    return np.asarray(np.exp(np.log(pivots_of_groups).mean(1)))[:, None]
+
+
+def damped_pivots(matrices: Reals, relative: float) -> Doubles:
+    """Pivots of the Cholesky decomposition of damped matrices, in the order of the coordinates.
+
+    It is in the precision of the matrices, and takes the memory of one of them.
+
+    Args:
+        matrices: positive semidefinite, [groups, n, n].
+        relative: damping, see `KroneckerForm.damped`, above 0.
+
+    Returns:
+        Float64 [groups, n], above 0.
+    """
+    from scipy.linalg.lapack import dpotrf, spotrf  # here, for `import waterfill` to stay light
+
+    means = _mean_diagonals(matrices)
+    found = np.empty(matrices.shape[:2])
+    for left, matrix, mean in zip(found, matrices, means, strict=True):
+        least = relative * mean
+        root, failed = (spotrf if matrix.dtype == np.float32 else dpotrf)(
+            _raised(matrix, least).T, lower=1, clean=0, overwrite_a=1
+        )
+        left[:] = np.square(np.diagonal(root), dtype=np.float64)
+        if failed:  # rounding, or a matrix with directions in which errors gain
+            powers = np.ones((1, len(matrix)))
+            left[:] = pivots(_raised(matrix.astype(np.float64), least)[None], powers)[0]
+        np.maximum(left, least, out=left)
+    return found
+
+
+def _raised(matrix: Reals, added: float) -> Reals:
+    """A copy of a matrix with something added to its diagonal."""
+    result = matrix.copy()
+    result[np.diag_indices_from(result)] += result.dtype.type(added)
+    return result
+
+
+def _mean_diagonals(groups: Reals) -> Doubles:
+    """Mean diagonal of matrices [groups, n, n] or diagonals [groups, n]; that of all groups where it is zero."""
+    means = _diagonals(groups, groups.ndim == 3).mean(axis=1, dtype=np.float64)
+    return np.where(means > 0, means, float(means.mean()) or 1.0)
+
+
+def _diagonals(values: Reals, matrices: bool) -> Reals:
     return np.diagonal(values, axis1=-2, axis2=-1) if matrices else values
 
 
-def _damped(groups: Doubles, relative: float) -> Doubles:
-    """Damp matrices [groups, n, n], or diagonals [groups, n], with n above 0."""
-    means = _diagonals(groups, groups.ndim == 3).mean(axis=1)
-    usual = float(means.mean()) or 1.0
-    added = relative * np.where(means > 0, means, usual)
+def _damped(groups: Reals, relative: float) -> Reals:
+    """Damp matrices [groups, n, n], or diagonals [groups, n], with n above 0; in their precision."""
+    added = (relative * _mean_diagonals(groups)).astype(groups.dtype)
     if groups.ndim == 2:
         return np.asarray(groups + added[:, None])
     result = groups.copy()

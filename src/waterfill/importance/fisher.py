@@ -22,6 +22,7 @@ from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
+from waterfill.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class kl:
         return "kl" if self.temperature == 1 else f"kl(temperature={self.temperature:g})"
 
     @in_ordinary_surroundings
+    @one_thread()
     def estimate(
         self,
         model: nn.Module,
@@ -133,6 +135,7 @@ class regression:
         return "regression"
 
     @in_ordinary_surroundings
+    @one_thread()
     def estimate(
         self,
         model: nn.Module,

@@ -18,6 +18,9 @@ from waterfill.theory.spectra import Products
 
 Doubles: TypeAlias = NDArray[np.float64]
 
+Reals: TypeAlias = NDArray[Any]
+"""Of double precision, or of single precision where they are many."""
+
 COST_UNIT = "I e^2"
 """Unit of a distortion that is told by its formula."""
 

@@ -39,6 +39,10 @@ class Moments:
             )
         return Moments({name: total + other.sums[name] for name, total in self.sums.items()}, self.count + other.count)
 
+    def absorb(self, other: Moments) -> Moments:
+        """Add what another one has seen, which is of no use after that; as `merge`."""
+        return self.merge(other)
+
     def forms(
         self, layouts: Mapping[str, Layout], *, factor: float = 1.0, unit: str = COST_UNIT
     ) -> dict[str, DiagonalForm]:

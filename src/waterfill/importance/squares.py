@@ -22,10 +22,19 @@ from waterfill.models.uses import Tokens, Use, to_native
 Order: TypeAlias = Literal["major", "minor"]
 """Whether the rows of a sample lie together (row = sample * k + j) or apart (row = j * samples + sample)."""
 
+Samples: TypeAlias = slice | Tensor
+"""Some samples: a range, or their numbers."""
+
 CHUNK_BYTES = 2**24
 
 
-def square_sum(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
+def square_sum(
+    uses: Sequence[Use],
+    gradients: Sequence[Sequence[Tensor]],
+    samples: int,
+    order: Order,
+    chosen: Tensor | None = None,
+) -> Tensor:
     """Sum of squared per-sample gradients over samples and signals.
 
     Args:
@@ -33,18 +42,17 @@ def square_sum(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], sampl
         gradients: for each use and each signal the gradient at the use's output.
         samples: number of samples.
         order: where the rows of a sample are.
+        chosen: the samples that are summed over; all of them where it is None.
 
     Returns:
         Float64, of the shape of the tensor, on its device.
     """
     first = uses[0].view
     if all(isinstance(use.view, Tokens) for use in uses):
-        return _token_squares(uses, gradients, samples, order)
+        return _token_squares(uses, gradients, samples, order, slice(None) if chosen is None else chosen)
     same = alike(uses)
     total = torch.zeros(first.layout.shape, dtype=torch.float64, device=gradients[0][0].device)
-    step = chunk(uses, gradients, samples, same)
-    for start in range(0, samples, step):
-        part = slice(start, start + step)
+    for part in _parts(samples, chosen, chunk(uses, gradients, samples, same)):
         if same:
             x = inputs(uses, samples, order, part)
             g = [gradients_at(uses, signal, samples, order, part) for signal in zip(*gradients, strict=True)]
@@ -55,8 +63,65 @@ def square_sum(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], sampl
     return total
 
 
+def row_squares(
+    uses: Sequence[Use],
+    gradients: Sequence[Sequence[Tensor]],
+    samples: int,
+    order: Order,
+    chosen: Tensor | None = None,
+) -> Tensor:
+    """Squared per-sample gradients, summed over the inputs of every row, for uses that are `alike` and have inputs.
+
+    `sum_i (sum_p g_p x_ip)^2` is also `g^T (x^T x) g`, which is cheaper where there are few places.
+
+    Args:
+        uses: as in `square_sum`.
+        gradients: as in `square_sum`.
+        samples: as in `square_sum`.
+        order: as in `square_sum`.
+        chosen: as in `square_sum`.
+
+    Returns:
+        Float64 [signals, samples, groups * out], of the view of the uses.
+    """
+    found = []
+    for part in _parts(samples, chosen, chunk(uses, gradients, samples, same=True)):
+        x = inputs(uses, samples, order, part)
+        assert x is not None
+        signals = [gradients_at(uses, signal, samples, order, part) for signal in zip(*gradients, strict=True)]
+        found.append(torch.stack(_row_squares(x, signals)).flatten(2).double())
+    return torch.cat(found, 1)
+
+
+def _row_squares(x: Tensor, signals: Sequence[Tensor]) -> list[Tensor]:
+    """For each signal [samples, groups, out, places], with x [samples, groups, in, places], [samples, groups, out]."""
+    features, places = x.shape[2:]
+    if places == 1:
+        lengths = x.square().sum((2, 3))[:, :, None]
+        return [g[..., 0].square() * lengths for g in signals]
+    rows = len(signals) * signals[0].shape[2]
+    if places * features + rows * places < rows * features:
+        between = torch.bmm(x.flatten(0, 1).transpose(1, 2), x.flatten(0, 1))
+        return [_forms(g, between) for g in signals]
+    return [products(g, x).square_().sum(-1) for g in signals]
+
+
+def _forms(g: Tensor, between: Tensor) -> Tensor:
+    """`g^T between g` of every row, with g [samples, groups, out, places]."""
+    flat = g.flatten(0, 1)
+    return torch.bmm(flat, between).mul_(flat).sum(-1).clamp_min_(0).reshape(g.shape[:3])
+
+
+def _parts(samples: int, chosen: Tensor | None, step: int) -> Iterator[Samples]:
+    """The samples, or those chosen, a few at a time."""
+    if chosen is not None:
+        yield from torch.split(chosen, step) if len(chosen) else ()
+        return
+    yield from (slice(start, start + step) for start in range(0, samples, step))
+
+
 def per_sample_gradients(
-    uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, order: Order, part: slice = slice(None)
+    uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, order: Order, part: Samples = slice(None)
 ) -> Tensor:
     """Per-sample gradients of one tensor, written out.
 
@@ -100,7 +165,7 @@ def chunk(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: i
     return max(1, CHUNK_BYTES // max(1, values * gradients[0][0].element_size()))
 
 
-def _by_sample(rows: Tensor, samples: int, order: Order, part: slice) -> Tensor:
+def _by_sample(rows: Tensor, samples: int, order: Order, part: Samples) -> Tensor:
     """The rows of the samples of a part, those of a sample together: [samples of the part * rows of one, ...]."""
     each = rows.shape[0] // samples
     if each == 1:
@@ -110,12 +175,12 @@ def _by_sample(rows: Tensor, samples: int, order: Order, part: slice) -> Tensor:
     return rows.reshape(each, samples, *rows.shape[1:]).transpose(0, 1)[part].flatten(0, 1)
 
 
-def _gradient_rows(use: Use, gradient: Tensor, samples: int, order: Order, part: slice) -> Tensor:
+def _gradient_rows(use: Use, gradient: Tensor, samples: int, order: Order, part: Samples) -> Tensor:
     rows = gradient if use.lead == 1 else gradient.reshape(use.rows, *gradient.shape[use.lead :])
     return _by_sample(rows, samples, order, part)
 
 
-def inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Tensor | None:
+def inputs(uses: Sequence[Use], samples: int, order: Order, part: Samples) -> Tensor | None:
     """Bring the inputs of all uses to [samples, groups, in, places]; None where they are 1."""
     joined = []
     for use in uses:
@@ -125,7 +190,7 @@ def inputs(uses: Sequence[Use], samples: int, order: Order, part: slice) -> Tens
     return _concatenated(joined) if joined else None
 
 
-def gradients_at(uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, order: Order, part: slice) -> Tensor:
+def gradients_at(uses: Sequence[Use], gradients: Sequence[Tensor], samples: int, order: Order, part: Samples) -> Tensor:
     """Bring the gradients of all uses to [samples, groups, out, places]."""
     joined = []
     for use, gradient in zip(uses, gradients, strict=True):
@@ -182,7 +247,7 @@ def products(g: Tensor, x: Tensor) -> Tensor:
     return joined.reshape(*g.shape[:3], x.shape[2])
 
 
-def _token_keys(use: Use, samples: int, order: Order, part: slice) -> tuple[Tensor, int]:
+def _token_keys(use: Use, samples: int, order: Order, part: Samples) -> tuple[Tensor, int]:
     """Number of (sample, token) for every row of the part, sample by sample, and how many samples."""
     assert use.x is not None
     tokens = _by_sample(use.x, samples, order, part).reshape(-1, use.rows // samples)
@@ -190,7 +255,7 @@ def _token_keys(use: Use, samples: int, order: Order, part: slice) -> tuple[Tens
     return (tokens + first[:, None]).flatten(), len(tokens)
 
 
-def _token_gradients(use: Use, gradient: Tensor, samples: int, order: Order, part: slice) -> Tensor:
+def _token_gradients(use: Use, gradient: Tensor, samples: int, order: Order, part: Samples) -> Tensor:
     """Gradients [samples, tokens, features] of a table."""
     keys, count = _token_keys(use, samples, order, part)
     g = single(_gradient_rows(use, gradient, samples, order, part))
@@ -211,23 +276,30 @@ class Picked:
     gradients: Iterator[Tensor]
 
 
-def picked_rows(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Picked:
-    """Find the rows of a table that samples pick; arguments as in `square_sum`."""
-    whole = slice(None)
-    keys = torch.cat([_token_keys(use, samples, order, whole)[0] for use in uses])
+def picked_rows(
+    uses: Sequence[Use],
+    gradients: Sequence[Sequence[Tensor]],
+    samples: int,
+    order: Order,
+    part: Samples = slice(None),
+) -> Picked:
+    """Find the rows of a table that the samples of a part pick; arguments as in `square_sum`."""
+    keys = torch.cat([_token_keys(use, samples, order, part)[0] for use in uses])
     met, index = torch.unique(keys, return_inverse=True)
 
     def of_signal(signal: Sequence[Tensor]) -> Tensor:
         pairs = zip(uses, signal, strict=True)
-        g = torch.cat([single(_gradient_rows(use, at, samples, order, whole)) for use, at in pairs])
+        g = torch.cat([single(_gradient_rows(use, at, samples, order, part)) for use, at in pairs])
         return g.new_zeros(len(met), g.shape[-1]).index_add_(0, index, g)
 
     return Picked(met % uses[0].view.layout.shape[0], map(of_signal, zip(*gradients, strict=True)))
 
 
-def _token_squares(uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order) -> Tensor:
+def _token_squares(
+    uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order, part: Samples
+) -> Tensor:
     """`square_sum` of a table: only the rows that a sample picks are written out, each once for a sample."""
-    met = picked_rows(uses, gradients, samples, order)
+    met = picked_rows(uses, gradients, samples, order, part)
     total = torch.zeros(uses[0].view.layout.shape, dtype=torch.float64, device=met.tokens.device)
     for picked in met.gradients:
         total.index_add_(0, met.tokens, picked.square().double())

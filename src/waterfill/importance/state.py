@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from waterfill.importance.backward import gradients
 from waterfill.importance.forms import DiagonalForm
 from waterfill.importance.moments import Moments
 from waterfill.importance.plan import Method, Plan, check_output, extend
-from waterfill.importance.squares import square_sum
+from waterfill.importance.squares import Order, square_sum
 from waterfill.models.batches import (
     Inputs,
     call,
@@ -53,9 +53,6 @@ _SIGNALS_TOGETHER = 10
 _SAMPLES_TOGETHER = 8
 
 S = TypeVar("S", bound="Seen")
-
-Watch: TypeAlias = Callable[[str, Sequence[Use], Sequence[Sequence[Tensor]]], None]
-"""Sees the name, uses and gradients (as in `square_sum`) of every tensor; no uses where they are not known."""
 
 
 class Source(Protocol):
@@ -174,7 +171,7 @@ class Seen(ABC):
                 if target is not None and target.ndim and len(target) == samples:
                     labels = target[start : start + size]
                 seen = self.measure(part, labels, generator, index)
-                found = seen if found is None else found.merge(seen)
+                found = seen if found is None else found.absorb(seen)
         assert found is not None  # every batch has samples
         return found
 
@@ -208,7 +205,15 @@ class State(Seen):
 
     def measure(self, inputs: Inputs, target: Tensor | None, generator: torch.Generator, index: int | None) -> Moments:
         """Square the gradients of all signals."""
-        return measure(self, inputs, target, generator, index)
+        passed = forward(self, inputs, index)
+        signals = self.source.signals(passed.output.detach(), target, generator)
+        sums = dict(nothing(self.learned).sums)
+        for stack in passed.stacks(signals):
+            for name, order, uses, found in passed.captured(stack):
+                sums[name] += square_sum(uses, found, passed.samples, order).cpu()
+            for name, squares in passed.general_squares(self, stack):
+                sums[name] += squares.cpu()
+        return Moments(sums, signals.count)
 
     def forms(self) -> dict[str, DiagonalForm]:
         """Means so far, by name.
@@ -230,7 +235,7 @@ def run(state: S, data: Iterable[Any], progress: Progress | None) -> S:
     total = len(data) if isinstance(data, Sized) else 0
     plans = _prepared_states(state, data)
     for index, (seen, plan) in enumerate(current_processes().map(_seen_by, plans)):
-        state = replace(state, plan=plan, moments=state.moments.merge(seen))
+        state = replace(state, plan=plan, moments=state.moments.absorb(seen))
         if progress is not None:
             progress("importance", index + 1, max(index + 1, total))
     return state
@@ -311,33 +316,70 @@ def nothing(learned: Variables, *kinds: int) -> Moments:
     )
 
 
-def measure(
-    state: State,
-    inputs: Inputs,
-    target: Tensor | None,
-    generator: torch.Generator,
-    index: int | None,
-    watch: Watch = lambda *_: None,
-) -> Moments:
-    """Sums over a few samples; `watch` sees what they are made of, some signals at a time."""
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """What a forward pass leaves for the backward ones.
+
+    Attributes:
+        inputs: of the samples.
+        output: of the model.
+        tape: the uses of all learned tensors.
+        methods: how the gradients of each are taken.
+    """
+
+    inputs: Inputs
+    output: Tensor
+    tape: Tape
+    methods: Mapping[str, Method]
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.output)
+
+    def stacks(self, signals: Signals) -> Iterator[Tensor]:
+        """Some signals at a time, [signals, *shape of the output], as many as gradients are kept for at once."""
+        most = max(1, SITE_BYTES // (max(1, self.tape.site_values) * self.output.element_size()))
+        together = math.ceil(signals.number / max(1, math.ceil(signals.number / most)))
+        stack: list[Tensor] = []
+        for signal in signals.sent:
+            stack.append(signal)
+            if len(stack) == together:
+                yield torch.stack(stack).to(self.output)
+                stack = []
+        if stack:
+            yield torch.stack(stack).to(self.output)
+
+    def captured(self, signals: Tensor) -> Iterator[tuple[str, Order, list[Use], list[list[Tensor]]]]:
+        """Order of rows, uses and gradients (as in `square_sum`) of every tensor whose uses are known."""
+        at_sites = [gradients(self.output, self.tape.sites, signal) for signal in signals]
+        for name, method in self.methods.items():
+            uses = [use for use in self.tape.uses.get(name, ()) if at_sites[0][use.site] is not None]
+            if method in ("major", "minor") and uses:
+                yield name, method, uses, [[at for s in at_sites if (at := s[use.site]) is not None] for use in uses]
+
+    def general_squares(self, state: Seen, signals: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Sums over samples and signals of squared gradients of all other tensors, by slower methods."""
+        for method, squares in (("vmap", functional.vmap_squares), ("loop", functional.loop_squares)):
+            names = [name for name in self.methods if self.methods[name] == method]
+            if names:
+                yield from squares(state.model, state.learned, names, self.inputs, signals).items()
+
+
+def forward(state: Seen, inputs: Inputs, index: int | None) -> ForwardPass:
+    """Run a few samples through the model.
+
+    Args:
+        state: with a plan for them.
+        inputs: the samples.
+        index: number of the batch, for error messages.
+    """
     samples = num_samples(inputs)
     tape = Tape(state.learned)
     with tape:
         output = call(state.model, inputs, index=index)
     check_output(output, samples)
-    signals = state.source.signals(output.detach(), target, generator)
-    methods = methods_for(state.plan, state.learned, tape, output, samples)
-    most = max(1, SITE_BYTES // (max(1, tape.site_values) * output.element_size()))
-    together = math.ceil(signals.number / max(1, math.ceil(signals.number / most)))
-    sums = dict(nothing(state.learned).sums)
-    for stack in _stacks(signals.sent, together):
-        stack = stack.to(output)
-        for name, squares in _captured_squares(tape, methods, samples, output, stack, watch):
-            sums[name] += squares.cpu()
-        for name, squares in _general_squares(state, methods, inputs, stack):
-            watch(name, (), ())
-            sums[name] += squares.cpu()
-    return Moments(sums, signals.count)
+    return ForwardPass(inputs, output, tape, methods_for(state.plan, state.learned, tape, output, samples))
 
 
 def methods_for(plan: Plan, learned: Variables, tape: Tape, output: Tensor, samples: int) -> dict[str, Method]:
@@ -351,38 +393,3 @@ def methods_for(plan: Plan, learned: Variables, tape: Tape, output: Tensor, samp
         if captured and (name in tape.missed or any(use.rows % samples for use in tape.uses.get(name, ()))):
             methods[name] = "loop"
     return methods
-
-
-def _stacks(signals: Iterator[Tensor], together: int) -> Iterator[Tensor]:
-    """Some signals at a time, [signals, *shape of the output]."""
-    stack: list[Tensor] = []
-    for signal in signals:
-        stack.append(signal)
-        if len(stack) == together:
-            yield torch.stack(stack)
-            stack = []
-    if stack:
-        yield torch.stack(stack)
-
-
-def _captured_squares(
-    tape: Tape, methods: dict[str, Method], samples: int, output: Tensor, signals: Tensor, watch: Watch
-) -> Iterator[tuple[str, Tensor]]:
-    """Sums over samples and signals of squared gradients, of tensors whose uses are known."""
-    at_sites = [gradients(output, tape.sites, signal) for signal in signals]
-    for name, method in methods.items():
-        uses = [use for use in tape.uses.get(name, ()) if at_sites[0][use.site] is not None]
-        if method in ("major", "minor") and uses:
-            found = [[at for signal in at_sites if (at := signal[use.site]) is not None] for use in uses]
-            watch(name, uses, found)
-            yield name, square_sum(uses, found, samples, method)
-
-
-def _general_squares(
-    state: State, methods: dict[str, Method], inputs: Inputs, signals: Tensor
-) -> Iterator[tuple[str, Tensor]]:
-    """The same of all others, by slower methods."""
-    for method, squares in (("vmap", functional.vmap_squares), ("loop", functional.loop_squares)):
-        names = [name for name in methods if methods[name] == method]
-        if names:
-            yield from squares(state.model, state.learned, names, inputs, signals).items()

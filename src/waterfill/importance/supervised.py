@@ -23,6 +23,7 @@ from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Output, Progress
+from waterfill.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class gradient:
         return _named("gradient", temperature=(self.temperature, 1.0))
 
     @in_ordinary_surroundings
+    @one_thread()
     def estimate(
         self,
         model: nn.Module,
@@ -143,6 +145,7 @@ class hessian:
         return _named("hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
     @in_ordinary_surroundings
+    @one_thread()
     def estimate(
         self,
         model: nn.Module,
@@ -204,6 +207,7 @@ class gradient_hessian:
         return _named("gradient_hessian", temperature=(self.temperature, 1.0), mu=(self.mu, 0.0))
 
     @in_ordinary_surroundings
+    @one_thread()
     def estimate(
         self,
         model: nn.Module,

@@ -35,8 +35,12 @@ class View(Protocol):
         """(groups, out, in) of the normal form."""
         ...
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """Bring inputs [rows, ...] to [rows, groups, in, places]."""
+    def places(self, x: Tensor) -> int:
+        """How many places inputs [rows, ...] have."""
+        ...
+
+    def inputs(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        """Bring inputs [rows, ...] to [rows, groups, in, places]; only those of some numbers where they are given."""
         ...
 
     def gradients(self, g: Tensor) -> Tensor:
@@ -88,8 +92,14 @@ class Dense:
         out, channels, taps = self.layout.axes
         return 1, out, channels * taps
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def places(self, x: Tensor) -> int:
+        """One."""
+        del x
+        return 1
+
+    def inputs(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """[rows, in] to [rows, 1, in, 1]."""
+        del at
         return x[:, None, :, None]
 
     def gradients(self, g: Tensor) -> Tensor:
@@ -120,9 +130,14 @@ class Broadcast:
         values = math.prod(self.trailing)
         return (values, 1, 1) if self.factor else (1, values, 1)
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def places(self, x: Tensor) -> int:
+        """All values of a row over those of the tensor."""
+        return x[0].numel() // math.prod(self.trailing)
+
+    def inputs(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """[rows, *trailing axes] to [rows, values, 1, places]."""
-        return self._places(x)[:, :, None, :]
+        found = self._places(x)[:, :, None, :]
+        return found if at is None else found[..., at]
 
     def gradients(self, g: Tensor) -> Tensor:
         """[rows, *trailing axes] to [rows, values, 1, places], or [rows, 1, values, places] for a term."""
@@ -162,12 +177,20 @@ class Convolution:
         out, channels, taps = self.layout.axes
         return self.groups, out // self.groups, channels * taps
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def places(self, x: Tensor) -> int:
+        """Pixels of the output."""
+        size = [
+            (length - 1) * apart + 1 + sum(beside)
+            for length, apart, beside in zip(x.shape[2:], self.upsample or (1,) * x.ndim, self.padding, strict=False)
+        ]
+        return math.prod(_pixels(size, self.layout.shape[2:], self.stride, self.dilation))
+
+    def inputs(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """[rows, channels, *size] to the patches [rows, groups, channels / groups * taps, pixels]."""
         if self.upsample is not None:
             x = spread_out(x, self.upsample)
         x = pad(x, self.padding)
-        patches = take_patches(x, self.layout.shape[2:], self.stride, self.dilation)
+        patches = take_patches(x, self.layout.shape[2:], self.stride, self.dilation, at)
         if self.upsample is not None:
             patches = patches.flip(2)
         return patches.reshape(x.shape[0], self.groups, -1, patches.shape[-1])
@@ -193,8 +216,14 @@ class Tokens:
         out, channels, taps = self.layout.axes
         return 1, out, channels * taps
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def places(self, x: Tensor) -> int:
+        """One."""
+        del x
+        return 1
+
+    def inputs(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """Token numbers [rows] to one-hot vectors [rows, 1, tokens, 1]; large, for small tables only."""
+        del at
         return F.one_hot(x, self.layout.shape[0])[:, None, :, None].to(torch.get_default_dtype())
 
     def gradients(self, g: Tensor) -> Tensor:
@@ -218,24 +247,45 @@ def spread_out(x: Tensor, distance: Sequence[int]) -> Tensor:
     return wide
 
 
-def take_patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """Copy what every tap sees at every output pixel.
+def take_patches(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], at: Tensor | None = None
+) -> Tensor:
+    """Copy what every tap sees at every output pixel, or at some.
 
     Args:
         x: images [n, channels, *size], padded.
         kernel: taps per dimension.
         stride: step between output pixels.
         dilation: step between taps.
+        at: numbers of output pixels, in the order of their rows; None for all.
 
     Returns:
         [n, channels, taps, pixels].
     """
+    size = _pixels(x.shape[2:], kernel, stride, dilation)
+    if at is not None:
+        taps = _numbers(kernel, dilation, x.shape[2:])
+        pixels = _numbers(size, stride, x.shape[2:])[at.cpu()]
+        where = (taps[:, None] + pixels).reshape(-1).to(x.device)
+        return x.flatten(2).index_select(2, where).reshape(*x.shape[:2], len(taps), len(pixels))
     steps = x.stride()[2:]
-    size = [
-        (length - reach * (taps - 1) - 1) // step + 1
-        for length, taps, step, reach in zip(x.shape[2:], kernel, stride, dilation, strict=True)
-    ]
     tap_steps = [step * reach for step, reach in zip(steps, dilation, strict=True)]
     pixel_steps = [step * jump for step, jump in zip(steps, stride, strict=True)]
     view = x.as_strided((*x.shape[:2], *kernel, *size), (*x.stride()[:2], *tap_steps, *pixel_steps))
     return view.reshape(*x.shape[:2], math.prod(kernel), math.prod(size))
+
+
+def _numbers(counts: Sequence[int], steps: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Numbers of the pixels of an image at some steps along every dimension, row by row."""
+    numbers = torch.zeros(1, dtype=torch.int64)
+    for count, step, length in zip(counts, steps, size, strict=True):
+        numbers = (numbers[:, None] * length + torch.arange(count) * step).reshape(-1)
+    return numbers
+
+
+def _pixels(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
+    """Pixels of the output per dimension."""
+    each = zip(size, kernel, stride, dilation, strict=True)
+    return tuple((length - reach * (taps - 1) - 1) // step + 1 for length, taps, step, reach in each)

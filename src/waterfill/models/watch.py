@@ -13,14 +13,14 @@ from waterfill.models.batches import tensors_in
 from waterfill.models.functions import PRODUCTS
 from waterfill.models.uses import View
 
-Act: TypeAlias = Callable[[str, View, Tensor], bool]
-"""Takes the name of a matrix, how the layer reads it and the input [rows, ...]; says whether it changed the matrix."""
+Act: TypeAlias = Callable[[str, View, Tensor], object]
+"""Takes the name of a matrix, how the layer reads it and the input [rows, ...]."""
 
 
 class ProductWatch(TorchFunctionMode):
     """While it is entered, `act` is called at every product with one of the tensors.
 
-    Products are those of `functions.PRODUCTS`. When `act` has changed the matrix, the product is computed again.
+    Products are those of `functions.PRODUCTS`. `act` comes before the product is computed, and may change the matrix.
 
     Args:
         tensors: what to watch for, by name.
@@ -35,7 +35,6 @@ class ProductWatch(TorchFunctionMode):
         self.missed: set[str] = set()
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._act = act
-        self._changed = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -45,11 +44,14 @@ class ProductWatch(TorchFunctionMode):
         handler = PRODUCTS.get(func)
         if handler is None:
             return self.pass_through(func, *args, **(kwargs or {}))
-        result = handler(self, func, *args, **(kwargs or {}))
-        if self._changed:
-            self._changed = False
-            result = func(*args, **(kwargs or {}))
-        return result
+        named = kwargs or {}
+        tensors = tensors_in((args, named))
+        watched = any(self.name_of(each) is not None for each in tensors)
+        if not watched or any(map(is_functorch_wrapped_tensor, tensors)):
+            return handler(self, func, *args, **named)
+        stand_in = tensors[0].new_empty(()).expand(tensors[0].shape)  # of the result, before there is one
+        handler(self, lambda *_, **__: stand_in, *args, **named)
+        return func(*args, **named)
 
     def pass_through(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function that is no product; watched tensors that its result may depend on are missed."""
@@ -73,4 +75,4 @@ class ProductWatch(TorchFunctionMode):
         if is_functorch_wrapped_tensor(y):  # of a transformation such as vmap, outside of which it is nothing
             self.miss(tensor)
         elif name is not None and x is not None:
-            self._changed |= self._act(name, view, x())
+            self._act(name, view, x())

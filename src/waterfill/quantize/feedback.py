@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
@@ -18,25 +18,40 @@ from waterfill.protocols import QuadraticForm, Quantizer, QuantizerTraits
 from waterfill.quantize import path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
-from waterfill.quantize.prefilter import Target, prefilter
+from waterfill.quantize.prefilter import Filters, Target
 from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, largest_step
 from waterfill.quantize.sparse import Sparse
 from waterfill.quantize.spread import Fit
 from waterfill.quantize.trellis import (
+    FEW_STATES,
     LEVEL_TO_SQUARED_STEP,
     Trellis,
     few_values,
     finish_path,
     lagrangian,
-    states_of,
 )
 from waterfill.reconstruct import LEVEL_UNIT, step_sizes
-from waterfill.records import Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
+from waterfill.records import ALL, Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
 
 Exponents: TypeAlias = NDArray[np.int64]
 
 LARGEST_SPAN = 1 << 16
 """Weights of a span, about so many at most: then the state of a path is 0 again."""
+
+DRAFT_STATES, DRAFT_ROUNDS = 8, 2
+"""Of a draft, at most."""
+
+BLOCK = 64
+"""Columns that get what all those before them leave at once, at least."""
+
+FORCED = 2048
+"""From so many rows on the levels of a column are decided at its end."""
+
+MOST_ENDS, LEAST_ENDS = 1024, 8
+"""Of shorter columns so many ends are kept, over the rows, and at least so many."""
+
+SAMPLE, FEWEST_ROWS = 1 << 16, 128
+"""Tables are found on about so many weights, and at least so many rows where there are twice as many."""
 
 MEMORY = 10
 """Paths are taken to agree after so many steps for each bit of their state."""
@@ -50,8 +65,11 @@ SCALAR_SQUARED_STEP, PATH_SQUARED_STEP = 12.0, LEVEL_TO_SQUARED_STEP
 FINEST = 23
 """As for other quantizers, and three more, for errors that are fed back are some steps large."""
 
-MOST = 0.5
-"""Shifts that are cut to a step stay where they save this share of what is saved without them."""
+RIDGES = np.array([1e-6, 1e-3, 1e-3, 1e-3])
+"""Shares of their weight by which the step and the shifts are held: where levels are few, both can do the same."""
+
+FITTED, FEWEST_FITTED = 1 << 17, 32
+"""Step and shifts are fitted to about so many weights, and to so many rows at least."""
 
 SPARSE, VERY_SPARSE = 0.5, 0.4
 """Shares of weights that are not zero up to which a matrix is also searched weight by weight, or only so."""
@@ -74,7 +92,7 @@ class Feedback:
         lmbda: price of a bit in water levels, for the choice between levels; what bits cost in the mean is in the
             filter.
         regulariser: noise to filter for, in water levels; 0 does not filter.
-        rounds: how often tables and paths are fitted to each other; all but the last two with few states.
+        rounds: how often tables and paths are fitted to each other; all but the last with few states on some rows.
 
     Raises:
         UsageError: an option is out of its range.
@@ -86,7 +104,7 @@ class Feedback:
     states: int = 64
     lmbda: float = 0.3
     regulariser: float = 1.1
-    rounds: int = 4
+    rounds: int = 3
 
     traits: ClassVar[QuantizerTraits] = QuantizerTraits(uses_cross_terms=True)
 
@@ -109,30 +127,69 @@ class Feedback:
             form: what an error costs; None for 1 everywhere.
             water_level: mean cost of an error per weight.
         """
+        return self.prepared(weight, form).quantize(weight, form, water_level)
+
+    def draft(self) -> Feedback:
+        """A quicker quantizer that takes nearly the same bits."""
+        return replace(self, states=min(DRAFT_STATES, self.states), rounds=min(DRAFT_ROUNDS, self.rounds))
+
+    def prepared(self, weight: Weight, form: QuadraticForm | None) -> Quantizer:
+        """A quantizer of this weight under this form alone, which keeps its filters.
+
+        Args:
+            weight: matrix [out, in].
+            form: what an error costs; None for 1 everywhere.
+        """
         plain = Scalar() if self.states == 1 else Trellis(self.states)
         if not has_cross_terms(form) or not weight.matrix.any():
-            return plain.quantize(weight, form, water_level)
+            return plain
+        return FilteredFeedback(self, Filters(weight.matrix, form))
+
+
+@dataclass(frozen=True, eq=False)
+class FilteredFeedback:
+    """Error feedback of one weight, with its filters.
+
+    Attributes:
+        options: of the search.
+        filters: of the weight.
+    """
+
+    options: Feedback
+    filters: Filters
+
+    def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
+        """Quantize the weight so that its mean `I_w e^2` comes near the water level.
+
+        Args:
+            weight: the one that it is for.
+            form: likewise.
+            water_level: mean cost of an error per weight.
+        """
         share = np.count_nonzero(weight.matrix) / weight.matrix.size
         if share <= VERY_SPARSE:
             return Sparse().quantize(weight, form, water_level)
-        found = self._feed_back(weight, form, water_level)
+        found = self._feed_back(weight, water_level)
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
+        plain = Scalar() if self.options.states == 1 else Trellis(self.options.states)
         others: list[Quantizer] = [Sparse()] if share <= SPARSE else []
-        others += [plain] if few_values(weight, found) or found.spread.adaptive is not None else []
+        others += [plain] if found.spread.adaptive is not None else []
+        others += [Scalar()] if few_values(weight, found) else []
         every = [found, *(other.quantize(weight, form, water_level) for other in others)]
         return min(every, key=lambda each: lagrangian(each, water_level))
 
-    def _feed_back(self, weight: Weight, form: KroneckerForm, water_level: float) -> Quantized:
-        target = prefilter(weight.matrix, form, self.regulariser * water_level)
-        squared_step = SCALAR_SQUARED_STEP if self.states == 1 else PATH_SQUARED_STEP
+    def _feed_back(self, weight: Weight, water_level: float) -> Quantized:
+        options, form = self.options, self.filters.form
+        target = self.filters.target(options.regulariser * water_level)
+        squared_step = SCALAR_SQUARED_STEP if options.states == 1 else PATH_SQUARED_STEP
         aimed_at = replace(weight, matrix=target.matrix)
         rule, x, relative = in_steps(aimed_at, target.importance, water_level * squared_step / 12, finest=FINEST)
-        loop = Loop.of(target, rule, x, relative, weight.layout, self.lmbda / squared_step)
-        if self.states == 1:
-            levels, fit = loop.scalar(rule, self.rounds)
+        loop = Loop.of(target, rule, x, relative, weight.layout, options.lmbda / squared_step)
+        if options.states == 1:
+            levels, fit = loop.scalar(rule, options.rounds)
             return finish(weight, form, levels, centred(weight, form, levels, rule), fit)
-        log_states = self.states.bit_length() - 1
-        levels, path_fit = loop.path(rule, self.rounds, log_states)
+        log_states = options.states.bit_length() - 1
+        levels, path_fit = loop.path(rule, options.rounds, log_states)
         spread = path_fit.spread(log_states, loop.log_span, down=True)
         return finish_path(weight, form, levels, centred(weight, form, levels, rule), spread)
 
@@ -147,18 +204,18 @@ class Loop:
     """What levels are sought for, column by column.
 
     Attributes:
-        x: filtered weights in steps, float32 [in, out].
+        x: filtered weights in steps, float32 [out, in].
         weights: of the squared errors, of the same shape, or [1, 1] when constant.
-        coupling: float32 [in, in, classes]: `[j, i]` is what an error in column i adds to the target of a later one j.
-        classes: which one a row is of, int64 [out].
+        target: with the factors by which errors in one column change the aims of later ones.
+        steps: of the columns, float32 [in].
         layout: of the tensor.
         lmbda: cost of a bit in squared steps.
     """
 
     x: Floats
     weights: Floats
-    coupling: Floats
-    classes: NDArray[np.int64]
+    target: Target
+    steps: Floats
     layout: Layout
     lmbda: float
 
@@ -168,78 +225,133 @@ class Loop:
         out, channels, taps = layout.axes
         each = np.zeros((channels, 1)) if rule.channels is None else rule.channels.astype(np.float64)[:, None]
         steps = np.exp2((each + (np.zeros(taps) if rule.taps is None else rule.taps)) / 4).reshape(-1)
-        diagonals = np.diagonal(target.factors, axis1=1, axis2=2)
-        coupling = (target.factors * steps[:, None] / (diagonals * steps)[:, None, :]).astype(np.float32)
-        weights = relative.reshape(out, -1).T if relative.size > 1 else relative.reshape(1, 1)
-        columns = np.ascontiguousarray(x.reshape(out, -1).T), np.ascontiguousarray(weights)
-        return cls(*columns, np.ascontiguousarray(coupling.transpose(2, 1, 0)), target.classes, layout, lmbda)
+        weights = relative.reshape(out, -1) if relative.size > 1 else relative.reshape(1, 1)
+        return cls(x.reshape(out, -1), weights, target, steps.astype(np.float32), layout, lmbda)
 
     @property
     def log_span(self) -> int:
         """Logarithm of the columns after which the state of a path is 0 again."""
-        return max(0, math.ceil(math.log2(LARGEST_SPAN / self.x.shape[1])))
+        return max(0, math.ceil(math.log2(LARGEST_SPAN / len(self.x))))
 
     def scalar(self, rule: Uniform, rounds: int) -> tuple[Symbols, Fit]:
         """Levels [out, in] that are free, and the entropy model fitted to them."""
-        from waterfill.quantize import feedback_kernels as kernels
-
         fit = spreads.fit(self._nearest(1), self.layout, steps=rule.scales)
         for _ in range(rounds):
             rows, columns = _exponents(fit.exponents(self.layout))
-            bits = spreads.lengths(fit.family)
             lmbda = 0.0 if fit.shift else self.lmbda  # low bits take the same everywhere
-            levels = self._columns(kernels.scalar_span, rows, columns, bits, lmbda)
+            bits = np.float32(lmbda) * spreads.lengths(fit.family)[:, None]
+            levels = self._columns((rows, columns, bits, np.zeros(0, np.float32)))
             fit = spreads.fit(levels, self.layout, fit)
         return levels, fit
 
     def path(self, rule: Uniform, rounds: int, log_states: int) -> tuple[Symbols, PathFit]:
-        """Levels [out, in] that are a path, and the entropy model fitted to it."""
-        from waterfill.quantize import feedback_kernels as kernels
+        """Levels [out, in] that are a path, and the entropy model fitted to it.
 
+        Tables are found with few states on some of the rows, then used for one path of all, and fitted to it.
+        """
         fit = path_spread.start(self._nearest(2), self.layout, zero=False, steps=rule.scales)
-        for done in range(rounds):
-            log_some = states_of(rounds - done, log_states)
-            flips, picks = (part.astype(np.bool_) for part in parities(log_some))
-            parts = spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0])
-            tables = *_exponents(parts), fit.lengths()
-            aside = fit.aside()
-            taking_part = 1 - float(aside[np.add.outer(*tables[:2])].mean())
-            lag = int(MEMORY * log_some / max(taking_part, LEAST_PART))
-            trellis = aside, flips, picks, lag
-            levels = self._columns(kernels.best_span, *tables, self.lmbda, *trellis)
-            paths = Paths(log_some, False, self.log_span, 0, 0, True)
-            fit = path_spread.refit(levels, paths, self.layout, fit, last=done == rounds - 1)
-        return levels, fit
+        few = min(log_states, FEW_STATES)
+        if rounds > 1:
+            draft, some = self._sample()
+            known, axes = path_spread.of_rows(fit, some), (0, 1, 2) if some is None else (1, 2)
+            for _ in range(rounds - 1):
+                known = draft.refit(draft.search(known, few, LEAST_ENDS), known, few, axes=axes)
+            fit = known if some is None else path_spread.of_all(known, fit)
+            if fit.least != ALL:  # at low rate all depends on which elements stand aside, and is fitted no more
+                fit = self.refit(self.search(fit, few, 1), fit, few)
+        levels = self.search(fit, log_states)
+        return levels, self.refit(levels, fit, log_states, last=True)
+
+    def search(self, fit: PathFit, log_states: int, ends: int = 0) -> Symbols:
+        """Levels [out, in] of a path of low cost under the tables of a fit.
+
+        Args:
+            fit: the entropy model.
+            log_states: logarithm of the number of states.
+            ends: how many of the states in which a column can end are kept for the next one; 0 for as many as pay.
+        """
+        from waterfill.quantize.feedback_kernels import Code
+        from waterfill.quantize.trellis_kernels import level_prices
+
+        flips, picks = (part.astype(np.bool_) for part in parities(log_states))
+        rows, columns = _exponents(spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0]))
+        aside = fit.aside()
+        taking_part = 1 - float(aside[np.add.outer(rows, columns)].mean()) if aside.any() else 1.0
+        height = len(self.x)
+        ends = ends or (1 if height >= FORCED else max(LEAST_ENDS, MOST_ENDS // height))
+        lag = int(MEMORY * log_states / max(taking_part, LEAST_PART))
+        prices = rows, columns, *level_prices(fit.lengths(), self.lmbda, False, np.zeros(4))
+        return self._columns(prices, Code(aside, flips, picks, lag, ends))
+
+    def refit(
+        self, levels: Symbols, fit: PathFit, log_states: int, *, last: bool = False, axes: Sequence[int] = (0, 1, 2)
+    ) -> PathFit:
+        """The entropy model fitted to a path, see `path_spread.refit`."""
+        paths = Paths(log_states, False, self.log_span, 0, 0, True)
+        return path_spread.refit(levels, paths, self.layout, fit, last=last, axes=axes)
+
+    def _sample(self) -> tuple[Loop, NDArray[np.int64] | None]:
+        """Some rows of a large matrix and which they are; itself and None where there are few."""
+        out, columns = self.x.shape
+        kept = max(FEWEST_ROWS, SAMPLE // columns)
+        if 2 * kept > out:
+            return self, None
+        some = np.arange(kept) * out // kept
+        weights = self.weights[some] if self.weights.size > 1 else self.weights
+        target = replace(self.target, classes=self.target.classes[some])
+        layout = Layout((kept, *self.layout.axes[1:]))
+        return Loop(self.x[some], weights, target, self.steps, layout, self.lmbda), some
 
     def _nearest(self, step: int) -> Symbols:
-        return np.rint(self.x.T / step).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
+        return np.rint(self.x / step).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
 
-    def _columns(
-        self, search: Callable[..., Any], rows: Exponents, columns: Exponents, lengths: Floats, *options: Any
-    ) -> Symbols:
-        """Search the levels [out, in] span by span; what a span leaves to the later ones is added all at once."""
-        levels, errors = np.empty(self.x.shape, np.int32), np.empty(self.x.shape, np.float32)
-        carried = np.zeros_like(self.x)
-        members = [np.flatnonzero(self.classes == k) for k in range(self.coupling.shape[2])]
-        for start in range(0, len(self.x), 1 << self.log_span):
-            stop = min(start + (1 << self.log_span), len(self.x))
-            span, later = slice(start, stop), slice(stop, None)
-            search(
-                self.x[span],
-                carried[span],
-                np.ascontiguousarray(self.coupling[span, span]),
-                self.classes,
-                self.weights[span] if self.weights.size > 1 else self.weights,
-                rows,
-                columns[span],
-                lengths,
-                *options,
-                levels[span],
-                errors[span],
-            )
-            for k, some in enumerate(members if stop < len(self.x) else ()):
-                carried[later, some] += self.coupling[later, span, k] @ errors[span, some]
-        return np.ascontiguousarray(levels.T)
+    def _columns(self, prices: tuple[Exponents, Exponents, Floats, Floats], code: Any = None) -> Symbols:
+        """Search the levels [out, in] of a path, or free ones without a code, span by span.
+
+        What the columns before a block leave to it is one product; inside, a column adds up what those before it leave.
+
+        Args:
+            prices: exponents of rows and of columns, what levels cost at each, how far they are shifted.
+            code: the trellis, see `feedback_kernels.Code`.
+        """
+        from waterfill.quantize import feedback_kernels as kernels
+
+        levels, feed = np.empty(self.x.shape, np.int32), self._feed()
+        span = 1 << self.log_span
+        block = max(span, BLOCK)
+        rows, columns, *bits = prices
+        for base in range(0, self.x.shape[1], block):
+            carried = self._carried(feed, slice(base, base + block))
+            for start in range(base, min(base + block, self.x.shape[1]), span):
+                some = slice(start, min(start + span, base + block))
+                x, weights = np.ascontiguousarray(self.x[:, some].T), self.weights
+                weights = np.ascontiguousarray(weights[:, some].T) if weights.size > 1 else weights
+                found = np.empty(x.shape, np.int32)
+                known = x, np.ascontiguousarray(carried[start - base :][: len(x)]), feed, start, base
+                priced = kernels.Prices(weights, rows, columns[some], *bits)
+                if code is None:
+                    kernels.scalar_span(*known, priced, found)
+                else:
+                    kernels.best_span(*known, priced, code, found)
+                levels[:, some] = found.T
+        return levels
+
+    def _feed(self) -> Any:
+        """How errors of earlier columns come in, with none yet."""
+        from waterfill.quantize.feedback_kernels import Feed
+
+        factors = self.target.factors
+        gains = 1 / (np.diagonal(factors, axis1=1, axis2=2) * self.steps)
+        return Feed(factors, gains, self.steps, self.target.classes, np.zeros(self.x.shape, np.float32))
+
+    def _carried(self, feed: Any, block: slice) -> Floats:
+        """What errors of all columns before a block change of the aims in it, [columns of the block, out]."""
+        some = feed.factors[:, block, : block.start]
+        carried = np.zeros((some.shape[1], len(self.x)), np.float32)
+        for k in range(len(some) if block.start else 0):
+            mine = np.flatnonzero(feed.classes == k) if len(some) > 1 else slice(None)
+            carried[:, mine] = feed.gains[k, block, None] * (some[k] @ feed.errors[mine, : block.start].T)
+        return carried
 
 
 def _exponents(parts: tuple[Exponents, Exponents, Exponents]) -> tuple[Exponents, Exponents]:
@@ -253,13 +365,15 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
 
     Filtering makes weights smaller, so the best step is larger than the one they were searched with.
     """
-    flat = step_sizes(rule, weight.layout, 0, levels.size).astype(np.float64)
-    steps = flat.reshape(levels.shape) if flat.size > 1 else flat
+    steps = np.broadcast_to(step_sizes(rule, weight.layout, 0, levels.size), levels.size).reshape(levels.shape)
+    form, some = _some_rows(form)
+    matrix, levels, steps = weight.matrix[some], levels[some], steps[some]
     sizes = np.minimum(np.abs(levels), 3)
-    basis = [steps * levels, *(steps * np.where(sizes == size, -np.sign(levels), 0) for size in (1, 2, 3))]
+    basis = [steps * levels.astype(np.float32)]
+    basis += [np.where(sizes == size, -np.sign(levels) * steps, np.float32(0)) for size in (1, 2, 3)]
     moved = [form.times(part) for part in basis]
     gram = np.array([[np.vdot(left, right) for right in basis] for left in moved])
-    wanted = np.array([np.vdot(part, weight.matrix) for part in moved])
+    wanted = np.array([np.vdot(part, matrix) for part in moved])
     there = np.diagonal(gram) > 1e-9 * gram[0, 0]
     if not there[0]:
         return rule
@@ -267,7 +381,7 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
     far = np.abs(found) > abs(found[0])
     if far.any():  # levels of about one size do not tell a shift from the step, and no shift is longer than a step
         apart = _least_cost(gram, wanted, there & ~far)
-        found = apart if _saving(gram, wanted, _clipped(found)) < MOST * _saving(gram, wanted, apart) else found
+        found = max(_clipped(found), _clipped(apart), key=lambda each: _saving(gram, wanted, each))
     if not found[0] > 0:
         return rule
     step = int(np.clip(rule.step + np.rint(64 * np.log2(found[0])), -largest_step(rule), largest_step(rule)))
@@ -275,10 +389,19 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
     return replace(rule, step=step, shrink=(first, second, third))
 
 
+def _some_rows(form: KroneckerForm) -> tuple[KroneckerForm, slice]:
+    """The form of some rows, and which they are: all that there are if they do not go apart."""
+    out, inputs = len(form.rows), form.columns.shape[1]
+    every = slice(None, None, max(1, out // max(FEWEST_FITTED, FITTED // inputs)))
+    if form.rows.ndim == 1 and len(form.columns) == 1:
+        return form.rows_of(every), every
+    return form, slice(None)
+
+
 def _least_cost(gram: Doubles, wanted: Doubles, free: NDArray[np.bool_]) -> Doubles:
     """The step and the shifts that cost the least, where only some are free and the others are 0."""
     found = np.zeros(len(wanted))
-    ridge = 1e-6 * np.diag(np.diagonal(gram))
+    ridge = np.diag(RIDGES * np.diagonal(gram))
     found[free] = np.linalg.solve((gram + ridge)[np.ix_(free, free)], wanted[free])
     return found
 

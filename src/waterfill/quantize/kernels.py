@@ -61,6 +61,53 @@ def exponent_histogram(magnitudes, rows, channels, taps, low, high):
 
 
 @kernel
+def _used(counts):
+    """The rows that have counts, and the number of columns up to the last one that has some."""
+    rows, most = np.zeros(len(counts), np.int64), 0
+    for e in range(len(counts)):
+        for m in range(counts.shape[1]):
+            if counts[e, m] > 0:
+                rows[e] = 1
+                most = max(most, m + 1)
+    return np.flatnonzero(rows), most
+
+
+@kernel
+def cheapest_base(counts, first, low, start, stop, tables):
+    """The table and the base under which symbols take the fewest bits.
+
+    Args:
+        counts: int64 [exponents, 256], see `exponent_histogram`, of which the columns from `first` on.
+        first: that column.
+        low: the first exponent, without the base.
+        start: the lowest base.
+        stop: one more than the highest base.
+        tables: float32 [tables, magnitudes, scales], bits of the magnitudes at each scale.
+
+    Returns:
+        Bits, table and base.
+    """
+    families, magnitudes, scales = tables.shape
+    rows, most = _used(counts[:, first : first + magnitudes])
+    bits = np.empty((rows.size, scales))
+    best, family, base = np.inf, 0, start
+    for f in range(families):
+        bits[:] = 0
+        for i in range(rows.size):
+            for m in range(most):
+                count = np.float64(counts[rows[i], first + m])
+                for s in range(scales):
+                    bits[i, s] += count * tables[f, m, s]
+        for b in range(start, stop):
+            total = 0.0
+            for i in range(rows.size):
+                total += bits[i, _clip(rows[i] + low + b, scales - 1)]
+            if total < best:
+                best, family, base = total, f, b
+    return best, family, base
+
+
+@kernel
 def round_to_cost(x, importance, rows, channels, taps, lengths, shrink, lmbda, symbols):
     """Rate-distortion optimised rounding: minimise `importance * (x - level)^2 + lmbda * bits` over the symbols.
 

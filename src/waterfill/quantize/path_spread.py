@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +75,11 @@ class PathFit:
         least = -((self.bases[0] - ASIDE[self.zero]) // 2)
         return replace(self, least=ALL if self.wide or low >= 2 * least else min(least, 1 - ALL))
 
+    def narrower(self, eighths: int) -> PathFit:
+        """The same for steps that are larger by so many eighths of an octave."""
+        first, second = (max(base - eighths, LOWEST_BASE) for base in self.bases)
+        return replace(self, bases=(first, second)).sorted()
+
     def lengths(self) -> Lengths:
         """Bits of magnitude m in subset q, [exponent of `range`, 128 q + m]; zeros where they are wide."""
         low, high = self.range()
@@ -94,7 +100,30 @@ def start(symbols: Symbols, layout: Layout, zero: bool, steps: AxisScales = NO_S
     return PathFit(zero, (fit.family, fit.family), (base, base), fit.offsets, fit.shift > 0, steps=steps).sorted()
 
 
-def refit(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit, *, last: bool = False) -> PathFit:
+def of_rows(fit: PathFit, rows: NDArray[np.int64] | None) -> PathFit:
+    """The fit of some rows of a matrix; of all for None."""
+    if rows is None:
+        return fit
+    (offsets, *others), (steps, *more) = fit.offsets, fit.steps
+    some = (None if offsets is None else offsets[rows], others[0], others[1])
+    return replace(fit, offsets=some, steps=(None if steps is None else steps[rows], more[0], more[1]))
+
+
+def of_all(fit: PathFit, known: PathFit) -> PathFit:
+    """The fit of some rows, with what is known of all rows."""
+    rows, steps = known.offsets[0], known.steps
+    return replace(fit, offsets=(rows, *fit.offsets[1:]), steps=steps)
+
+
+def refit(
+    levels: Symbols,
+    paths: Paths,
+    layout: Layout,
+    fit: PathFit,
+    *,
+    last: bool = False,
+    axes: Sequence[int] = (0, 1, 2),
+) -> PathFit:
     """Fit shapes, bases and offsets to a path; offsets that no longer pay are left out.
 
     Which elements stand aside goes by the offsets: for the last path, with some that do, these stay as they are.
@@ -105,17 +134,21 @@ def refit(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit, *, last: 
         layout: of the tensor.
         fit: under which it was searched.
         last: whether no other path will be searched under the result.
+        axes: whose offsets may change.
     """
     if fit.wide or not levels.size:
         return fit
     magnitudes = _magnitudes(levels, paths, layout, fit)
-    best = _fit_bases(magnitudes, layout, fit)
+    best = _fit_bases(magnitudes, layout, fit, every=True)
     if last and fit.least != ALL:
         return best
-    for axis in range(3):
+    before = best.offsets
+    for axis in axes:
         for offsets in _tried(magnitudes, layout, best, axis, fit.offsets[axis]):
             found = _fit_bases(magnitudes, layout, replace(best, offsets=offsets))
             best = found if found.bits < best.bits else best
+    if best.offsets is not before:
+        best = _fit_bases(magnitudes, layout, best, every=True)
     return best if last else best.sorted()
 
 
@@ -150,29 +183,30 @@ def _ends(offsets: AxisOffsets) -> Pair:
     return int(sum(2 * o.min() for o in present)), int(sum(2 * o.max() for o in present))
 
 
-def _fit_bases(magnitudes: NDArray[np.uint8], layout: Layout, fit: PathFit) -> PathFit:
-    """Best shape and base of either subset for the offsets of a fit, from one histogram."""
+def _fit_bases(magnitudes: NDArray[np.uint8], layout: Layout, fit: PathFit, *, every: bool = False) -> PathFit:
+    """Best base of either subset for the offsets of a fit, and best shape of every one that there is if asked for."""
     from waterfill.quantize import kernels
 
     low, high = _ends(fit.offsets)
-    rows, channels, taps = spreads.exponents_of(fit.offsets, layout, 0)
-    counts = kernels.exponent_histogram(magnitudes, rows, channels, taps, low, high).astype(np.float64)
-    used = np.flatnonzero(counts.any(axis=1))
-    bases = np.arange(max(-8 - high, LOWEST_BASE), min(tables.SCALES + 7 - low, HIGHEST_BASE) + 1)
-    index = np.clip((used + low)[None, :] + bases[:, None], 0, tables.SCALES - 1)
+    exponents = spreads.exponents_of(fit.offsets, layout, 0)
+    counts = kernels.exponent_histogram(magnitudes, *exponents, low, high)
+    ends = max(-8 - high, LOWEST_BASE), min(tables.SCALES + 7 - low, HIGHEST_BASE) + 1
     found: list[tuple[float, int, int]] = []
-    for subset, kind in enumerate(subsets.KINDS[fit.zero]):
-        part = counts[used, 128 * subset : 128 * (subset + 1)]
-        best = (np.inf, 0, 0)
-        for family in range(tables.FAMILIES):
-            table = part @ subsets.code_lengths(kind, family).T.astype(np.float64)  # [exponents, scales]
-            bits = table[np.arange(used.size)[None, :], index].sum(axis=1)
-            where = int(bits.argmin())
-            best = min(best, (float(bits[where]), family, int(bases[where])))
-        found.append(best)
+    for subset, family in enumerate(fit.families):
+        known = _tables(subsets.KINDS[fit.zero][subset])
+        known = known if every else known[family : family + 1]
+        bits, at, base = kernels.cheapest_base(counts, 128 * subset, low, *ends, known)
+        found.append((bits, int(at) if every else family, int(base)))
     (first, family, base), (second, other_family, other_base) = found
     bits = first + second + spreads.axes_bits(fit.offsets, fit.steps)
     return replace(fit, families=(family, other_family), bases=(base, other_base), bits=bits)
+
+
+@functools.cache
+def _tables(kind: int) -> NDArray[np.float32]:
+    """Bits of every magnitude in one kind of subset, [families, 128, 57]."""
+    every = [subsets.code_lengths(kind, family).T for family in range(tables.FAMILIES)]
+    return np.ascontiguousarray(every)
 
 
 def _refined(magnitudes: NDArray[np.uint8], layout: Layout, fit: PathFit, axis: int, offsets: Offsets) -> Offsets:

@@ -103,7 +103,7 @@ class Problem:
         alone = np.ones(rows.size) if form is None else form.diagonal()[rows, columns].astype(np.float64)
         importances, factors = np.ones(out), np.zeros((0, inputs, inputs))
         if has_cross_terms(form):
-            importances, factors = form.row_factors, form.columns
+            importances, factors = form.row_factors, form.columns.astype(np.float64, copy=False)
         mask = (weight.matrix != 0).astype(np.int32)
         found = adaptive.cheapest(mask, weight.layout)
         model = Adaptive() if found is None or found[0].adaptive is None else found[0].adaptive

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,13 @@ NO_OFFSETS: AxisOffsets = (None, None, None)
 def lengths(family: int) -> NDArray[np.float32]:
     """Bits of every magnitude 0..255 at every exponent [57, 256]; far escapes count as the first one."""
     return np.pad(tables.code_lengths(family), ((0, 0), (0, 128)), mode="edge")
+
+
+@functools.cache
+def tables_of() -> NDArray[np.float32]:
+    """The same of all families, [families, 256, 57]."""
+    every = [lengths(family).T for family in range(tables.FAMILIES)]
+    return np.ascontiguousarray(every)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,21 +304,25 @@ def _fit_base(magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit, families:
     rows, channels, taps = exponents_of(fit.offsets, layout, 0)
     low = int(sum(int(e.min(initial=0)) for e in (rows, channels, taps)))
     high = int(sum(int(e.max(initial=0)) for e in (rows, channels, taps)))
-    counts = kernels.exponent_histogram(magnitudes, rows, channels, taps, low, high).astype(np.float64)
-    used = np.flatnonzero(counts.any(axis=1))
-    counts, exponents = counts[used], used + low
-    bases = np.arange(-8 - high, tables.SCALES + 8 - low)
-    index = np.clip(exponents[None, :] + bases[:, None], 0, tables.SCALES - 1)
-    best = (np.inf, 0, 0)
-    for family in range(tables.FAMILIES) if families is None else families:
-        table = counts @ lengths(family).T.astype(np.float64)  # [exponents, scales]
-        bits = table[np.arange(used.size)[None, :], index].sum(axis=1)
-        where = int(bits.argmin())
-        best = min(best, (float(bits[where]), family, int(bases[where])))
-    bits = best[0] + axes_bits(fit.offsets, fit.steps) + fit.shift * magnitudes.size
-    return replace(fit, family=best[1], base=best[2], bits=bits)
+    counts = kernels.exponent_histogram(magnitudes, rows, channels, taps, low, high)
+    known = tables_of() if families is None else tables_of()[families]
+    bits, at, base = kernels.cheapest_base(counts, 0, low, -8 - high, tables.SCALES + 8 - low, known)
+    family = at if families is None else families[at]
+    bits += axes_bits(fit.offsets, fit.steps) + fit.shift * magnitudes.size
+    return replace(fit, family=int(family), base=int(base), bits=bits)
 
 
 def axes_bits(offsets: AxisOffsets, steps: AxisScales) -> float:
     """What the offsets of all axes take in a file, beside steps that have these scales."""
-    return sum(scales.stored(*each).bits for each in zip(offsets, steps, strict=True))
+    return sum(_axis_bits(*map(_bytes, each)) for each in zip(offsets, steps, strict=True))
+
+
+def _bytes(scales_: NDArray[np.integer[Any]] | None) -> bytes | None:
+    return None if scales_ is None else scales_.astype(np.int8).tobytes()
+
+
+@functools.lru_cache(maxsize=256)
+def _axis_bits(offsets: bytes | None, steps: bytes | None) -> float:
+    """Kept, for of the offsets of three axes one changes at a time."""
+    values, of_steps = (None if each is None else np.frombuffer(each, np.int8) for each in (offsets, steps))
+    return scales.stored(values, of_steps).bits

@@ -21,7 +21,19 @@ from waterfill.quantize.path_spread import PathFit
 from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, cost_of, finish, in_steps, largest_step
 from waterfill.quantize.sparse import Sparse
 from waterfill.reconstruct import LEVEL_UNIT, step_sizes
-from waterfill.records import NO_SCALES, AxisScales, Floats, Layout, Paths, Quantized, Spread, Symbols, Uniform, Weight
+from waterfill.records import (
+    ALL,
+    NO_SCALES,
+    AxisScales,
+    Floats,
+    Layout,
+    Paths,
+    Quantized,
+    Spread,
+    Symbols,
+    Uniform,
+    Weight,
+)
 
 LEVEL_TO_SQUARED_STEP = 4.0
 """At high rate a path through 64 states is off by 0.249 squared steps; even numbers alone would be by 1/3."""
@@ -33,8 +45,11 @@ LARGEST_LOG_SPAN, SPAN_BYTES = 16, 26
 """A path has at most 2^16 weights, and 2^26 decisions in memory."""
 
 FEW_STATES = 3
-SAMPLE = 1 << 18
-"""What is decided before the search, is so with 8 states and on about so many weights at most."""
+SAMPLE, FEWEST_ROWS = 1 << 16, 128
+"""What is decided before the search, is so with 8 states and on about so many weights, of so many rows at least."""
+
+SMALL = 1 << 12
+"""Tensors of so many weights have two paths through all states."""
 
 LOW_RATE = 2.0
 """Bits per weight up to which zero in both subsets and larger steps are tried."""
@@ -52,8 +67,8 @@ STRETCHES = (16, 24, 32, 40, 48, 56, 64)
 NEARLY = 0.015
 """Costs so near to each other may change places with more states."""
 
-FULL_ROUNDS = 2
-"""How many of the rounds have all states."""
+DRAFT_ROUNDS = 2
+"""Rounds of a draft, at most."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Trellis:
         states: of the trellis, a power of two from 4 to 4096. The gap to the rate-distortion function at high rate is
             about 0.075 bit with 8, 0.045 with 64, 0.033 with 256, 0.025 with 2048; time goes with the states.
         lmbda: price of a bit in units of the squared step; 0 takes the nearest path.
-        rounds: how often tables and paths are fitted to each other; all but the last two with few states.
+        rounds: how often tables and paths are fitted to each other; all but the last with few states on some rows.
 
     Raises:
         UsageError: an option is out of its range.
@@ -99,43 +114,54 @@ class Trellis:
         importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
         rule, x, relative = in_steps(weight, importance, water_level * LEVEL_TO_SQUARED_STEP / 12)
         problem = Problem(x, relative, weight.layout, self.lmbda, rule.scales)
-        log_states = self.states.bit_length() - 1
-        done = []
-        for zero, stretch in self._choices(problem, largest_step(rule) - rule.step):
-            found = self._solve(problem.stretched(stretch), zero, log_states)
-            moved_rule = replace(rule, step=rule.step + stretch, shrink=found.shrink)
+        log_states, done = self.states.bit_length() - 1, []
+        for draft in self._drafts(problem, largest_step(rule) - rule.step):
+            found = problem.stretched(draft.stretch).finish(draft, log_states)
+            moved_rule = replace(rule, step=rule.step + draft.stretch, shrink=found.shrink)
             spread = found.fit.spread(log_states, log_span(log_states))
             done.append(finish_path(weight, form, found.levels.reshape(weight.matrix.shape), moved_rule, spread))
         done += _free(weight, form, water_level, done[0])
         return min(done, key=lambda each: lagrangian(each, water_level))
 
-    def _solve(self, problem: Problem, zero: bool, log_states: int) -> Found:
-        """A path, with few states until the last two rounds."""
-        found = problem.solve(problem.start(zero), states_of(self.rounds, log_states), last=self.rounds == 1)
-        for left in range(self.rounds - 1, 0, -1):
-            found = problem.solve(found.fit, states_of(left, log_states), found, last=left == 1)
-        return found
+    def draft(self) -> Trellis:
+        """A quicker quantizer that takes nearly the same bits."""
+        return replace(self, states=min(1 << FEW_STATES, self.states), rounds=min(DRAFT_ROUNDS, self.rounds))
 
-    def _choices(self, problem: Problem, room: int) -> list[tuple[bool, int]]:
-        """Whether zero is in both subsets, and how much larger the steps are: what costs the least on a sample.
+    def prepared(self, weight: Weight, form: QuadraticForm | None) -> Trellis:
+        """This one: nothing can be kept.
+
+        Args:
+            weight: matrix [out, in].
+            form: what an error costs; None for 1 everywhere.
+        """
+        del weight, form
+        return self
+
+    def _drafts(self, problem: Problem, room: int) -> list[Found]:
+        """Paths of some rows through few states that cost the least: with zero in both subsets, larger steps, or not.
 
         Both, where the difference is so small that more states may turn it round.
         """
-        if self.lmbda == 0:
-            return [(False, 0)]
         sample = problem.sample()
-        free, bits = sample.cost(False, 0)
-        if bits > LOW_RATE * sample.x.size:
-            return [(False, 0)]
-        best, chosen = np.inf, 0
+        rounds = max(1, self.rounds - 1)
+        free = sample.drafted(sample.start(False), rounds)
+        if self.lmbda == 0 or free.fit.bits > LOW_RATE * sample.x.size:
+            return [free]
+        best: Found | None = None
         for stretch in (each for each in STRETCHES if each <= room):
-            cost, _ = sample.cost(True, stretch)
-            if cost >= best:
+            tried = sample.stretched(stretch)
+            if best is None:
+                found = tried.drafted(tried.start(True), rounds)
+            else:
+                found = tried.drafted(best.fit.narrower((stretch - best.stretch) // 8), 1, best)
+            if best is not None and found.cost >= best.cost:
                 break
-            best, chosen = cost, stretch
-        if abs(best - free) < NEARLY * free:
-            return [(False, 0), (True, chosen)]
-        return [(False, 0)] if free < best else [(True, chosen)]
+            best = found
+        if best is None:
+            return [free]
+        if abs(best.cost - free.cost) < NEARLY * free.cost:
+            return [free, best]
+        return [free if free.cost < best.cost else best]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,13 +172,15 @@ class Found:
         levels: int32 [n].
         fit: the entropy model fitted to it.
         shrink: the centroids fitted to it.
-        cost: of its errors and bits under both.
+        cost: of its errors and bits under both, in squared steps before they were made larger.
+        stretch: by how much they were, in 1/64 octave.
     """
 
     levels: Symbols
     fit: PathFit
     shrink: tuple[int, int, int]
     cost: float
+    stretch: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +193,7 @@ class Problem:
         layout: of the tensor.
         lmbda: cost of a bit.
         steps: scales of the steps.
+        stretch: by how much steps are larger than they were, in 1/64 octave.
     """
 
     x: Floats
@@ -172,33 +201,47 @@ class Problem:
     layout: Layout
     lmbda: float
     steps: AxisScales = NO_SCALES
+    stretch: int = 0
 
     def stretched(self, stretch: int) -> Problem:
-        """The same in larger steps; costs are in units of theirs."""
+        """The same in larger steps."""
         if not stretch:
             return self
-        return replace(self, x=self.x * np.float32(2 ** (-stretch / 64)), lmbda=self.lmbda * 2 ** (-stretch / 32))
+        x, lmbda = self.x * np.float32(2 ** (-stretch / 64)), self.lmbda * 2 ** (-stretch / 32)
+        return replace(self, x=x, lmbda=lmbda, stretch=stretch)
 
     def sample(self) -> Problem:
         """Some of the rows of a large tensor."""
         rows = self.x.shape[0]
-        kept = max(1, rows * SAMPLE // max(1, self.x.size))
-        if kept >= rows:
+        kept = max(FEWEST_ROWS, rows * SAMPLE // max(1, self.x.size))
+        if 2 * kept > rows:
             return self
         some = np.arange(kept) * rows // kept
         x = np.ascontiguousarray(self.x[some])
         importance = np.ascontiguousarray(self.importance[some]) if self.importance.size > 1 else self.importance
         in_rows, *others = self.steps
         steps = None if in_rows is None else in_rows[some], others[0], others[1]
-        return Problem(x, importance, Layout(x.shape), self.lmbda, steps)
+        return Problem(x, importance, Layout(x.shape), self.lmbda, steps, self.stretch)
 
-    def cost(self, zero: bool, stretch: int) -> tuple[float, float]:
-        """Cost of a path through few states in larger steps, in units of these, and its bits."""
-        tried = self.stretched(stretch)
-        found = tried.solve(tried.start(zero), FEW_STATES, None)
-        for _ in range(2):
-            found = tried.solve(found.fit, FEW_STATES, found)
-        return found.cost * 2 ** (stretch / 32), found.fit.bits
+    def drafted(self, fit: PathFit, rounds: int, before: Found | None = None) -> Found:
+        """A path through few states, with tables and centroids fitted to it so many times."""
+        found = self.solve(fit, FEW_STATES, before)
+        for _ in range(rounds - 1):
+            found = self.solve(found.fit, FEW_STATES, found)
+        return found
+
+    def finish(self, draft: Found, log_states: int) -> Found:
+        """The path of all rows under the tables of a draft, which are fitted to it."""
+        fit = draft.fit
+        if draft.levels.size < self.x.size:
+            fit = path_spread.of_all(fit, self.start(fit.zero))
+            if fit.least != ALL:  # at low rate all depends on which elements stand aside, and is fitted no more
+                draft = self.solve(fit, FEW_STATES, draft)
+                fit = draft.fit
+        elif self.x.size <= SMALL:
+            draft = self.solve(fit, log_states, draft)
+            fit = draft.fit
+        return self.solve(fit, log_states, draft, last=True)
 
     def start(self, zero: bool) -> PathFit:
         """Tables to start from."""
@@ -218,7 +261,8 @@ class Problem:
         error = kernels.squared_error(x, importance, levels, moved(shrink))
         paths = Paths(log_states, fit.zero, log_span(log_states), 0, 0)
         fit = path_spread.refit(levels.reshape(self.x.shape[0], -1), paths, self.layout, fit, last=last)
-        return Found(levels, fit, shrink, error + (self.lmbda * fit.bits if np.isfinite(fit.bits) else 0.0))
+        cost = error + (self.lmbda * fit.bits if np.isfinite(fit.bits) else 0.0)
+        return Found(levels, fit, shrink, cost * 2 ** (self.stretch / 32), self.stretch)
 
     def _exponents(self, fit: PathFit) -> NDArray[np.int32]:
         """Rows of the fit's lengths, [n] or [1]."""
@@ -227,11 +271,6 @@ class Problem:
             return np.array([parts[0][0] if parts[0].size else 0], np.int32)
         rows, channels, taps = (part.astype(np.int32) for part in parts)
         return (rows[:, None, None] + channels[:, None] + taps).reshape(-1)
-
-
-def states_of(left: int, log_states: int) -> int:
-    """Logarithm of the number of states in a round, from how many rounds are left: all of them in the last two."""
-    return log_states if left <= FULL_ROUNDS else min(log_states, FEW_STATES)
 
 
 def lagrangian(item: Quantized, water_level: float) -> float:
@@ -290,18 +329,18 @@ def search(
     """
     from waterfill.quantize import trellis_kernels as kernels
 
-    lengths, aside, centroids = fit.lengths(), fit.aside(), moved(shrink)
+    aside, prices = fit.aside(), kernels.level_prices(fit.lengths(), lmbda, fit.zero, moved(shrink))
     flips, picks = (part.astype(np.bool_) for part in parities(log_states))
     levels = np.empty(x.size, np.int32)
 
     def one(span: slice) -> None:
         part = x[span]
-        costs, indices = np.empty((part.size, 4), np.float32), np.empty((part.size, 4), np.int32)
+        costs, choices = np.empty((part.size, 4), np.float32), np.empty((part.size, 4), np.int32)
         weights = importance[span] if importance.size > 1 else importance
         rows = exponents[span] if exponents.size > 1 else exponents
-        kernels.branch_costs(part, weights, rows, lengths, centroids, lmbda, fit.zero, costs, indices)
+        kernels.branch_costs(part, weights, rows, *prices, fit.zero, costs, choices)
         decisions = np.empty((part.size, 1 << log_states >> 1), np.uint8)
-        kernels.best_path(costs, indices, rows, aside, flips, picks, fit.zero, decisions, levels[span])
+        kernels.best_path(costs, choices, rows, aside, flips, picks, decisions, levels[span])
 
     _every(one, _spans(x.size, 1 << log_span(log_states)))
     return levels

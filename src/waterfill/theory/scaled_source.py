@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,10 +14,9 @@ from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, finite
 from waterfill.theory.sources import (
     FITTED_VALUES,
+    LogMagnitudes,
     Source,
     entropy_power,
-    fit_shape,
-    fitted_entropy,
     log2_deviation,
     power_of_two,
     scale_entropy,
@@ -26,8 +26,11 @@ AXES = ("row", "channel", "tap")
 ROUNDS = 3
 """How often scales and shape are fitted to each other."""
 
-LARGE = 1 << 18
-"""Of so many weights once is enough: a fit of the shape to all of them moves little, and takes as long as a search."""
+SHAPES_AN_OCTAVE = 256
+"""Shapes are told apart by this part of an octave: one that is off by half of it costs 3e-7 bit."""
+
+KEPT_SHAPES = 4
+"""To how many shapes the magnitudes are kept raised."""
 
 LEAST_SCALE = 1e-12
 """Of the largest scale along an axis."""
@@ -125,20 +128,11 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
         raise UsageError("The weights have no spread, so they have no density; expected two different ones or more.")
     exponent = math.frexp(float(np.abs(values).max()))[1]
     values = np.ldexp(values, -exponent)  # powers of the magnitudes stay in range
-    mean = float(values.mean()) if live.all() else 0.0
-    fit, best = _fitted(values, live, mean)
-    for _ in range(ROUNDS if live.all() else 0):
-        moved = fit.mean(best, values)
-        if abs(moved - mean) <= 1e-2 * fit.least_scale(best):
-            break
-        other, found = _fitted(values, live, moved)
-        if not other.price(found) < fit.price(best):
-            break
-        mean, fit, best = moved, other, found
+    fit, best = _fitted(values, live)
     rows, channels, taps = (np.log2(power) / best.shape for power in best.powers)
     return ScaledSource(
         shape=best.shape,
-        mean=math.ldexp(mean, exponent),
+        mean=math.ldexp(fit.mean, exponent),
         log2_scales=(rows + exponent, channels, taps),
         axes=tuple(AXES[axis] for axis in sorted(best.axes)),
         zeros=1 - fit.count / values.size,
@@ -146,18 +140,36 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
     )
 
 
-def _fitted(values: Array, live: NDArray[np.bool_], mean: float) -> tuple[_Fit, _Found]:
-    """The fit around a mean, with the axes that pay for themselves."""
-    fit = _Fit(np.abs(values - mean), live)
+def _fitted(values: Array, live: NDArray[np.bool_]) -> tuple[_Fit, _Found]:
+    """The fit around the mean that goes with it, with the axes that pay for themselves."""
+    fit = _Fit(values, live, float(values.mean()) if live.all() else 0.0)
+    best = _with_paying_axes(fit, fit.refined(fit.start()))
+    plain_mean = fit.mean
+    for _ in range(ROUNDS if live.all() else 0):
+        moved = fit.likely_mean(best)
+        if abs(moved - fit.mean) <= 1e-2 * fit.least_scale(best):
+            break
+        other = _Fit(values, live, moved)
+        found = other.refined(other.rescaled(other.raised_as(best), best.axes))
+        if not other.price(found) < fit.price(best):
+            break
+        fit, best = other, found
+    if fit.mean != plain_mean:
+        best = _with_paying_axes(fit, best)
+    return fit, fit.settled(best)
+
+
+def _with_paying_axes(fit: _Fit, best: _Found) -> _Found:
+    """Give more axes scales, the axis that gains most first, as long as they pay for themselves."""
     plain = fit.start()
-    best = fit.refined(plain)
+    sizes = fit.sizes
     while True:
-        options = [axis for axis in range(3) if axis not in best.axes and 1 < values.shape[axis] < values.size]
+        options = [axis for axis in range(3) if axis not in best.axes and 1 < sizes[axis] < math.prod(sizes)]
         starts = (plain,) if best.shape == plain.shape else (best, plain)
         tried = (fit.refined(fit.rescaled(start, (*best.axes, axis))) for start in starts for axis in options)
         found = min(tried, key=fit.price, default=best)
         if not fit.price(found) < fit.price(best):
-            return fit, best
+            return best
         best = found
 
 
@@ -176,28 +188,55 @@ def _floored(powers: Array, shape: float) -> Array:
     return np.maximum(powers, max(LEAST_SCALE**shape * float(powers.max()), LEAST_POWER))
 
 
-class _Fit:
-    """Alternating maximum likelihood over the weights that are not exactly zero."""
+def _sums(raised: Array, powers: Sequence[Array], axis: int) -> Array:
+    """Sums along one axis of `raised` [out, channels, taps] over the scales of the others."""
+    out, channels, taps = raised.shape
+    rows, columns, inner = (1 / power for power in powers)
+    if axis == 0:
+        return np.asarray(np.einsum("oi,i->o", raised.reshape(out, -1), (columns[:, None] * inner).reshape(-1)))
+    of_columns = np.einsum("oi,o->i", raised.reshape(out, -1), rows).reshape(channels, taps)
+    return np.asarray((of_columns * inner).sum(1) if axis == 1 else (of_columns * columns[:, None]).sum(0))
 
-    def __init__(self, magnitudes: Array, live: NDArray[np.bool_]) -> None:
-        self._magnitudes = magnitudes
-        self._live = live
+
+class _Fit:
+    """Alternating maximum likelihood over the weights that are not exactly zero, around a mean.
+
+    Shapes are whole parts of an octave, of which a fit meets few, so that the magnitudes are raised to each but once.
+    """
+
+    def __init__(self, values: Array, live: NDArray[np.bool_], mean: float) -> None:
+        self.mean = mean
+        self.sizes = values.shape
+        self._values = values
+        self._magnitudes = np.abs(values - mean)
         self.count = int(np.count_nonzero(live))
         self._counts = [live.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-        self._some = np.flatnonzero(live)[:: -(-self.count // FITTED_VALUES)]
+        step = -(-self.count // FITTED_VALUES)
+        whole = self.count == live.size
+        self._some = slice(None, None, step) if whole else np.flatnonzero(live)[::step]
+        self._raised: dict[float, Array] = {}
+
+    @cached_property
+    def _logs(self) -> Array:
+        """Logarithms of the magnitudes; minus infinity for those that are zero."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self._magnitudes))
 
     def start(self) -> _Found:
         """A Gaussian of one scale."""
-        ones = tuple(np.ones(size) for size in self._magnitudes.shape)
-        return self.rescaled(_Found(2.0, self._magnitudes**2, ones, ()), ())
+        ones = tuple(np.ones(size) for size in self.sizes)
+        return self.rescaled(_Found(2.0, self._to_power(2.0), ones, ()), ())
+
+    def raised_as(self, found: _Found) -> _Found:
+        """A fit around another mean, with the magnitudes of this one."""
+        return replace(found, raised=self._to_power(found.shape))
 
     def rescaled(self, found: _Found, axes: tuple[int, ...]) -> _Found:
         """The scales along some axes (one for all when there are none), with the shape as it is."""
         powers = list(found.powers)
-        for axis in SWEEPS * axes or (0,):
-            others = [np.ones(size) if other == axis else powers[other] for other, size in enumerate(self._live.shape)]
-            inverse = [1 / other for other in others]
-            sums = np.einsum("oct,o,c,t->" + "oct"[axis], found.raised, *inverse, optimize=True)
+        for axis in SWEEPS * axes if len(axes) > 1 else axes or (0,):
+            others = [np.ones(size) if other == axis else powers[other] for other, size in enumerate(self.sizes)]
+            sums = _sums(found.raised, others, axis)
             means = (
                 found.shape * sums / np.maximum(self._counts[axis], 1)
                 if axes
@@ -207,36 +246,56 @@ class _Fit:
             powers[axis] = _floored(whole, found.shape)
         return _Found(found.shape, found.raised, tuple(powers), axes)
 
+    def settled(self, found: _Found) -> _Found:
+        """A fit whose scales are fitted to each other once more, where there are several axes."""
+        for _ in range(ROUNDS if len(found.axes) > 1 else 0):
+            found = self.rescaled(found, found.axes)
+        return found
+
     def refined(self, found: _Found) -> _Found:
         """Shape and scales, fitted to each other; the best of some rounds."""
         return min(self._rounds(found), key=self.bits)
 
     def _rounds(self, found: _Found) -> Iterator[_Found]:
-        """A fit, and what follows from it round by round; no more than two are in memory."""
+        """A fit, and what follows from it round by round, until the shape stays."""
         yield found
-        for _ in range(ROUNDS if self._live.size < LARGE else 1):
-            scales = np.exp(self._log_powers(found).reshape(-1)[self._some] / found.shape)
-            shape = self._shape(self._magnitudes.reshape(-1)[self._some] / scales)
+        for _ in range(ROUNDS):
+            shape = self._shape(found)
+            if shape == found.shape:
+                return
             powers = tuple(_floored(power ** (shape / found.shape), shape) for power in found.powers)
-            found = self.rescaled(_Found(shape, self._magnitudes**shape, powers, found.axes), found.axes)
+            found = self.rescaled(_Found(shape, self._to_power(shape), powers, found.axes), found.axes)
             yield found
 
-    def _shape(self, magnitudes: Array) -> float:
+    def _shape(self, found: _Found) -> float:
         """The shape of largest likelihood if it pays for itself, else that of a Gaussian."""
-        if not magnitudes.any():  # of the weights that are looked at
+        logs = (self._logs - self._log_powers(found) / found.shape).reshape(-1)[self._some]
+        largest = float(logs.max())
+        if largest == -math.inf:  # all that are looked at are equal to the mean
             return 2.0
-        shape = fit_shape(magnitudes)
-        gain = self.count * (fitted_entropy(magnitudes, 2.0) - fitted_entropy(magnitudes, shape))
+        logs -= largest
+        magnitudes = LogMagnitudes.of(logs if logs.min() > -math.inf else logs[logs > -math.inf])
+        shape = 2.0 ** (round(SHAPES_AN_OCTAVE * math.log2(magnitudes.best_shape())) / SHAPES_AN_OCTAVE)
+        gain = self.count * (magnitudes.entropy(2.0) - magnitudes.entropy(shape))
         return shape if gain > math.log2(self.count) / 2 else 2.0
+
+    def _to_power(self, shape: float) -> Array:
+        """The magnitudes to the power of a shape."""
+        if shape not in self._raised:
+            if len(self._raised) == KEPT_SHAPES:
+                self._raised.pop(next(iter(self._raised)))
+            self._raised[shape] = self._magnitudes**2 if shape == 2 else np.exp(shape * self._logs)
+        return self._raised[shape]
 
     def _log_powers(self, found: _Found) -> Array:
         rows, channels, taps = (np.log(power) for power in found.powers)
-        return np.asarray(rows[:, None, None] + channels[:, None] + taps)
+        return np.asarray(rows[:, None, None] + (channels[:, None] + taps))
 
-    def mean(self, found: _Found, values: Array) -> float:
+    def likely_mean(self, found: _Found) -> float:
         """The mean of the weights, each by its precision: wide rows say little about it."""
-        precision = [power ** (-2 / found.shape) for power in found.powers]
-        return float(np.einsum("oct,o,c,t->", values, *precision, optimize=True) / math.prod(map(np.sum, precision)))
+        rows, channels, taps = (power ** (-2 / found.shape) for power in found.powers)
+        of_rows = _sums(self._values, [np.ones(self.sizes[0]), 1 / channels, 1 / taps], 0)
+        return float((of_rows * rows).sum() / (rows.sum() * channels.sum() * taps.sum()))
 
     def least_scale(self, found: _Found) -> float:
         """The smallest of all scales."""
@@ -244,7 +303,7 @@ class _Fit:
 
     def price(self, found: _Found) -> float:
         """Total entropy, and what the scales of the axes cost."""
-        scales = sum(self._live.shape[axis] - 1 for axis in found.axes)
+        scales = sum(self.sizes[axis] - 1 for axis in found.axes)
         return float(self.bits(found) + scales * math.log2(self.count) / 2)
 
     def bits(self, found: _Found) -> float:

@@ -20,6 +20,18 @@ _LARGEST_EXPONENT = 1023.0
 FITTED_VALUES = 1 << 17
 """A shape is fitted to at most so many values, evenly spaced ones of a larger tensor."""
 
+COUNTED_FROM = 1 << 12
+"""Logarithms of more magnitudes than these are counted by cells."""
+
+CELL = 1 / 64
+LEAST_LOG = -64.0
+"""Width of a cell, and the lowest logarithm that is told apart, in nats."""
+
+NEWTON_STEPS = 60
+SHAPE_STEP = 1e-6
+MOST_STEP = math.log(2)
+"""Most steps to the likeliest shape, the step of its logarithm below which it is found, and the largest step."""
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -185,21 +197,14 @@ def _exponent(largest: float) -> int:
 def fit_shape(magnitudes: Array) -> float:
     """The shape of a generalized Gaussian of largest likelihood, its scale chosen along with it.
 
-    Minimises the entropy `scale_entropy(b) + log2(b mean |x|^b) / b` over the logarithm of the shape b.
-
     Args:
         magnitudes: absolute values [n], not all zero; scale plays no role.
     """
-    from scipy.optimize import minimize_scalar  # here, for `import waterfill` to stay light
-
     some = magnitudes[:: -(-magnitudes.size // FITTED_VALUES)]
     some = some[some > 0]
     if not some.size:
         return 2.0
-    logs = _log_ratios(some, float(some.max()))
-    bounds = [math.log(bound) for bound in SHAPES]
-    found = minimize_scalar(lambda log_shape: _entropy(logs, math.exp(log_shape)), bounds=bounds, method="bounded")
-    return math.exp(found.x)
+    return LogMagnitudes.of(_log_ratios(some, float(some.max()))).best_shape()
 
 
 def fitted_entropy(magnitudes: Array, shape: float) -> float:
@@ -210,7 +215,8 @@ def fitted_entropy(magnitudes: Array, shape: float) -> float:
         shape: above zero.
     """
     largest = float(magnitudes.max())
-    return _entropy(_log_ratios(magnitudes[magnitudes > 0], largest), shape) + math.log2(largest)
+    logs = _log_ratios(magnitudes[magnitudes > 0], largest)
+    return LogMagnitudes(logs, np.full(logs.size, 1 / logs.size)).entropy(shape) + math.log2(largest)
 
 
 def _log_ratios(magnitudes: Array, largest: float) -> Array:
@@ -218,6 +224,89 @@ def _log_ratios(magnitudes: Array, largest: float) -> Array:
     return np.asarray(np.log(np.maximum(magnitudes / largest, np.finfo(np.float64).tiny)))
 
 
-def _entropy(logs: Array, shape: float) -> float:
-    """The same from the logarithms of the magnitudes."""
-    return scale_entropy(shape) + math.log2(shape * float(np.exp(shape * logs).mean())) / shape
+@dataclass(frozen=True, eq=False)
+class LogMagnitudes:
+    """Logarithms of magnitudes and how often each comes: enough for the likelihood of every shape.
+
+    Attributes:
+        logs: natural logarithms over the largest one, at most 0, [kinds].
+        shares: of all magnitudes, [kinds]; their sum is 1.
+    """
+
+    logs: Array
+    shares: Array
+
+    @classmethod
+    def of(cls, logs: Array) -> LogMagnitudes:
+        """Few as they are, many by cells of `CELL`, each at the mean of what is in it.
+
+        The mean of `exp(b log)` over a cell is off by `(b CELL)^2 / 24` at most, by which a shape near 2 is off by
+        less than .0002, and one near 4 by less than .001.
+
+        Args:
+            logs: of magnitudes above zero, over the largest one, [n].
+        """
+        if logs.size <= COUNTED_FROM:
+            return cls(logs, np.full(logs.size, 1 / logs.size))
+        inside = np.maximum(logs, LEAST_LOG)
+        cells = (inside * (-1 / CELL)).astype(np.int64)
+        counts = np.bincount(cells)
+        met = np.flatnonzero(counts)
+        return cls(np.bincount(cells, inside)[met] / counts[met], counts[met] / logs.size)
+
+    def entropy(self, shape: float) -> float:
+        """Entropy in bits with the likeliest scale, of the largest magnitude 1: `scale_entropy(b) + log2(b m) / b`."""
+        return scale_entropy(shape) + math.log2(shape * float(self.shares @ np.exp(shape * self.logs))) / shape
+
+    def best_shape(self) -> float:
+        """The shape b of least entropy, by Newton's method over its logarithm between bounds that close in on it.
+
+        It starts from a Gaussian and goes an octave at most: of few magnitudes there may be two, and the nearer one is
+        the less extreme.
+
+        With `m = mean |x|^b` and the mean and variance of `log |x|`, each weighted by `|x|^b`, the derivative of the
+        entropy in nats by b is `g / b^2`,
+
+            g = b mean - log(b m) - digamma(1 + 1 / b),    b dg/db = b^2 variance - 1 + trigamma(1 + 1 / b) / b.
+
+        Source: Varanasi and Aazhang 1989, "Parametric generalized Gaussian density estimation", section III.
+        """
+        low, high = (math.log(bound) for bound in SHAPES)
+        place = math.log(2)
+        for _ in range(NEWTON_STEPS):
+            slope, curvature = self._slope(math.exp(place))
+            low, high = (place, high) if slope < 0 else (low, place)
+            step = max(
+                -MOST_STEP, min(MOST_STEP, -slope / curvature if curvature > 0 else -math.copysign(math.inf, slope))
+            )
+            step = step if low < place + step < high else (low + high) / 2 - place
+            place += step
+            if abs(step) < SHAPE_STEP:
+                break
+        return math.exp(place)
+
+    def _slope(self, shape: float) -> tuple[float, float]:
+        """The g of `best_shape`, and its derivative by the logarithm of the shape."""
+        weights = self.shares * np.exp(shape * self.logs)
+        total = float(weights.sum())
+        mean = float(weights @ self.logs) / total
+        variance = float(weights @ np.square(self.logs - mean)) / total
+        digamma, trigamma = _digammas(1 + 1 / shape)
+        slope = shape * mean - math.log(shape * total) - digamma
+        return slope, shape**2 * variance - 1 + trigamma / shape
+
+
+def _digammas(x: float) -> tuple[float, float]:
+    """The first two derivatives of `log Gamma` at an x above 0: shifted to above 8, where few terms of a series do.
+
+    Source: Abramowitz and Stegun 1964, 6.3.18 and 6.4.12.
+    """
+    first = second = 0.0
+    while x < 8:
+        first -= 1 / x
+        second += 1 / x**2
+        x += 1
+    y = 1 / x**2
+    first += math.log(x) - 1 / (2 * x) - y * (1 / 12 - y * (1 / 120 - y * (1 / 252 - y / 240)))
+    second += 1 / x + y / 2 + y / x * (1 / 6 - y * (1 / 30 - y * (1 / 42 - y / 30)))
+    return first, second
