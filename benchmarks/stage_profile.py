@@ -58,7 +58,7 @@ STAGES = (
     (r"importance/(factored|forms|moments):(times|cost|loss)", PRODUCTS),
     (r"importance/factored", LIMITS),
     (r"compression/target_correction:(shift|target|_factor|_damped|\w*corrected\w*)", TARGETS),
-    (r"importance/(squares|curv)", SINGLE),
+    (r"importance/(squares|shifted_products|curv)", SINGLE),
     (r"importance/(factors|input_products|exact_sum|moments|blocks)|distortion/probe", SUMS),
     (r"compression/(kfac_statistics|activation_moments|statistics_correction)", SUMS),
     (r"compression/layer_stages:(_compared|_moments|input_moments|\w*(gram|sum)\w*)", SUMS),
