@@ -71,7 +71,7 @@ def coder(family: int, scale: int, name: str) -> list[dict[str, Any]]:
     classes = np.full(SYMBOLS, cls, np.uint16)
     info, inverse = tables.encoder_info(), tables.inverses()
     words = np.empty(SYMBOLS + 8, np.uint16)
-    stream = rans.encode([(symbols, classes)])
+    stream = rans.encode([rans.Run(symbols, classes)])
     ideal = -float(np.log2(pmf[symbols]).mean())  # of these symbols under the table that codes them
 
     def encode() -> None:
@@ -129,8 +129,8 @@ def imports() -> list[dict[str, Any]]:
 def coding(fresh: bool) -> Section:
     """The coder, decoding and importing; what the page has where it is not to be fresh."""
     known = [] if fresh else results.read("speed").get(CODING, [])
-    made = (coder(5, 36, "Laplace"), coder(8, 32, "Gaussian"), coder(8, 48, "Gaussian"), whole_file(), imports())
-    rows = known or [row for rows in made for row in rows]
+    rows = known or [*coder(5, 36, "Laplace"), *coder(8, 32, "Gaussian"), *coder(8, 48, "Gaussian")]
+    rows = known or [*rows, *whole_file(), *imports()]
     text = f"Best of {REPEATS} runs unless said otherwise, on a shared machine with {os.cpu_count()} cores."
     return Section(CODING, text, rows)
 
