@@ -112,15 +112,19 @@ class KroneckerForm(Form):
             positions: over how many it is the mean.
             like: has its factor and unit.
         """
-        _ = self._column_pivots  # found here, so that all have it
+        _ = self._column_pivots  # found here, for threads would find them several times
         return self._of_rows(shrunk_rows(rows, positions), factor=like.factor, unit=like.unit)
 
     def _of_rows(self, rows: Doubles, **others: Any) -> KroneckerForm:
         """The form with another factor over rows, and the same over columns with what is known of it."""
         found = replace(self, rows=rows, **others)
-        if "_column_pivots" in vars(self):
-            vars(found)["_column_pivots"] = self._column_pivots
+        vars(found)["_of_columns"] = self._of_columns
         return found
+
+    @cached_property
+    def _of_columns(self) -> dict[object, Doubles]:
+        """What was found for the factor over columns, which forms of other rows share."""
+        return {}
 
     def products(self, source: ScaledSource, matrix: Floats) -> list[Products]:
         """Eigenvalues of `N^{1/2} I N^{1/2}`, see `waterfill.theory.spectra`.
@@ -129,7 +133,8 @@ class KroneckerForm(Form):
             source: fitted to the matrix.
             matrix: the weights [out, in].
         """
-        return kronecker_products(self.rows, self.columns, *source.power_factors(), source.live(matrix))
+        live = source.live(matrix)
+        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self._of_columns)
 
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
         """What is left of every weight given those before it, with the weights that are known taken for unknown.
@@ -304,12 +309,14 @@ class KroneckerForm(Form):
         rows = _damped(self.rows[None], relative)[0] if self.rows.ndim == 2 and self.rows.size else self.rows
         return replace(self, rows=rows, columns=_damped(self.columns, relative))
 
-    @cached_property
+    @property
     def _column_pivots(self) -> Doubles:
         """Pivots of the damped factors over columns, in their order, or their diagonals, [groups, in]."""
         if self.columns.ndim == 2:
             return np.asarray(self.columns, np.float64)
-        return damped_pivots(self.columns, SCALE_DAMPING)
+        if damped_pivots not in self._of_columns:
+            self._of_columns[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
+        return self._of_columns[damped_pivots]
 
     @cached_property
     def _scales(self) -> tuple[Doubles, Doubles]:
