@@ -1,6 +1,7 @@
 """Factors against slow twins in double precision, and what they are for: exact products, merging, damping."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -514,3 +515,12 @@ def test_forms_know_over_how_many_positions_they_are():
     options = {"fold_norms": True, "include": (), "exclude": ()}
     ready = prepare(model, [torch.randn(5, 2, 6, 6)], "values", options, Settings(Feedback(), kronecker()))
     assert np.isinf(ready.forms["0.weight"].positions)
+
+
+def test_the_largest_error_is_that_of_products():
+    some, others = random_form(), DiagonalForm(np.ones((2, 2), np.float32))
+    assert (
+        factored.largest_error([others]) is factored.largest_error([some, others]) is factored.largest_error([]) is None
+    )
+    errors = [replace(some, standard_error=each) for each in (0.02, 0.07, 0.0)]
+    assert factored.largest_error([others, *errors]) == 0.07

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -433,6 +434,11 @@ def _damped(groups: Reals, relative: float) -> Reals:
     every = np.arange(groups.shape[1])
     result[:, every, every] += added[:, None]
     return result
+
+
+def largest_error(forms: Iterable[QuadraticForm]) -> float | None:
+    """The largest `KroneckerForm.standard_error` of some forms; None where there is none."""
+    return max((form.standard_error for form in forms if isinstance(form, KroneckerForm)), default=0.0) or None
 
 
 def has_cross_terms(form: QuadraticForm | None) -> TypeGuard[KroneckerForm]:
