@@ -29,7 +29,7 @@ a residual of .03) left 23.6 %, 22 steps (.1) 27.9 %.
 FARTHEST = 1.0
 """A target farther from the weights than this, relative to their norm, is not to be trusted."""
 
-FROM_INPUTS, INPUTS_PER_ROW = 2048, 128
+FROM_INPUTS, INPUTS_PER_ROW = 1024, 64
 """From so many inputs on, and so many for every row, the samples themselves are used."""
 
 
