@@ -168,7 +168,6 @@ def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[
         calls[name] += 1
         if calls[name] == 1:
             wanted = min(max(FEWEST_POSITIONS, POSITIONS_PER_INPUT * view.sizes[2]), MOST_POSITIONS)
-            wanted = FEWEST_POSITIONS if is_flat(*view.sizes[1:]) else wanted
             inputs[name] = sampled(view, x, max(1, min(wanted, positions)))
 
     with ProductWatch(tensors, record) as watch:
