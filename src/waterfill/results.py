@@ -83,7 +83,8 @@ class Outcome(ABC):
         importance: name of the importance that was used.
         importance_power: to which power the importances of the matrices were taken when steps were chosen.
         importance_error: relative standard error that random signals leave in the prices of rows, root mean square over
-            the rows, of the matrix where it is largest; None where prices are exact or it is not known.
+            all weights of matrices; None where prices are exact or it is not known. It is rather too large, for it has
+            also what samples differ by; an error e is worth about `0.36 e^2` bits per weight.
         limit: lower bound on the rate of the whole file at the distortion that was reached, bits per value, under the
             source models of its tensors; tensors without one count as they are stored. It holds on average over
             networks drawn from these sources; it is no converse for this one network.

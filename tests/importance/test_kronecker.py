@@ -517,10 +517,10 @@ def test_forms_know_over_how_many_positions_they_are():
     assert np.isinf(ready.forms["0.weight"].positions)
 
 
-def test_the_largest_error_is_that_of_products():
+def test_the_error_of_prices_is_a_mean_over_the_weights_of_products():
     some, others = random_form(), DiagonalForm(np.ones((2, 2), np.float32))
-    assert (
-        factored.largest_error([others]) is factored.largest_error([some, others]) is factored.largest_error([]) is None
-    )
-    errors = [replace(some, standard_error=each) for each in (0.02, 0.07, 0.0)]
-    assert factored.largest_error([others, *errors]) == 0.07
+    assert [factored.price_error(forms) for forms in ([], [others], [some, others])] == [None, None, None]
+    halves = [replace(some.rows_of(slice(2)), standard_error=each) for each in (0.0, 0.06)]
+    assert factored.price_error([others, *halves]) == pytest.approx(0.06 / 2**0.5)
+    whole = replace(some, standard_error=0.06)
+    assert factored.price_error([whole, halves[0]]) == pytest.approx(0.06 * (2 / 3) ** 0.5)

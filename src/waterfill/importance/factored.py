@@ -436,9 +436,15 @@ def _damped(groups: Reals, relative: float) -> Reals:
     return result
 
 
-def largest_error(forms: Iterable[QuadraticForm]) -> float | None:
-    """The largest `KroneckerForm.standard_error` of some forms; None where there is none."""
-    return max((form.standard_error for form in forms if isinstance(form, KroneckerForm)), default=0.0) or None
+def price_error(forms: Iterable[QuadraticForm]) -> float | None:
+    """Root mean square of `KroneckerForm.standard_error` over all weights of some forms; None where it is zero."""
+    known = [(form.standard_error, len(form.rows) * form.columns.shape[1]) for form in forms if _is_product(form)]
+    weights = sum(size for _, size in known)
+    return math.sqrt(sum(error**2 * size for error, size in known) / max(1, weights)) or None
+
+
+def _is_product(form: QuadraticForm) -> TypeGuard[KroneckerForm]:
+    return isinstance(form, KroneckerForm)
 
 
 def has_cross_terms(form: QuadraticForm | None) -> TypeGuard[KroneckerForm]:
