@@ -338,7 +338,7 @@ def test_options_of_compress(run, place, options, key):
 
 def block(out):
     """The lines at the end of what compress prints: what was asked, predicted and measured."""
-    names = ("asked", "predicted", "measured", "held out", "before tuning")
+    names = ("asked", "predicted", "measured", "held out", "before tuning", "price error")
     lines = [re.split(r"  +", line.strip(), maxsplit=1) for line in out.splitlines()]
     return {line[0]: line[1] for line in lines if line[0] in names}
 

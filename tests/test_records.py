@@ -174,6 +174,7 @@ def test_a_result_as_json_has_everything_but_the_bytes(result):
         "predicted_distortion": None,
         "held_out_distortion": None,
         "untuned_distortion": None,
+        "importance_error": None,
         "notes": [],
     }
 

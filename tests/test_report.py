@@ -153,7 +153,12 @@ def test_a_page_says_what_the_file_is():
     assert f"{one.distortion / one.predicted:.3g}" in words
 
 
-NEW = {"predicted_distortion": 0.0031, "held_out_distortion": 0.0032, "untuned_distortion": 0.0053}
+NEW = {
+    "predicted_distortion": 0.0031,
+    "held_out_distortion": 0.0032,
+    "untuned_distortion": 0.0053,
+    "importance_error": 0.04,
+}
 
 
 def test_all_that_was_predicted_and_measured_has_a_line_of_its_own():
@@ -259,6 +264,7 @@ def test_a_result_without_a_curve_says_so():
         {"tensors": (tensor(0, distortion=0.0), TensorReport("e", (0,), 0, 0.0, 0.0, 0.0, "exact"))},
         {"tensors": (tensor(0, distortion=math.nan), tensor(1, distortion=math.inf))},
         {"overhead_bytes": math.nan, "limit_error": math.nan},
+        {"importance_error": math.nan},
         {"predicted_distortion": math.nan, "held_out_distortion": math.inf, "untuned_distortion": 0.0},
     ],
 )

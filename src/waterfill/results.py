@@ -82,6 +82,9 @@ class Outcome(ABC):
         target: what was asked, for example `{"rate": 3.0}`; empty for quantizers of a fixed rate without a target.
         importance: name of the importance that was used.
         importance_power: to which power the importances of the matrices were taken when steps were chosen.
+        importance_error: relative standard error that random signals leave in the prices of rows, root mean square over
+            all weights of matrices; None where prices are exact or it is not known. It is rather too large, for it has
+            also what samples differ by; an error e is worth about `0.36 e^2` bits per weight.
         limit: lower bound on the rate of the whole file at the distortion that was reached, bits per value, under the
             source models of its tensors; tensors without one count as they are stored. It holds on average over
             networks drawn from these sources; it is no converse for this one network.
@@ -115,6 +118,7 @@ class Outcome(ABC):
     predicted_distortion: float | None = None
     held_out_distortion: float | None = None
     untuned_distortion: float | None = None
+    importance_error: float | None = None
     limit_curve: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
 

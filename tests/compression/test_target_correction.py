@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from small_nets import Function, param
 from torch import Tensor, nn
 
-from waterfill.compression import target_correction
+from waterfill.compression import sampled_change, target_correction
+from waterfill.compression.sampled_change import SampledChange
 from waterfill.compression.statistics_correction import correct_statistics
 from waterfill.compression.target_correction import RIDGE, InputChange, Requantization, compare_inputs, sampled
 from waterfill.importance.factored import SHRINKAGE
@@ -358,3 +359,46 @@ def test_a_factor_that_single_precision_does_not_have_is_found_in_double(monkeyp
     seen = torch.tensor([[[1.0, 1 - 1e-9], [1 - 1e-9, 1.0]]], dtype=torch.float64)
     moves = InputChange(seen, 1e-12 * seen, 0.0).shift(np.float32([[1, 2]]))
     np.testing.assert_allclose(moves, 1e-12 * np.float32([[1, 2]]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["linear", "turned", "convolution", "grouped", "transposed grouped"])
+def test_samples_themselves_give_the_target_of_their_products(case, monkeypatch):
+    call, shape, size = PRODUCTS[case]
+    w, x = torch.randn(shape), torch.randn(size)
+    other = x + 0.5 * torch.randn(size) + 0.3 * x.roll(1, 1)
+    expected = target(call, w, x, other)
+    monkeypatch.setattr(target_correction, "is_flat", lambda *_: True)
+    monkeypatch.setattr(sampled_change, "RESIDUAL", 1e-6)
+    np.testing.assert_allclose(target(call, w, x, other), expected, atol=2e-4)
+    monkeypatch.setattr(sampled_change, "STEPS", 1)
+    assert np.abs(target(call, w, x, other) - expected).max() > 2e-4
+
+
+def test_rows_of_few_values_are_solved_to_a_residual_each():
+    generator = torch.Generator().manual_seed(0)
+    now = torch.randn(2, 40, 60, generator=generator)
+    before = now + torch.tensor([[1e-3], [1.0]])[..., None] * torch.randn(2, 40, 60, generator=generator)
+    change = SampledChange(before, now, 1e-3, RIDGE)
+    weights = torch.randn(2, 3, 40, generator=generator)
+    moves = torch.from_numpy(change.shift(weights.reshape(6, 40).numpy())).reshape(2, 3, 40).double()
+    seen = now.double() @ now.double().transpose(1, 2) / 60
+    means = seen.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    damped = seen + (1e-3 * 40 + RIDGE) * means * torch.eye(40)
+    wanted = weights.double() @ (before - now).double() @ now.double().transpose(1, 2) / 60
+    left = (moves @ damped - wanted).norm(dim=2) / wanted.norm(dim=2)
+    assert (left <= 1.01 * sampled_change.RESIDUAL).all()
+    assert (left > 1e-4).all()
+
+
+def test_targets_of_samples_that_are_too_far_are_not_trusted():
+    now = torch.ones(1, 2, 4)
+    assert SampledChange(9 * now, now, 0.0, RIDGE).shift(np.float32([[1, 2]])) is None
+    assert not SampledChange(now * torch.nan, now, 0.0, RIDGE).shift(np.float32([[1, 2]])).any()
+    silent = SampledChange(0 * now, 0 * now, 0.0, RIDGE).shift(np.float32([[1, 2]]))
+    np.testing.assert_array_equal(silent, np.float32([[0, 0]]))
+
+
+def test_matrices_of_few_rows_and_many_inputs_are_flat():
+    assert sampled_change.is_flat(16, 8192)
+    assert not sampled_change.is_flat(129, 8192)
+    assert not sampled_change.is_flat(1, 1023)

@@ -1,6 +1,7 @@
 """How many signals samples are sent, and that prices from few signals are those of all of them within their error."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,18 @@ def test_rows_of_squares_are_squares_summed_over_inputs(case, chosen, monkeypatc
             found = row_squares([use], [gradients], 5, "major", some)
             assert found.shape == (2, 5 if chosen is None else len(chosen), len(wanted))
             torch.testing.assert_close(found.sum((0, 1)), wanted)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chosen", [None, [0, 3, 4]])
+def test_rows_of_several_calls_are_squares_of_their_sum(case, chosen, monkeypatch):
+    use, signals = CASES[case]
+    calls, gradients = [use, replace(use, x=use.x.flip(0)), use], [signals, [2 * each for each in signals], signals]
+    some = None if chosen is None else torch.tensor(chosen)
+    wanted = square_sum(calls, gradients, 5, "major", some).flatten(1).sum(1)
+    for short in (True, False):
+        monkeypatch.setattr("waterfill.importance.squares._is_short", lambda *_, short=short: short)
+        torch.testing.assert_close(row_squares(calls, gradients, 5, "major", some).sum((0, 1)), wanted)
 
 
 def test_a_factor_over_some_positions_is_that_over_all_in_the_mean(monkeypatch):

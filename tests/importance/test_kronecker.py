@@ -1,6 +1,7 @@
 """Factors against slow twins in double precision, and what they are for: exact products, merging, damping."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -514,3 +515,12 @@ def test_forms_know_over_how_many_positions_they_are():
     options = {"fold_norms": True, "include": (), "exclude": ()}
     ready = prepare(model, [torch.randn(5, 2, 6, 6)], "values", options, Settings(Feedback(), kronecker()))
     assert np.isinf(ready.forms["0.weight"].positions)
+
+
+def test_the_error_of_prices_is_a_mean_over_the_weights_of_products():
+    some, others = random_form(), DiagonalForm(np.ones((2, 2), np.float32))
+    assert [factored.price_error(forms) for forms in ([], [others], [some, others])] == [None, None, None]
+    halves = [replace(some.rows_of(slice(2)), standard_error=each) for each in (0.0, 0.06)]
+    assert factored.price_error([others, *halves]) == pytest.approx(0.06 / 2**0.5)
+    whole = replace(some, standard_error=0.06)
+    assert factored.price_error([whole, halves[0]]) == pytest.approx(0.06 * (2 / 3) ** 0.5)

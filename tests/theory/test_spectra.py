@@ -82,3 +82,23 @@ def test_nothing_has_no_volumes():
     live = np.zeros((2, 3), bool)
     parts = kronecker_products(np.ones(2), np.eye(3)[None], np.ones(2), np.ones(3), live)
     assert sum(part.volumes().size for part in parts) == 0
+
+
+def test_pivots_of_single_precision_are_nearly_those_of_double():
+    rng = np.random.default_rng(0)
+    roots = np.cumsum(rng.normal(size=(2, 60, 240)), axis=1)
+    matrices, powers = roots @ roots.swapaxes(1, 2) / 240 + 0.1 * np.eye(60), rng.uniform(0.5, 2, (2, 60))
+    found = pivots(matrices.astype(np.float32), powers)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(np.sort(found), np.sort(pivots(matrices, powers)), rtol=2e-3)
+    assert np.abs(np.log2(found).mean() - np.log2(pivots(matrices, powers)).mean()) < 1e-4
+
+
+def test_what_is_known_of_columns_is_not_found_again():
+    matrices, powers = forms(0, groups=1, count=4)
+    known, live = {}, np.ones((3, 4), bool)
+    first = kronecker_products(np.ones(3), matrices, np.ones(3), powers[0], live, known)
+    again = kronecker_products(2 * np.ones(3), 0 * matrices, np.ones(3), powers[0], live, known)
+    np.testing.assert_allclose(again[0].volumes(), 2 * first[0].volumes(), rtol=1e-12)
+    other = kronecker_products(np.ones(3), 0 * matrices, np.ones(3), 2 * powers[0], live, known)
+    assert not other[0].volumes().any()

@@ -27,6 +27,7 @@ from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
 from waterfill.compression.tune import Tune
 from waterfill.compression.tune_directory import tuned_directory
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.importance.factored import price_error
 from waterfill.models.arrangement import masked_text
 from waterfill.models.kept_batches import as_batches, of_first_process, without_empty
 from waterfill.models.surroundings import in_ordinary_surroundings
@@ -323,6 +324,7 @@ def _result(found: FileCandidate, target: Target | None) -> CompressionResult:
         untuned_distortion=found.untuned,
         importance=walk.prepared.estimator.name,
         importance_power=walk.power,
+        importance_error=price_error(walk.prepared.forms.values()),
         limit_measure=walk.measure,
         notes=walk.settings.notes.texts,
         **found.report.outcome(walk.inventory.entries),

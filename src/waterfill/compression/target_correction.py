@@ -23,6 +23,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from waterfill.compression.sampled_change import SampledChange, can_be_trusted, is_flat
 from waterfill.importance.factored import SHRINKAGE
 from waterfill.models.uses import View
 from waterfill.models.watch import ProductWatch
@@ -34,9 +35,6 @@ POSITIONS_PER_INPUT, FEWEST_POSITIONS, MOST_POSITIONS = 8, 1 << 12, 1 << 14
 
 BUDGET_BYTES = 1 << 29
 """Memory for the inputs of all matrices in the original."""
-
-FARTHEST = 1.0
-"""A target farther from the weights than this, relative to their norm, is not to be trusted."""
 
 RIDGE = 1e-4
 """Share of the mean diagonal that is always added, for inputs that are never there."""
@@ -92,8 +90,7 @@ class InputChange:
         weights = torch.from_numpy(matrix).to(factor).reshape(groups, -1, inputs)
         wanted = torch.bmm(weights, self.change.to(factor))
         moves = torch.cholesky_solve(wanted.transpose(1, 2), factor).transpose(1, 2).reshape(matrix.shape)
-        length = torch.linalg.vector_norm(moves)
-        if not bool(length <= FARTHEST * torch.linalg.vector_norm(weights)):  # nor where it is not finite
+        if not can_be_trusted(moves, weights):
             return None
         found: Floats = moves.float().numpy()
         return found
@@ -110,7 +107,7 @@ class LayerInputs:
     """
 
     layout: Layout
-    change: InputChange | None
+    change: InputChange | SampledChange | None
     form: QuadraticForm | None = None
 
     def target(self, weight: Weight) -> Weight:
@@ -233,6 +230,8 @@ def compare_inputs(view: View, before: Tensor, x: Tensor) -> LayerInputs:
     """
     now = sampled(view, x, before.shape[-1])
     positions = now.shape[-1]
+    if is_flat(*view.sizes[1:]):
+        return LayerInputs(view.layout, SampledChange(before, now, SHRINKAGE / positions, RIDGE))
     seen = torch.bmm(now, now.transpose(1, 2)).double() / positions
     change = torch.bmm(before - now, now.transpose(1, 2)).double() / positions
     return LayerInputs(view.layout, InputChange(seen, change, SHRINKAGE / positions))

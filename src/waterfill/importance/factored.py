@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -112,15 +113,19 @@ class KroneckerForm(Form):
             positions: over how many it is the mean.
             like: has its factor and unit.
         """
-        _ = self._column_pivots  # found here, so that all have it
+        _ = self._column_pivots  # found here, for threads would find them several times
         return self._of_rows(shrunk_rows(rows, positions), factor=like.factor, unit=like.unit)
 
     def _of_rows(self, rows: Doubles, **others: Any) -> KroneckerForm:
         """The form with another factor over rows, and the same over columns with what is known of it."""
         found = replace(self, rows=rows, **others)
-        if "_column_pivots" in vars(self):
-            vars(found)["_column_pivots"] = self._column_pivots
+        vars(found)["_of_columns"] = self._of_columns
         return found
+
+    @cached_property
+    def _of_columns(self) -> dict[object, Doubles]:
+        """What was found for the factor over columns, which forms of other rows share."""
+        return {}
 
     def products(self, source: ScaledSource, matrix: Floats) -> list[Products]:
         """Eigenvalues of `N^{1/2} I N^{1/2}`, see `waterfill.theory.spectra`.
@@ -129,7 +134,8 @@ class KroneckerForm(Form):
             source: fitted to the matrix.
             matrix: the weights [out, in].
         """
-        return kronecker_products(self.rows, self.columns, *source.power_factors(), source.live(matrix))
+        live = source.live(matrix)
+        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self._of_columns)
 
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
         """What is left of every weight given those before it, with the weights that are known taken for unknown.
@@ -304,12 +310,14 @@ class KroneckerForm(Form):
         rows = _damped(self.rows[None], relative)[0] if self.rows.ndim == 2 and self.rows.size else self.rows
         return replace(self, rows=rows, columns=_damped(self.columns, relative))
 
-    @cached_property
+    @property
     def _column_pivots(self) -> Doubles:
         """Pivots of the damped factors over columns, in their order, or their diagonals, [groups, in]."""
         if self.columns.ndim == 2:
             return np.asarray(self.columns, np.float64)
-        return damped_pivots(self.columns, SCALE_DAMPING)
+        if damped_pivots not in self._of_columns:
+            self._of_columns[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
+        return self._of_columns[damped_pivots]
 
     @cached_property
     def _scales(self) -> tuple[Doubles, Doubles]:
@@ -426,6 +434,17 @@ def _damped(groups: Reals, relative: float) -> Reals:
     every = np.arange(groups.shape[1])
     result[:, every, every] += added[:, None]
     return result
+
+
+def price_error(forms: Iterable[QuadraticForm]) -> float | None:
+    """Root mean square of `KroneckerForm.standard_error` over all weights of some forms; None where it is zero."""
+    known = [(form.standard_error, len(form.rows) * form.columns.shape[1]) for form in forms if _is_product(form)]
+    weights = sum(size for _, size in known)
+    return math.sqrt(sum(error**2 * size for error, size in known) / max(1, weights)) or None
+
+
+def _is_product(form: QuadraticForm) -> TypeGuard[KroneckerForm]:
+    return isinstance(form, KroneckerForm)
 
 
 def has_cross_terms(form: QuadraticForm | None) -> TypeGuard[KroneckerForm]:

@@ -136,6 +136,8 @@ def loop_squares(
     totals = _zeros(learned, names)
     tensors = [learned.tensors[name] for name in names]
     for sample in range(num_samples(inputs)):
+        if not signals[:, sample].any():  # left out
+            continue
         with Tape(learned, {}):
             output = call(model, take(inputs, sample, sample + 1))
         for of_signal in _backward(output, tensors, signals[:, sample : sample + 1]):

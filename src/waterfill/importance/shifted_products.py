@@ -134,14 +134,15 @@ class ShiftedAxis:
 
     def _in_order(self, products: Tensor) -> Tensor:
         """Products [groups, taps, features, taps, features] in the order of the inputs of the layer."""
-        shape = self.view.layout.shape[2:]
+        shape, groups = self.view.layout.shape[2:], len(products)
         others = [taps for number, taps in enumerate(shape) if number != self.axis]
-        numbers = torch.arange(self.view.sizes[2]).reshape(self.taps, -1, *others)
-        order = numbers.movedim(0, 1 + self.axis).reshape(-1)
+        each = [self.taps, self.view.sizes[2] // math.prod(shape), *others]
+        first, second = 1, 1 + len(each)
+        axes = products.reshape(groups, *each, *each)
+        axes = axes.movedim(first, first + 1 + self.axis).movedim(second, second + 1 + self.axis)
         if self.view.upsample is not None:
-            order = order.reshape(-1, math.prod(shape)).flip(1).reshape(-1)
-        inputs = products.flatten(1, 2).flatten(2, 3)
-        return inputs[:, order[:, None], order]
+            axes = axes.flip([start + 1 + axis for start in (first, second) for axis in range(len(shape))])
+        return axes.reshape(groups, self.view.sizes[2], self.view.sizes[2])
 
 
 def _clear_roundings(products: Tensor) -> None:

@@ -84,13 +84,38 @@ def row_squares(
     Returns:
         Float64 [signals, samples, groups * out], of the view of the uses.
     """
+    groups, out, features = uses[0].view.sizes
+    places = sum(of_use[0].numel() for of_use in gradients) // max(1, samples * groups * out)
+    apart = len(uses) > 1 and not _is_short(places, features, len(gradients[0]) * out)
     found = []
     for part in _parts(samples, chosen, chunk(uses, gradients, samples, same=True)):
-        x = inputs(uses, samples, order, part)
-        assert x is not None
-        signals = [gradients_at(uses, signal, samples, order, part) for signal in zip(*gradients, strict=True)]
-        found.append(torch.stack(_row_squares(x, signals)).flatten(2).double())
+        if apart:
+            squares = [each.square_().sum(-1) for each in _added_products(uses, gradients, samples, order, part)]
+        else:
+            x = inputs(uses, samples, order, part)
+            assert x is not None
+            signals = [gradients_at(uses, signal, samples, order, part) for signal in zip(*gradients, strict=True)]
+            squares = _row_squares(x, signals)
+        found.append(torch.stack(squares).flatten(2).double())
     return torch.cat(found, 1)
+
+
+def _is_short(places: int, features: int, rows: int) -> bool:
+    """Whether products of inputs between places are less work than those of gradients with inputs."""
+    return places == 1 or places * features + rows * places < rows * features
+
+
+def _added_products(
+    uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int, order: Order, part: Samples
+) -> list[Tensor]:
+    """For each signal the per-sample gradient, added up use by use: places of several uses are not written out."""
+    totals: list[Tensor] = []
+    for use, signals in zip(uses, gradients, strict=True):
+        x = inputs([use], samples, order, part)
+        assert x is not None
+        each = [products(gradients_at([use], [signal], samples, order, part), x) for signal in signals]
+        totals = [total.add_(more) for total, more in zip(totals, each, strict=True)] if totals else each
+    return totals
 
 
 def _row_squares(x: Tensor, signals: Sequence[Tensor]) -> list[Tensor]:
@@ -100,7 +125,7 @@ def _row_squares(x: Tensor, signals: Sequence[Tensor]) -> list[Tensor]:
         lengths = x.square().sum((2, 3))[:, :, None]
         return [g[..., 0].square() * lengths for g in signals]
     rows = len(signals) * signals[0].shape[2]
-    if places * features + rows * places < rows * features:
+    if _is_short(places, features, rows):
         between = torch.bmm(x.flatten(0, 1).transpose(1, 2), x.flatten(0, 1))
         return [_forms(g, between) for g in signals]
     return [products(g, x).square_().sum(-1) for g in signals]

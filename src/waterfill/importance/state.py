@@ -50,7 +50,7 @@ SITE_BYTES = 2**28
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _SIGNALS_TOGETHER = 10
-_SAMPLES_TOGETHER = 8
+_SAMPLES_TOGETHER = 4
 
 S = TypeVar("S", bound="Seen")
 

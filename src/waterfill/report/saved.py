@@ -44,6 +44,7 @@ class SavedResult(Struct, frozen=True):
     predicted_distortion: float | None = None
     held_out_distortion: float | None = None
     untuned_distortion: float | None = None
+    importance_error: float | None = None
     limit_curve: tuple[tuple[float, float], ...] = ()
     notes: tuple[str, ...] = ()
 

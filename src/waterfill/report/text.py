@@ -85,6 +85,8 @@ def _told_table(result: Outcome, metric: str) -> Table:
     for name, value, its_unit, where in told:
         if value is not None:
             table.add_row(name, _literal(f"{value:.4g} {its_unit}{where}"))
+    if result.importance_error is not None:
+        table.add_row("price error", _literal(f"{result.importance_error:.1%} of the importance of a row"))
     return table
 
 

@@ -22,6 +22,7 @@ water-filling as in section 5.1 of PAPER.md.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -64,6 +65,9 @@ def pivots(forms: Array, powers: Array) -> Array:
     Knowing more coordinates never raises what is left of one. So pivots of the whole bound those of every principal
     submatrix, and products of pivots those of a Kronecker product: weights that are known only drop out.
 
+    They are found in the precision of the forms. What is left of a coordinate is 0 where it is below n roundings of the
+    largest one, which leaves the bound valid.
+
     Args:
         forms: as in `spectrum`.
         powers: N, [groups, n].
@@ -77,18 +81,21 @@ def pivots(forms: Array, powers: Array) -> Array:
     """
     if forms.ndim == 2:
         return np.asarray(forms * powers)
-    from scipy.linalg.lapack import dpstrf  # here, for `import waterfill` to stay light
+    from scipy.linalg.lapack import dpstrf, spstrf  # here, for `import waterfill` to stay light
 
     left = np.zeros(powers.shape)
-    for of_group, matrix in zip(left, _scaled(forms, powers), strict=True):
-        root, order, rank, _ = dpstrf(matrix, lower=1)
-        of_group[order[:rank] - 1] = np.square(np.diagonal(root)[:rank])
+    single = forms.dtype == np.float32
+    for of_group, matrix in zip(left, _scaled(forms, powers.astype(forms.dtype)), strict=True):
+        root, order, rank, _ = (spstrf if single else dpstrf)(matrix.T, lower=1, overwrite_a=1)
+        of_group[order[:rank] - 1] = np.square(np.diagonal(root)[:rank], dtype=np.float64)
     return left
 
 
 def _scaled(forms: Array, powers: Array) -> Array:
     roots = np.sqrt(powers)
-    return np.asarray(roots[:, :, None] * forms * roots[:, None, :])
+    scaled = np.asarray(roots[:, :, None] * forms)
+    scaled *= roots[:, None, :]
+    return scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +119,12 @@ class Products:
 
 
 def kronecker_products(
-    rows: Array, columns: Array, row_powers: Array, column_powers: Array, live: Mask
+    rows: Array,
+    columns: Array,
+    row_powers: Array,
+    column_powers: Array,
+    live: Mask,
+    known: MutableMapping[object, Array] | None = None,
 ) -> list[Products]:
     """Volumes for `F = G (x) A` and weights [out, in] of entropy powers `N_oi = r_o c_i`, some of them known.
 
@@ -127,6 +139,7 @@ def kronecker_products(
         row_powers: r, [out].
         column_powers: c, [in].
         live: which weights are not known, [out, in].
+        known: what was found for these columns, where no weight is known; filled.
     """
     groups, inputs = columns.shape[:2]
     c = np.broadcast_to(column_powers, (groups, inputs))
@@ -135,7 +148,10 @@ def kronecker_products(
     if live.all():
         work = sum(groups * float(form.shape[1]) ** 3 for form in (g, columns) if form.ndim == 3)
         solve = spectrum if work <= MOST_WORK else pivots
-        return [Products(solve(g, r), solve(columns, c))]
+        known, key = {} if known is None else known, (solve, column_powers.tobytes())
+        if key not in known:
+            known[key] = solve(columns, c)
+        return [Products(solve(g, r), known[key])]
     if g.ndim == 3 or columns.ndim == 2:
         return [Products(pivots(g, r), pivots(columns, c), live)]
     return _by_pattern(spectrum(g, r), columns, c, live)
