@@ -235,7 +235,7 @@ def uneven():
     model[4] = nn.Linear(16, 5)
     model[3].weight.data *= 4 * torch.rand(128) ** 3
     model[4].weight.data *= 5
-    return model, labelled(model, 8)
+    return model, labelled(model, 8, 64)
 
 
 @pytest.mark.parametrize("rate", [2.5, 4.0])
@@ -266,7 +266,7 @@ def negative_cross_entropy(own, calls):
 @pytest.mark.parametrize("tolerance", [0.02, 0.3])
 def test_any_metric_decides_a_tolerance(uneven, tolerance):
     model, batches = uneven
-    own, calls = labelled(model, 3), []
+    own, calls = labelled(model, 8, 64), []
     metric = negative_cross_entropy(own, calls)
     options = {"effort": "fast", "quantizers": QUICK, "metric": metric}
     result = waterfill.compress(model, [(x, None) for x, _ in batches], tolerance=tolerance, output="logits", **options)

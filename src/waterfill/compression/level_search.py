@@ -45,9 +45,6 @@ SURELY = 1.0
 TRIALS = 2
 """How many trials come near to a size at which ways to share the bits are compared."""
 
-MIXES = 3
-"""From how many finer files a file that falls short is filled up at most."""
-
 TUNINGS = 2
 """How often a size is searched anew where tuning made a file too large."""
 
@@ -268,10 +265,8 @@ class _Files:
 
         def attempt(place: float) -> Trial[FileCandidate]:
             found = self._try(place)
-            if found.size_bytes > limit:
+            if found.size_bytes > limit and all(found.packed.data != each.packed.data for each in finer):
                 finer.append(found)
-                finer.sort(key=lambda each: each.size_bytes)
-                del finer[MIXES:]
             return Trial(place, float(found.size_bytes), found)
 
         first = -math.log2(self._bits(limit * (1 - WITHIN / 2)))
@@ -282,7 +277,7 @@ class _Files:
         except TargetError as error:
             raise _below_floor(limit, error.args[0], self.walk.inventory.floating_values) from error
         self._finer = min((each.size_bytes for each in finer), default=None)
-        for each in finer:
+        for each in sorted(finer, key=lambda each: each.size_bytes):
             found = mixed(found, each, limit) if found.size_bytes < limit * (1 - WITHIN) else found
         return found
 

@@ -15,6 +15,9 @@ from waterfill.records import Quantized
 ROW_TRIES = 4
 """How many shares of the rows of a matrix are tried until they fit."""
 
+ROW_LEVELS = (1, 2)
+"""Fractions of the level of the finer trial at which rows are tried: some of the rows may take fewer bits at half."""
+
 
 def mixed(coarse: FileCandidate, fine: FileCandidate, limit: float) -> FileCandidate:
     """Take as many tensors of the finer trial as fit, those with the most bits first, and rows of one more.
@@ -56,17 +59,23 @@ def _with_rows(coarse: FileCandidate, fine: FileCandidate, limit: float) -> File
     walk = coarse.walk
     more = {name: fine.coded.quantized[name].bits - coarse.coded.quantized[name].bits for name in walk.jobs}
     name = max(more, key=lambda name: more[name])
-    job = walk.jobs[name]
-    if job.weight.is_vector or more[name] <= 0:
+    if walk.jobs[name].weight.is_vector or more[name] <= 0:
         return coarse
     share = min(1.0, 8 * (limit - coarse.size_bytes) / more[name])
+    found = [_rows_that_fit(coarse, name, share, fine.water_level / finer, limit) for finer in ROW_LEVELS]
+    return min((each for each in (coarse, *found) if each), key=lambda each: each.coded.quantized[name].distortion)
+
+
+def _rows_that_fit(coarse: FileCandidate, name: str, share: float, level: float, limit: float) -> FileCandidate | None:
+    """A trial with a share of the rows of a matrix at a level, or fewer; None where it is too large every time."""
+    walk = coarse.walk
     for _ in range(ROW_TRIES):
-        part = some_rows(walk.encoder, job, share, fine.water_level)
+        part = some_rows(walk.encoder, walk.jobs[name], share, level)
         found = walk.trial(coarse.water_level, _own(coarse) | {name: part})
         if found.size_bytes <= limit:
-            return found if part.distortion < coarse.coded.quantized[name].distortion else coarse
+            return found
         share *= 0.97 * limit / found.size_bytes
-    return coarse
+    return None
 
 
 def _own(candidate: FileCandidate) -> dict[str, Quantized]:
