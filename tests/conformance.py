@@ -312,12 +312,13 @@ def components_have_the_trace_of_the_whole(form):
 
 
 def components_and_what_is_left_of_weights_have_one_determinant(form):
+    """But for the damping of a factor, by 1e-4 of its mean, which only adds."""
     matrix, source = weights_of(form)
     rows, columns = form.conditional_variances(source, matrix)
     left = np.multiply.outer(rows, columns)
     assert left.size == matrix.size
     found = np.log(form.component_variances(source, matrix)).sum()
-    assert np.log(left).sum() == pytest.approx(found, rel=1e-6)
+    assert -1e-6 * abs(found) <= np.log(left).sum() - found <= 1e-3 * matrix.size
 
 
 def cross_terms_are_those_between_columns(form):

@@ -1,6 +1,7 @@
 """The search for paths: optimal under fixed tables, and what its options do."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from waterfill.importance.forms import DiagonalForm
 from waterfill.quantize import Scalar, Trellis, trellis_kernels
 from waterfill.quantize import trellis as search
 from waterfill.quantize.path_spread import PathFit
-from waterfill.records import Layout, Paths, Spread, Weight
+from waterfill.quantize.trellis import lagrangian
+from waterfill.records import ALL, Layout, Paths, Spread, Weight
 
 
 def weight(matrix, shape=None):
@@ -118,6 +120,22 @@ def test_a_path_beats_free_levels(level):
     path, free = Trellis().quantize(some, None, level), Scalar().quantize(some, None, level)
     slope = 1.386 * level
     assert path.distortion + slope * path.bits < free.distortion + slope * (free.bits - 0.05 * some.matrix.size)
+
+
+@pytest.mark.parametrize(("make", "level"), [(gaussian, 0.46), (gaussian, 0.5), (laplace, 0.46), (laplace, 0.5)])
+def test_not_all_elements_stand_aside_at_half_a_bit(make, level):
+    """All together they would be free levels of twice the step, which cost 0.06 bit more."""
+    some = make()
+    path, free = Trellis().quantize(some, None, level), Scalar().quantize(some, None, level)
+    assert lagrangian(path, level) < lagrangian(free, level) - 1.386 * level * 0.03 * some.matrix.size
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_elements_stand_aside_beside_others_that_do_not(zero):
+    alike = PathFit(zero, (0, 0), (0, 0), (None, None, None), False)
+    apart = replace(alike, offsets=(np.array([0, 12]), None, None))
+    assert alike.sorted().least == ALL
+    assert apart.sorted().aside().any()
 
 
 @pytest.mark.parametrize("level", [0.05, 0.003, 0.0001])

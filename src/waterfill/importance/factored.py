@@ -360,8 +360,10 @@ class KroneckerForm(Form):
         rows = mean ** (1 - power) * rows
         if self.columns.ndim == 2:
             return replace(self, rows=rows, columns=columns**power)
+        if rows.ndim == 2:  # has one scale for all groups
+            return replace(self, rows=rows, columns=(columns[:, :, None] ** (power - 1)) * self.columns)
         each = np.repeat(columns ** (power - 1), len(rows) // len(columns))  # into the rows, for no copy of the columns
-        return self._of_rows(each[:, None] * rows if rows.ndim == 2 else each * rows)
+        return self._of_rows(each * rows)
 
 
 def shrunk_rows(rows: Doubles, positions: float) -> Doubles:
@@ -393,6 +395,8 @@ def damped_pivots(matrices: Reals, relative: float) -> Doubles:
     """
     from scipy.linalg.lapack import dpotrf, spotrf  # here, for `import waterfill` to stay light
 
+    if not matrices.size:
+        return np.ones(matrices.shape[:2])
     means = _mean_diagonals(matrices)
     found = np.empty(matrices.shape[:2])
     for left, matrix, mean in zip(found, matrices, means, strict=True):

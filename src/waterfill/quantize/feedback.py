@@ -44,10 +44,10 @@ DRAFT_STATES, DRAFT_ROUNDS = 8, 2
 BLOCK = 64
 """Columns that get what all those before them leave at once, at least."""
 
-FORCED = 2048
+FORCED = 4096
 """From so many rows on the levels of a column are decided at its end."""
 
-MOST_ENDS, LEAST_ENDS = 1024, 8
+MOST_ENDS, LEAST_ENDS = 1 << 14, 8
 """Of shorter columns so many ends are kept, over the rows, and at least so many."""
 
 SAMPLE, FEWEST_ROWS = 1 << 16, 128

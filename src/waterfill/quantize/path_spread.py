@@ -19,7 +19,7 @@ from waterfill.records import ALL, NO_SCALES, AxisScales, Layout, Paths, Spread,
 LOWEST_BASE, HIGHEST_BASE = -400, 256
 """Bounds of the format."""
 
-ASIDE = {False: 17, True: 10}
+ASIDE = {False: 15, True: 10}
 """Elements of a lower exponent in subset 0 stand aside, without and with zero in subset 1."""
 
 Pair = tuple[int, int]
@@ -70,10 +70,14 @@ class PathFit:
         return np.arange(low, high + 1) < 2 * self.least
 
     def sorted(self) -> PathFit:
-        """The same, with those standing aside whose rate is low under these tables."""
-        low, _ = _ends(self.offsets)
+        """The same, with those standing aside whose rate is low under these tables.
+
+        Never all of them: that would be free levels of twice the step.
+        """
+        low, high = _ends(self.offsets)
         least = -((self.bases[0] - ASIDE[self.zero]) // 2)
-        return replace(self, least=ALL if self.wide or low >= 2 * least else min(least, 1 - ALL))
+        every = high < 2 * least
+        return replace(self, least=ALL if self.wide or every or low >= 2 * least else min(least, 1 - ALL))
 
     def narrower(self, eighths: int) -> PathFit:
         """The same for steps that are larger by so many eighths of an octave."""
