@@ -135,7 +135,11 @@ class Encoder:
         """Forecast the bits of tensors at a water level from some of their rows; of all processes alike."""
 
         def of_one(job: Job) -> float:
-            return Prepared(job.quantizer, job.weight, job.form).estimate_bits(level)
+            prepared = Prepared(job.quantizer, job.weight, job.form)
+            if job.weight.is_vector:
+                return prepared.estimate_bits(level)
+            key = ("estimated bits", job.weight, job.quantizer, job.form, level)
+            return self.memo.once(key, lambda: prepared.estimate_bits(level))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return self.processes.broadcast(sum(pool.map(of_one, jobs.values())))
