@@ -37,7 +37,10 @@ NEARLY = 0.005
 """Fraction of the size that may be left at the end."""
 
 TRIES = 5
-"""How often what is last is coded, until all fit."""
+"""How often what is last is coded, until all fit and little is left."""
+
+MORE_TRIES = 20
+"""How often more, always coarser, until all fit."""
 
 FARTHEST = 6.0
 """Octaves by which the level of the last matrix moves at most from one try to the next."""
@@ -198,15 +201,16 @@ class SpendBudget:
         others = sum(self._beside(each) for name, each in self.forecasts.items() if name != segment)
         left = self.bits - 8 * size_bytes - others
         self._tries += 1
-        final = self._tries == TRIES or not forecast.components.number
-        if left >= 0 and (left <= 8 * NEARLY * self.limit_bytes or final):
+        later = max(0, self._tries - TRIES + 1)
+        if left >= 0 and (left <= 8 * NEARLY * self.limit_bytes or later or not forecast.components.number):
             return True
-        if final:
+        if later == MORE_TRIES or not forecast.components.number:
             raise TargetError(
                 f"Target of {self.limit_bytes:.0f} bytes is below the floor of about "
                 f"{self.limit_bytes - left / 8:.0f} bytes for this directory; ask for more."
             )
         self._surplus = 8 * size_bytes - matrix_bits - self._beside(forecast)
+        self._surplus += 8 * later * NEARLY * self.limit_bytes  # sizes that jump past the limit are left behind
         self._taken, self._foreseen = 0.0, 0.0  # nothing says more about this segment than itself
         self.learn(matrix_bits, forecast.components.forecast(level))
         return False
