@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from waterfill.compression.rate_control import (
     LOWEST_LOG2,
+    MORE_TRIES,
     TRIES,
     ConstantLevel,
     SegmentForecast,
@@ -77,7 +78,7 @@ def test_what_is_stored_without_loss_is_not_shared_out():
 def spent(budget, name, size):
     """Sizes that a segment is quantized to until one is accepted; `size` gives the bytes at a level."""
     sizes = []
-    for _ in range(TRIES + 1):
+    for _ in range(TRIES + MORE_TRIES + 1):
         level = budget.level(name)
         sizes.append(size(level))
         if budget.accepts(name, level, 8.0 * sizes[-1], sizes[-1]):
