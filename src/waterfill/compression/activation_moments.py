@@ -65,14 +65,13 @@ def _rows(values: Tensor, axis: int) -> Tensor:
 
 def _about_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the channels of [rows, channels, places], float64 [channels] each."""
-    near = _sums(rows) / (len(rows) * rows.shape[2])
-    near = near.to(rows.dtype)
+    count = len(rows) * rows.shape[2]
+    near = (_sums(rows) / count).to(rows.dtype)
     sums, squares = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
     for some in torch.split(rows, max(1, CACHED // max(1, rows[0].numel()))):
         apart = some - near[:, None]
         sums += _sums(apart)
         squares += _sums(apart.square_())
-    count = len(rows) * rows.shape[2]
     rest = sums / count
     return near.double() + rest, (squares / count - rest.square()).clamp_min(0)
 

@@ -51,7 +51,6 @@ from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.language import next_tokens, predicts_next
 from waterfill.models.skeleton import Skeleton
 from waterfill.protocols import DataFree
-from waterfill.quantize.prepared import Prepared
 
 POWER = 0.75
 """To which importances are taken."""
@@ -223,7 +222,7 @@ def _pilot(walk: DirectoryWalk, forecast: SegmentForecast, level: float) -> tupl
     """
     encoder = encoder_of(walk)
     jobs = {name: encoder.job(weight, form) for name, (weight, form) in walk.statistics.pilot.items()}
-    taken = sum(Prepared(job.quantizer, job.weight, job.form).estimate_bits(level) for job in jobs.values())
+    taken = encoder.estimate_bits(jobs, level)
     wholes = {name: each for name, each in forecast.matrices.items() if name in jobs and each.number}
     foreseen = (jobs[name].weight.matrix.size / whole.number * whole.forecast(level) for name, whole in wholes.items())
     return taken, sum(foreseen)
