@@ -140,3 +140,30 @@ def test_a_factor_that_is_none_is_refused(broken):
     form.columns[0, 2, 2] = broken * form.columns[0, 2, 2]
     with pytest.raises(UsageError, match="6 columns of a form is not finite, or has eigenvalues below 0; expected"):
         Filters(weights(4, 6), form).target(0.01)
+
+
+def test_matrices_that_share_columns_share_filters(monkeypatch):
+    made = []
+    monkeypatch.setattr(filters, "MANY", 8)
+    monkeypatch.setattr(filters, "SMALL", 1)
+    monkeypatch.setattr(filters, "_factor", lambda *args, make=filters._factor: made.append(args) or make(*args))
+    form = product(12, 10)
+    form = KroneckerForm(np.ones(12), form.columns)
+    matrix = weights(12, 10)
+    halves = [Filters(matrix[some], form.rows_of(some)) for some in (slice(0, 6), slice(6, 12))]
+    targets = [half.target(0.1) for half in halves]
+    assert len(made) == 1 and np.shares_memory(targets[0].factors, targets[1].factors)
+    whole = Filters(matrix, form).target(0.1)
+    np.testing.assert_array_equal(np.concatenate([each.matrix for each in targets]), whole.matrix)
+
+
+def test_filters_that_are_shared_are_let_go(monkeypatch):
+    monkeypatch.setattr(filters, "MANY", 8)
+    form = product(6, 10)
+    monkeypatch.setattr(filters, "KEPT_BYTES", 3 * 400)
+    matrix = weights(6, 10)
+    targets = [Filters(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
+    again = [Filters(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
+    assert sum(each.nbytes for key, each in form.of_columns.items() if isinstance(key, tuple)) <= 8 * 300
+    for one, other in zip(targets, again, strict=True):
+        assert np.array_equal(one.factors, other.factors) and np.array_equal(one.matrix, other.matrix)

@@ -119,11 +119,11 @@ class KroneckerForm(Form):
     def _of_rows(self, rows: Doubles, **others: Any) -> KroneckerForm:
         """The form with another factor over rows, and the same over columns with what is known of it."""
         found = replace(self, rows=rows, **others)
-        vars(found)["_of_columns"] = self._of_columns
+        vars(found)["of_columns"] = self.of_columns
         return found
 
     @cached_property
-    def _of_columns(self) -> dict[object, Doubles]:
+    def of_columns(self) -> dict[object, Reals]:
         """What was found for the factor over columns, which forms of other rows share."""
         return {}
 
@@ -135,7 +135,7 @@ class KroneckerForm(Form):
             matrix: the weights [out, in].
         """
         live = source.live(matrix)
-        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self._of_columns)
+        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self.of_columns)
 
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
         """What is left of every weight given those before it, with the weights that are known taken for unknown.
@@ -315,9 +315,9 @@ class KroneckerForm(Form):
         """Pivots of the damped factors over columns, in their order, or their diagonals, [groups, in]."""
         if self.columns.ndim == 2:
             return np.asarray(self.columns, np.float64)
-        if damped_pivots not in self._of_columns:
-            self._of_columns[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
-        return self._of_columns[damped_pivots]
+        if damped_pivots not in self.of_columns:
+            self.of_columns[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
+        return self.of_columns[damped_pivots]
 
     @cached_property
     def _scales(self) -> tuple[Doubles, Doubles]:

@@ -16,13 +16,14 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
-from waterfill.importance.forms import Doubles
+from waterfill.importance.forms import Doubles, Reals
 from waterfill.records import Floats
 
 DAMPING = 1e-4
@@ -45,14 +46,18 @@ MOST_WORK = 2e10
 SMALL = 256
 """Matrices of fewer columns are factored in double precision, which takes no time there."""
 
-GRID = 32
-"""Noise is rounded to so many parts of an octave."""
+GRID, COARSE_GRID = 32, 4
+"""Noise is rounded to so many parts of an octave, and to so many where there are many columns: 2 still take no more
+bits, 1 takes .003 more a weight."""
+
+MANY = 2048
+"""From so many columns on all matrices that share their factor over columns share the filters, too."""
 
 KEPT_FROM, KEPT_BYTES = 0.5, 1 << 29
 """Filters are kept where classes times columns are more than this many times the rows, up to so many bytes."""
 
-PART = 1 << 16
-"""Numbers are moved so many at a time."""
+FACTORING = Lock()
+"""Held while a filter is found that is shared, for threads would find it several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,8 @@ class Filters:
         if known and known[0][0] == added:
             return known[0][1]
         target = self._filtered(classes, added)
-        if KEPT_FROM * len(self.matrix) < len(added) * columns[1] and target.factors.nbytes <= KEPT_BYTES:
+        worth = KEPT_FROM * len(self.matrix) < len(added) * columns[1] < len(added) * MANY
+        if worth and target.factors.nbytes <= KEPT_BYTES:
             self._kept[:] = [(added, target)]
         return target
 
@@ -116,26 +122,45 @@ class Filters:
         groups, counts = np.arange(len(kappa)) * len(columns) // len(kappa), np.bincount(classes)
         wanted = np.bincount(classes, np.log2(kappa)) / counts - log_power
         most = np.log2(MOST_NOISE * np.bincount(classes, means[groups]) / counts)
-        added: list[float] = np.exp2(np.rint(GRID * np.minimum(wanted, most)) / GRID).tolist()
+        grid = GRID if columns.shape[1] < MANY else COARSE_GRID
+        added: list[float] = np.exp2(np.rint(grid * np.minimum(wanted, most)) / grid).tolist()
         return tuple(added)
 
     def _filtered(self, classes: NDArray[np.int64], added: tuple[float, ...]) -> Target:
         groups, inputs = self.form.columns.shape[:2]
-        rows, diagonals = self.form.row_factors, self.form.damped_diagonals(DAMPING)
-        factors, target = np.empty((len(added), inputs, inputs), np.float32), np.empty_like(self.matrix)
-        variances = np.empty((len(added), inputs))
+        rows, target = self.form.row_factors, np.empty_like(self.matrix)
+        variances, factors = np.empty((len(added), inputs)), []
         for k, more in enumerate(added):
             mine = np.flatnonzero(classes == k)
-            group = mine[0] * groups // len(rows)
-            solved = self.matrix[mine, ::-1]
-            variances[k] = _factor(self.form.columns[group], diagonals[group] + more, factors[k], solved)
-            target[mine] = self.matrix[mine] - np.float32(more) * solved[:, ::-1]
-        importance = rows[:, None] * variances[classes]
-        return Target(target, importance.astype(np.float32), factors, classes)
+            factor = self._factor(mine[0] * groups // len(rows), more)
+            variances[k] = np.square(np.diagonal(factor), dtype=np.float64)
+            target[mine] = self.matrix[mine] - np.float32(more) * _solved(factor, self.matrix[mine])
+            factors.append(factor.astype(np.float32, copy=False))
+        stacked = factors[0][None] if len(factors) == 1 else np.stack(factors)
+        return Target(target, (rows[:, None] * variances[classes]).astype(np.float32), stacked, classes)
+
+    def _factor(self, group: int, more: float) -> Reals:
+        """Factor A' of a group, or find it factored."""
+        diagonal = self.form.damped_diagonals(DAMPING)[group] + more
+        if len(diagonal) < MANY:
+            return _factor(self.form.columns[group], diagonal)
+        known, key = self.form.of_columns, (Filters, group, more)
+        with FACTORING:
+            if key not in known:
+                _forget(known, KEPT_BYTES - 4 * len(diagonal) ** 2)
+                known[key] = _factor(self.form.columns[group], diagonal)
+            return known[key]
 
 
-def _factor(a: Doubles, diagonal: Doubles, factor: Floats, solved: Floats) -> Doubles:
-    """Factor `A' = U U^T` and solve `z A' = w` for all rows w.
+def _forget(known: dict[object, Reals], room: int) -> None:
+    """Let go of the oldest filters that are shared, but for so many bytes."""
+    kept = [key for key in known if isinstance(key, tuple) and key[0] is Filters]
+    while kept and sum(known[key].nbytes for key in kept) > room:
+        del known[kept.pop(0)]
+
+
+def _factor(a: Reals, diagonal: Doubles) -> Reals:
+    """Factor `A' = U U^T`.
 
     In single precision, which is twice as fast and takes half of the room, where the matrix is large and not too near
     to a singular one.
@@ -143,51 +168,47 @@ def _factor(a: Doubles, diagonal: Doubles, factor: Floats, solved: Floats) -> Do
     Args:
         a: A, symmetric [in, in]; what is on its diagonal does not count.
         diagonal: of A', [in].
-        factor: [in, in], filled with the transpose of U.
-        solved: [rows, in], the rows from last to first column, replaced by the solutions.
 
     Returns:
-        The squares of the diagonal of U.
+        The transpose of U, float32 or float64 [in, in].
 
     Raises:
         UsageError: A' is not finite, or has eigenvalues below 0.
     """
-    from scipy.linalg import lapack
+    from scipy.linalg.lapack import dpotrf, spotrf
 
-    for dtype, cholesky, solve in (
-        (np.float32, lapack.spotrf, lapack.spotrs),
-        (np.float64, lapack.dpotrf, lapack.dpotrs),
-    ):
-        if dtype == np.float32 and len(a) < SMALL:
-            continue
-        work = factor if dtype == np.float32 else np.empty(a.shape)
+    for cholesky, dtype in ((spotrf, np.float32), (dpotrf, np.float64))[len(a) < SMALL :]:
+        work = np.empty(a.shape, dtype)
         work[...] = a[::-1, ::-1]
         work.reshape(-1)[:: len(a) + 1] = diagonal[::-1]
         found, info = cholesky(work.T, lower=1, clean=1, overwrite_a=1)
-        pivots = np.square(np.diagonal(found).astype(np.float64))
-        if info == 0 and np.isfinite(pivots).all():
-            right = solved.astype(dtype, copy=False)
-            solved[...] = solve(found, right.T, lower=1, overwrite_b=1)[0].T
-            if dtype == np.float64:
-                factor[...] = work[::-1, ::-1]
-            else:
-                _reverse(factor.reshape(-1))
-            return np.ascontiguousarray(pivots[::-1])
+        if info == 0 and np.isfinite(np.diagonal(found)).all():
+            return _reversed(work)
     raise UsageError(
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
         "products x x^T. Check the importance."
     )
 
 
-def _reverse(values: Floats) -> None:
-    """Put numbers [n] from last to first, in place."""
-    half = values.size // 2
-    for start in range(0, half, PART):
-        stop = min(start + PART, half)
-        first, last = values[start:stop], values[values.size - stop : values.size - start]
-        kept = first[::-1].copy()
-        first[:] = last[::-1]
-        last[:] = kept
+def _solved(factor: Reals, rows: Floats) -> Reals:
+    """Solve `z A' = w` for all rows w [rows, in], by the transpose of U."""
+    from scipy.linalg.blas import dtrsm, strsm
+
+    solve = strsm if factor.dtype == np.float32 else dtrsm
+    upper, right = factor.T, rows.astype(factor.dtype).T
+    right = solve(1.0, upper, right, overwrite_b=1)
+    found: Reals = solve(1.0, upper, right, trans_a=1, overwrite_b=1).T
+    return found
+
+
+def _reversed(matrix: Reals) -> Reals:
+    """Put the rows and columns of a matrix from last to first, in place."""
+    last = len(matrix) - 1
+    for row in range((len(matrix) + 1) // 2):
+        kept = matrix[row, ::-1].copy()
+        matrix[row] = matrix[last - row, ::-1]
+        matrix[last - row] = kept
+    return matrix
 
 
 def _classes(kappa: Doubles, groups: int, columns: int) -> NDArray[np.int64]:
