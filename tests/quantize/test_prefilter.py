@@ -140,3 +140,40 @@ def test_a_factor_that_is_none_is_refused(broken):
     form.columns[0, 2, 2] = broken * form.columns[0, 2, 2]
     with pytest.raises(UsageError, match="6 columns of a form is not finite, or has eigenvalues below 0; expected"):
         Filters(weights(4, 6), form).target(0.01)
+
+
+def flat(noise, form=None, seed=0):
+    """The target of a matrix of 2 rows and 12 inputs."""
+    form = product(2, 12) if form is None else form
+    return form, Filters(weights(2, 12, seed), form).target(noise)
+
+
+def test_filters_of_flat_matrices_are_shared_between_weights_and_near_levels(monkeypatch):
+    monkeypatch.setattr(filters, "FLAT_FROM", 12)
+    monkeypatch.setattr(filters, "INPUTS_PER_ROW", 6)
+    form, first = flat(0.1)
+    assert flat(0.103, form, seed=1)[1].factors is first.factors
+    assert flat(0.1, form.scaled(2.0).scaled(0.5))[1].factors is first.factors
+    other = flat(0.4, form)[1]
+    assert other.factors is not first.factors
+    again = flat(0.1, form)[1]
+    assert again.factors is not first.factors  # only the last ones are kept
+    np.testing.assert_array_equal(again.factors, first.factors)
+    np.testing.assert_array_equal(again.matrix, first.matrix)
+    monkeypatch.setattr(filters, "KEPT_BYTES", 0)
+    assert flat(0.4, form)[1].factors is not flat(0.4, form)[1].factors
+
+
+def test_filters_of_other_matrices_are_not_shared():
+    form, first = flat(0.1)
+    assert flat(0.1, form)[1].factors is not first.factors
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_factor_in_single_precision_solves_as_one_in_double(large, monkeypatch):
+    monkeypatch.setattr(filters, "SMALL", 1 if large else 100)
+    form = product(2, 12)
+    expected = np.linalg.solve(damped(form, 0) + 0.3 * np.eye(12), weights(2, 12).T).T
+    found = filters.Factors.of(form, ((0, 0.3),))
+    np.testing.assert_allclose(found.solved(weights(2, 12), 0), expected, rtol=1e-3 if large else 1e-6, atol=1e-5)
+    assert found.exact[0].dtype == (np.float32 if large else np.float64)

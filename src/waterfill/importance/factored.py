@@ -14,6 +14,7 @@ from waterfill.errors import UsageError
 from waterfill.importance.forms import DiagonalForm, Doubles, Form, Reals
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Floats
+from waterfill.theory.cholesky import factor_in_place
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products, kronecker_products, pivots
 
@@ -119,11 +120,11 @@ class KroneckerForm(Form):
     def _of_rows(self, rows: Doubles, **others: Any) -> KroneckerForm:
         """The form with another factor over rows, and the same over columns with what is known of it."""
         found = replace(self, rows=rows, **others)
-        vars(found)["_of_columns"] = self._of_columns
+        vars(found)["shared"] = self.shared
         return found
 
     @cached_property
-    def _of_columns(self) -> dict[object, Doubles]:
+    def shared(self) -> dict[Any, Any]:
         """What was found for the factor over columns, which forms of other rows share."""
         return {}
 
@@ -135,7 +136,7 @@ class KroneckerForm(Form):
             matrix: the weights [out, in].
         """
         live = source.live(matrix)
-        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self._of_columns)
+        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self.shared)
 
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
         """What is left of every weight given those before it, with the weights that are known taken for unknown.
@@ -315,9 +316,10 @@ class KroneckerForm(Form):
         """Pivots of the damped factors over columns, in their order, or their diagonals, [groups, in]."""
         if self.columns.ndim == 2:
             return np.asarray(self.columns, np.float64)
-        if damped_pivots not in self._of_columns:
-            self._of_columns[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
-        return self._of_columns[damped_pivots]
+        if damped_pivots not in self.shared:
+            self.shared[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
+        found: Doubles = self.shared[damped_pivots]
+        return found
 
     @cached_property
     def _scales(self) -> tuple[Doubles, Doubles]:
@@ -393,19 +395,16 @@ def damped_pivots(matrices: Reals, relative: float) -> Doubles:
     Returns:
         Float64 [groups, n], above 0.
     """
-    from scipy.linalg.lapack import dpotrf, spotrf  # here, for `import waterfill` to stay light
-
     if not matrices.size:
         return np.ones(matrices.shape[:2])
     means = _mean_diagonals(matrices)
     found = np.empty(matrices.shape[:2])
     for left, matrix, mean in zip(found, matrices, means, strict=True):
         least = relative * mean
-        root, failed = (spotrf if matrix.dtype == np.float32 else dpotrf)(
-            _raised(matrix, least).T, lower=1, clean=0, overwrite_a=1
-        )
-        left[:] = np.square(np.diagonal(root), dtype=np.float64)
-        if failed:  # rounding, or a matrix with directions in which errors gain
+        root = _raised(matrix, least)
+        if factor_in_place(root):
+            left[:] = np.square(np.diagonal(root), dtype=np.float64)
+        else:  # rounding, or a matrix with directions in which errors gain
             powers = np.ones((1, len(matrix)))
             left[:] = pivots(_raised(matrix.astype(np.float64), least)[None], powers)[0]
         np.maximum(left, least, out=left)

@@ -15,15 +15,18 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
-from waterfill.importance.forms import Doubles
+from waterfill.importance.forms import Doubles, Reals
 from waterfill.records import Floats
+from waterfill.theory.cholesky import factor_in_place
 
 DAMPING = 1e-4
 """Share of its mean that is added to the diagonal of A."""
@@ -45,8 +48,14 @@ MOST_WORK = 2e10
 SMALL = 256
 """Matrices of fewer columns are factored in double precision, which takes no time there."""
 
-GRID = 32
-"""Noise is rounded to so many parts of an octave."""
+GRID, FLAT_GRID = 32, 2
+"""Noise is rounded to so many parts of an octave; to fewer where the filters of a flat matrix are shared.
+
+On a convolution of 8,192 inputs a filter for noise that is a quarter of an octave off costs less than .0005 bit.
+"""
+
+FLAT_FROM, INPUTS_PER_ROW = 1024, 64
+"""A matrix is flat with so many inputs, and so many for every row: then nearly all work is in factoring."""
 
 KEPT_FROM, KEPT_BYTES = 0.5, 1 << 29
 """Filters are kept where classes times columns are more than this many times the rows, up to so many bytes."""
@@ -88,7 +97,8 @@ class Filters:
     def target(self, noise: float) -> Target:
         """Filter the weights for errors of a given mean cost.
 
-        Noise is rounded to 1/32 of an octave, so that levels near to each other have the same filters.
+        Noise is rounded to 1/32 of an octave, for flat matrices to 1/2, so that levels near to each other have the same
+        filters.
 
         Args:
             noise: mean cost of an error per weight; 0 does not filter.
@@ -116,26 +126,81 @@ class Filters:
         groups, counts = np.arange(len(kappa)) * len(columns) // len(kappa), np.bincount(classes)
         wanted = np.bincount(classes, np.log2(kappa)) / counts - log_power
         most = np.log2(MOST_NOISE * np.bincount(classes, means[groups]) / counts)
-        added: list[float] = np.exp2(np.rint(GRID * np.minimum(wanted, most)) / GRID).tolist()
+        grid = FLAT_GRID if self._is_flat else GRID
+        added: list[float] = np.exp2(np.rint(grid * np.minimum(wanted, most)) / grid).tolist()
         return tuple(added)
 
     def _filtered(self, classes: NDArray[np.int64], added: tuple[float, ...]) -> Target:
-        groups, inputs = self.form.columns.shape[:2]
-        rows, diagonals = self.form.row_factors, self.form.damped_diagonals(DAMPING)
-        factors, target = np.empty((len(added), inputs, inputs), np.float32), np.empty_like(self.matrix)
-        variances = np.empty((len(added), inputs))
+        firsts = np.unique(classes, return_index=True)[1]
+        groups = (firsts * len(self.form.columns) // len(classes)).tolist()
+        factors = self._factors(tuple(zip(groups, added, strict=True)))
+        target = np.empty_like(self.matrix)
         for k, more in enumerate(added):
             mine = np.flatnonzero(classes == k)
-            group = mine[0] * groups // len(rows)
-            solved = self.matrix[mine, ::-1]
-            variances[k] = _factor(self.form.columns[group], diagonals[group] + more, factors[k], solved)
-            target[mine] = self.matrix[mine] - np.float32(more) * solved[:, ::-1]
-        importance = rows[:, None] * variances[classes]
-        return Target(target, importance.astype(np.float32), factors, classes)
+            target[mine] = self.matrix[mine] - np.float32(more) * factors.solved(self.matrix[mine], k)
+        importance = self.form.row_factors[:, None] * factors.variances[classes]
+        return Target(target, importance.astype(np.float32), factors.factors, classes)
+
+    def _factors(self, wanted: tuple[tuple[int, float], ...]) -> Factors:
+        """Factors for groups and what is added to their diagonals; of a flat matrix the last ones are shared."""
+        if not self._is_flat:
+            return Factors.of(self.form, wanted)
+        shared = self.form.shared
+        known = shared.get(Factors)
+        if known is None or known.wanted != wanted:
+            shared.pop(Factors, None)
+            known = Factors.of(self.form, wanted)
+            if known.factors.nbytes <= KEPT_BYTES:
+                shared[Factors] = known
+        return known
+
+    @property
+    def _is_flat(self) -> bool:
+        rows, inputs = self.matrix.shape
+        return bool(inputs >= max(FLAT_FROM, INPUTS_PER_ROW * rows))
 
 
-def _factor(a: Doubles, diagonal: Doubles, factor: Floats, solved: Floats) -> Doubles:
-    """Factor `A' = U U^T` and solve `z A' = w` for all rows w.
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """`A' = U U^T` of every class of rows.
+
+    Attributes:
+        wanted: the group of every class, and what is added to the diagonal of its damped A.
+        factors: the transposes of U, float32 [classes, in, in].
+        exact: the same in the precision in which each was found.
+        variances: squares of the diagonals of U, float64 [classes, in].
+    """
+
+    wanted: tuple[tuple[int, float], ...]
+    factors: Floats
+    exact: Sequence[Reals]
+    variances: Doubles
+
+    @classmethod
+    def of(cls, form: KroneckerForm, wanted: tuple[tuple[int, float], ...]) -> Factors:
+        """Factor for groups and what is added to their diagonals.
+
+        Raises:
+            UsageError: A' is not finite, or has eigenvalues below 0.
+        """
+        inputs, diagonals = form.columns.shape[1], form.damped_diagonals(DAMPING)
+        factors, exact = np.empty((len(wanted), inputs, inputs), np.float32), []
+        for k, (group, more) in enumerate(wanted):
+            exact.append(_factor(form.columns[group], diagonals[group] + more, factors[k]))
+        variances = [np.square(np.diagonal(each), dtype=np.float64) for each in exact]
+        return cls(wanted, factors, exact, np.array(variances).reshape(len(wanted), inputs))
+
+    def solved(self, rows: Floats, number: int) -> Floats:
+        """Solve `z A' = w` for rows w [rows, in] of a class."""
+        factor = torch.from_numpy(self.exact[number])
+        wanted = torch.from_numpy(rows).to(factor.dtype)
+        half = torch.linalg.solve_triangular(factor, wanted, upper=False, left=False)
+        found: Floats = torch.linalg.solve_triangular(factor.T, half, upper=True, left=False).float().numpy()
+        return found
+
+
+def _factor(a: Reals, diagonal: Doubles, factor: Floats) -> Reals:
+    """Factor `A' = U U^T`.
 
     In single precision, which is twice as fast and takes half of the room, where the matrix is large and not too near
     to a singular one.
@@ -144,42 +209,29 @@ def _factor(a: Doubles, diagonal: Doubles, factor: Floats, solved: Floats) -> Do
         a: A, symmetric [in, in]; what is on its diagonal does not count.
         diagonal: of A', [in].
         factor: [in, in], filled with the transpose of U.
-        solved: [rows, in], the rows from last to first column, replaced by the solutions.
 
     Returns:
-        The squares of the diagonal of U.
+        The same in the precision in which it was found.
 
     Raises:
         UsageError: A' is not finite, or has eigenvalues below 0.
     """
-    from scipy.linalg import lapack
-
-    for dtype, cholesky, solve in (
-        (np.float32, lapack.spotrf, lapack.spotrs),
-        (np.float64, lapack.dpotrf, lapack.dpotrs),
-    ):
-        if dtype == np.float32 and len(a) < SMALL:
-            continue
-        work = factor if dtype == np.float32 else np.empty(a.shape)
+    for dtype in (np.float32, np.float64) if len(a) >= SMALL else (np.float64,):
+        work: Reals = factor if dtype == np.float32 else np.empty(a.shape)
         work[...] = a[::-1, ::-1]
         work.reshape(-1)[:: len(a) + 1] = diagonal[::-1]
-        found, info = cholesky(work.T, lower=1, clean=1, overwrite_a=1)
-        pivots = np.square(np.diagonal(found).astype(np.float64))
-        if info == 0 and np.isfinite(pivots).all():
-            right = solved.astype(dtype, copy=False)
-            solved[...] = solve(found, right.T, lower=1, overwrite_b=1)[0].T
-            if dtype == np.float64:
-                factor[...] = work[::-1, ::-1]
-            else:
-                _reverse(factor.reshape(-1))
-            return np.ascontiguousarray(pivots[::-1])
+        if factor_in_place(work) and np.isfinite(np.diagonal(work)).all():
+            _reverse(work.reshape(-1))
+            if work is not factor:
+                factor[...] = work
+            return work
     raise UsageError(
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
         "products x x^T. Check the importance."
     )
 
 
-def _reverse(values: Floats) -> None:
+def _reverse(values: Reals) -> None:
     """Put numbers [n] from last to first, in place."""
     half = values.size // 2
     for start in range(0, half, PART):
