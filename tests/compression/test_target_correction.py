@@ -382,7 +382,7 @@ def test_samples_themselves_give_the_target_of_their_products(case, monkeypatch)
     monkeypatch.setattr(target_correction, "is_flat", lambda *_: True)
     monkeypatch.setattr(sampled_change, "RESIDUAL", 1e-6)
     np.testing.assert_allclose(target(call, w, x, other), expected, atol=2e-4)
-    monkeypatch.setattr(sampled_change, "STEPS", 1)
+    monkeypatch.setattr(sampled_change, "STEPS", 0)
     assert np.abs(target(call, w, x, other) - expected).max() > 2e-4
 
 
@@ -412,5 +412,5 @@ def test_targets_of_samples_that_are_too_far_are_not_trusted():
 
 def test_matrices_of_few_rows_and_many_inputs_are_flat():
     assert sampled_change.is_flat(16, 8192)
-    assert not sampled_change.is_flat(129, 8192)
+    assert not sampled_change.is_flat(400, 8192)
     assert not sampled_change.is_flat(1, 1023)

@@ -160,10 +160,30 @@ def test_matrices_that_share_columns_share_filters(monkeypatch):
 def test_filters_that_are_shared_are_let_go(monkeypatch):
     monkeypatch.setattr(filters, "MANY", 8)
     form = product(6, 10)
-    monkeypatch.setattr(filters, "KEPT_BYTES", 3 * 400)
+    monkeypatch.setattr(filters, "KEPT_BYTES", 6 * 400)
     matrix = weights(6, 10)
     targets = [Filters(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
     again = [Filters(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
     assert sum(each.nbytes for key, each in form.of_columns.items() if isinstance(key, tuple)) <= 8 * 300
     for one, other in zip(targets, again, strict=True):
         assert np.array_equal(one.factors, other.factors) and np.array_equal(one.matrix, other.matrix)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_factor_in_single_precision_solves_as_one_in_double(large, monkeypatch):
+    monkeypatch.setattr(filters, "SMALL", 1 if large else 100)
+    form = product(2, 12)
+    expected = np.linalg.solve(damped(form, 0) + 0.3 * np.eye(12), weights(2, 12).T).T
+    factor = filters._factor(form.columns[0], form.damped_diagonals(DAMPING)[0] + 0.3)
+    assert factor.dtype == (np.float32 if large else np.float64)
+    found = filters._solved(factor, weights(2, 12))
+    np.testing.assert_allclose(found, expected, rtol=1e-3 if large else 1e-6, atol=1e-5)
+
+
+def test_filters_of_flat_matrices_are_shared(monkeypatch):
+    monkeypatch.setattr(filters, "SMALL", 1)
+    form, matrix = product(2, 12), weights(2, 12)
+    assert not np.shares_memory(Filters(matrix, form).target(0.1).factors, Filters(matrix, form).target(0.1).factors)
+    monkeypatch.setattr(filters, "MANY_OF_FLAT", 12)
+    monkeypatch.setattr(filters, "COLUMNS_PER_ROW", 6)
+    assert np.shares_memory(Filters(matrix, form).target(0.1).factors, Filters(matrix, form).target(0.103).factors)

@@ -21,7 +21,7 @@ from waterfill.compression.estimated_forms import (
     free_form,
     without_module,
 )
-from waterfill.compression.joined_samples import activation_bytes
+from waterfill.compression.joined_samples import WORK, activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.memory import model_memory
@@ -34,12 +34,13 @@ from waterfill.evaluation import Evaluation, evaluate_batches, outputs_of, summa
 from waterfill.importance.backward import NoGradientError
 from waterfill.models import state_dict, torch_module
 from waterfill.models.arrangement import arranged
-from waterfill.models.batches import split
+from waterfill.models.batches import num_samples, split
 from waterfill.models.cloning import clone
 from waterfill.models.kept_batches import RepeatableBatches, as_batches, of_first_process, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.models.predictions import prediction_rows
+from waterfill.models.work import sample_work
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, traits_of
 from waterfill.records import Inventory
@@ -52,6 +53,9 @@ UNFOLDED = (
     "Norms are stored unfolded: with a scale and a shift in their place the model answers differently, so it uses "
     "their vectors in a way of its own."
 )
+
+DEAR = 1 << 13
+"""Work of a pass, in values for every weight, from which a model is dear."""
 
 HOLD_OUT = 8
 """One batch in so many is held out; with fewer batches the last one."""
@@ -148,8 +152,8 @@ class CalibratedModel:
         return observe(self.model, self.copy, self.fitting, keep=self.keep, names=names)
 
     def distances(self, copy: torch.nn.Module) -> NDArray[np.float64]:
-        """Distances of the outputs of a copy on the data to choose by, from those of the original."""
-        some = self.choosing
+        """Distances of the outputs of a copy on some of the data to choose by, from those of the original."""
+        some = self._compared
         with self.reading.of(copy):
             found = list(evaluate_batches(copy, some, some.references, self.distortion, processes=self.processes))
         return np.concatenate([each.distances for each in found])
@@ -176,6 +180,24 @@ class CalibratedModel:
     def choosing(self) -> BatchSubset:
         """The batches to choose by: those held out, or all of them."""
         return BatchSubset(self.batches, self.references, chosen_by(len(self.references)))
+
+    @cached_property
+    def is_dear(self) -> bool:
+        """Whether passes of the data to fit to take so much work, for so few weights, that few can be made."""
+        inputs = split(self.batches[0])[0]
+        samples = sum(num_samples(split(batch)[0]) for batch in self.fitting)
+        work = min(samples, WORK.samples(self.model, inputs)) * sample_work(self.model, inputs)
+        weights = sum(each.numel() for each in self.model.parameters())
+        return work > max(WORK.values / 2, DEAR * weights)
+
+    @cached_property
+    def _compared(self) -> BatchSubset:
+        """The first batches to choose by, as many as are within `WORK`; always one."""
+        every = sorted(self.choosing.chosen)
+        counts = [num_samples(split(self.batches[number])[0]) for number in every]
+        most = WORK.samples(self.model, split(self.batches[every[0]])[0])
+        taken = max(1, int((np.cumsum(counts) <= most).sum()))
+        return BatchSubset(self.batches, self.references, frozenset(every[:taken]))
 
 
 def _calibrated(

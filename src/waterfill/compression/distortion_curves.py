@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from waterfill.distortion import Distortion
-from waterfill.models.batches import evaluation, num_samples, split
+from waterfill.models.batches import evaluation, num_samples, split, take
 from waterfill.models.replay import Replay
+from waterfill.models.work import WorkBudget
 from waterfill.protocols import Progress
 
 OFFSETS = (-1.0, 1.0, 3.0)
@@ -37,6 +38,9 @@ MOST_SAMPLES = 128
 
 MOST_VALUES = 1 << 21
 """Values of outputs on which they are measured."""
+
+WORK = WorkBudget(values=1 << 27, per_weight=16)
+"""Of a pass of these samples, of which there are three for every tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,14 +167,33 @@ def measure(
     return {name: (total / max(1, count)).tolist() for name, total in sums.items()}
 
 
-def some(batches: Iterable[Any], references: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor]]:
-    """The first batches with their references, up to `MOST_SAMPLES` samples or `MOST_VALUES`; always one batch."""
-    samples = values = 0
-    for batch, reference in zip(batches, references, strict=True):
-        samples, values = samples + num_samples(split(batch)[0]), values + reference.numel()
-        if max(samples / MOST_SAMPLES, values / MOST_VALUES) > 1 and samples > num_samples(split(batch)[0]):
+def some(batches: Iterable[Any], references: Iterable[Tensor], most: int) -> Iterator[tuple[Any, Tensor]]:
+    """The first samples with their references: so many, at most `MOST_SAMPLES` and those of `MOST_VALUES`; always one.
+
+    Args:
+        batches: that can be iterated over.
+        references: outputs of the original on them. A batch is cut where they are one for every sample.
+        most: how many samples are wanted.
+    """
+    samples, values = min(most, MOST_SAMPLES), MOST_VALUES
+    for number, (batch, reference) in enumerate(zip(batches, references, strict=True)):
+        here = num_samples(split(batch)[0])
+        room = min(samples, values * here // max(1, reference.numel()))
+        if room < 1 and number:
             return
+        batch, reference = _first(batch, reference, max(1, room))
         yield batch, reference
+        samples, values = samples - here, values - reference.numel()
+
+
+def _first(batch: Any, reference: Tensor, samples: int) -> tuple[Any, Tensor]:
+    """The first samples of a batch; all where outputs or targets are not one for every sample."""
+    inputs, target = split(batch)
+    parts = [reference] if target is None else [reference, target]
+    here = num_samples(inputs)
+    if here <= samples or any(each.ndim == 0 or len(each) != here for each in parts):
+        return batch, reference
+    return (take(inputs, 0, samples), None if target is None else target[:samples]), reference[:samples]
 
 
 @contextmanager

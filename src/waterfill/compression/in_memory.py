@@ -45,6 +45,7 @@ from waterfill.errors import CalibrationError
 from waterfill.evaluation import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.models import torch_module
+from waterfill.models.batches import split
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.protocols import QuadraticForm, traits_of
 from waterfill.quantize.feedback import is_sparse
@@ -381,7 +382,8 @@ class InMemoryWalk:
             return {name: self._assembled(name, quantized) for name in quantized}
 
         part, processes = model.fitting, self.settings.processes
-        some, own = curves.some(part, part.references), list(groups)[processes.rank :: processes.count]
+        most = curves.WORK.samples(model.model, split(part[0])[0])
+        some, own = curves.some(part, part.references, most), list(groups)[processes.rank :: processes.count]
         key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in jobs.items()})
         with model.reading.of(model.copy):
             measured = self.settings.memo.once(

@@ -134,11 +134,15 @@ def _of_size(files: _Files, target: Target, size: float) -> FileCandidate:
 
 
 def _best_allocation(walks: Sequence[InMemoryWalk], size: float, *, curves: bool) -> _Files:
-    """The files of the walk whose file of about this size measures best; those of the only one there is."""
+    """The files of the walk whose file of about this size measures best; those of the only one there is.
+
+    Where passes are dear, only the first walk is tried, and with curves.
+    """
     first = _Files(walks[0])
     model = first.walk.model
     if model is None or (len(walks) == 1 and not curves):
         return first
+    walks = walks[:1] if model.is_dear else walks
     best, chosen = first, first.trial(size)
     moved = iter(_with_curves(walks, chosen.water_level, model) if curves else ())
     for walk in (*walks[1:], *moved):

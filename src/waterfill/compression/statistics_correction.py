@@ -48,7 +48,7 @@ def correct_statistics(
 
     With `sequence` matrices are quantized again in the same pass, each before the statistics behind it are corrected.
 
-    All samples flow as one batch, as many as fit into `BUDGET_BYTES`; where batches cannot be joined, the first one.
+    All samples flow as one batch, as many as `samples_that_fit` takes; where batches cannot be joined, the first one.
 
     Args:
         original: the network as it was; it is left untouched.

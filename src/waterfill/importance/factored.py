@@ -14,6 +14,7 @@ from waterfill.errors import UsageError
 from waterfill.importance.forms import DiagonalForm, Doubles, Form, Reals
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Floats
+from waterfill.theory.cholesky import factor_in_place
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products, kronecker_products, pivots
 
@@ -393,19 +394,16 @@ def damped_pivots(matrices: Reals, relative: float) -> Doubles:
     Returns:
         Float64 [groups, n], above 0.
     """
-    from scipy.linalg.lapack import dpotrf, spotrf  # here, for `import waterfill` to stay light
-
     if not matrices.size:
         return np.ones(matrices.shape[:2])
     means = _mean_diagonals(matrices)
     found = np.empty(matrices.shape[:2])
     for left, matrix, mean in zip(found, matrices, means, strict=True):
         least = relative * mean
-        root, failed = (spotrf if matrix.dtype == np.float32 else dpotrf)(
-            _raised(matrix, least).T, lower=1, clean=0, overwrite_a=1
-        )
-        left[:] = np.square(np.diagonal(root), dtype=np.float64)
-        if failed:  # rounding, or a matrix with directions in which errors gain
+        root = _raised(matrix, least)
+        if factor_in_place(root):
+            left[:] = np.square(np.diagonal(root), dtype=np.float64)
+        else:  # rounding, or a matrix with directions in which errors gain
             powers = np.ones((1, len(matrix)))
             left[:] = pivots(_raised(matrix.astype(np.float64), least)[None], powers)[0]
         np.maximum(left, least, out=left)

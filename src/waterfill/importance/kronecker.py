@@ -39,6 +39,10 @@ LARGEST = 16384
 FEW_SIGNALS = 2
 """So many signals are sent to every sample: fewer cost as much."""
 
+ONE_BY_ONE = 16
+"""Samples, of all data, that are sent signals one after the other, for the tensors that need that: each costs a pass of
+its own. Evenly spread; at least one of those that are taken in together."""
+
 UNUSED = "no output depends on it on these data"
 
 Form: TypeAlias = KroneckerForm | DiagonalForm
@@ -277,10 +281,17 @@ class KroneckerState(Seen):
                     continue
                 squares = square_sum(uses, found, passed.samples, order, chosen).cpu()
                 sums[name] = sums[name] + squares if name in sums else squares
-            for name, squares in passed.general_squares(self, stack * times):
+            for name, squares in passed.general_squares(self, stack * times, self._one_by_one(passed)):
                 gatherer.see(name, (), ())
                 sums[name] = sums[name] + squares.cpu() if name in sums else squares.cpu()
         return FactorMoments(sums, 0, rows)
+
+    def _one_by_one(self, passed: ForwardPass) -> list[int] | None:
+        """The samples that are sent signals one after the other; None for all."""
+        wanted = math.ceil(ONE_BY_ONE * min(1.0, passed.samples / self.samples))
+        if self.option.draws is not None or wanted >= passed.samples:
+            return None
+        return [number * passed.samples // wanted for number in range(wanted)]
 
     def forms(self) -> dict[str, Form]:
         """Forms so far, by name.

@@ -358,12 +358,24 @@ class ForwardPass:
             if method in ("major", "minor") and uses:
                 yield name, method, uses, [[at for s in at_sites if (at := s[use.site]) is not None] for use in uses]
 
-    def general_squares(self, state: Seen, signals: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Sums over samples and signals of squared gradients of all other tensors, by slower methods."""
+    def general_squares(
+        self, state: Seen, signals: Tensor, looped: list[int] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Sums over samples and signals of squared gradients of all other tensors, by slower methods.
+
+        Args:
+            state: whose pass it is.
+            signals: [signals, samples, ...].
+            looped: samples that stand for all where they are looked at one after the other; None for all of them.
+        """
         for method, squares in (("vmap", functional.vmap_squares), ("loop", functional.loop_squares)):
             names = [name for name in self.methods if self.methods[name] == method]
+            sent = signals
+            if method == "loop" and looped is not None:
+                sent = torch.zeros_like(signals)
+                sent[:, looped] = signals[:, looped] * math.sqrt(self.samples / len(looped))
             if names:
-                yield from squares(state.model, state.learned, names, self.inputs, signals).items()
+                yield from squares(state.model, state.learned, names, self.inputs, sent).items()
 
 
 def forward(state: Seen, inputs: Inputs, index: int | None) -> ForwardPass:

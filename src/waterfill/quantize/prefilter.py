@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import Doubles, Reals
 from waterfill.records import Floats
+from waterfill.theory.cholesky import factor_in_place
 
 DAMPING = 1e-4
 """Share of its mean that is added to the diagonal of A."""
@@ -50,8 +52,9 @@ GRID, COARSE_GRID = 32, 4
 """Noise is rounded to so many parts of an octave, and to so many where there are many columns: 2 still take no more
 bits, 1 takes .003 more a weight."""
 
-MANY = 2048
-"""From so many columns on all matrices that share their factor over columns share the filters, too."""
+MANY, MANY_OF_FLAT, COLUMNS_PER_ROW = 2048, 1024, 64
+"""From so many columns on all matrices that share their factor over columns share the filters, too; from so many where
+there are so many for every row, for then nearly all work is in factoring."""
 
 KEPT_FROM, KEPT_BYTES = 0.5, 1 << 29
 """Filters are kept where classes times columns are more than this many times the rows, up to so many bytes."""
@@ -109,7 +112,7 @@ class Filters:
         if known and known[0][0] == added:
             return known[0][1]
         target = self._filtered(classes, added)
-        worth = KEPT_FROM * len(self.matrix) < len(added) * columns[1] < len(added) * MANY
+        worth = KEPT_FROM * len(self.matrix) < len(added) * columns[1] and not self._is_shared
         if worth and target.factors.nbytes <= KEPT_BYTES:
             self._kept[:] = [(added, target)]
         return target
@@ -122,7 +125,7 @@ class Filters:
         groups, counts = np.arange(len(kappa)) * len(columns) // len(kappa), np.bincount(classes)
         wanted = np.bincount(classes, np.log2(kappa)) / counts - log_power
         most = np.log2(MOST_NOISE * np.bincount(classes, means[groups]) / counts)
-        grid = GRID if columns.shape[1] < MANY else COARSE_GRID
+        grid = COARSE_GRID if self._is_shared else GRID
         added: list[float] = np.exp2(np.rint(grid * np.minimum(wanted, most)) / grid).tolist()
         return tuple(added)
 
@@ -139,15 +142,20 @@ class Filters:
         stacked = factors[0][None] if len(factors) == 1 else np.stack(factors)
         return Target(target, (rows[:, None] * variances[classes]).astype(np.float32), stacked, classes)
 
+    @property
+    def _is_shared(self) -> bool:
+        rows, columns = self.matrix.shape
+        return bool(columns >= MANY or columns >= max(MANY_OF_FLAT, COLUMNS_PER_ROW * rows))
+
     def _factor(self, group: int, more: float) -> Reals:
         """Factor A' of a group, or find it factored."""
         diagonal = self.form.damped_diagonals(DAMPING)[group] + more
-        if len(diagonal) < MANY:
+        if not self._is_shared:
             return _factor(self.form.columns[group], diagonal)
         known, key = self.form.of_columns, (Filters, group, more)
         with FACTORING:
             if key not in known:
-                _forget(known, KEPT_BYTES - 4 * len(diagonal) ** 2)
+                _forget(known, KEPT_BYTES // 2 - 4 * len(diagonal) ** 2)
                 known[key] = _factor(self.form.columns[group], diagonal)
             return known[key]
 
@@ -175,14 +183,11 @@ def _factor(a: Reals, diagonal: Doubles) -> Reals:
     Raises:
         UsageError: A' is not finite, or has eigenvalues below 0.
     """
-    from scipy.linalg.lapack import dpotrf, spotrf
-
-    for cholesky, dtype in ((spotrf, np.float32), (dpotrf, np.float64))[len(a) < SMALL :]:
+    for dtype in (np.float32, np.float64)[len(a) < SMALL :]:
         work = np.empty(a.shape, dtype)
         work[...] = a[::-1, ::-1]
         work.reshape(-1)[:: len(a) + 1] = diagonal[::-1]
-        found, info = cholesky(work.T, lower=1, clean=1, overwrite_a=1)
-        if info == 0 and np.isfinite(np.diagonal(found)).all():
+        if factor_in_place(work) and np.isfinite(np.diagonal(work)).all():
             return _reversed(work)
     raise UsageError(
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
@@ -192,12 +197,9 @@ def _factor(a: Reals, diagonal: Doubles) -> Reals:
 
 def _solved(factor: Reals, rows: Floats) -> Reals:
     """Solve `z A' = w` for all rows w [rows, in], by the transpose of U."""
-    from scipy.linalg.blas import dtrsm, strsm
-
-    solve = strsm if factor.dtype == np.float32 else dtrsm
-    upper, right = factor.T, rows.astype(factor.dtype).T
-    right = solve(1.0, upper, right, overwrite_b=1)
-    found: Reals = solve(1.0, upper, right, trans_a=1, overwrite_b=1).T
+    lower = torch.from_numpy(factor)
+    half = torch.linalg.solve_triangular(lower, torch.from_numpy(rows).to(lower.dtype), upper=False, left=False)
+    found: Reals = torch.linalg.solve_triangular(lower.T, half, upper=True, left=False).numpy()
     return found
 
 

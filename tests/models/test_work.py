@@ -1,0 +1,25 @@
+"""Work of models, counted by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from waterfill.models.work import MULTIPLICATIONS, WorkBudget, sample_work
+
+
+def test_values_and_multiplications_of_a_sample_are_counted():
+    model = nn.Sequential(nn.Conv1d(3, 4, 2, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7, 5, bias=False))
+    convolved, out = 4 * 7, 5
+    multiplications = convolved * 3 * 2 + out * 4 * 7
+    copied = 3 * 8  # of the inputs
+    expected = copied + 2 * convolved + out + multiplications / MULTIPLICATIONS
+    for samples in (1, 2, 9):
+        assert sample_work(model, torch.randn(samples, 3, 8)) == pytest.approx(expected)
+
+
+def test_a_budget_is_for_so_many_samples():
+    model, inputs = nn.Linear(10, 20), torch.randn(4, 10)
+    work = sample_work(model, inputs)
+    assert WorkBudget(7.5 * work, 0.0).samples(model, inputs) == 7
+    assert WorkBudget(1.0, 2.5 * work / 220).samples(model, inputs) == 2
+    assert WorkBudget(1.0, 0.0).samples(model, inputs) == 1
