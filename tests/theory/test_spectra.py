@@ -104,3 +104,24 @@ def test_what_is_known_of_columns_is_not_found_again():
     np.testing.assert_allclose(larger[0].volumes(), 2 * first[0].volumes(), rtol=1e-12)
     other = kronecker_products(np.ones(3), 0 * matrices, np.ones(3), powers[0] ** 2, live, known)
     assert not other[0].volumes().any()
+
+
+def test_of_a_large_matrix_pivots_are_found(monkeypatch):
+    matrices, powers = forms(0, groups=1, count=6)
+    live = np.ones((3, 6), bool)
+    exact = kronecker_products(np.ones(3), matrices, np.ones(3), powers[0], live)[0].columns
+    monkeypatch.setattr("waterfill.theory.spectra.MOST_COLUMNS", 5)
+    found = kronecker_products(np.ones(3), matrices, np.ones(3), powers[0], live)[0].columns
+    np.testing.assert_allclose(found, pivots(matrices, powers), rtol=1e-12)
+    assert np.log(found).sum() == pytest.approx(np.log(exact).sum())
+    live[0, 0] = False
+    some = kronecker_products(np.ones(3), matrices, np.ones(3), powers[0], live)
+    assert len(some) == 1 and some[0].live is not None
+
+
+def test_where_next_to_nothing_is_left_pivots_are_those_of_complete_pivoting():
+    root = np.random.default_rng(0).normal(size=(5, 3))
+    found = pivots((root @ root.T)[None], np.ones((1, 5)))[0]
+    assert np.count_nonzero(found) == 3
+    known = pivots((root @ root.T)[None], np.array([[1.0, 0.0, 1.0, 1.0, 0.0]]))[0]
+    assert np.count_nonzero(known) == 3 and not known[[1, 4]].any()
