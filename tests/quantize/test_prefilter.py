@@ -149,7 +149,7 @@ def test_matrices_that_share_columns_share_filters(monkeypatch):
     monkeypatch.setattr(filters, "_factor", lambda *args, make=filters._factor: made.append(args) or make(*args))
     form = product(12, 10)
     form = KroneckerForm(np.ones(12), form.columns)
-    matrix = weights(12, 10)
+    matrix = np.tile(weights(6, 10), (2, 1))
     halves = [Filters(matrix[some], form.rows_of(some)) for some in (slice(0, 6), slice(6, 12))]
     targets = [half.target(0.1) for half in halves]
     assert len(made) == 1 and np.shares_memory(targets[0].factors, targets[1].factors)
