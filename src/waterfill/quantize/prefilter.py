@@ -48,10 +48,11 @@ MOST_WORK = 2e10
 SMALL = 256
 """Matrices of fewer columns are factored in double precision, which takes no time there."""
 
-GRID, FLAT_GRID = 32, 2
+GRID, FLAT_GRID = 32, 1
 """Noise is rounded to so many parts of an octave; to fewer where the filters of a flat matrix are shared.
 
-On a convolution of 8,192 inputs a filter for noise that is a quarter of an octave off costs less than .0005 bit.
+On a convolution of 8,192 inputs a filter for noise that is a quarter of an octave off costs less than .0005 bit, half
+an octave .001 to .002 bit.
 """
 
 FLAT_FROM, INPUTS_PER_ROW = 1024, 64
@@ -59,9 +60,6 @@ FLAT_FROM, INPUTS_PER_ROW = 1024, 64
 
 KEPT_FROM, KEPT_BYTES = 0.5, 1 << 29
 """Filters are kept where classes times columns are more than this many times the rows, up to so many bytes."""
-
-PART = 1 << 16
-"""Numbers are moved so many at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +95,8 @@ class Filters:
     def target(self, noise: float) -> Target:
         """Filter the weights for errors of a given mean cost.
 
-        Noise is rounded to 1/32 of an octave, for flat matrices to 1/2, so that levels near to each other have the same
-        filters.
+        Noise is rounded to 1/32 of an octave, for flat matrices to whole ones, so that levels near to each other have
+        the same filters.
 
         Args:
             noise: mean cost of an error per weight; 0 does not filter.
@@ -218,10 +216,9 @@ def _factor(a: Reals, diagonal: Doubles, factor: Floats) -> Reals:
     """
     for dtype in (np.float32, np.float64) if len(a) >= SMALL else (np.float64,):
         work: Reals = factor if dtype == np.float32 else np.empty(a.shape)
-        work[...] = a[::-1, ::-1]
-        work.reshape(-1)[:: len(a) + 1] = diagonal[::-1]
+        work[...] = a
+        work.reshape(-1)[:: len(a) + 1] = diagonal
         if factor_in_place(work) and np.isfinite(np.diagonal(work)).all():
-            _reverse(work.reshape(-1))
             if work is not factor:
                 factor[...] = work
             return work
@@ -229,17 +226,6 @@ def _factor(a: Reals, diagonal: Doubles, factor: Floats) -> Reals:
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
         "products x x^T. Check the importance."
     )
-
-
-def _reverse(values: Reals) -> None:
-    """Put numbers [n] from last to first, in place."""
-    half = values.size // 2
-    for start in range(0, half, PART):
-        stop = min(start + PART, half)
-        first, last = values[start:stop], values[values.size - stop : values.size - start]
-        kept = first[::-1].copy()
-        first[:] = last[::-1]
-        last[:] = kept
 
 
 def _classes(kappa: Doubles, groups: int, columns: int) -> NDArray[np.int64]:
