@@ -9,9 +9,18 @@ from torch import nn
 
 from families import batches
 from waterfill.bundle import Checkpoint
+from waterfill.compression import layer_stages
 from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.checkpoint_groups import groups_of
-from waterfill.compression.layer_stages import SHRINKAGE, BlockRun, agreed, input_moments, stages
+from waterfill.compression.layer_stages import (
+    SHRINKAGE,
+    BlockRun,
+    VisitedMatrix,
+    agreed,
+    input_moments,
+    layer_inputs,
+    stages,
+)
 from waterfill.compression.loaded_parts import PartLoader
 from waterfill.compression.sensitivity import CrossedSensitivity
 from waterfill.importance.exact_sum import ExactSum
@@ -117,17 +126,22 @@ def hidden(net, inputs, masks):
     return torch.cat(rows).double().numpy()
 
 
-def compared(two, names=("second.weight", "beside.weight")):
+NAMES_OF_TWO = ("second.weight", "beside.weight")
+
+
+def compared(two, names=NAMES_OF_TWO):
     original, compressed, inputs, masks = two
     before = block_run(original, inputs, masks)
     recorded = {batch: before.inputs(names, batch) for batch in before.masks}
     return input_moments(names, recorded, block_run(compressed, inputs, masks), ExactSum(Processes()))
 
 
-def target(moments, matrix):
+def target(moments, matrix, name="second.weight"):
     """Where a matrix aims."""
     layout = Layout(tuple(matrix.shape))
-    return moments.layer_inputs(rows_alone(layout, np.ones(len(matrix)))).target(Weight("w", matrix, layout)).matrix
+    known = rows_alone(layout, np.ones(len(matrix)))
+    visited = VisitedMatrix(name, slice(0, len(matrix)), matrix, known)
+    return layer_inputs({"w": visited}, {name: moments})["w"].target(Weight("w", matrix, layout)).matrix
 
 
 def test_inputs_are_compared_at_the_positions_that_count(two):
@@ -135,8 +149,10 @@ def test_inputs_are_compared_at_the_positions_that_count(two):
     before, now = hidden(original, inputs, masks), hidden(compressed, inputs, masks)
     for found in compared(two).values():
         assert found.positions == len(now) == 39
-        np.testing.assert_allclose(found.seen, now.T @ now / 39, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found.change, (before - now).T @ now / 39, rtol=1e-4, atol=1e-6)
+        products = now.T @ now
+        expected = KroneckerForm(np.ones(1), products[None] / np.trace(products), "", 39.0).shrunk()
+        np.testing.assert_allclose(found.columns.columns, expected.columns, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found.change, (before - now).T @ now / np.trace(products), rtol=1e-4, atol=1e-7)
         np.testing.assert_allclose(found.means[0], before.mean(0), rtol=1e-5)
         np.testing.assert_allclose(found.means[1], now.mean(0), rtol=1e-5)
 
@@ -169,12 +185,41 @@ def test_with_the_same_inputs_the_target_is_the_matrix_itself(two):
 def test_the_form_has_the_rows_and_the_inputs_of_now(two):
     rows = np.arange(1.0, 7.0)
     found = compared(two)["second.weight"]
-    columns = found.seen.numpy() / np.trace(found.seen.numpy())
-    expected = KroneckerForm(rows, columns[None], "", 39.0).shrunk()
-    np.testing.assert_allclose(found.form(rows_alone(Layout((len(rows), len(found.seen))), rows)).rows, expected.rows)
-    np.testing.assert_allclose(
-        found.form(rows_alone(Layout((len(rows), len(found.seen))), rows)).columns, expected.columns, atol=1e-15
-    )
+    form = found.form(rows_alone(Layout((6, 6)), rows))
+    np.testing.assert_allclose(form.rows, KroneckerForm(rows, np.eye(6)[None], "", 39.0).shrunk().rows)
+    assert form.columns is found.columns.columns
+
+
+@pytest.mark.parametrize("panel", [2048, 4])
+def test_products_with_flat_matrices_take_the_place_of_the_change(monkeypatch, panel):
+    """With fewer rows than columns together, and whatever panels the products of inputs are computed in."""
+
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(6, 6)
+            self.second, self.beside = nn.Linear(6, 3, bias=False), nn.Linear(6, 2, bias=False)
+
+        def forward(self, x):
+            hidden = self.first(x).relu()
+            return self.second(hidden).sum() + self.beside(hidden).sum()
+
+    torch.manual_seed(1)
+    original = Flat().requires_grad_(False)
+    net = copy.deepcopy(original)
+    net.first.weight += 0.1 * torch.randn(6, 6)
+    inputs = [torch.randn(2, 7, 6) for _ in range(3)]
+    given = original, net, inputs, [torch.ones(14, dtype=torch.bool) for _ in inputs]
+    monkeypatch.setattr(layer_stages, "PANEL", panel)
+    flat = compared(given)
+    monkeypatch.setattr(layer_stages, "_flat", lambda *_: {})
+    whole = compared(given)
+    for name in NAMES_OF_TWO:
+        matrix = original.get_parameter(name).numpy()
+        assert flat[name].change is None and flat[name].missed[name].shape == matrix.shape
+        expected = target(whole[name], matrix, name)
+        np.testing.assert_allclose(target(flat[name], matrix, name), expected, rtol=1e-4, atol=1e-5)
+        assert np.abs(expected - matrix).max() > 1e-3
 
 
 # Experts

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from waterfill.compression import sampled_change, target_correction
 from waterfill.compression.sampled_change import SampledChange
 from waterfill.compression.statistics_correction import correct_statistics
-from waterfill.compression.target_correction import RIDGE, InputChange, Requantization, compare_inputs, sampled
+from waterfill.compression.target_correction import (
+    RIDGE,
+    DampedInputs,
+    InputChange,
+    Requantization,
+    compare_inputs,
+    sampled,
+)
 from waterfill.importance.factored import SHRINKAGE
 from waterfill.models import clone
 from waterfill.models.state_dict import weight_of
@@ -336,6 +343,11 @@ def test_inputs_that_do_not_fit_are_sampled(monkeypatch):
     assert all(isinstance(each, Tensor) for each in seen_by)
 
 
+def shift(seen, change, damping, matrix):
+    """How far the target of a matrix is from it."""
+    return InputChange(DampedInputs(seen, damping), change).shift(matrix)
+
+
 def test_many_inputs_are_factored_in_single_precision(monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((400, 30)) @ rng.standard_normal((30, 30))
@@ -345,10 +357,10 @@ def test_many_inputs_are_factored_in_single_precision(monkeypatch):
     damping = 0.01
     damped = seen + (damping * 30 + RIDGE) * np.diag(seen).mean() * np.eye(30)
     expected = matrix @ np.linalg.solve(damped, change.T).T
-    given = torch.from_numpy(seen)[None], torch.from_numpy(change)[None], damping
-    np.testing.assert_allclose(InputChange(*given).shift(matrix), expected, rtol=1e-5, atol=1e-6)
+    given = torch.from_numpy(seen)[None], torch.from_numpy(change)[None]
+    np.testing.assert_allclose(shift(*given, damping, matrix), expected, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(target_correction, "IN_DOUBLE", 4)
-    found = InputChange(*given).shift(matrix)
+    found = shift(*given, damping, matrix)
     np.testing.assert_allclose(found, expected, rtol=2e-2, atol=1e-3)
     assert np.abs(found - expected).max() > 0
 
@@ -357,7 +369,7 @@ def test_a_factor_that_single_precision_does_not_have_is_found_in_double(monkeyp
     monkeypatch.setattr(target_correction, "IN_DOUBLE", 1)
     monkeypatch.setattr(target_correction, "RIDGE", 0.0)
     seen = torch.tensor([[[1.0, 1 - 1e-9], [1 - 1e-9, 1.0]]], dtype=torch.float64)
-    moves = InputChange(seen, 1e-12 * seen, 0.0).shift(np.float32([[1, 2]]))
+    moves = shift(seen, 1e-12 * seen, 0.0, np.float32([[1, 2]]))
     np.testing.assert_allclose(moves, 1e-12 * np.float32([[1, 2]]), rtol=1e-3)
 
 

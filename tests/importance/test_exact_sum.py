@@ -144,7 +144,7 @@ def test_what_is_added_is_not_changed():
         sums.add(values)
     assert values["gram:a"].tolist() == [1.5, 2.0]
     assert sums.totals()["gram:a"].tolist() == [3.0, 4.0]
-    assert sums.totals()["gram:a"].tolist() == [3.0, 4.0], "asking does not change anything"
+    assert not sums.totals(), "they are let go"
 
 
 @pytest.mark.parametrize("first", [0, 1])

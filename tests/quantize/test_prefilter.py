@@ -142,31 +142,31 @@ def test_a_factor_that_is_none_is_refused(broken):
         Filters(weights(4, 6), form).target(0.01)
 
 
-def flat(noise, form=None, seed=0):
-    """The target of a matrix of 2 rows and 12 inputs."""
-    form = product(2, 12) if form is None else form
-    return form, Filters(weights(2, 12, seed), form).target(noise)
+def test_matrices_that_share_columns_share_filters(monkeypatch):
+    made = []
+    monkeypatch.setattr(filters, "MANY", 8)
+    monkeypatch.setattr(filters, "SMALL", 1)
+    monkeypatch.setattr(filters, "_factor", lambda *args, make=filters._factor: made.append(args) or make(*args))
+    form = product(12, 10)
+    form = KroneckerForm(np.ones(12), form.columns)
+    matrix = weights(12, 10)
+    halves = [Filters(matrix[some], form.rows_of(some)) for some in (slice(0, 6), slice(6, 12))]
+    targets = [half.target(0.1) for half in halves]
+    assert len(made) == 1 and np.shares_memory(targets[0].factors, targets[1].factors)
+    whole = Filters(matrix, form).target(0.1)
+    np.testing.assert_array_equal(np.concatenate([each.matrix for each in targets]), whole.matrix)
 
 
-def test_filters_of_flat_matrices_are_shared_between_weights_and_near_levels(monkeypatch):
-    monkeypatch.setattr(filters, "FLAT_FROM", 12)
-    monkeypatch.setattr(filters, "INPUTS_PER_ROW", 6)
-    form, first = flat(0.1)
-    assert flat(0.103, form, seed=1)[1].factors is first.factors
-    assert flat(0.1, form.scaled(2.0).scaled(0.5))[1].factors is first.factors
-    other = flat(0.4, form)[1]
-    assert other.factors is not first.factors
-    again = flat(0.1, form)[1]
-    assert again.factors is not first.factors  # only the last ones are kept
-    np.testing.assert_array_equal(again.factors, first.factors)
-    np.testing.assert_array_equal(again.matrix, first.matrix)
-    monkeypatch.setattr(filters, "KEPT_BYTES", 0)
-    assert flat(0.4, form)[1].factors is not flat(0.4, form)[1].factors
-
-
-def test_filters_of_other_matrices_are_not_shared():
-    form, first = flat(0.1)
-    assert flat(0.1, form)[1].factors is not first.factors
+def test_filters_that_are_shared_are_let_go(monkeypatch):
+    monkeypatch.setattr(filters, "MANY", 8)
+    form = product(6, 10)
+    monkeypatch.setattr(filters, "KEPT_BYTES", 6 * 400)
+    matrix = weights(6, 10)
+    targets = [Filters(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
+    again = [Filters(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
+    assert sum(each.nbytes for key, each in form.of_columns.items() if isinstance(key, tuple)) <= 8 * 300
+    for one, other in zip(targets, again, strict=True):
+        assert np.array_equal(one.factors, other.factors) and np.array_equal(one.matrix, other.matrix)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -174,6 +174,16 @@ def test_a_factor_in_single_precision_solves_as_one_in_double(large, monkeypatch
     monkeypatch.setattr(filters, "SMALL", 1 if large else 100)
     form = product(2, 12)
     expected = np.linalg.solve(damped(form, 0) + 0.3 * np.eye(12), weights(2, 12).T).T
-    found = filters.Factors.of(form, ((0, 0.3),))
-    np.testing.assert_allclose(found.solved(weights(2, 12), 0), expected, rtol=1e-3 if large else 1e-6, atol=1e-5)
-    assert found.exact[0].dtype == (np.float32 if large else np.float64)
+    factor = filters._factor(form.columns[0], form.damped_diagonals(DAMPING)[0] + 0.3)
+    assert factor.dtype == (np.float32 if large else np.float64)
+    found = filters._solved(factor, weights(2, 12))
+    np.testing.assert_allclose(found, expected, rtol=1e-3 if large else 1e-6, atol=1e-5)
+
+
+def test_filters_of_flat_matrices_are_shared(monkeypatch):
+    monkeypatch.setattr(filters, "SMALL", 1)
+    form, matrix = product(2, 12), weights(2, 12)
+    assert not np.shares_memory(Filters(matrix, form).target(0.1).factors, Filters(matrix, form).target(0.1).factors)
+    monkeypatch.setattr(filters, "MANY_OF_FLAT", 12)
+    monkeypatch.setattr(filters, "COLUMNS_PER_ROW", 6)
+    assert np.shares_memory(Filters(matrix, form).target(0.1).factors, Filters(matrix, form).target(0.103).factors)

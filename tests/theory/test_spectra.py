@@ -100,5 +100,7 @@ def test_what_is_known_of_columns_is_not_found_again():
     first = kronecker_products(np.ones(3), matrices, np.ones(3), powers[0], live, known)
     again = kronecker_products(2 * np.ones(3), 0 * matrices, np.ones(3), powers[0], live, known)
     np.testing.assert_allclose(again[0].volumes(), 2 * first[0].volumes(), rtol=1e-12)
-    other = kronecker_products(np.ones(3), 0 * matrices, np.ones(3), 2 * powers[0], live, known)
+    larger = kronecker_products(np.ones(3), 0 * matrices, np.ones(3), 2 * powers[0], live, known)
+    np.testing.assert_allclose(larger[0].volumes(), 2 * first[0].volumes(), rtol=1e-12)
+    other = kronecker_products(np.ones(3), 0 * matrices, np.ones(3), powers[0] ** 2, live, known)
     assert not other[0].volumes().any()

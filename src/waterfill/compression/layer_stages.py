@@ -8,10 +8,9 @@ costs now, and where the target is, see `target_correction`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -21,15 +20,20 @@ from torch import Tensor
 from waterfill.compression.block_forward import Reached
 from waterfill.compression.resumed_pass import BUDGET_BYTES, KeptResults, ResumedPass
 from waterfill.compression.sensitivity import CrossedSensitivity
-from waterfill.compression.target_correction import InputChange, LayerInputs
+from waterfill.compression.target_correction import DampedInputs, InputChange, LayerInputs
+from waterfill.importance import factored
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.models.uses import Dense, View
 from waterfill.models.watch import ProductWatch
+from waterfill.records import Floats
 
 SHRINKAGE = 1.5
 """Share of the mean diagonal that is added to the products of inputs where a target is sought, times inputs over
 positions: more than an importance gets, for a target follows every accident of the text that it was fitted to."""
+
+PANEL = 2048
+"""Rows of a mean of products that are computed at once, of each as many columns as there are up to the last of them."""
 
 
 class InputsFound(Reached):
@@ -167,30 +171,20 @@ class InputMoments:
     They are one object for all matrices that read the same inputs, and so is what follows from them.
 
     Attributes:
-        seen: mean of `x' x'^T`, float64 or float32 [in, in].
-        change: mean of `(x - x') x'^T` of the same shape; None where positions of both do not correspond.
-        means: means of x and of x', float64 [in] each; None with `change`.
+        columns: mean of `x' x'^T` over its trace, shrunk, as the factor over columns of a form with one row of 1.
+        change: mean of `(x - x') x'^T` over that trace, float64 or float32 [in, in]; None where positions of both do
+            not correspond, or where products with matrices take its place.
+        missed: mean of `W (x - x') x'^T` over that trace, [out, in], of the matrices W of a stage that have fewer rows
+            than columns together, by name.
+        means: means of x and of x', float64 [in] each; None where positions do not correspond.
         positions: over how many.
     """
 
-    seen: Tensor
+    columns: KroneckerForm
     change: Tensor | None
+    missed: Mapping[str, Tensor]
     means: tuple[Tensor, Tensor] | None
     positions: float
-
-    @cached_property
-    def _columns(self) -> KroneckerForm:
-        """The factor over columns, of the trace 1 but for what shrinkage adds, with one row of 1."""
-        columns = self.seen.numpy()
-        symmetric = columns + columns.T
-        symmetric /= 2 * max(float(np.trace(columns, dtype=np.float64)), 1e-300)
-        return KroneckerForm(np.ones(1), symmetric[None], "", self.positions).shrunk()
-
-    @cached_property
-    def _change(self) -> InputChange | None:
-        if self.change is None:
-            return None
-        return InputChange(self.seen[None], self.change[None], SHRINKAGE / self.positions)
 
     def form(self, known: CrossedSensitivity) -> KroneckerForm:
         """The importance for these inputs.
@@ -198,11 +192,54 @@ class InputMoments:
         Args:
             known: factor over rows that goes with a trace of 1, and the unit.
         """
-        return self._columns.for_matrix(known.rows, self.positions, known.form)
+        return self.columns.for_matrix(known.rows, self.positions, known.form)
 
-    def layer_inputs(self, known: CrossedSensitivity) -> LayerInputs:
-        """Give the inputs by which a target is sought, with the form for them; argument as of `form`."""
-        return LayerInputs(known.layout, self._change, self.form(known))
+    def damped(self) -> DampedInputs:
+        """The inputs as targets are solved for."""
+        there = factored.SHRINKAGE  # of which the mean diagonal has its share, too
+        share = (SHRINKAGE - there) / (self.positions + there * self.columns.columns.shape[1])
+        return DampedInputs(torch.from_numpy(self.columns.columns), share)
+
+
+@dataclass(frozen=True, eq=False)
+class VisitedMatrix:
+    """A matrix of the checkpoint that is visited.
+
+    Attributes:
+        parameter: name of the parameter that has it.
+        rows: which of its rows.
+        matrix: the values in the original, float32 [out, in].
+        known: what its errors cost.
+    """
+
+    parameter: str
+    rows: slice
+    matrix: Floats
+    known: CrossedSensitivity
+
+
+def layer_inputs(visited: Mapping[str, VisitedMatrix], moments: Mapping[str, InputMoments]) -> dict[str, LayerInputs]:
+    """Find the targets of the matrices of a stage, and the forms for their inputs.
+
+    Args:
+        visited: the matrices, by name in the checkpoint.
+        moments: of their inputs, by name of the parameter.
+    """
+    damped: dict[InputMoments, DampedInputs] = {}
+    found = {}
+    for key, each in visited.items():
+        seen = moments[each.parameter]
+        inputs = damped.setdefault(seen, seen.damped())
+        found[key] = LayerInputs(each.known.layout, _moves(each, seen, inputs), seen.form(each.known))
+    return found
+
+
+def _moves(visited: VisitedMatrix, seen: InputMoments, inputs: DampedInputs) -> Floats | None:
+    missed = seen.missed.get(visited.parameter)
+    if missed is not None:
+        rows = visited.rows if len(missed) > len(visited.matrix) else slice(None)
+        return inputs.moves(visited.matrix, missed[None, rows])
+    return None if seen.change is None else InputChange(inputs, seen.change[None]).shift(visited.matrix)
 
 
 def input_moments(
@@ -213,45 +250,94 @@ def input_moments(
     Args:
         names: of the matrices.
         original: their inputs in the block as it was, on what its own blocks before hand on.
-        compressed: the block as far as it is compressed.
+        compressed: the block as far as it is compressed; these matrices are still those of the original.
         sums: to add up with.
     """
     alias: dict[str, str] = {}
+    matrices = {name: compressed.parameters[name].data for name in names}
     for batch, mask in compressed.masks.items():
         before, now = original[batch], compressed.resumed_inputs({alias.get(name, name) for name in names}, batch)
-        values: dict[str, Tensor] = {"batches:": torch.ones(1)}
         first: dict[int, str] = {}
         for name, x in now.items():
-            key = alias.setdefault(name, first.setdefault(x.data_ptr(), name))
-            if f"gram:{key}" not in values:
-                values |= _compared(key, before.get(name), x, mask)
+            alias.setdefault(name, first.setdefault(x.data_ptr(), name))
+        values: dict[str, Tensor] = {"batches:": torch.ones(1)}
+        for key in now.keys() & set(alias.values()):
+            readers = {name: matrices[name] for name, of_name in alias.items() if of_name == key}
+            values |= _compared(key, before.get(key), now[key], mask, _flat(readers, now[key].shape[1]))
         sums.add(values)
     totals = sums.totals()
-    moments = {key: _moments(key, totals) for key in {*alias.values(), *names}}
+    moments = {key: _moments(key, [name for name in names if alias.get(name, name) == key], totals) for key in names}
     found = {name: moments[alias.get(name, name)] for name in names}
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _compared(name: str, before: Tensor | None, now: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _flat(matrices: Mapping[str, Tensor], inputs: int) -> dict[str, Tensor]:
+    """Matrices that read the same inputs as [out, in], where they have fewer rows than columns together; else none."""
+    if any(each.ndim != 2 for each in matrices.values()) or sum(map(torch.numel, matrices.values())) >= inputs**2:
+        return {}
+    return {name: each if each.shape[1] == inputs else each.T for name, each in matrices.items()}
+
+
+def _compared(
+    name: str, before: Tensor | None, now: Tensor, mask: Tensor, matrices: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Terms that one batch adds. Positions that are routed to an expert are others in the compressed model."""
     aligned = before is not None and len(before) == len(now) == len(mask)
     if len(now) == len(mask) and not bool(mask.all()):
         now, before = now[mask], before[mask] if before is not None and aligned else None
-    found = {f"gram:{name}": now.T @ now, f"positions:{name}": torch.tensor([float(len(now))])}
+    positions = torch.tensor([float(len(now))])
+    found = {f"positions:{name}": positions}
+    for number, start in enumerate(range(0, now.shape[1], PANEL)):
+        some = now[:, : start + PANEL]
+        found[f"gram {number}:{name}"] = some[:, start:].T @ some
     if before is not None and aligned:
-        found[f"aligned:{name}"] = found[f"positions:{name}"]
-        found[f"change:{name}"] = (before - now).T @ now
-        found[f"before:{name}"], found[f"now:{name}"] = before.sum(0), now.sum(0)
+        change = before - now
+        found |= {f"aligned:{name}": positions, f"before:{name}": before.sum(0), f"now:{name}": now.sum(0)}
+        if matrices:
+            found |= {f"matrices:{each}": positions for each in matrices}
+            found |= {f"missed:{each}": (change @ matrix.T).T @ now for each, matrix in matrices.items()}
+        else:
+            found |= {f"changed:{name}": positions, f"change:{name}": change.T @ now}
     return found
 
 
-def _moments(name: str, totals: Mapping[str, Tensor]) -> InputMoments | None:
-    gram = totals.get(f"gram:{name}")
-    if gram is None or not float(gram.trace()) > 0:
+def _moments(name: str, readers: Sequence[str], totals: MutableMapping[str, Tensor]) -> InputMoments | None:
+    """Moments of the inputs of some matrices from sums over all batches, which are taken out of them."""
+    panels: list[Tensor] = []
+    while f"gram {len(panels)}:{name}" in totals:
+        panels.append(totals.pop(f"gram {len(panels)}:{name}"))
+    trace = sum(float(panel.diagonal(panel.shape[1] - len(panel)).sum()) for panel in panels)
+    if not trace > 0:
         return None
     positions = float(totals[f"positions:{name}"])
-    gram /= positions
-    aligned = totals.get(f"aligned:{name}")  # in all batches, or the others would count as unchanged
-    change = None if aligned is None or float(aligned) < positions else totals[f"change:{name}"].div_(positions)
-    means = None if change is None else (totals[f"before:{name}"] / positions, totals[f"now:{name}"] / positions)
-    return InputMoments(gram, change, means, positions)
+    columns = KroneckerForm(np.ones(1), _symmetric(panels).div_(trace).numpy()[None], "", positions)
+
+    def mean(what: str, of: str, counted: str, over: float) -> Tensor | None:
+        """A sum over all positions; None without some, for these would count as unchanged."""
+        complete = float(totals.get(f"{counted}:{of}", 0.0)) == positions
+        return totals.pop(f"{what}:{of}").div_(over) if complete else None
+
+    before, now = (mean(what, name, "aligned", positions) for what in ("before", "now"))
+    missed = {each: mean("missed", each, "matrices", trace) for each in readers}
+    return InputMoments(
+        columns.shrunk(),
+        mean("change", name, "changed", trace),
+        {each: products for each, products in missed.items() if products is not None},
+        None if before is None or now is None else (before, now),
+        positions,
+    )
+
+
+def _symmetric(panels: list[Tensor]) -> Tensor:
+    """The whole of a symmetric matrix from its rows, each panel of them up to its last one; panels are let go."""
+    inputs = panels[-1].shape[1]
+    whole = torch.empty(inputs, inputs, dtype=panels[0].dtype)
+    while panels:
+        panel = panels.pop()
+        stop = panel.shape[1]
+        start = stop - len(panel)
+        whole[start:stop, :start] = panel[:, :start]
+        whole[:start, start:stop] = panel[:, :start].T
+        square = panel[:, start:]
+        torch.add(square, square.T, out=whole[start:stop, start:stop]).div_(2)
+    return whole

@@ -182,7 +182,7 @@ class _Coder:
         """Quantize matrices for targets of their own; gives the values that they get."""
         slices = [each for name in names for each in self.segment.slices_of(name)]
         jobs = {
-            each.entry.name: self._corrected(each, each.weight, inputs[each.tensor])
+            each.entry.name: self._corrected(each, each.weight, inputs[each.tensor].rows_of(each.rows))
             for each in slices
             if each.weight is not None
         }
@@ -193,7 +193,7 @@ class _Coder:
         return {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in parts.items()}
 
     def _corrected(self, piece: TensorSlice, weight: Weight, inputs: LayerInputs) -> Job:
-        form = piece.form if inputs.form is None else inputs.form.rows_of(piece.rows)
+        form = piece.form if inputs.form is None else inputs.form
         return self.encoder.job(inputs.target(weight), form)
 
     def _code(

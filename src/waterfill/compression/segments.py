@@ -15,7 +15,15 @@ from torch import Tensor
 
 from waterfill.compression.calibration import CalibratedModel
 from waterfill.compression.checkpoint_groups import TensorGroup
-from waterfill.compression.layer_stages import BlockRun, InputMoments, agreed, input_moments, stages
+from waterfill.compression.layer_stages import (
+    BlockRun,
+    InputMoments,
+    VisitedMatrix,
+    agreed,
+    input_moments,
+    layer_inputs,
+    stages,
+)
 from waterfill.compression.loaded_parts import LoadedPart
 from waterfill.compression.sensitivity import CrossedSensitivity, TensorSensitivity
 from waterfill.compression.statistics_correction import correct
@@ -299,18 +307,23 @@ class ModelPart(Segment):
         before = {batch: original.inputs(names, batch) for batch in original.masks} if names else {}
         for stage in agreed(self.processes.all_gather(stages(before, names))):
             moments = input_moments(stage, before, compressed, ExactSum(self.processes))
-            found = {key: moments[place.parameter] for key in crossed if (place := places[key]).parameter in moments}
-            inputs = {key: each.layer_inputs(crossed[key]) for key, each in found.items()}
-            for key, values in visit(list(found), inputs).items():
+            found = [key for key in crossed if places[key].parameter in moments]
+            inputs = layer_inputs({key: self._visited(key, crossed[key]) for key in found}, moments)
+            for key, values in visit(found, inputs).items():
                 rows = self.compressed.rows(key)
                 rows.copy_(values.reshape(rows.shape))
-            self._correct_biases(list(found), moments)
+            self._correct_biases(found, moments)
             compressed.changed(stage)
             for of_batch in before.values():
                 for name in stage:
                     of_batch.pop(name, None)
         if self._moving:
             compressed.forget()
+
+    def _visited(self, key: str, known: CrossedSensitivity) -> VisitedMatrix:
+        place = self.original.places[key]
+        matrix = known.layout.to_matrix(self.original.rows(key).float().numpy())
+        return VisitedMatrix(place.parameter, slice(place.start, place.start + place.count), matrix, known)
 
     @property
     def _moving(self) -> set[str]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,27 +46,28 @@ IN_DOUBLE = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class InputChange:
-    """How the inputs of matrices in the compressed model differ from those in the original; one for all that read them.
+class DampedInputs:
+    """Inputs of matrices in the compressed model, for targets to be solved for; one for all that read them.
 
     Attributes:
         seen: mean of `x' x'^T`, float64 or float32 [groups, in, in].
-        change: mean of `(x - x') x'^T`, of the same shape and type.
         damping: share of the mean diagonal of `seen` that is added to it, for each input.
     """
 
     seen: Tensor
-    change: Tensor
     damping: float
 
     @cached_property
     def _factor(self) -> Tensor | None:
         """Lower Cholesky factor of A', damped, in single precision where there are many inputs; None without one."""
         single = self.seen.shape[-1] > IN_DOUBLE
-        factor, wrong = torch.linalg.cholesky_ex(self._damped(torch.float32 if single else torch.float64))
-        if single and wrong.any():
-            factor, wrong = torch.linalg.cholesky_ex(self._damped(torch.float64))
-        return None if wrong.any() else factor
+        for dtype in (torch.float32, torch.float64)[not single :]:
+            factor = self._damped(dtype).mT  # in the order of LAPACK, which then needs no second one
+            wrong = torch.empty(len(factor), dtype=torch.int32)
+            torch.linalg.cholesky_ex(factor, out=(factor, wrong))
+            if not wrong.any():
+                return factor
+        return None
 
     def _damped(self, dtype: torch.dtype) -> Tensor:
         damped = self.seen.to(dtype, copy=True)
@@ -74,26 +76,46 @@ class InputChange:
         damped.diagonal(dim1=1, dim2=2).add_(torch.where(means > 0, added, 1.0)[:, None])
         return damped
 
-    def shift(self, matrix: Floats) -> Floats | None:
+    def moves(self, matrix: Floats, missed: Tensor) -> Floats | None:
         """How far the target of a matrix is from it.
 
         Args:
             matrix: W [out, in].
+            missed: `W (C - A')` [groups, out of each, in]: mean product of what its outputs miss with `x'`.
 
         Returns:
             `W (C - A') A'^-1`, [out, in]; None where it is not to be trusted.
         """
-        groups, inputs = self.seen.shape[:2]
-        factor = self._factor
-        if factor is None:
+        if self._factor is None:
             return None
-        weights = torch.from_numpy(matrix).to(factor).reshape(groups, -1, inputs)
-        wanted = torch.bmm(weights, self.change.to(factor))
-        moves = torch.cholesky_solve(wanted.transpose(1, 2), factor).transpose(1, 2).reshape(matrix.shape)
-        if not can_be_trusted(moves, weights):
+        solved = torch.cholesky_solve(missed.to(self._factor).mT, self._factor).mT.reshape(matrix.shape)
+        if not can_be_trusted(solved, torch.from_numpy(matrix)):
             return None
-        found: Floats = moves.float().numpy()
+        found: Floats = solved.float().numpy()
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class InputChange:
+    """How the inputs of matrices in the compressed model differ from those in the original; one for all that read them.
+
+    Attributes:
+        inputs: those in the compressed model.
+        change: mean of `(x - x') x'^T`, float64 or float32 [groups, in, in].
+    """
+
+    inputs: DampedInputs
+    change: Tensor
+
+    def shift(self, matrix: Floats) -> Floats | None:
+        """How far the target of a matrix is from it, as `DampedInputs.moves`.
+
+        Args:
+            matrix: W [out, in].
+        """
+        groups, inputs = self.change.shape[:2]
+        weights = torch.from_numpy(matrix).to(self.change).reshape(groups, -1, inputs)
+        return self.inputs.moves(matrix, torch.bmm(weights, self.change))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +124,20 @@ class LayerInputs:
 
     Attributes:
         layout: how the layer reads the tensor as a matrix.
-        change: how they differ; None where positions of both do not correspond.
+        change: how they differ, or how far the target is from the matrix [out, in] already; None where positions of
+            both do not correspond.
         form: what errors cost for these inputs; None where it is the form that was estimated on the original.
     """
 
     layout: Layout
-    change: InputChange | SampledChange | None
+    change: InputChange | SampledChange | Floats | None
     form: QuadraticForm | None = None
+
+    def rows_of(self, rows: slice) -> LayerInputs:
+        """The same for some rows of the matrix."""
+        form = None if self.form is None else self.form.rows_of(rows)
+        change = self.change[rows] if isinstance(self.change, np.ndarray) else self.change
+        return replace(self, change=change, form=form)
 
     def target(self, weight: Weight) -> Weight:
         """The target of a weight for these inputs; the weight itself where that is not to be trusted.
@@ -121,7 +150,7 @@ class LayerInputs:
         same = (self.layout.transposed, self.layout.groups) == (weight.layout.transposed, weight.layout.groups)
         layout = weight.layout if same else self.layout
         matrix = weight.matrix if same else layout.to_matrix(weight.layout.from_matrix(weight.matrix))
-        moves = self.change.shift(matrix)
+        moves = self.change if isinstance(self.change, np.ndarray) else self.change.shift(matrix)
         if moves is None:
             return weight
         moved: Floats = matrix + moves
@@ -232,9 +261,10 @@ def compare_inputs(view: View, before: Tensor, x: Tensor) -> LayerInputs:
     positions = now.shape[-1]
     if is_flat(*view.sizes[1:]):
         return LayerInputs(view.layout, SampledChange(before, now, SHRINKAGE / positions, RIDGE))
-    seen = torch.bmm(now, now.transpose(1, 2)).double() / positions
-    change = torch.bmm(before - now, now.transpose(1, 2)).double() / positions
-    return LayerInputs(view.layout, InputChange(seen, change, SHRINKAGE / positions))
+    dtype = torch.float32 if now.shape[1] > IN_DOUBLE else torch.float64
+    seen = torch.bmm(now, now.mT).to(dtype).div_(positions)
+    change = torch.bmm(before - now, now.mT).to(dtype).div_(positions)
+    return LayerInputs(view.layout, InputChange(DampedInputs(seen, SHRINKAGE / positions), change))
 
 
 def _named(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

@@ -77,9 +77,13 @@ class ExactSum:
         return largest
 
     def totals(self) -> dict[str, Tensor]:
-        """The sums over all batches of all processes, by name; float64, and float32 where they are large matrices."""
+        """The sums over all batches of all processes, by name; float64, and float32 where they are large matrices.
+
+        They are let go, one after the other; it is called once.
+        """
         whole = self._processes.all_reduce(self._sums)
-        return {name: self._total(name, counted) for name, counted in whole.items()}
+        self._sums = {}
+        return {name: self._total(name, whole.pop(name)) for name in list(whole)}
 
     def _total(self, name: str, counted: Tensor) -> Tensor:
         total = counted.float() if counted.numel() > LARGE else counted.double()

@@ -120,11 +120,11 @@ class KroneckerForm(Form):
     def _of_rows(self, rows: Doubles, **others: Any) -> KroneckerForm:
         """The form with another factor over rows, and the same over columns with what is known of it."""
         found = replace(self, rows=rows, **others)
-        vars(found)["shared"] = self.shared
+        vars(found)["of_columns"] = self.of_columns
         return found
 
     @cached_property
-    def shared(self) -> dict[Any, Any]:
+    def of_columns(self) -> dict[object, Reals]:
         """What was found for the factor over columns, which forms of other rows share."""
         return {}
 
@@ -136,7 +136,7 @@ class KroneckerForm(Form):
             matrix: the weights [out, in].
         """
         live = source.live(matrix)
-        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self.shared)
+        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self.of_columns)
 
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
         """What is left of every weight given those after it, with the weights that are known taken for unknown.
@@ -316,10 +316,9 @@ class KroneckerForm(Form):
         """Pivots of the damped factors over columns, in their order, or their diagonals, [groups, in]."""
         if self.columns.ndim == 2:
             return np.asarray(self.columns, np.float64)
-        if damped_pivots not in self.shared:
-            self.shared[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
-        found: Doubles = self.shared[damped_pivots]
-        return found
+        if damped_pivots not in self.of_columns:
+            self.of_columns[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
+        return self.of_columns[damped_pivots]
 
     @cached_property
     def _scales(self) -> tuple[Doubles, Doubles]:

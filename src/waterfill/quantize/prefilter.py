@@ -15,8 +15,8 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import torch
@@ -48,18 +48,19 @@ MOST_WORK = 2e10
 SMALL = 256
 """Matrices of fewer columns are factored in double precision, which takes no time there."""
 
-GRID, FLAT_GRID = 32, 1
-"""Noise is rounded to so many parts of an octave; to fewer where the filters of a flat matrix are shared.
+GRID, COARSE_GRID = 32, 2
+"""Noise is rounded to so many parts of an octave, and to so many where there are many columns: 2 still take no more
+bits, 1 takes .003 more a weight."""
 
-On a convolution of 8,192 inputs a filter for noise that is a quarter of an octave off costs less than .0005 bit, half
-an octave .001 to .002 bit.
-"""
-
-FLAT_FROM, INPUTS_PER_ROW = 1024, 64
-"""A matrix is flat with so many inputs, and so many for every row: then nearly all work is in factoring."""
+MANY, MANY_OF_FLAT, COLUMNS_PER_ROW = 2048, 1024, 64
+"""From so many columns on all matrices that share their factor over columns share the filters, too; from so many where
+there are so many for every row, for then nearly all work is in factoring."""
 
 KEPT_FROM, KEPT_BYTES = 0.5, 1 << 29
 """Filters are kept where classes times columns are more than this many times the rows, up to so many bytes."""
+
+FACTORING = Lock()
+"""Held while a filter is found that is shared, for threads would find it several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +96,7 @@ class Filters:
     def target(self, noise: float) -> Target:
         """Filter the weights for errors of a given mean cost.
 
-        Noise is rounded to 1/32 of an octave, for flat matrices to whole ones, so that levels near to each other have
-        the same filters.
+        Noise is rounded to 1/32 of an octave, so that levels near to each other have the same filters.
 
         Args:
             noise: mean cost of an error per weight; 0 does not filter.
@@ -112,7 +112,8 @@ class Filters:
         if known and known[0][0] == added:
             return known[0][1]
         target = self._filtered(classes, added)
-        if KEPT_FROM * len(self.matrix) < len(added) * columns[1] and target.factors.nbytes <= KEPT_BYTES:
+        worth = KEPT_FROM * len(self.matrix) < len(added) * columns[1] and not self._is_shared
+        if worth and target.factors.nbytes <= KEPT_BYTES:
             self._kept[:] = [(added, target)]
         return target
 
@@ -124,80 +125,49 @@ class Filters:
         groups, counts = np.arange(len(kappa)) * len(columns) // len(kappa), np.bincount(classes)
         wanted = np.bincount(classes, np.log2(kappa)) / counts - log_power
         most = np.log2(MOST_NOISE * np.bincount(classes, means[groups]) / counts)
-        grid = FLAT_GRID if self._is_flat else GRID
+        grid = COARSE_GRID if self._is_shared else GRID
         added: list[float] = np.exp2(np.rint(grid * np.minimum(wanted, most)) / grid).tolist()
         return tuple(added)
 
     def _filtered(self, classes: NDArray[np.int64], added: tuple[float, ...]) -> Target:
-        firsts = np.unique(classes, return_index=True)[1]
-        groups = (firsts * len(self.form.columns) // len(classes)).tolist()
-        factors = self._factors(tuple(zip(groups, added, strict=True)))
-        target = np.empty_like(self.matrix)
+        groups, inputs = self.form.columns.shape[:2]
+        rows, target = self.form.row_factors, np.empty_like(self.matrix)
+        variances, factors = np.empty((len(added), inputs)), []
         for k, more in enumerate(added):
             mine = np.flatnonzero(classes == k)
-            target[mine] = self.matrix[mine] - np.float32(more) * factors.solved(self.matrix[mine], k)
-        importance = self.form.row_factors[:, None] * factors.variances[classes]
-        return Target(target, importance.astype(np.float32), factors.factors, classes)
-
-    def _factors(self, wanted: tuple[tuple[int, float], ...]) -> Factors:
-        """Factors for groups and what is added to their diagonals; of a flat matrix the last ones are shared."""
-        if not self._is_flat:
-            return Factors.of(self.form, wanted)
-        shared = self.form.shared
-        known = shared.get(Factors)
-        if known is None or known.wanted != wanted:
-            shared.pop(Factors, None)
-            known = Factors.of(self.form, wanted)
-            if known.factors.nbytes <= KEPT_BYTES:
-                shared[Factors] = known
-        return known
+            factor = self._factor(mine[0] * groups // len(rows), more)
+            variances[k] = np.square(np.diagonal(factor), dtype=np.float64)
+            target[mine] = self.matrix[mine] - np.float32(more) * _solved(factor, self.matrix[mine])
+            factors.append(factor.astype(np.float32, copy=False))
+        stacked = factors[0][None] if len(factors) == 1 else np.stack(factors)
+        return Target(target, (rows[:, None] * variances[classes]).astype(np.float32), stacked, classes)
 
     @property
-    def _is_flat(self) -> bool:
-        rows, inputs = self.matrix.shape
-        return bool(inputs >= max(FLAT_FROM, INPUTS_PER_ROW * rows))
+    def _is_shared(self) -> bool:
+        rows, columns = self.matrix.shape
+        return bool(columns >= MANY or columns >= max(MANY_OF_FLAT, COLUMNS_PER_ROW * rows))
+
+    def _factor(self, group: int, more: float) -> Reals:
+        """Factor A' of a group, or find it factored."""
+        diagonal = self.form.damped_diagonals(DAMPING)[group] + more
+        if not self._is_shared:
+            return _factor(self.form.columns[group], diagonal)
+        known, key = self.form.of_columns, (Filters, group, more)
+        with FACTORING:
+            if key not in known:
+                _forget(known, KEPT_BYTES // 2 - 4 * len(diagonal) ** 2)
+                known[key] = _factor(self.form.columns[group], diagonal)
+            return known[key]
 
 
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """`A' = U U^T` of every class of rows.
-
-    Attributes:
-        wanted: the group of every class, and what is added to the diagonal of its damped A.
-        factors: the transposes of U, float32 [classes, in, in].
-        exact: the same in the precision in which each was found.
-        variances: squares of the diagonals of U, float64 [classes, in].
-    """
-
-    wanted: tuple[tuple[int, float], ...]
-    factors: Floats
-    exact: Sequence[Reals]
-    variances: Doubles
-
-    @classmethod
-    def of(cls, form: KroneckerForm, wanted: tuple[tuple[int, float], ...]) -> Factors:
-        """Factor for groups and what is added to their diagonals.
-
-        Raises:
-            UsageError: A' is not finite, or has eigenvalues below 0.
-        """
-        inputs, diagonals = form.columns.shape[1], form.damped_diagonals(DAMPING)
-        factors, exact = np.empty((len(wanted), inputs, inputs), np.float32), []
-        for k, (group, more) in enumerate(wanted):
-            exact.append(_factor(form.columns[group], diagonals[group] + more, factors[k]))
-        variances = [np.square(np.diagonal(each), dtype=np.float64) for each in exact]
-        return cls(wanted, factors, exact, np.array(variances).reshape(len(wanted), inputs))
-
-    def solved(self, rows: Floats, number: int) -> Floats:
-        """Solve `z A' = w` for rows w [rows, in] of a class."""
-        factor = torch.from_numpy(self.exact[number])
-        wanted = torch.from_numpy(rows).to(factor.dtype)
-        half = torch.linalg.solve_triangular(factor, wanted, upper=False, left=False)
-        found: Floats = torch.linalg.solve_triangular(factor.T, half, upper=True, left=False).float().numpy()
-        return found
+def _forget(known: dict[object, Reals], room: int) -> None:
+    """Let go of the oldest filters that are shared, but for so many bytes."""
+    kept = [key for key in known if isinstance(key, tuple) and key[0] is Filters]
+    while kept and sum(known[key].nbytes for key in kept) > room:
+        del known[kept.pop(0)]
 
 
-def _factor(a: Reals, diagonal: Doubles, factor: Floats) -> Reals:
+def _factor(a: Reals, diagonal: Doubles) -> Reals:
     """Factor `A' = U U^T`.
 
     In single precision, which is twice as fast and takes half of the room, where the matrix is large and not too near
@@ -206,26 +176,31 @@ def _factor(a: Reals, diagonal: Doubles, factor: Floats) -> Reals:
     Args:
         a: A, symmetric [in, in]; what is on its diagonal does not count.
         diagonal: of A', [in].
-        factor: [in, in], filled with the transpose of U.
 
     Returns:
-        The same in the precision in which it was found.
+        The transpose of U, float32 or float64 [in, in].
 
     Raises:
         UsageError: A' is not finite, or has eigenvalues below 0.
     """
-    for dtype in (np.float32, np.float64) if len(a) >= SMALL else (np.float64,):
-        work: Reals = factor if dtype == np.float32 else np.empty(a.shape)
+    for dtype in (np.float32, np.float64)[len(a) < SMALL :]:
+        work = np.empty(a.shape, dtype)
         work[...] = a
         work.reshape(-1)[:: len(a) + 1] = diagonal
         if factor_in_place(work) and np.isfinite(np.diagonal(work)).all():
-            if work is not factor:
-                factor[...] = work
             return work
     raise UsageError(
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
         "products x x^T. Check the importance."
     )
+
+
+def _solved(factor: Reals, rows: Floats) -> Reals:
+    """Solve `z A' = w` for all rows w [rows, in], by the transpose of U."""
+    lower = torch.from_numpy(factor)
+    half = torch.linalg.solve_triangular(lower, torch.from_numpy(rows).to(lower.dtype), upper=False, left=False)
+    found: Reals = torch.linalg.solve_triangular(lower.T, half, upper=True, left=False).numpy()
+    return found
 
 
 def _classes(kappa: Doubles, groups: int, columns: int) -> NDArray[np.int64]:

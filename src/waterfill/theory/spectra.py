@@ -148,10 +148,11 @@ def kronecker_products(
     if live.all():
         work = sum(groups * float(form.shape[1]) ** 3 for form in (g, columns) if form.ndim == 3)
         solve = spectrum if work <= MOST_WORK else pivots
-        known, key = {} if known is None else known, (solve, column_powers.tobytes())
+        largest = float(column_powers.max(initial=0.0)) or 1.0  # apart, for slices of a matrix often differ in it alone
+        known, key = {} if known is None else known, (solve, (column_powers / largest).tobytes())
         if key not in known:
-            known[key] = solve(columns, c)
-        return [Products(solve(g, r), known[key])]
+            known[key] = solve(columns, c / largest)
+        return [Products(solve(g, largest * r), known[key])]
     if g.ndim == 3 or columns.ndim == 2:
         return [Products(pivots(g, r), pivots(columns, c), live)]
     return _by_pattern(spectrum(g, r), columns, c, live)
