@@ -17,9 +17,10 @@ def positive(size, dtype):
 def test_a_matrix_is_the_product_of_its_factor(size, dtype, near, monkeypatch):
     monkeypatch.setattr(cholesky, "BLOCK", 8)
     matrix = positive(size, dtype)
-    factor = np.triu(matrix) + np.tril(np.full_like(matrix, np.nan), -1)
+    factor = np.tril(matrix) + np.triu(np.full_like(matrix, np.nan), 1)
     assert factor_in_place(factor)
-    np.testing.assert_allclose(factor, np.linalg.cholesky(matrix.astype(np.float64)).T, atol=near)
+    expected = np.linalg.cholesky(matrix[::-1, ::-1].astype(np.float64)).T[::-1, ::-1]
+    np.testing.assert_allclose(factor, expected, atol=near)
 
 
 @pytest.mark.parametrize("place", [0, 20, 39])

@@ -21,11 +21,12 @@ from waterfill.compression.estimated_forms import (
     free_form,
     without_module,
 )
-from waterfill.compression.joined_samples import WORK, activation_bytes
+from waterfill.compression.joined_samples import GRADIENT_WORK, WORK, activation_bytes
 from waterfill.compression.least_prices import priced_like_the_least
 from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.memory import model_memory
 from waterfill.compression.moved_tensors import CheckedForms, checked_by_moving
+from waterfill.compression.regrouped import RegroupedBatches
 from waterfill.compression.settings import Settings
 from waterfill.compression.statistics_correction import Observed, observe
 from waterfill.distortion import Distortion, distortion_for
@@ -175,6 +176,11 @@ class CalibratedModel:
     def fitting(self) -> BatchSubset:
         """The batches to fit to, and the outputs of the original on them."""
         return BatchSubset(self.batches, self.references, frozenset(range(len(self.references))) - self.held)
+
+    @property
+    def estimating(self) -> RegroupedBatches:
+        """The same in larger groups, with as many samples as are within `GRADIENT_WORK`, for estimating importances."""
+        return RegroupedBatches(self.fitting, GRADIENT_WORK.samples(self.model, split(self.batches[0])[0]))
 
     @property
     def choosing(self) -> BatchSubset:
@@ -428,12 +434,11 @@ def _forms(
     if model is None:
         raise CalibrationError(f"Importance {estimator.name} is estimated on data, but there are none; pass data.")
     fold_norms = model.options["fold_norms"]
+    data = model.fitting if settings.importance is not None else model.estimating
     output = model.reading.form
     try:
         with model.reading.of(model.model):
-            found = estimator.estimate(
-                model.model, model.fitting, output, fold_norms=fold_norms, progress=settings.progress
-            )
+            found = estimator.estimate(model.model, data, output, fold_norms=fold_norms, progress=settings.progress)
     except NoGradientError as error:
         settings.notes.add(f"No gradients were had, so that tensors are priced by moving them. {error}")
         return {name: free_form(weight, model.distortion) for name, weight in inventory.weights.items()}

@@ -23,6 +23,9 @@ WORK = WorkBudget(values=1 << 30, per_weight=256)
 values a series are all.
 """
 
+GRADIENT_WORK = WorkBudget(values=1 << 31, per_weight=512)
+"""Of the samples that importances are estimated on; with the gradients it is three times that."""
+
 _LIVE_LAYERS = 4
 """How many times the largest input and output of a module are in memory at once, at the most."""
 _FEW_SAMPLES = 8
@@ -45,8 +48,8 @@ def samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Inputs
             few = min(samples, _FEW_SAMPLES)
             room = max(1, BUDGET_BYTES * few // _activation_bytes(original, take(inputs, 0, few)))
             room = min(room, WORK.samples(original, inputs))
-            kind = _kind(inputs)
-        elif room <= 0 or _kind(inputs) != kind:
+            kind = kind_of(inputs)
+        elif room <= 0 or kind_of(inputs) != kind:
             break
         parts.append(inputs if samples <= room else take(inputs, 0, room))
         room -= samples
@@ -101,7 +104,7 @@ def _watchable(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
 
 
-def _kind(inputs: Inputs) -> str:
+def kind_of(inputs: Inputs) -> str:
     """A text that is the same for inputs that can be joined along their first axes."""
     samples = num_samples(inputs)
 

@@ -139,7 +139,7 @@ class KroneckerForm(Form):
         return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self.of_columns)
 
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
-        """What is left of every weight given those before it, with the weights that are known taken for unknown.
+        """What is left of every weight given those after it, with the weights that are known taken for unknown.
 
         They are products of one number of a row and one of a column, unless there are several groups. The factor over
         columns is damped by `SCALE_DAMPING`, as a search damps it about. With C the powers of the columns, the pivots
@@ -383,9 +383,10 @@ def _geometric_means(pivots_of_groups: Doubles) -> Doubles:
 
 
 def damped_pivots(matrices: Reals, relative: float) -> Doubles:
-    """Pivots of the Cholesky decomposition of damped matrices, in the order of the coordinates.
+    """Pivots of the Cholesky decomposition of damped matrices from the last row on, in the order of the coordinates.
 
-    It is in the precision of the matrices, and takes the memory of one of them.
+    They are what is left of each coordinate when those after it are known, as error feedback has it. It is in the
+    precision of the matrices, and takes the memory of one of them.
 
     Args:
         matrices: positive semidefinite, [groups, n, n].

@@ -185,10 +185,10 @@ def _factor(a: Reals, diagonal: Doubles) -> Reals:
     """
     for dtype in (np.float32, np.float64)[len(a) < SMALL :]:
         work = np.empty(a.shape, dtype)
-        work[...] = a[::-1, ::-1]
-        work.reshape(-1)[:: len(a) + 1] = diagonal[::-1]
+        work[...] = a
+        work.reshape(-1)[:: len(a) + 1] = diagonal
         if factor_in_place(work) and np.isfinite(np.diagonal(work)).all():
-            return _reversed(work)
+            return work
     raise UsageError(
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
         "products x x^T. Check the importance."
@@ -201,16 +201,6 @@ def _solved(factor: Reals, rows: Floats) -> Reals:
     half = torch.linalg.solve_triangular(lower, torch.from_numpy(rows).to(lower.dtype), upper=False, left=False)
     found: Reals = torch.linalg.solve_triangular(lower.T, half, upper=True, left=False).numpy()
     return found
-
-
-def _reversed(matrix: Reals) -> Reals:
-    """Put the rows and columns of a matrix from last to first, in place."""
-    last = len(matrix) - 1
-    for row in range((len(matrix) + 1) // 2):
-        kept = matrix[row, ::-1].copy()
-        matrix[row] = matrix[last - row, ::-1]
-        matrix[last - row] = kept
-    return matrix
 
 
 def _classes(kappa: Doubles, groups: int, columns: int) -> NDArray[np.int64]:

@@ -15,34 +15,36 @@ BLOCK = 256
 
 
 def factor_in_place(matrix: Matrix) -> bool:
-    """Replace a matrix by its factor: `A = R^T R`, R upper triangular.
+    """Replace a matrix by its factor from the last row on: `A = F^T F`, F lower triangular.
 
-    It takes no room beside the matrix but for some rows.
+    The square of `F_jj` is what is left of coordinate j when those after it are known. It takes no room beside the
+    matrix but for some rows.
 
     Args:
-        matrix: A, contiguous [n, n]; only what is on and above the diagonal counts.
+        matrix: A, contiguous [n, n]; only what is on and below the diagonal counts.
 
     Returns:
         Whether it has a factor; where it has none, what is left in it has no meaning.
 
-    Source: Golub and Van Loan 2013, "Matrix Computations", section 4.2.9.
+    Source: Golub and Van Loan 2013, "Matrix Computations", section 4.2.9, with all coordinates in reverse.
 
     Example:
-        >>> matrix = np.array([[4.0, 2.0], [2.0, 10.0]])
+        >>> matrix = np.array([[10.0, 0.0], [2.0, 4.0]])
         >>> factor_in_place(matrix), matrix.tolist()
-        (True, [[2.0, 1.0], [0.0, 3.0]])
+        (True, [[3.0, 0.0], [1.0, 2.0]])
     """
     whole = torch.from_numpy(matrix)
-    for start in range(0, len(whole), BLOCK):
-        stop = min(start + BLOCK, len(whole))
-        rows = whole[start:stop, start:]
-        if start:
-            rows.addmm_(whole[:start, start:stop].T, whole[:start, start:], alpha=-1)
-        root, wrong = torch.linalg.cholesky_ex(rows[:, : stop - start], upper=True)
+    for stop in range(len(whole), 0, -BLOCK):
+        start = max(0, stop - BLOCK)
+        rows = whole[start:stop, :stop]
+        if stop < len(whole):
+            rows.addmm_(whole[stop:, start:stop].T, whole[stop:, :stop], alpha=-1)
+        reverse, wrong = torch.linalg.cholesky_ex(rows[:, start:].flip(0, 1), upper=True)
         if wrong:
             return False
-        rows[:, : stop - start] = root
-        if stop < len(whole):
-            rows[:, stop - start :] = torch.linalg.solve_triangular(root.T, rows[:, stop - start :], upper=False)
-    whole.triu_()
+        root = reverse.flip(0, 1)
+        rows[:, start:] = root
+        if start:
+            rows[:, :start] = torch.linalg.solve_triangular(root.T, rows[:, :start], upper=True)
+    whole.tril_()
     return True
