@@ -36,6 +36,7 @@ from waterfill.compression.limits import SourceModels
 from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
 from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.regrouped import RegroupedBatches
 from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
 from waterfill.compression.settings import Settings
@@ -45,7 +46,6 @@ from waterfill.errors import CalibrationError
 from waterfill.evaluation import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.models import torch_module
-from waterfill.models.batches import split
 from waterfill.models.state_dict import assemble, assemble_one
 from waterfill.models.work import MULTIPLICATIONS
 from waterfill.protocols import QuadraticForm, traits_of
@@ -395,8 +395,8 @@ class InMemoryWalk:
             return {name: self._assembled(name, quantized) for name in quantized}
 
         part, processes = model.fitting, self.settings.processes
-        most = curves.WORK.samples(model.model, split(part[0])[0])
-        some, own = curves.some(part, part.references, most), list(groups)[processes.rank :: processes.count]
+        few = RegroupedBatches(part, model.samples_within(curves.WORK), part.references)
+        some, own = curves.some(few, few.references), list(groups)[processes.rank :: processes.count]
         key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in jobs.items()})
         with model.reading.of(model.copy):
             measured = self.settings.memo.once(
