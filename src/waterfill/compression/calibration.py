@@ -196,7 +196,7 @@ class CalibratedModel:
     def is_dear(self) -> bool:
         """Whether passes of the data to fit to take so much work, for so few weights, that few can be made."""
         samples = min(_samples_of(self.fitting), self.samples_within(WORK))
-        work = samples * sample_work(self.model, split(self.batches[0])[0])
+        work = samples * self._sample_work
         weights = sum(each.numel() for each in self.model.parameters())
         return work > max(WORK.values / 2, DEAR * weights)
 
@@ -208,7 +208,11 @@ class CalibratedModel:
 
     def samples_within(self, budget: WorkBudget) -> int:
         """How many samples are within a budget of work."""
-        return budget.samples(self.model, split(self.batches[0])[0])
+        return budget.samples(self.model, self._sample_work)
+
+    @cached_property
+    def _sample_work(self) -> float:
+        return sample_work(self.model, split(self.batches[0])[0])
 
 
 def _calibrated(

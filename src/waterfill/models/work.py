@@ -80,12 +80,12 @@ class WorkBudget:
     values: float
     per_weight: float
 
-    def samples(self, model: nn.Module, inputs: Inputs) -> int:
+    def samples(self, model: nn.Module, work: float) -> int:
         """So many samples are within it; always one.
 
         Args:
-            model: the network; it is left as it was.
-            inputs: of one batch, on which it is measured.
+            model: the network.
+            work: of one sample, by `sample_work`.
         """
         weights = sum(each.numel() for each in model.parameters())
-        return max(1, int(max(self.values, self.per_weight * weights) / sample_work(model, inputs)))
+        return max(1, int(max(self.values, self.per_weight * weights) / work))
