@@ -48,7 +48,7 @@ MOST_WORK = 2e10
 SMALL = 256
 """Matrices of fewer columns are factored in double precision, which takes no time there."""
 
-GRID, COARSE_GRID = 32, 2
+GRID, COARSE_GRID = 32, 4
 """Noise is rounded to so many parts of an octave, and to so many where there are many columns: 2 still take no more
 bits, 1 takes .003 more a weight."""
 
