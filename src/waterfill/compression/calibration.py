@@ -196,9 +196,7 @@ class CalibratedModel:
     def is_dear(self) -> bool:
         """Whether passes of the data to fit to take so much work, for so few weights, that few can be made."""
         samples = min(_samples_of(self.fitting), self.samples_within(WORK))
-        work = samples * self._sample_work
-        weights = sum(each.numel() for each in self.model.parameters())
-        return work > max(WORK.values / 2, DEAR * weights)
+        return samples * self._sample_work > WorkBudget(WORK.values / 2, DEAR).of(self.model)
 
     @cached_property
     def _compared(self) -> BatchSubset | RegroupedBatches:

@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from waterfill.compression.regrouped import first_samples
 from waterfill.distortion import Distortion
-from waterfill.models.batches import evaluation, num_samples, split, take
+from waterfill.models.batches import evaluation, num_samples, split
 from waterfill.models.replay import Replay
 from waterfill.models.work import WorkBudget
 from waterfill.protocols import Progress
@@ -180,19 +181,9 @@ def some(batches: Iterable[Any], references: Iterable[Tensor]) -> Iterator[tuple
         room = min(samples, values * here // max(1, reference.numel()))
         if room < 1 and number:
             return
-        batch, reference = _first(batch, reference, max(1, room))
+        batch, reference = first_samples(batch, reference, max(1, room))
         yield batch, reference
         samples, values = samples - here, values - reference.numel()
-
-
-def _first(batch: Any, reference: Tensor, samples: int) -> tuple[Any, Tensor]:
-    """The first samples of a batch; all where outputs or targets are not one for every sample."""
-    inputs, target = split(batch)
-    parts = [reference] if target is None else [reference, target]
-    here = num_samples(inputs)
-    if here <= samples or any(each.ndim == 0 or len(each) != here for each in parts):
-        return batch, reference
-    return (take(inputs, 0, samples), None if target is None else target[:samples]), reference[:samples]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from waterfill.models.kept_batches import RepeatableBatches
 TOGETHER = 256
 """Samples of a group at most, for what is added up once a batch takes as long as some hundred samples."""
 
+
+Outputs = TypeVar("Outputs", Tensor, Tensor | None)
 
 Pair: TypeAlias = tuple[Any, Tensor | None]
 """A batch and the outputs of the original on it."""
@@ -71,16 +73,21 @@ class RegroupedBatches(RepeatableBatches):
         taken = np.diff(np.ceil(part * ends).astype(int), prepend=0).tolist()
         for batch, samples, output in zip_longest(self.batches, taken, self.outputs):
             if samples:
-                yield _first((batch, output), samples)
+                yield first_samples(batch, output, samples)
 
 
-def _first(pair: Pair, samples: int) -> Pair:
-    """The first samples of a batch; all where its target or outputs are not one for every sample."""
-    batch, output = pair
+def first_samples(batch: Any, output: Outputs, samples: int) -> tuple[Any, Outputs]:
+    """The first samples of a batch; all where its target or outputs are not one for every sample.
+
+    Args:
+        batch: with or without a target.
+        output: of a model on it; None where it is not known.
+        samples: how many, at most.
+    """
     inputs, target = split(batch)
     count = num_samples(inputs)
     if samples >= count or not (_fits(target, count) and _fits(output, count)):
-        return pair
+        return batch, output
     some = take(inputs, 0, samples), None if target is None else target[:samples]
     return some, None if output is None else output[:samples]
 

@@ -92,5 +92,8 @@ class WorkBudget:
             model: the network.
             work: of one sample, by `sample_work`.
         """
-        weights = sum(each.numel() for each in model.parameters())
-        return max(1, int(max(self.values, self.per_weight * weights) / work))
+        return max(1, int(self.of(model) / work))
+
+    def of(self, model: nn.Module) -> float:
+        """What it is for a model, in values."""
+        return max(self.values, self.per_weight * sum(each.numel() for each in model.parameters()))
