@@ -326,9 +326,9 @@ def _log2_forecast(walk: InMemoryWalk, water_level: float) -> float:
 
 def _below_floor(limit: float, floor: float, inventory: Inventory) -> TargetError:
     values = max(1, inventory.floating_values)
-    exact = [entry for entry in inventory.entries if isinstance(entry.origin, Exact)]
-    largest = max(exact, key=lambda entry: inventory.exact[entry.name].nbytes, default=None)
-    kept = "" if largest is None else f" or stored without loss, such as {largest.name!r} ({largest.origin.reason})"
+    reasons = {entry.name: entry.origin.reason for entry in inventory.entries if isinstance(entry.origin, Exact)}
+    largest = max(reasons, key=lambda name: inventory.exact[name].nbytes, default="")
+    kept = f" or stored without loss, such as {largest!r} ({reasons[largest]})" if reasons else ""
     return TargetError(
         f"Target of {limit:.0f} bytes ({8 * limit / values:.3g} bit/value) is below the floor of {floor:.0f} bytes "
         f"({8 * floor / values:.3g} bit/value), where every matrix is zero{kept}; ask for more, "

@@ -154,7 +154,8 @@ def nearest(x: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
         UnsupportedModelError: a file has none for one of them.
     """
     check_reach(x)
-    return np.rint(x).astype(np.int32)
+    symbols: NDArray[np.int32] = np.rint(x).astype(np.int32)
+    return symbols
 
 
 def largest_step(rule: Uniform) -> int:
