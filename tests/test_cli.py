@@ -277,6 +277,15 @@ def test_decompress_gives_ordinary_safetensors(run):
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
+def test_tensors_that_take_more_than_allowed_are_refused(run, place):
+    for command in ("decompress net.wf -o most.safetensors", "inspect net.wf"):
+        code, _, text = run(f"{command} --max-bytes 1kB")
+        assert code == 1 and "bytes, but at most 1,000 are allowed; raise max_bytes (--max-bytes)" in text
+        assert run(f"{command} --max-bytes 1MB")[0] == 0
+        assert run(f"{command} --max-bytes much")[0] == 2
+    assert (place / "most.safetensors").exists()
+
+
 def test_inspect_lists_the_tensors(run, place):
     code, out, _ = run("inspect net.wf --json i.json")
     assert code == 0 and "0.weight" in out and "all checksums are right" in out

@@ -23,6 +23,7 @@ from waterfill.importance import (
 )
 from waterfill.protocols import QuantizerTraits, traits_of
 from waterfill.quantize import Feedback, KMeans, Prune, Scalar, Threshold, Trellis, Vector
+from waterfill.quantize.level_table import LevelTable
 from waterfill.records import Layout
 
 MATRICES = (Layout((12, 10)), Layout((6, 4, 3, 3)), Layout((8, 5), transposed=True))
@@ -40,6 +41,7 @@ SUBJECTS = {
     "feedback of 4 states without a filter": conformance.Subject(Feedback(states=4, regulariser=0.0), MATRICES[1:2]),
     "feedback of free levels": conformance.Subject(Feedback(states=1), MATRICES),
     "threshold": conformance.Subject(Threshold(), MATRICES),
+    "table of levels": conformance.Subject(LevelTable(), MATRICES),
     "vector": conformance.Subject(Vector(), VECTORS),
     "coarse vector": conformance.Subject(Vector(fineness=1.0), VECTORS),
 }

@@ -1,8 +1,24 @@
 """Every error that waterfill raises on purpose."""
 
+from __future__ import annotations
+
+LONGEST = 500
+"""Characters of a text, at most: what it quotes may be as long as a file wants."""
+
 
 class WaterfillError(Exception):
-    """Root of all errors of this library; its text is one clear line for the user."""
+    """Root of all errors of this library; its text is one clear line for the user, of at most 500 characters."""
+
+    def __init__(self, *args: object) -> None:
+        """Cut out the middle of texts that are too long: they begin with the place and end with what to do."""
+        super().__init__(*(_shortened(each) if isinstance(each, str) else each for each in args))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    left = (LONGEST - len(" ... ")) // 2
+    return f"{text[:left]} ... {text[-left:]}"
 
 
 class FormatError(WaterfillError):

@@ -24,35 +24,40 @@ from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVarianc
 T = TypeVar("T")
 
 
-def open(path: str | Path, *, threads: int | None = None) -> WaterfillFile:
+def open(path: str | Path, *, threads: int | None = None, max_bytes: int | None = None) -> WaterfillFile:
     """Open a file without decoding it; see `WaterfillFile`.
 
     Raises:
-        FormatError: the file cannot be read, is damaged, or is no waterfill file.
+        FormatError: the file cannot be read, is damaged, is no waterfill file, or its tensors take too many bytes.
     """
-    return WaterfillFile(path, threads=threads)
+    return WaterfillFile(path, threads=threads, max_bytes=max_bytes)
 
 
-def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, torch.Tensor]:
+def decompress(
+    path: str | Path, *, threads: int | None = None, max_bytes: int | None = None
+) -> dict[str, torch.Tensor]:
     """All tensors of a file by name, in the order of the state dict; tied ones are one tensor.
 
     The whole file is checked before anything is decoded.
 
     Raises:
-        FormatError: the file cannot be read, is damaged, or is no waterfill file.
+        FormatError: the file cannot be read, is damaged, is no waterfill file, or its tensors take too many bytes.
     """
-    with WaterfillFile(path, threads=threads) as file:
+    with WaterfillFile(path, threads=threads, max_bytes=max_bytes) as file:
         file.fetch()
         return dict(file.tensors())
 
 
-def load(path: str | Path, into: torch.nn.Module, *, threads: int | None = None) -> torch.nn.Module:
+def load(
+    path: str | Path, into: torch.nn.Module, *, threads: int | None = None, max_bytes: int | None = None
+) -> torch.nn.Module:
     """Fill a model with the tensors of a file, in place; names and shapes must be the same.
 
     Args:
         path: the file.
         into: the model. Nothing in it is changed when anything is wrong.
         threads: how many threads decode.
+        max_bytes: most bytes that the tensors may take when decoded.
 
     Returns:
         The model.
@@ -61,7 +66,7 @@ def load(path: str | Path, into: torch.nn.Module, *, threads: int | None = None)
         FormatError: the file cannot be read, is damaged, or is no waterfill file.
         WaterfillError: names or shapes differ.
     """
-    fill(into, decompress(path, threads=threads))
+    fill(into, decompress(path, threads=threads, max_bytes=max_bytes))
     return into
 
 
@@ -77,7 +82,12 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     """
 
     def __init__(
-        self, source: str | Path | bytes | memoryview, *, threads: int | None = None, label: str | None = None
+        self,
+        source: str | Path | bytes | memoryview,
+        *,
+        threads: int | None = None,
+        label: str | None = None,
+        max_bytes: int | None = None,
     ) -> None:
         """Open a file.
 
@@ -85,11 +95,12 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
             source: a path, or the bytes of a file.
             threads: how many threads decode; by default as many as there are processors.
             label: what error messages call it, if not by its path.
+            max_bytes: most bytes that its tensors may take when decoded; by default any number.
 
         Raises:
-            FormatError: the file cannot be read, is damaged, or is no waterfill file.
+            FormatError: the file cannot be read, is damaged, is no waterfill file, or its tensors take too many bytes.
         """
-        self.container = Container(Path(source) if isinstance(source, str) else source, label)
+        self.container = Container(Path(source) if isinstance(source, str) else source, label, max_bytes)
         self._threads = threads or os.cpu_count() or 1
         self._entries = {entry.name: entry for entry in self.container.entries}
 

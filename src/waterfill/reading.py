@@ -16,28 +16,39 @@ from waterfill.models.torch_module import fill
 
 
 @in_ordinary_surroundings
-def open(path: str | Path, *, threads: int | None = None) -> WaterfillFile | Bundle:
+def open(path: str | Path, *, threads: int | None = None, max_bytes: int | None = None) -> WaterfillFile | Bundle:
     """Open a file or a compressed directory without decoding it: a mapping from names to tensors.
 
+    Args:
+        path: the file or the directory.
+        threads: how many threads decode.
+        max_bytes: most bytes that the tensors may take when decoded; by default any number.
+
     Raises:
-        FormatError: it cannot be read, is damaged, or is nothing that waterfill wrote.
+        FormatError: it cannot be read, is damaged, is nothing that waterfill wrote, or takes too many bytes.
     """
-    return Bundle(path, threads=threads) if Path(path).is_dir() else WaterfillFile(path, threads=threads)
+    kind = Bundle if Path(path).is_dir() else WaterfillFile
+    return kind(path, threads=threads, max_bytes=max_bytes)
 
 
 @in_ordinary_surroundings
-def decompress(path: str | Path, *, threads: int | None = None) -> dict[str, Tensor]:
+def decompress(path: str | Path, *, threads: int | None = None, max_bytes: int | None = None) -> dict[str, Tensor]:
     """All tensors of a file or of a compressed directory by name; tied ones are one tensor.
 
     Everything is checked before anything is decoded. `waterfill.bundle.write_plain` writes a directory without holding
     all of it.
 
+    Args:
+        path: the file or the directory.
+        threads: how many threads decode.
+        max_bytes: most bytes that the tensors may take when decoded; by default any number.
+
     Raises:
-        FormatError: it cannot be read, is damaged, or is nothing that waterfill wrote.
+        FormatError: it cannot be read, is damaged, is nothing that waterfill wrote, or takes too many bytes.
     """
     if not Path(path).is_dir():
-        return files.decompress(path, threads=threads)
-    with Bundle(path, threads=threads) as bundle:
+        return files.decompress(path, threads=threads, max_bytes=max_bytes)
+    with Bundle(path, threads=threads, max_bytes=max_bytes) as bundle:
         bundle.fetch()
         return dict(bundle.tensors())
 
@@ -52,6 +63,7 @@ def load(
     device: str | torch.device | None = None,
     resident: bool = False,
     cache_bytes: int | None = None,
+    max_bytes: int | None = None,
 ) -> nn.Module:
     """Fill a model with the tensors of a file, or make the model of a compressed directory.
 
@@ -65,6 +77,7 @@ def load(
         resident: leave the blocks of the new model compressed in memory: each is decoded when it runs; see
             `waterfill.resident`.
         cache_bytes: how many bytes of their decoded weights may stay; by default two of the largest block.
+        max_bytes: most bytes that the tensors may take when decoded; by default any number.
 
     Returns:
         The model, in evaluation mode where it is new.
@@ -82,10 +95,13 @@ def load(
     if not Path(path).is_dir():
         if into is None:
             raise UsageError(f"{path} is a file, which does not say what its model is; give the model: into=model.")
-        return files.load(path, into, threads=threads)
+        return files.load(path, into, threads=threads, max_bytes=max_bytes)
     if into is not None:
-        _fill(into, Path(path), threads)
+        with Bundle(path, threads=threads, max_bytes=max_bytes) as bundle:
+            _fill(into, bundle)
         return into
+    if max_bytes is not None:
+        Bundle(path, max_bytes=max_bytes).close()
     from waterfill.integrations.loading import from_directory
     from waterfill.integrations.options import Options
 
@@ -93,13 +109,12 @@ def load(
     return from_directory(Path(path), dtype, Options(resident, cache_bytes, place, threads))
 
 
-def _fill(model: nn.Module, directory: Path, threads: int | None) -> None:
+def _fill(model: nn.Module, bundle: Bundle) -> None:
     """Fill a model from a directory; where names are not those of the checkpoint, transformers converts them."""
-    with Bundle(directory, threads=threads) as bundle:
-        bundle.fetch()
-        if set(bundle) != set(model.state_dict()) and hasattr(type(model), "from_pretrained"):
-            from waterfill.integrations.loading import like
+    bundle.fetch()
+    if set(bundle) != set(model.state_dict()) and hasattr(type(model), "from_pretrained"):
+        from waterfill.integrations.loading import like
 
-            fill(model, like(model, directory).state_dict())
-        else:
-            fill(model, dict(bundle.tensors()))
+        fill(model, like(model, bundle.directory).state_dict())
+    else:
+        fill(model, dict(bundle.tensors()))

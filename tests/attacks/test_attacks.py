@@ -220,7 +220,7 @@ def empty_file(shape, scales, how=("q", None)):
     [([0, 2**42, 2**42], ("q", None)), ([0, 2**42, 2], ("x", "")), ([0, 4], ("t", 2**62)), ([0] * 65, ("q", None))],
 )
 def test_tensors_without_values_that_no_array_can_be_are_refused(shape, how):
-    with pytest.raises(FormatError, match="impossible"):
+    with pytest.raises(FormatError, match=r"impossible|of length <= 64"):
         read(empty_file(shape, False, how))
 
 
@@ -694,6 +694,70 @@ def assert_refused_in_little_memory(path):
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith(f"refused: {path}: "), done.stderr[-2000:]
+
+
+def test_chunks_without_bytes_are_refused():
+    directory = directory_of(GOOD)
+    kinds = [chunk[0] for chunk in directory["chunks"]]
+    for kind in "acsx":
+        at = kinds.index(kind)
+        chunks = [*directory["chunks"][:at], [kind, 0, 0, 0], *directory["chunks"][at:]]
+        with pytest.raises(FormatError, match=f"a chunk of kind '{kind}' cannot hold 0 units in 0 bytes"):
+            read(with_directory({**directory, "chunks": chunks}))
+
+
+MANY = {
+    "chunks": lambda: b'{"entries":[],"tensors":[],"chunks":[' + b",".join([b'["s",0,0,0]'] * 4_500_000) + b"]}",
+    "axes": lambda: b'{"entries":[["w","float32",[' + b",".join([b"0"] * 33_000_000) + b']]],"tensors":[],"chunks":[]}',
+    "a long name": lambda: b'{"entries":[["' + b"n" * 66_000_000 + b'","x",[]]],"tensors":[],"chunks":[]}',
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_small_files_of_large_directories_are_refused_before_they_are_unpacked(name, monkeypatch):
+    data = with_directory(MANY[name](), GOOD[: HEADER + PACKED])
+    assert len(data) < 20_000
+    monkeypatch.setattr(container.listing, "unpack", None)
+    with pytest.raises(FormatError, match="too large for the") as error:
+        read(data)
+    assert len(str(error.value)) < 200
+
+
+def test_texts_of_long_names_are_short():
+    directory = {"entries": [["n" * 300_000, "no type", []]], "tensors": [], "chunks": []}
+    with pytest.raises(FormatError, match=r"^the data: tensor 'nnn") as error:
+        read(with_directory(directory))
+    assert len(str(error.value)) <= 500
+
+
+def test_bytes_behind_a_frame_are_refused():
+    directory, extra = directory_of(GOOD), b"more"
+    at = HEADER + PACKED
+    with pytest.raises(FormatError, match=r"the data: a frame ends after \d+ of its"):
+        packed = GOOD[HEADER:at] + extra
+        head = struct.pack("<8sHHII", container.MAGIC, 1, 0, len(packed), struct.unpack_from("<I", GOOD, 16)[0])
+        read(head + struct.pack("<I", zlib.crc32(head + packed)) + packed + GOOD[at:])
+    chunk = directory["chunks"][-1]
+    assert chunk[0] == "x"
+    frame = GOOD[len(GOOD) - chunk[1] :] + extra
+    chunk[1:3] = len(frame), zlib.crc32(frame)
+    with pytest.raises(FormatError, match=r"the data: chunk \d+: a frame ends after"):
+        read(with_directory(directory, GOOD + extra))
+
+
+@pytest.mark.parametrize("how", [("c", 10**400), ("c", -(10**400)), ("v", 10**400), ("t", 10**400)])
+def test_numbers_that_no_float_holds_are_refused(how):
+    directory = {"entries": [["w", "float32", [2], *how]], "tensors": [], "chunks": []}
+    with pytest.raises(FormatError, match=r"impossible origin"):
+        read(with_directory(directory))
+
+
+def test_most_bytes_are_checked_before_anything_is_decoded(monkeypatch):
+    size = WaterfillFile(GOOD).original_bytes
+    assert WaterfillFile(GOOD, max_bytes=size).original_bytes == size
+    monkeypatch.setattr(container.Container, "_read_rules", None)
+    with pytest.raises(FormatError, match=f"the data: its tensors take {size:,} bytes, but at most {size - 1:,} are"):
+        WaterfillFile(GOOD, max_bytes=size - 1)
 
 
 def test_other_kinds_of_files_are_named(tmp_path):

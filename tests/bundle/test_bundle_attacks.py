@@ -7,8 +7,11 @@ import shutil
 import pytest
 import torch
 
+import waterfill
 from directories import compressed, original, payload
 from waterfill.bundle import Bundle, BundleWriter
+from waterfill.bundle.checkpoint import natural
+from waterfill.bundle.parts import part_of
 from waterfill.bundle.shards import header
 from waterfill.errors import FormatError, WaterfillError
 
@@ -124,6 +127,77 @@ def test_a_configuration_that_contradicts_the_shards_is_refused(bad, change, wor
     edit(bad, change)
     with pytest.raises(FormatError, match=words):
         Bundle(bad)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q: q["groups"][1].update(bytes=10**400),
+        lambda q: q["groups"][1].update(bytes=-1),
+        lambda q: q["groups"][1].update(name="\ud800"),
+        lambda q: q["tied"].update({"\udfff": "embed"}),
+        lambda q: q.update(format=10**400),
+        lambda q: q.update(producer=[]),
+    ],
+)
+def test_values_of_a_configuration_that_cannot_be_are_refused(bad, change):
+    edit(bad, change)
+    with pytest.raises(FormatError, match=r"config\.json|waterfill_1|group"):
+        Bundle(bad)
+
+
+@pytest.mark.parametrize("text", ['{"a": ' + "1" * 5000 + "}", '{"a": "\\uD800"}', "[" * 100_000, '{"a": "\xff"}'])
+def test_texts_that_are_no_json_of_a_configuration_are_refused(bad, text):
+    (bad / "config.json").write_text(text, "latin-1")
+    with pytest.raises(FormatError, match=r"config\.json is no JSON") as error:
+        Bundle(bad)
+    assert len(str(error.value)) <= 500
+
+
+def test_a_configuration_may_have_any_characters(bad):
+    config = json.loads((bad / "config.json").read_bytes())
+    for ensure_ascii in (True, False):
+        (bad / "config.json").write_text(json.dumps({**config, "a": "\U0001f600 \\ud800"}, ensure_ascii=ensure_ascii))
+        assert len(Bundle(bad)) == 3
+
+
+@pytest.mark.parametrize(
+    "shard", ["s" * 300 + ".safetensors", "\u00e9" * 140 + ".safetensors", "a\0.safetensors", "", 3]
+)
+def test_shards_of_names_that_no_file_has_are_refused(bad, shard):
+    path = bad / "waterfill.safetensors.index.json"
+    index = json.loads(path.read_bytes())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], shard)
+    path.write_text(json.dumps(index))
+    with pytest.raises(FormatError) as error:
+        Bundle(bad)
+    assert len(str(error.value)) <= 500
+
+
+@pytest.mark.parametrize("shape", [[0, 10**30], [0, 2**62, 2], [0] * 5 + [10**400], [2**63]])
+def test_shapes_that_no_tensor_has_are_refused(tmp_path, shape):
+    line = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    text = json.dumps(line).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(FormatError, match="damaged"):
+        header(tmp_path / "model.safetensors")
+
+
+def test_names_of_long_numbers_are_names():
+    names = ["w[" + "1" * 5000 + "]", "layers." + "9" * 5000 + ".w", "a\u00b2"]
+    assert all(part_of(name) is None for name in names)
+    assert sorted(names, key=natural) == ["a\u00b2", names[1], names[0]]
+    assert sorted(["b10", "b9", "b010", "b1"], key=natural) == ["b1", "b9", "b10", "b010"]
+
+
+def test_most_bytes_are_of_all_groups(good):
+    size = sum(tensor.nbytes for tensor in everything(good).values())
+    assert len(waterfill.decompress(good, max_bytes=size)) == 3
+    for use in (waterfill.open, waterfill.decompress, waterfill.load):
+        with pytest.raises(FormatError, match=f"take {size:,} bytes, but at most {size - 1:,} are allowed"):
+            use(good, max_bytes=size - 1)
+    with pytest.raises(FormatError, match=r"group 'rest': its tensors take"):
+        waterfill.open(good, max_bytes=10)
 
 
 def test_a_group_that_is_missing_in_its_shard_is_found(good, bad):

@@ -85,6 +85,26 @@ def test_norms_without_momentum_or_affine_parameters_are_folded():
     assert len(folded_norms(nn.Sequential(nn.BatchNorm1d(3, momentum=None), nn.BatchNorm2d(3, affine=False)))) == 2
 
 
+@pytest.mark.parametrize(
+    ("affine", "changes"),
+    [
+        (True, {"weight": 1e30}),
+        (True, {"running_mean": 1e30}),
+        (True, {"running_var": 1e-60, "eps": 0.0}),
+        (False, {"running_var": 1e300}),
+        (False, {"running_mean": -1e300, "running_var": 1e290}),
+        (False, {"running_mean": 1e28}),
+    ],
+)
+def test_norms_of_values_that_no_step_reaches_are_not_folded(affine, changes):
+    norm = nn.BatchNorm1d(3, affine=affine, eps=changes.get("eps", 1e-5), dtype=torch.float64)
+    assert len(folded_norms(nn.Sequential(norm))) == 1
+    with torch.no_grad():
+        for name in changes.keys() - {"eps"}:
+            getattr(norm, name)[1] = changes[name]
+    assert not folded_norms(nn.Sequential(norm))
+
+
 def test_looking_at_a_norm_changes_neither_it_nor_the_random_numbers():
     norm = Centred(3)
     state, generator = {n: t.clone() for n, t in norm.state_dict().items()}, torch.get_rng_state()

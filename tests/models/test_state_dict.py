@@ -13,7 +13,14 @@ from hypothesis.extra import numpy as hnp
 
 from waterfill.errors import FormatError, WaterfillError
 from waterfill.models import assemble, assemble_one, load_tensors, read, save_tensors
+from waterfill.models.state_dict import origin_of
 from waterfill.records import Coded, Constant, Entry, Exact, Layout, NormMean, NormVariance, Tied
+
+
+def in_range(tensor):
+    largest = float(tensor.double().abs().max())
+    return largest <= 2.0**92 and (tensor.dtype != torch.float64 or largest == 0 or largest >= 2.0**-126)
+
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -52,8 +59,29 @@ def test_a_file_comes_back(tmp_path_factory, tensors):
         assert (entry.shape, entry.dtype) == (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         assert state[entry.name].dtype == tensor.dtype
         assert torch.equal(state[entry.name].double(), tensor.double())
-        is_coded = tensor.dtype in DTYPES and tensor.numel() > 0
+        is_coded = tensor.dtype in DTYPES and tensor.numel() > 0 and in_range(tensor)
         assert isinstance(entry.origin, Coded if is_coded else Exact)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "reason"),
+    [
+        ([1.0, 4.9e27], torch.float32, None),
+        ([1.0, -5e27], torch.float32, "values up to 5e+27, beyond what steps reach"),
+        ([1.0, 3e38], torch.bfloat16, "values up to 3e+38, beyond what steps reach"),
+        ([0.0, 1e-45], torch.float32, None),
+        ([65504.0], torch.float16, None),
+        ([1.0, 1e-300], torch.float64, None),
+        ([0.0, -1e-39], torch.float64, "values up to 1e-39, below the range of float32"),
+        ([5e-324], torch.float64, "values up to 4.9e-324, below the range of float32"),
+        ([1e308, 0.0], torch.float64, "values up to 1e+308, beyond what steps reach"),
+        ([0.0], torch.float64, None),
+    ],
+)
+def test_values_that_no_step_reaches_are_stored_without_loss(values, dtype, reason):
+    layout = Layout((len(values),))
+    found = origin_of("t", torch.tensor(values, dtype=dtype), layout)
+    assert found == (Coded(layout) if reason is None else Exact(reason))
 
 
 def test_a_file_is_never_folded_or_tied(tmp_path):

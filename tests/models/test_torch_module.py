@@ -223,7 +223,7 @@ def test_what_is_stored_exactly_and_why():
         "bytes": "8-bit float tensor",
         "nothing": "no elements",
         "nothing_else": "no elements",
-        "huge": "values beyond the range of float32",
+        "huge": "values up to 1e+300, beyond what steps reach",
         "table": "a buffer, stored exactly; include='table' quantizes it",
     }
     assert list(found.weights) == ["wide"]

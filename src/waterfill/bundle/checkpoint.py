@@ -14,7 +14,7 @@ import torch
 from waterfill.bundle.parts import part_of
 from waterfill.bundle.shards import INDEX, TYPES, WHOLE, Place, places
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
-from waterfill.models.configuration import read_object
+from waterfill.models.configuration import architecture, read_object
 
 METHOD = "waterfill"
 """The `quant_method` of a compressed directory."""
@@ -92,9 +92,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return sum(place.size for place in self._places.values())
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts the numbers in names by value."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name)]
+    parts = re.split(r"0*([0-9]+)", name)
+    return [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -146,11 +147,11 @@ def _places(directory: Path) -> dict[str, Place]:
         return places(directory)
     convert = f'AutoModel.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")'
     if (directory / "pytorch_model.bin.index.json").is_file():
-        architectures = read_object(directory / "config.json").get("architectures") or ["AutoModel"]
+        named = architecture(read_object(directory / "config.json")) or "AutoModel"
         raise FormatError(
             f"Model directory {directory} has pickles (pytorch_model-*.bin) instead of safetensors, which can run any "
             "code when they are loaded. Convert it once, in Python with transformers imported: "
-            f"transformers.{convert.replace('AutoModel', str(architectures[0]))}"
+            f"transformers.{convert.replace('AutoModel', named)}"
         )
     if (directory / "pytorch_model.bin").is_file():
         raise FormatError(

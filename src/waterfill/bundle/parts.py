@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from waterfill.errors import FormatError
 from waterfill.records import Entry
 
-_PART = re.compile(r"(.+)\[([0-9]+)(?::([0-9]+))?\]", re.DOTALL)
+_PART = re.compile(r"(.+)\[([0-9]{1,18})(?::([0-9]{1,18}))?\]", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from waterfill.bundle.checkpoint import METHOD, quantization, read_config
 from waterfill.bundle.parts import Piece, Stored, stored
 from waterfill.bundle.shards import Mapped, Place, header, headers, indexed, places
 from waterfill.bundle.writer import FORMAT, STEM
+from waterfill.codec.directory import check_original_bytes
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
 from waterfill.records import Entry, count_floating
@@ -74,6 +75,7 @@ class Bundle(Mapping[str, torch.Tensor]):
         threads: int | None = None,
         config: Mapping[str, Any] | None = None,
         shards: Sequence[str | Path] | None = None,
+        max_bytes: int | None = None,
     ) -> None:
         """Open a directory.
 
@@ -82,10 +84,11 @@ class Bundle(Mapping[str, torch.Tensor]):
             threads: how many threads decode; by default as many as there are processors.
             config: what stands for its config.json, where that is known already.
             shards: what stands for the shards that its index names.
+            max_bytes: most bytes that all tensors may take when decoded; by default any number.
 
         Raises:
             WaterfillError: there is no such directory, or a file cannot be read.
-            FormatError: it is no compressed directory, or damaged.
+            FormatError: it is no compressed directory, damaged, or its tensors take too many bytes.
         """
         self.directory = Path(directory)
         self.config = read_config(self.directory) if config is None else config
@@ -93,7 +96,9 @@ class Bundle(Mapping[str, torch.Tensor]):
         self._mapped = Mapped()
         inside = self._shards() if shards is None else headers(Path(shard) for shard in shards)
         self._places = self._group_places(inside)
-        self._files = {name: self._opened(name, threads) for name in self._places}
+        self._files = {name: self._opened(name, threads, max_bytes) for name in self._places}
+        with _naming(str(self.directory)):
+            check_original_bytes(self.entries, max_bytes)
         self._stored = self._tensors()
         self._tied = dict(self._ties())
         self._groups = self._by_group()
@@ -286,8 +291,8 @@ class Bundle(Mapping[str, torch.Tensor]):
             found[line.name] = place
         return found
 
-    def _opened(self, group: str, threads: int | None) -> WaterfillFile:
-        return WaterfillFile(self.payload(group), threads=threads, label=self._label(group))
+    def _opened(self, group: str, threads: int | None, max_bytes: int | None) -> WaterfillFile:
+        return WaterfillFile(self.payload(group), threads=threads, label=self._label(group), max_bytes=max_bytes)
 
     def _tensors(self) -> dict[str, Stored]:
         every = ((group, entry) for group, file in self._files.items() for entry in file.entries)

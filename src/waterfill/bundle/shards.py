@@ -32,6 +32,11 @@ TYPES = {
 """The types of safetensors that PyTorch has, by their names in the file."""
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
+LONGEST_NAME = 255
+"""Bytes of the name of a file, at most."""
+LARGEST_SHAPE = 1 << 62
+"""Values of a tensor, at most, where axes of length 0 count as 1."""
+
 _LARGEST_HEADER = 100_000_000
 _LENGTH = struct.Struct("<Q")
 
@@ -111,7 +116,7 @@ def _index(path: Path) -> dict[str, str]:
     if not isinstance(named, dict) or not named or not all(isinstance(shard, str) for shard in named.values()):
         raise FormatError(f"{path} has no weight_map from tensors to shards. Download the model again.")
     for shard in set(named.values()):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+        if Path(shard).name != shard or not shard.endswith(".safetensors") or len(shard.encode()) > LONGEST_NAME:
             raise FormatError(f"{path} names {shard!r}; expected a .safetensors file in the same directory.")
     return named
 
@@ -157,6 +162,8 @@ def _place(path: Path, line: dict[str, Any], base: int) -> Place:
     shape = tuple(line["shape"])
     if not all(isinstance(each, int) and each >= 0 for each in (start, stop, *shape)):
         raise ValueError("negative")
+    if math.prod(max(1, each) for each in shape) > LARGEST_SHAPE:
+        raise ValueError("too large")
     return Place(path, shape, str(line["dtype"]), base + start, stop - start)
 
 

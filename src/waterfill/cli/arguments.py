@@ -35,13 +35,13 @@ IMPORTANCES = (
 )
 
 
-def as_size(text: str) -> int:
-    """Bytes of a size such as `100kB`, `1.5 MiB` or `5000`."""
+def as_size(text: str, option: str = "--size") -> int:
+    """Bytes of a size such as `100kB`, `1.5 MiB` or `5000`, for an option."""
     units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
     match = re.fullmatch(NUMBER + r"([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in units:
         raise UsageError(
-            f"--size {text!r} is no size; expected a number with B, kB, MB, GB, KiB, MiB or GiB, such as 100kB."
+            f"{option} {text!r} is no size; expected a number with B, kB, MB, GB, KiB, MiB or GiB, such as 100kB."
         )
     return int(float(match[1]) * units[match[2].lower()])
 

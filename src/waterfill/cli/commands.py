@@ -39,6 +39,7 @@ from waterfill.cli.options import (
     Include,
     Json,
     Length,
+    MaxBytes,
     Memory,
     MetricOption,
     ModelArgument,
@@ -52,6 +53,9 @@ from waterfill.cli.options import (
 )
 from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import CalibrationError, UsageError
+
+MOST = "16GB"
+"""What the tensors of a file may take, unless more is asked for."""
 
 app = typer.Typer(
     name="waterfill",
@@ -175,32 +179,34 @@ def _compress_model(
 
 
 @app.command()
-def decompress(file: FileArgument, out: Destination, force: Force = False) -> None:
+def decompress(file: FileArgument, out: Destination, force: Force = False, max_bytes: MaxBytes = MOST) -> None:
     """Decode a file to ordinary safetensors, or a compressed model directory to an ordinary one."""
     from waterfill.files import decompress as run
     from waterfill.models.state_dict import save_tensors
 
+    most = as_size(max_bytes, "--max-bytes")
     if file.is_dir():
-        decompress_directory(file, out, force=force)
+        decompress_directory(file, out, force=force, max_bytes=most)
         return
     check_outputs(out, None, force=force, inputs=(file,))
     check_suffix(out, ".safetensors")
-    tensors = run(file)
+    tensors = run(file, max_bytes=most)
     save_tensors(out, tensors, force=force)
     show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
 
 
 @app.command()
-def inspect(file: FileArgument, json_file: Json = None) -> None:
+def inspect(file: FileArgument, json_file: Json = None, max_bytes: MaxBytes = MOST) -> None:
     """Check a file or a compressed model directory and show what is in it."""
     from waterfill.files import WaterfillFile
     from waterfill.report.text import file_summary, file_table
 
     check_outputs(None, json_file, force=True, inputs=(file,))
+    most = as_size(max_bytes, "--max-bytes")
     if file.is_dir():
-        inspect_directory(file, json_file)
+        inspect_directory(file, json_file, most)
         return
-    with WaterfillFile(file) as opened:
+    with WaterfillFile(file, max_bytes=most) as opened:
         summary = file_summary(str(file), opened)
         opened.verify()  # what is not decoded for it
     write_json(json_file, json.dumps(summary, indent=1))
@@ -284,6 +290,7 @@ def evaluate(
     count: Count = 128,
     seed: Seed = 0,
     json_file: Json = None,
+    max_bytes: MaxBytes = MOST,
 ) -> None:
     """Measure a model, or a compressed file or directory against it."""
     from waterfill.cli.directories import compared, measured_batches, measured_model, size_of
@@ -297,7 +304,7 @@ def evaluate(
     check_outputs(None, json_file, force=True, inputs=(file, weights))
     network = measured_model(model, weights)
     batches = measured_batches(data, model, Sampling(length, count, seed))
-    compressed = None if file is None else compared(file, network)
+    compressed = None if file is None else compared(file, network, as_size(max_bytes, "--max-bytes"))
     kind = as_output(output)
     with progress_bar() as progress:
         if compressed is None:

@@ -102,21 +102,21 @@ def model_and_batches(model: str, weights: Path | None, data: str | None, sampli
     return as_model(model, weights), None if data is None else as_data(data)
 
 
-def decompress_directory(directory: Path, out: Path, *, force: bool) -> None:
+def decompress_directory(directory: Path, out: Path, *, force: bool, max_bytes: int) -> None:
     """Make a compressed model directory an ordinary one."""
     from waterfill.bundle import Bundle, write_plain
 
-    with Bundle(directory) as bundle:
+    with Bundle(directory, max_bytes=max_bytes) as bundle:
         size = write_plain(bundle, out, force=force)
         show(f"{out}: {len(bundle)} tensors, {size:,} bytes")
 
 
-def inspect_directory(directory: Path, json_file: Path | None) -> None:
+def inspect_directory(directory: Path, json_file: Path | None, max_bytes: int) -> None:
     """Check a compressed model directory and show what is in it."""
     from waterfill.bundle import Bundle
     from waterfill.report.directory import bundle_summary, bundle_table
 
-    with Bundle(directory) as bundle:
+    with Bundle(directory, max_bytes=max_bytes) as bundle:
         bundle.verify()
         summary = bundle_summary(str(directory), bundle)
     write_json(json_file, json.dumps(summary, indent=1))
@@ -212,15 +212,19 @@ def measured_batches(data: str, model: str, sampling: Sampling) -> Iterable[Any]
     return as_stream(data)
 
 
-def compared(file: Path, network: nn.Module) -> nn.Module:
+def compared(file: Path, network: nn.Module, max_bytes: int) -> nn.Module:
     """The model of a compressed directory or file, beside that of MODEL."""
+    from waterfill.bundle import Bundle
+    from waterfill.bundle.reader import is_bundle
     from waterfill.files import load
     from waterfill.models.embedder import Embedder
 
     if file.is_dir():
+        if is_bundle(file):
+            Bundle(file, max_bytes=max_bytes).close()
         return read_model(file)
     copy = deepcopy(network)
-    load(file, into=copy.model if isinstance(copy, Embedder) else copy)
+    load(file, into=copy.model if isinstance(copy, Embedder) else copy, max_bytes=max_bytes)
     return copy
 
 

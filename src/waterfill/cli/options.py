@@ -79,4 +79,8 @@ TuneOption = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is sampled.")]
 Destination = Annotated[Path, typer.Option("-o", "--out", help="File to write, or directory for a directory.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
+MaxBytes = Annotated[
+    str,
+    typer.Option("--max-bytes", help="Most bytes that the tensors of FILE may take, such as 100GB; more is refused."),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]

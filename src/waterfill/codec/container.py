@@ -18,6 +18,7 @@ import zstandard
 from waterfill.codec import adaptive, rans, symbols
 from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
+from waterfill.codec.frames import decompressed
 from waterfill.codec.lines import AdaptiveLine, ChunkLine, Directory, OwnLine, TensorLine
 from waterfill.codec.order import elements
 from waterfill.codec.pieces import AnyModel
@@ -255,15 +256,18 @@ class Container:
         limit: how small the file could be; None when it does not say.
     """
 
-    def __init__(self, source: Path | bytes | memoryview, name: str | None = None) -> None:
+    def __init__(
+        self, source: Path | bytes | memoryview, name: str | None = None, max_bytes: int | None = None
+    ) -> None:
         """Open a file or its bytes.
 
         Args:
             source: a path, or the bytes of a file.
             name: what error messages call it, if not by its path.
+            max_bytes: most bytes that its tensors may take when decoded; None for any number.
 
         Raises:
-            FormatError: it is not a waterfill file, or a damaged one.
+            FormatError: it is not a waterfill file, a damaged one, or its tensors take more than that.
         """
         inside = isinstance(source, bytes | memoryview)
         self.name = name or ("the data" if inside else str(source))
@@ -275,6 +279,7 @@ class Container:
             self.size = os.fstat(self._descriptor).st_size if self._bytes is None else len(self._bytes)
             self._directory, at = self._read_directory()
             self.entries = listing.entries_of(self._directory)
+            listing.check_original_bytes(self.entries, max_bytes)
             self.layouts = listing.coded_layouts(self.entries)
             self.producer = self._directory.producer
             self.limit = listing.limit_of(self._directory, self.entries)
@@ -313,8 +318,10 @@ class Container:
         _, version, reserved, packed_size, size, crc = HEADER.unpack(head)
         if version != VERSION or reserved:
             raise FormatError(f"format version {version} is unknown; this release reads version {VERSION}: upgrade it")
-        if packed_size > self.size - HEADER.size or size > listing.MAX_DIRECTORY_BYTES:
+        if packed_size > self.size - HEADER.size:
             raise FormatError(f"the file is cut: {self.size} bytes cannot hold a directory of {packed_size}")
+        if size > min(listing.MAX_DIRECTORY_BYTES, listing.DIRECTORY_BYTES + listing.MAX_EXPANSION * packed_size):
+            raise FormatError(f"a directory of {size} bytes is too large for the {packed_size} that it is packed in")
         packed = bytes(self._read(HEADER.size, packed_size))
         if zlib.crc32(head[:-4] + packed) != crc:
             raise FormatError("the checksum of the directory is wrong: the file is damaged")
@@ -502,11 +509,11 @@ class Container:
         """
         data, count = self.chunk(index), self._directory.chunks[index].count
         try:
-            if zstandard.frame_content_size(data) != count:
-                raise FormatError(f"{self.name}: chunk {index} has not the {count} bytes that the directory says")
-            raw = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(data, max_output_size=count)
-        except zstandard.ZstdError as error:
-            raise FormatError(f"{self.name}: chunk {index} cannot be decompressed ({error})") from error
+            raw = decompressed(data, count + 1)
+        except FormatError as error:
+            raise FormatError(f"{self.name}: chunk {index}: {error}") from error
+        if len(raw) != count or zstandard.frame_content_size(data) != count:
+            raise FormatError(f"{self.name}: chunk {index} has not the {count} bytes that the directory says")
         return raw
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -15,6 +16,7 @@ import numpy as np
 import zstandard
 
 from waterfill.codec import own, scales
+from waterfill.codec.frames import decompressed
 from waterfill.codec.lines import (
     MAX_AXES,
     MAX_MEASURE,
@@ -66,6 +68,10 @@ DTYPE_BYTES = {
 }  # fmt: skip
 CODED_DTYPES = ("float64", "float32", "float16", "bfloat16")
 MAX_DIRECTORY_BYTES = 1 << 26
+LARGEST_NUMBER = sys.float_info.max
+DIRECTORY_BYTES, MAX_EXPANSION = 1 << 20, 1000
+"""A directory of more than a megabyte has at most so many bytes for each packed one: real ones have up to 50."""
+
 MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 
@@ -101,12 +107,7 @@ def unpack(data: bytes, size: int) -> Directory:
     Raises:
         FormatError: anything is wrong.
     """
-    try:
-        decompressor = zstandard.ZstdDecompressor(dict_data=phrases(), max_window_size=1 << 27)
-        with decompressor.stream_reader(data) as reader:
-            text = reader.read(size + 1)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"the directory cannot be decompressed ({error})") from error
+    text = decompressed(data, size + 1, phrases())
     if len(text) != size:
         raise FormatError(f"the directory has not the {size} bytes that the header says")
     try:
@@ -179,9 +180,9 @@ def _origin(line: EntryLine, seen: dict[str, Entry]) -> Origin:
             origin = Exact(argument)
         case "=" if isinstance(argument, str) and _is_original(seen.get(argument), line):
             origin = Tied(argument)
-        case "c" if isinstance(argument, int | float):
+        case "c" if isinstance(argument, int | float) and abs(argument) <= LARGEST_NUMBER:
             origin = Constant(float(argument))
-        case "v" if isinstance(argument, int | float) and argument >= 0 and len(line.shape) == 1:
+        case "v" if isinstance(argument, int | float) and 0 <= argument <= LARGEST_NUMBER and len(line.shape) == 1:
             origin = NormVariance(Layout(line.shape), float(argument))
         case "m" if isinstance(argument, str) and len(line.shape) == 1:
             origin = NormMean(Layout(line.shape), argument)
@@ -222,6 +223,20 @@ def original_bytes(entries: tuple[Entry, ...]) -> int:
     """Bytes of all tensors of a state dict, tied ones once."""
     own = [entry for entry in entries if not isinstance(entry.origin, Tied)]
     return sum(math.prod(entry.shape) * DTYPE_BYTES[entry.dtype] for entry in own)
+
+
+def check_original_bytes(entries: tuple[Entry, ...], most: int | None) -> None:
+    """Check how many bytes tensors take when decoded, before anything is decoded.
+
+    Raises:
+        FormatError: more than allowed.
+    """
+    size = original_bytes(entries)
+    if most is not None and size > most:
+        raise FormatError(
+            f"its tensors take {size:,} bytes, but at most {most:,} are allowed; raise max_bytes (--max-bytes) if the "
+            "file is to be trusted"
+        )
 
 
 # Tensors
@@ -437,7 +452,9 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
 
 
 def _can_hold(chunk: ChunkLine) -> bool:
-    """Whether a chunk of that length may decode to that many units."""
+    """Whether a chunk of that length may decode to that many units; no chunk is empty."""
+    if not chunk.size:
+        return False
     if chunk.kind == "c":
         return chunk.size == 4 * chunk.count
     return chunk.count <= chunk.size * MAX_UNITS_PER_BYTE[chunk.kind]

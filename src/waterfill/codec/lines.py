@@ -55,7 +55,7 @@ class EntryLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True
 
     name: str
     dtype: str
-    shape: tuple[Dimension, ...]
+    shape: Annotated[tuple[Dimension, ...], Meta(max_length=MAX_AXES)]
     how: str = "q"
     argument: int | float | str | None = None
 

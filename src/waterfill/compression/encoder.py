@@ -15,8 +15,9 @@ from torch import Tensor
 
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.processes import ALONE, Processes
-from waterfill.protocols import Progress, QuadraticForm, Quantizer
+from waterfill.protocols import Progress, QuadraticForm, Quantizer, traits_of
 from waterfill.quantize import Vector
+from waterfill.quantize.level_table import LevelTable, needs_table
 from waterfill.quantize.prepared import Prepared, draft_of
 from waterfill.reconstruct import errors, reconstruct
 from waterfill.records import Entry, Floats, Layout, Quantized, Weight
@@ -86,7 +87,7 @@ class Encoder:
             weight: what to aim at.
             importance: what its errors cost; None where that is not known.
         """
-        quantizer = Vector(self.zero_cost) if weight.is_vector else self.quantizer
+        quantizer = self._quantizer_of(weight)
         if importance is None:
             return Job(weight, quantizer, None, None)
         form = self.made.get(importance)
@@ -95,6 +96,13 @@ class Encoder:
             if form is not importance:  # which would keep itself in memory
                 self.made[importance] = form
         return Job(weight, quantizer, form, importance)
+
+    def _quantizer_of(self, weight: Weight) -> Quantizer:
+        if weight.is_vector:
+            return Vector(self.zero_cost)
+        if traits_of(self.quantizer).fixed or not needs_table(weight.matrix):
+            return self.quantizer
+        return LevelTable()
 
     def _form(self, weight: Weight, importance: QuadraticForm) -> QuadraticForm:
         """The form under which a tensor is quantized: to the power, and at its own level."""

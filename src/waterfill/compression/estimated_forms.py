@@ -11,6 +11,7 @@ import waterfill.importance as importances
 from waterfill.compression.settings import Settings
 from waterfill.distortion import Distortion
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.importance.data_free import LARGEST
 from waterfill.importance.forms import DiagonalForm
 from waterfill.protocols import DataFree, Estimator, ModuleDriven, QuadraticForm, Quartic
 from waterfill.records import Floats, Inventory, Weight
@@ -59,7 +60,7 @@ def checked_forms(estimator: Estimator, found: Mapping[str, QuadraticForm]) -> d
     """Check the forms of an estimator, and give them as more positions would show them.
 
     Raises:
-        CalibrationError: a coefficient is not finite, or negative.
+        CalibrationError: a coefficient is not finite, too large, or negative.
         UsageError: they are in several units.
     """
     forms = {name: importances.completed(form) for name, form in found.items()}
@@ -90,12 +91,17 @@ def _check(values: Floats, what: str) -> None:
     """Check the coefficients of a form.
 
     Raises:
-        CalibrationError: some are not finite, or negative.
+        CalibrationError: some are not finite, so large that products with weights are not, or negative.
     """
     if not np.isfinite(values).all():
         raise CalibrationError(
             f"{what} is NaN or infinite on the data; expected finite gradients. Check the range of the data and of the "
             "weights, or use weight_scale()."
+        )
+    if float(values.max(initial=0.0)) > LARGEST:
+        raise CalibrationError(
+            f"{what} is {float(values.max()):.2g} on the data; expected at most {LARGEST:g}, for products with weights "
+            "are then finite. Check the range of the data and of the weights, or use weight_scale()."
         )
     negative = int((values < 0).sum())
     if negative:

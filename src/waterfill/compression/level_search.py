@@ -29,6 +29,7 @@ from waterfill.compression.shortfall import (
 from waterfill.compression.target import Target
 from waterfill.errors import TargetError
 from waterfill.evaluation import outputs_of
+from waterfill.records import Exact, Inventory
 
 WITHIN = 0.005
 """A file is within this fraction below its target."""
@@ -279,7 +280,7 @@ class _Files:
                 attempt, limit, first, slope=-1.0, within=WITHIN, precision=SIZE_PRECISION, span=self._span
             ).made
         except TargetError as error:
-            raise _below_floor(limit, error.args[0], self.walk.inventory.floating_values) from error
+            raise _below_floor(limit, error.args[0], self.walk.inventory) from error
         self._finer = min((each.size_bytes for each in finer), default=None)
         for each in sorted(finer, key=lambda each: each.size_bytes):
             found = mixed(found, each, limit) if found.size_bytes < limit * (1 - WITHIN) else found
@@ -323,11 +324,14 @@ def _log2_forecast(walk: InMemoryWalk, water_level: float) -> float:
     return math.log2(max(walk.forecast.forecast(water_level), 1e-12))
 
 
-def _below_floor(limit: float, floor: float, values: int) -> TargetError:
-    values = max(1, values)
+def _below_floor(limit: float, floor: float, inventory: Inventory) -> TargetError:
+    values = max(1, inventory.floating_values)
+    reasons = {entry.name: entry.origin.reason for entry in inventory.entries if isinstance(entry.origin, Exact)}
+    largest = max(reasons, key=lambda name: inventory.exact[name].nbytes, default="")
+    kept = f" or stored without loss, such as {largest!r} ({reasons[largest]})" if reasons else ""
     return TargetError(
         f"Target of {limit:.0f} bytes ({8 * limit / values:.3g} bit/value) is below the floor of {floor:.0f} bytes "
-        f"({8 * floor / values:.3g} bit/value), where every matrix is zero; ask for more, "
+        f"({8 * floor / values:.3g} bit/value), where every matrix is zero{kept}; ask for more, "
         f"from size_bytes={math.ceil(floor)}."
     )
 

@@ -88,7 +88,7 @@ def shorter_symbols(entry: Entry, tensor: Tensor) -> Quantized | None:
         tensor: its values, on the CPU.
     """
     assert isinstance(entry.origin, Exact)
-    if tensor.dtype not in CODED_DTYPES or tensor.numel() < FEWEST_VALUES or not bool(tensor.isfinite().all()):
+    if tensor.dtype not in CODED_DTYPES or tensor.numel() < FEWEST_VALUES or not bool(tensor.float().isfinite().all()):
         return None
     layout = Layout(entry.shape)
     matrix = layout.to_matrix(tensor.to(torch.float32).numpy())

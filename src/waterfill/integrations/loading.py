@@ -14,6 +14,7 @@ from waterfill.bundle.reader import is_bundle
 from waterfill.errors import FormatError, UnsupportedModelError
 from waterfill.integrations.hook import register
 from waterfill.integrations.options import Options, options
+from waterfill.models.configuration import architecture
 
 
 def from_directory(directory: Path, dtype: torch.dtype | None, chosen: Options) -> nn.Module:
@@ -48,11 +49,11 @@ def _class(directory: Path) -> Any:
             "'waterfill[transformers]'. Without it, waterfill.decompress() gives the tensors."
         ) from error
     transformers = importlib.import_module("transformers")
-    architectures = read_config(directory).get("architectures") or ["AutoModel"]
-    found = getattr(transformers, str(architectures[0]), None)
+    named = architecture(read_config(directory)) or "AutoModel"
+    found = getattr(transformers, named, None)
     if found is None:
         raise UnsupportedModelError(
-            f"{directory}: transformers {transformers.__version__} has no class {architectures[0]!r}, and code of the "
+            f"{directory}: transformers {transformers.__version__} has no class {named!r}, and code of the "
             "model itself is not run. Upgrade transformers, or give the model: load(path, into=model)."
         )
     return found

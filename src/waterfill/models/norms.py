@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from waterfill.models.cloning import clone
 from waterfill.models.module_state import checked_state, first_names, joined
 from waterfill.models.patterns import excluded
-from waterfill.models.state_dict import CODED_DTYPES
+from waterfill.models.state_dict import CODED_DTYPES, LARGEST
 from waterfill.records import Coded, Constant, Layout, NormMean, NormVariance, Origin, Weight
 
 
@@ -109,7 +109,8 @@ def folded_norms(
 
     Not folded are those without running statistics, with a forward of their own that a scale and a shift do not
     replace, with a tensor that the patterns take out or that another module uses too, with a variance + eps that is not
-    positive, or with a scale or shift that their type cannot hold.
+    positive, with a scale or shift that no step reaches or their type cannot hold, or, where these are made from the
+    mean and the variance when it is decoded, with such a mean or variance.
 
     Args:
         model: a network.
@@ -152,9 +153,11 @@ def _folded(
         return None
     norm = FoldedNorm(prefixes[0], *scale_and_shift(module), float(module.eps), affine)
     types = [state[norm.scale_name].dtype, state[norm.shift_name].dtype] if affine else []
-    limit = min(torch.finfo(dtype).max for dtype in (torch.float32, *types))
+    limit = min([LARGEST, *(torch.finfo(dtype).max for dtype in types)])
+    statistics = () if affine else (_double(module.running_mean), _double(module.running_var))
     fits = bool((norm.scale.abs() <= limit).all() and (norm.shift.abs() <= limit).all())
-    return norm if fits and norm.scale.numel() else None
+    reached = all(bool((values.abs() <= LARGEST).all()) for values in statistics)
+    return norm if fits and reached and norm.scale.numel() else None
 
 
 # Norms with a forward of their own

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from waterfill.errors import WaterfillError
-from waterfill.models.configuration import read_object
+from waterfill.models.configuration import architecture, read_object
 from waterfill.models.embedder import Embedder, is_embedder, pooling_of
 
 
@@ -67,13 +67,12 @@ def model_class(directory: Path) -> Any:
         FormatError: `config.json` is no JSON object.
         WaterfillError: there is no such file, or transformers is not installed.
     """
-    named = read_object(directory / "config.json").get("architectures")
+    first = architecture(read_object(directory / "config.json"))
     try:
         import transformers
     except ImportError as error:
         raise WaterfillError(
             "Model directories need transformers, which is not installed; pip install 'waterfill[transformers]'."
         ) from error
-    first = named[0] if isinstance(named, list) and named else None
-    found = getattr(transformers, first, None) if isinstance(first, str) and not is_embedder(directory) else None
+    found = None if first is None or is_embedder(directory) else getattr(transformers, first, None)
     return found if hasattr(found, "from_pretrained") else transformers.AutoModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -43,6 +44,10 @@ _EXACT_DTYPES = {
     ),
 }
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_TINY = float(np.finfo(np.float32).tiny)
+
+LARGEST = 2.0**92
+"""Of the magnitudes of a tensor that is quantized: the largest step of a file is 2^93.75."""
 
 Matrices: TypeAlias = Callable[[str], Floats] | Mapping[str, Floats]
 """The values [out, in] of every coded entry, by name."""
@@ -61,12 +66,12 @@ def origin_of(name: str, tensor: Tensor, layout: Layout) -> Coded | Exact:
 
     Args:
         name: its name, for the message.
-        tensor: the tensor; its values are looked at only where it is float64.
+        tensor: the tensor.
         layout: how it is read as a matrix where it is quantized.
 
     Returns:
-        `Exact` for integers, booleans, complex and 8-bit floats, for tensors without elements and for float64 values
-        that float32 cannot hold; `Coded` for everything else.
+        `Exact` for integers, booleans, complex and 8-bit floats, for tensors without elements, with values that no
+        step reaches, or all of whose values float32 takes for zero or nearly so; `Coded` for everything else.
 
     Raises:
         UnsupportedModelError: no file can hold values of its type, or it is sparse.
@@ -85,8 +90,11 @@ def origin_of(name: str, tensor: Tensor, layout: Layout) -> Coded | Exact:
         return Exact(_EXACT_DTYPES[dtype])
     if tensor.numel() == 0:
         return Exact("no elements")
-    if tensor.dtype == torch.float64 and bool((tensor.abs() > _FLOAT32_MAX).logical_and(tensor.isfinite()).any()):
-        return Exact("values beyond the range of float32")
+    largest = max(abs(float(end)) for end in tensor.detach().aminmax())
+    if LARGEST < largest < math.inf:
+        return Exact(f"values up to {largest:.2g}, beyond what steps reach")
+    if 0 < largest < _FLOAT32_TINY and tensor.dtype == torch.float64:
+        return Exact(f"values up to {largest:.2g}, below the range of float32")
     return Coded(layout)
 
 

@@ -19,7 +19,7 @@ from waterfill.quantize import path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
 from waterfill.quantize.prefilter import Filters, Target
-from waterfill.quantize.scalar import LARGEST_SYMBOL, Scalar, finish, in_steps, largest_step
+from waterfill.quantize.scalar import Scalar, finish, in_steps, largest_step
 from waterfill.quantize.sparse import Sparse
 from waterfill.quantize.spread import Fit
 from waterfill.quantize.trellis import (
@@ -314,7 +314,7 @@ class Loop:
         return Loop(self.x[some], weights, target, self.steps, layout, self.lmbda), some
 
     def _nearest(self, step: int) -> Symbols:
-        return np.rint(self.x / step).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
+        return np.rint(self.x / step).astype(np.int32)
 
     def _columns(self, prices: tuple[Exponents, Exponents, Floats, Floats], code: Any = None) -> Symbols:
         """Search the levels [out, in] of a path, or free ones without a code, span by span.

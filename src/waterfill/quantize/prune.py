@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm, QuantizerTraits, Quartic
 from waterfill.quantize import spread as spreads
-from waterfill.quantize.scalar import LARGEST_STEP, LARGEST_SYMBOL, finest_step, finish
+from waterfill.quantize.level_table import on_levels
+from waterfill.quantize.scalar import LARGEST_STEP, finest_step, finish, nearest
 from waterfill.records import Quantized, Uniform, Weight
 
 ROUNDING = 0.01
@@ -110,10 +111,11 @@ def _budget(costs: Costs, kept: NDArray[np.bool_]) -> float:
 def _rounded(weight: Weight, form: QuadraticForm | None, kept: NDArray[np.bool_], budget: float) -> Quantized:
     """Zero all but the kept weights and round those; a rounding costs the budget on average."""
     values = np.where(kept, weight.matrix, np.float32(0))
-    step = _step(form, kept, budget)
-    step = int(np.clip(max(step, finest_step(values)), -LARGEST_STEP, LARGEST_STEP))
-    k = np.rint(values / np.exp2(step / 64)).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL)
-    symbols = k.astype(np.int32)
+    step = min(max(_step(form, kept, budget), finest_step(values)), LARGEST_STEP)
+    if step < -LARGEST_STEP and kept.any():
+        return on_levels(weight, form, values, 2.0 ** (step / 64))
+    step = max(step, -LARGEST_STEP)
+    symbols = nearest(values / np.exp2(step / 64))
     return finish(weight, form, symbols, Uniform(step), spreads.fit(symbols, weight.layout))
 
 

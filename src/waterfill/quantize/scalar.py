@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from waterfill.codec import scales as side
 from waterfill.codec import tables
 from waterfill.codec.scales import side_bits, stored
 from waterfill.codec.symbols import ideal_bits, spread_codes
+from waterfill.errors import UnsupportedModelError
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.spread import LARGEST_OFFSET
@@ -61,7 +62,7 @@ class Scalar:
         layout = weight.layout
         importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
         rule, x, relative = in_steps(weight, importance, water_level)
-        symbols = np.rint(x).astype(np.int32)
+        symbols = nearest(x)
         fit = spreads.fit(symbols.reshape(weight.matrix.shape), layout, steps=rule.scales)
         shrink = (0, 0, 0)
         for _ in range(self.rounds if self.lmbda > 0 else 0):
@@ -109,21 +110,52 @@ def in_steps(
     largest weight.
     """
     axes = weight.layout.axes
-    rows, channels, taps = _step_scales(importance, weight, water_level)
-    unit = Uniform(0, 0, (0, 0, 0), rows, channels, taps)
-    factor = step_sizes(unit, weight.layout, 0, weight.layout.numel).reshape(-1)
+    unit = Uniform(0, 0, (0, 0, 0), *_step_scales(importance, weight, water_level))
+    factor, lowest = _in_unit(weight, unit, finest)
+    if lowest > largest_step(unit):  # scales take range from the step that all have
+        unit = Uniform(0)
+        factor, lowest = _in_unit(weight, unit, finest)
     relative = importance.reshape(-1) * np.square(factor)
     mean = float(relative.mean(dtype=np.float64)) if relative.size else 0.0
     wanted = 64 * 0.5 * np.log2(12 * water_level / mean) if mean > 0 else LARGEST_STEP
     limit = largest_step(unit)
-    lowest = finest_step(np.divide(weight.matrix.reshape(-1), factor, dtype=np.float64), finest)
-    step = int(np.clip(max(np.rint(wanted), lowest), -limit, limit))
-    rule = Uniform(step, 0, (0, 0, 0), rows, channels, taps)
+    rule = replace(unit, step=int(np.clip(max(np.rint(wanted), lowest), -limit, limit)))
     x = weight.matrix.reshape(-1) / step_sizes(rule, weight.layout, 0, weight.layout.numel)
-    np.clip(x, -LARGEST_SYMBOL, LARGEST_SYMBOL, out=x)  # only where not even the largest step is enough
+    check_reach(x)
     if relative.size > 1:
         return rule, x.reshape(axes), (relative / np.float64(mean or 1.0)).astype(np.float32).reshape(axes)
     return rule, x.reshape(axes), np.ones((1, 1, 1), np.float32)
+
+
+def _in_unit(weight: Weight, unit: Uniform, finest: int) -> tuple[Floats, int]:
+    """The factors of the scales of a rule, and the step below which nothing is gained beside them."""
+    factor = step_sizes(unit, weight.layout, 0, weight.layout.numel).reshape(-1)
+    return factor, finest_step(np.divide(weight.matrix.reshape(-1), factor, dtype=np.float64), finest)
+
+
+def check_reach(x: NDArray[np.floating[Any]]) -> None:
+    """Check that a file has symbols for weights in steps.
+
+    Raises:
+        UnsupportedModelError: it has none for one of them.
+    """
+    largest = float(np.abs(x).max(initial=0.0))
+    if not largest <= LARGEST_SYMBOL:
+        raise UnsupportedModelError(
+            f"a value is {largest:.2g} of the largest steps that a file has; expected at most {LARGEST_SYMBOL}. "
+            "Exclude the tensor, so that it is stored as it is."
+        )
+
+
+def nearest(x: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
+    """The symbols nearest to weights in steps.
+
+    Raises:
+        UnsupportedModelError: a file has none for one of them.
+    """
+    check_reach(x)
+    symbols: NDArray[np.int32] = np.rint(x).astype(np.int32)
+    return symbols
 
 
 def largest_step(rule: Uniform) -> int:

@@ -13,7 +13,7 @@ from waterfill.importance.forms import Doubles
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import adaptive
 from waterfill.quantize import spread as spreads
-from waterfill.quantize.scalar import LARGEST_STEP, LARGEST_SYMBOL, finest_step, finish
+from waterfill.quantize.scalar import LARGEST_STEP, check_reach, finest_step, finish
 from waterfill.reconstruct import LEVEL_UNIT
 from waterfill.records import Adaptive, Quantized, Symbols, Uniform, Weight
 
@@ -158,9 +158,13 @@ class Problem:
 
 
 def nearest(x: Doubles) -> NDArray[np.int64]:
-    """The nearest symbols, at least 1 in magnitude."""
-    magnitude = np.maximum(np.rint(np.abs(x)), 1).clip(max=LARGEST_SYMBOL)
-    return np.asarray(np.sign(x) * magnitude, np.int64)
+    """The nearest symbols, at least 1 in magnitude.
+
+    Raises:
+        UnsupportedModelError: a file has none for one of them.
+    """
+    check_reach(x)
+    return np.asarray(np.sign(x) * np.maximum(np.rint(np.abs(x)), 1), np.int64)
 
 
 def magnitude_bits(symbols: NDArray[np.int64]) -> Doubles:
