@@ -15,6 +15,7 @@ from waterfill.bundle.parts import part_of
 from waterfill.bundle.shards import INDEX, TYPES, WHOLE, Place, places
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
 from waterfill.models.configuration import read_object
+from waterfill.models.pretrained import architecture
 
 METHOD = "waterfill"
 """The `quant_method` of a compressed directory."""
@@ -146,11 +147,11 @@ def _places(directory: Path) -> dict[str, Place]:
         return places(directory)
     convert = f'AutoModel.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")'
     if (directory / "pytorch_model.bin.index.json").is_file():
-        architectures = read_object(directory / "config.json").get("architectures") or ["AutoModel"]
+        name = architecture(read_object(directory / "config.json"), directory) or "AutoModel"
         raise FormatError(
             f"Model directory {directory} has pickles (pytorch_model-*.bin) instead of safetensors, which can run any "
             "code when they are loaded. Convert it once, in Python with transformers imported: "
-            f"transformers.{convert.replace('AutoModel', str(architectures[0]))}"
+            f"transformers.{convert.replace('AutoModel', name)}"
         )
     if (directory / "pytorch_model.bin").is_file():
         raise FormatError(
