@@ -11,6 +11,7 @@ import pytest
 from waterfill import file_system
 from waterfill.bundle.folder import NewFolder
 from waterfill.errors import WaterfillError
+from waterfill.temporary import set_aside_path, temporary_path
 
 
 @pytest.fixture
@@ -114,6 +115,13 @@ def test_an_interrupted_exchange_brings_the_old_one_back(tmp_path, source, monke
     monkeypatch.setattr(file_system.FileSystem, "step", step)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out", source, force=True)
+    assert listed(tmp_path) == ["out", "source"] and (tmp_path / "out/config.json").read_text() == "old"
+
+
+def test_an_old_one_that_comes_back_is_not_replaced_without_force(tmp_path, source):
+    model(set_aside_path(temporary_path(tmp_path / "out")), "old")
+    with pytest.raises(WaterfillError, match="exists and is not overwritten"):
+        write(tmp_path / "out", source)
     assert listed(tmp_path) == ["out", "source"] and (tmp_path / "out/config.json").read_text() == "old"
 
 

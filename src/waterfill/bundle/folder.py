@@ -53,13 +53,15 @@ class NewFolder:
         self._out, self._source, self._force = resolved(out), source, force
         check_folder(self._out, source=source, force=force)
         companions(source)  # which are copied at the end: links out of it are refused before any work
-        self._replaces_empty = self._out.is_dir() and not any(self._out.iterdir())
+        self._replaces_empty = False
         self._lock: Lock | None = None
         self.path = self._out
 
     def __enter__(self) -> Self:
         try:
             remove_leftovers(self._out)
+            check_folder(self._out, source=self._source, force=self._force)  # for an old one may have come back
+            self._replaces_empty = self._out.is_dir() and not any(self._out.iterdir())
             while self._lock is None:
                 self.path = temporary_path(self._out)
                 DISK.make_folder(self.path)
