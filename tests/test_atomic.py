@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from waterfill import atomic
 from waterfill.atomic import check_destination, write_atomically
 from waterfill.errors import WaterfillError
+from waterfill.file_system import FileSystem
 
 
 def names(folder):
@@ -85,10 +87,10 @@ def test_a_folder_that_is_not_writable_is_named(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_looks_writable_but_is_not(tmp_path, monkeypatch):
-    def refuse(**_):
+    def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(atomic.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(FileSystem, "make_file", refuse)
     with pytest.raises(WaterfillError, match="cannot be written: Permission denied"):
         write_atomically(tmp_path / "m.wf", [b"a"])
 
@@ -122,3 +124,59 @@ def test_parts_that_fail_leave_nothing_behind(tmp_path):
         write_atomically(path, parts())
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["m.wf"]
+
+
+def test_what_appears_meanwhile_is_kept_without_force(tmp_path):
+    path = tmp_path / "m.wf"
+
+    def parts():
+        path.write_bytes(b"of others")
+        yield b"new"
+
+    with pytest.raises(WaterfillError, match=r"m\.wf has appeared meanwhile and is kept.*use --force"):
+        write_atomically(path, parts(), force=False)
+    assert path.read_bytes() == b"of others"
+    assert names(tmp_path) == ["m.wf"]
+
+
+def test_of_several_writers_one_wins_and_the_others_are_told(tmp_path):
+    path, gate, told = tmp_path / "m.wf", threading.Barrier(8), []
+
+    def work(number):
+        def parts():
+            gate.wait()
+            yield b"%d" % number
+
+        try:
+            write_atomically(path, parts(), force=False)
+        except WaterfillError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 7 and all("has appeared meanwhile" in text for text in told)
+    assert names(tmp_path) == ["m.wf"] and len(path.read_bytes()) == 1
+
+
+def test_the_mask_of_modes_is_never_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda *_: pytest.fail("umask belongs to the whole process"))
+    write_atomically(tmp_path / "m.wf", [b"a"])
+    assert names(tmp_path) == ["m.wf"]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_links_that_lead_to_themselves_and_impossible_names_are_one_line(tmp_path, force):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, words in (
+        ("loop", "link that leads to itself"),
+        ("x" * 300, "too long"),
+        ("a\0b", "null"),
+        ("\ud800", "surr"),
+    ):
+        with pytest.raises(WaterfillError, match=words) as error:
+            write_atomically(tmp_path / name, [b"a"], force=force)
+        assert "\n" not in str(error.value)
+    assert names(tmp_path) == ["loop"]

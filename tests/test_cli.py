@@ -692,6 +692,24 @@ def test_no_bar_without_a_terminal(monkeypatch):
         assert progress is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compress nets:net -o loop --rate 4 --force",
+        "compress nets:net -o out.wf --rate 4 --json loop",
+        "decompress net.wf -o loop",
+        "report loop -o page.html",
+        "report result.json loop -o page.html",
+    ],
+)
+def test_a_link_that_leads_to_itself_is_one_line(run, place, line):
+    (place / "loop").symlink_to("loop")
+    before = left(place)
+    code, out, err = run(line)
+    assert (code, out, err.count("\n")) == (1, "", 1) and "loop is a link that leads to itself" in err
+    assert left(place) == before
+
+
 # Processes of their own
 
 

@@ -499,7 +499,7 @@ def test_a_disk_that_is_full_is_said(run, monkeypatch):
     def full(path, _):
         raise WaterfillError(f"Writing {path} failed: No space left on device; nothing was written.")
 
-    monkeypatch.setattr("waterfill.resume.folder.write_atomically", full)
+    monkeypatch.setattr("waterfill.resume.folder.write_file", full)
     with pytest.raises(WaterfillError, match="No space left"):
         run()
 

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+import safetensors.torch
 import torch
 
 import waterfill
@@ -17,6 +18,8 @@ from waterfill.bundle import Bundle, part_name, write_plain
 from waterfill.errors import FormatError, UnsupportedModelError, UsageError, WaterfillError
 from waterfill.integrations.staying import staying
 from waterfill.models.conversion import plan
+from waterfill.models.pretrained import load_pretrained
+from waterfill.models.skeleton import Skeleton
 from waterfill.resident import held, resident_bytes
 
 transformers = pytest.importorskip("transformers")
@@ -323,6 +326,50 @@ def test_other_directories_are_refused(small, place, tmp_path):
         waterfill.load(out)
 
 
+def changed(plain, folder, *, without="", **config):
+    """A directory without one tensor and with another configuration, compressed."""
+    source = shutil.copytree(plain, folder / "source")
+    tensors = safetensors.torch.load_file(source / "model.safetensors")
+    tensors.pop(without, None)
+    safetensors.torch.save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    found = json.loads((source / "config.json").read_bytes())
+    (source / "config.json").write_text(json.dumps(found | config))
+    return compressed(source, folder / "out", group=lambda _: "all")
+
+
+def test_a_model_that_lacks_a_tensor_is_refused(small, tmp_path):
+    out = changed(small[2], tmp_path, without="model.layers.1.mlp.up_proj.weight")
+    for load in (
+        lambda: waterfill.load(out),
+        lambda: waterfill.load(out, resident=True),
+        lambda: waterfill.load(out, into=make_llama()),
+        lambda: load_pretrained(out),
+    ):
+        with pytest.raises(WaterfillError, match=r"lacks the tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+            load()
+
+
+@pytest.mark.parametrize("name", ["pipeline", "AutoTokenizer", "models", "__file__", "LlamaConfig", "Evil", "\ud800"])
+def test_architectures_are_classes_of_models_and_no_code_of_a_directory_runs(small, tmp_path, name):
+    out = changed(
+        small[2], tmp_path, architectures=[name], auto_map={"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}
+    )
+    (out / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises(UnsupportedModelError, match=r"has no class .* of models") as error:
+        waterfill.load(out)
+    assert "\n" not in str(error.value)
+    load_pretrained(out)  # as the kind of model that transformers has
+    Skeleton(out, [])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_kernels_of_repositories_are_not_fetched(small, tmp_path):
+    out = changed(small[2], tmp_path, attn_implementation="of/others")
+    for load in (waterfill.load, load_pretrained):
+        with pytest.raises(UnsupportedModelError, match="names 'of/others' as its attn_implementation"):
+            load(out)
+
+
 # Blocks that stay compressed
 
 
@@ -539,10 +586,11 @@ def test_without_the_import_it_fails_and_names_the_import(small, tmp_path, call)
 def test_the_import_finds_the_weights_in_shards_and_through_links(small, place, tmp_path):
     """The cache of a hub has links to its files."""
     sharded = compressed(place / "llama", tmp_path / "sharded", shard_bytes=6000)
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for path in sharded.iterdir():
-        (linked / path.name).symlink_to(path)
+    linked = tmp_path / "models--of--us/snapshots/0123"
+    linked.mkdir(parents=True)
+    blobs = sharded.rename(tmp_path / "models--of--us/blobs")
+    for path in blobs.iterdir():
+        (linked / path.name).symlink_to(f"../../blobs/{path.name}")
     model = transformers.AutoModelForCausalLM.from_pretrained(linked, use_safetensors=False)
     same(model, waterfill.load(small[1]))
     assert not hasattr(model.config, "transformers_weights")

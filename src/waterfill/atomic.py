@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.file_system import DISK
+from waterfill.temporary import Lock, locked, remove_leftovers, temporary_path
 
 _MODELS = (
     ".wf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5", ".keras", ".msgpack", ".onnx",
@@ -41,6 +43,35 @@ def suffix_of_models(path: Path) -> str | None:
     return found if found in _MODELS else None
 
 
+def resolved(path: Path) -> Path:
+    """Where a path leads, behind all links; what is there need not exist.
+
+    Raises:
+        WaterfillError: it is a link that leads to itself, or no name that the system takes.
+    """
+    try:
+        found = path.resolve()
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except RuntimeError as error:
+        raise WaterfillError(f"{path} is a link that leads to itself; choose another path.") from error
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise WaterfillError(
+            f"{str(path)[:200]!r} is no path that can be used ({cause}); choose another one."
+        ) from error
+    return found
+
+
+def appeared(out: Path) -> WaterfillError:
+    """The error for an output that was not there when the work began."""
+    return WaterfillError(
+        f"Output {out} has appeared meanwhile and is kept: another program or another run made it. Nothing was "
+        "written; use --force (force=True) or another name."
+    )
+
+
 def check_destination(path: Path, *, force: bool) -> None:
     """Fail early, before any work, when `path` cannot be written.
 
@@ -48,7 +79,7 @@ def check_destination(path: Path, *, force: bool) -> None:
         WaterfillError: the folder is missing or not writable, `path` is something else than a file, or it exists and
             `force` is False.
     """
-    folder = path.resolve().parent
+    folder = resolved(path).parent
     if path.is_dir():
         raise WaterfillError(f"Output {path} is a folder; expected a file name. Name a file inside it.")
     if path.exists() and not path.is_file():
@@ -68,30 +99,56 @@ def check_destination(path: Path, *, force: bool) -> None:
 def write_atomically(path: Path, parts: Iterable[bytes], *, force: bool = True) -> None:
     """Write `parts` to `path` by way of a temporary file in the same folder and a rename.
 
+    Temporary files of the same output that a killed process has left are removed before.
+
     Args:
         path: where to write.
         parts: the contents, in order.
-        force: replace a file that exists; otherwise it is refused.
+        force: replace a file that exists; otherwise it is refused, also when it appears meanwhile.
 
     Raises:
         WaterfillError: see `check_destination`; also when the disk is full or the write fails. Nothing is left behind
             and an existing file stays as it was.
     """
     check_destination(path, force=force)
+    out = resolved(path)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".part", dir=path.resolve().parent)
+        remove_leftovers(out)
+    except OSError as error:
+        raise WaterfillError(f"Output folder of {path} cannot be read: {error.strerror}.") from error
+    write_file(out, parts, force=force)
+
+
+def write_file(path: Path, parts: Iterable[bytes], *, force: bool = True) -> None:
+    """Write as `write_atomically` does, without a look at what others have left in the folder.
+
+    Raises:
+        WaterfillError: writing failed; nothing is left.
+    """
+    try:
+        file, lock = _temporary_file(path)
     except OSError as error:
         raise WaterfillError(f"Output folder of {path} cannot be written: {error.strerror}.") from error
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path.resolve())
+        with file:
+            for part in parts:
+                DISK.write(file, part)
+            DISK.sync(file)
+        (DISK.replace if force else DISK.rename_new)(lock.path, path)
+    except FileExistsError as error:
+        raise appeared(path) from error
     except OSError as error:
         raise WaterfillError(f"Writing {path} failed: {error.strerror}; nothing was written.") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        DISK.remove_file(lock.path)
+        lock.release()
+
+
+def _temporary_file(path: Path) -> tuple[BinaryIO, Lock]:
+    """A new locked file beside a path, open to be written."""
+    while True:
+        file = DISK.make_file(temporary_path(path))
+        lock = locked(Path(file.name))
+        if lock is not None:
+            return file, lock
+        file.close()

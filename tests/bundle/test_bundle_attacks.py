@@ -5,11 +5,12 @@ import random
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 
 import waterfill
 from directories import compressed, original, payload
-from waterfill.bundle import Bundle, BundleWriter
+from waterfill.bundle import Bundle, BundleWriter, shards
 from waterfill.bundle.checkpoint import natural
 from waterfill.bundle.parts import part_of
 from waterfill.bundle.shards import header
@@ -110,6 +111,7 @@ def test_random_changes_of_headers_give_errors_or_the_right_tensors(good, bad):
         (lambda q: q.pop("weights"), "names None as the weights"),
         (lambda q: q.update(weights="waterfill.safetensors"), "lacks waterfill.safetensors"),
         (lambda q: q.update(format=3), "format 3 of a compressed directory is unknown.*upgrade"),
+        (lambda q: q.update(minor=2), "minor version 2 of a compressed directory is unknown.*upgrade"),
         (lambda q: q.update(quant_method="fp8"), "no compression by waterfill"),
         (lambda q: q.pop("groups"), "damaged"),
         (lambda q: q.update(groups=3), "damaged"),
@@ -117,6 +119,7 @@ def test_random_changes_of_headers_give_errors_or_the_right_tensors(good, bad):
         (lambda q: q["groups"][1].update(bytes=3), r"group 'layers\.0'.*the 3 bytes"),
         (lambda q: q["groups"][1].update(tensor="waterfill_9"), r"'waterfill_9'.*group 'layers\.0'"),
         (lambda q: q["groups"][1].update(name="rest"), "names group 'rest' twice"),
+        (lambda q: q["groups"].pop(), "'waterfill_2', which is in no group"),
         (lambda q: q["groups"].append(dict(q["groups"][0], name="more")), "there twice"),
         (lambda q: q["tied"].update({"a": "nothing"}), "'a', tied to 'nothing', is tied to a tensor that is not there"),
         (lambda q: q["tied"].update({"embed": "layers.0.w"}), "'embed'.*is stored itself"),
@@ -231,3 +234,121 @@ def test_a_payload_of_another_type_is_found(bad):
     path.write_bytes(path.read_bytes().replace(b'"U8"', b'"I8"'))
     with pytest.raises(FormatError, match=r"payload of group 'layers\.1' is I8"):
         Bundle(bad)
+
+
+# Whole directories
+
+
+def resave(path, tensors=None, **metadata):
+    """Write a shard anew: with other tensors, or with other metadata."""
+    found = safetensors.torch.load_file(path) if tensors is None else tensors
+    safetensors.torch.save_file(found, path, {"format": "pt", **metadata})
+
+
+def digest_of(folder):
+    (found,) = {shards.metadata(path)["digest"] for path in folder.glob("waterfill*.safetensors")}
+    return found
+
+
+def test_a_group_that_is_taken_out_everywhere_is_missed(bad):
+    index = json.loads((bad / "waterfill.safetensors.index.json").read_bytes())
+    shard_of(bad, "waterfill_2").unlink()
+    del index["weight_map"]["waterfill_2"]
+    (bad / "waterfill.safetensors.index.json").write_text(json.dumps(index))
+    edit(bad, lambda described: described["groups"].pop())
+    with pytest.raises(FormatError, match="are not those that were written together"):
+        Bundle(bad)
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_tensor_of_another_name_is_found(bad, mended):
+    """A payload that is whole, in a shard that is whole, whose tensor is not the one that was written."""
+    other = payload({"layers.1.v": torch.randn(16, 8)})
+    path, digest = shard_of(bad, "waterfill_2"), digest_of(bad) if mended else "0" * 32
+    resave(path, {"waterfill_2": torch.frombuffer(bytearray(other), dtype=torch.uint8)}, digest=digest)
+    edit(bad, lambda described: described["groups"][2].update(bytes=len(other)))
+    with pytest.raises(FormatError, match="are not those that were written together"):
+        Bundle(bad)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architectures": ["BertModel"]},
+        {"model_type": "bert"},
+        {"num_hidden_layers": 1},
+        {"tie_word_embeddings": True},
+        {"text_config": {"num_experts": 3}},
+    ],
+)
+def test_a_configuration_that_asks_for_another_model_is_refused(bad, change):
+    config = json.loads((bad / "config.json").read_bytes())
+    (bad / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(FormatError, match="are not those that were written together"):
+        Bundle(bad)
+
+
+def test_what_does_not_decide_about_tensors_may_be_changed(good, bad):
+    config = json.loads((bad / "config.json").read_bytes())
+    config |= {"pad_token_id": 0, "use_cache": False, "note": "x", "text_config": {"eos_token_id": 3}}
+    config["quantization_config"] |= {"rate": 1, "note": [1]}
+    (bad / "config.json").write_text(json.dumps(config, sort_keys=True))
+    assert all(tensor.equal(everything(good)[name]) for name, tensor in everything(bad).items())
+
+
+def test_without_a_minor_version_there_is_no_digest_and_with_it_there_is(good, bad):
+    for path in bad.glob("waterfill*.safetensors"):
+        resave(path)
+    with pytest.raises(FormatError, match="are not those that were written together"):
+        Bundle(bad)
+    edit(bad, lambda described: described.pop("minor"))
+    assert everything(bad).keys() == everything(good).keys()
+    resave(shard_of(bad, "waterfill_1"), digest="0" * 32)
+    with pytest.raises(FormatError, match="are not those that were written together"):
+        Bundle(bad)
+    resave(shard_of(bad, "waterfill_1"), digest="")
+    assert everything(bad).keys() == everything(good).keys()
+
+
+# Links and names
+
+
+@pytest.mark.parametrize("name", ["config.json", "waterfill.safetensors.index.json", "shard"])
+def test_links_out_of_the_directory_are_not_followed(bad, tmp_path, name):
+    path = shard_of(bad, "waterfill_1") if name == "shard" else bad / name
+    outside = path.rename(tmp_path / path.name)
+    path.symlink_to(outside)
+    with pytest.raises(FormatError, match=f"{path.name} leads out of the model directory"):
+        Bundle(bad)
+
+
+def test_links_within_the_directory_are_followed(good, bad):
+    path = shard_of(bad, "waterfill_1")
+    path.rename(bad / "real")
+    path.symlink_to("real")
+    assert everything(bad).keys() == everything(good).keys()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "README.md", "1_Pooling/config.json"])
+def test_files_outside_are_not_copied(tmp_path, name):
+    source = original(tmp_path / "source", {"w": torch.ones(2)})
+    (tmp_path / "secret").write_text("{}")
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(FormatError, match="leads out of the model directory"):
+        BundleWriter(tmp_path / "out", source)
+
+
+def test_a_shard_with_a_name_that_no_file_can_have_is_missing(bad):
+    index = json.loads((bad / "waterfill.safetensors.index.json").read_bytes())
+    index["weight_map"]["waterfill_1"] = "x" * 300 + ".safetensors"
+    (bad / "waterfill.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FormatError, match="which is missing"):
+        Bundle(bad)
+
+
+@pytest.mark.parametrize("architectures", ["LlamaModel", {"a": 1}, [3], 5])
+def test_architectures_that_are_no_list_of_names_are_refused_early(tmp_path, architectures):
+    source = original(tmp_path / "source", {"w": torch.ones(2)}, {"architectures": architectures})
+    with pytest.raises(FormatError, match="expected a list of names"):
+        BundleWriter(tmp_path / "out", source)

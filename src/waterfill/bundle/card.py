@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from waterfill.file_system import DISK
+from waterfill.models.configuration import architecture, inside
+
 CARD = "README.md"
 _BEGIN, _END = "<!-- waterfill: card -->", "<!-- waterfill: end of card -->"
 _REPLACED = ("base_model", "base_model_relation", "model-index")
@@ -59,7 +62,7 @@ def write_card(folder: Path, source: Path, card: Card) -> None:
     name = base or source.resolve().name
     before = f"\n\n# README of the base model\n\n{body}" if body else "\n"
     lines = [*_metadata(blocks, base), "", _BEGIN, _about(name, card), "", _loading(folder, config, blocks), _END]
-    (folder / CARD).write_text("\n".join(lines) + before, "utf-8")
+    DISK.save(folder / CARD, ("\n".join(lines) + before).encode(errors="replace"))
 
 
 def restore_card(folder: Path) -> None:
@@ -72,12 +75,12 @@ def restore_card(folder: Path) -> None:
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if begin and end:
-        (folder / CARD).write_text(f"{before}{_LOST}{after}", "utf-8")
+        DISK.save(folder / CARD, f"{before}{_LOST}{after}".encode(errors="replace"))
 
 
 def _text(path: Path) -> str:
     """The text of a file, in whatever encoding; empty without one."""
-    return path.read_text("utf-8-sig", errors="replace") if path.is_file() else ""
+    return inside(path, path.parent).read_text("utf-8-sig", errors="replace") if path.is_file() else ""
 
 
 def _split(text: str) -> tuple[dict[str, str], str]:
@@ -142,8 +145,8 @@ def _about(name: str, card: Card) -> str:
 
 def _loading(folder: Path, config: Mapping[str, Any], blocks: Mapping[str, str]) -> str:
     """How to load the model, and under which licence it is."""
-    architectures = config.get("architectures") or ["AutoModel"]
-    module, kind, made = "transformers", str(architectures[0]), ".from_pretrained"
+    module, made = "transformers", ".from_pretrained"
+    kind = architecture(config, folder) or "AutoModel"
     if (folder / _SENTENCES).is_file():
         module, kind, made = "sentence_transformers", "SentenceTransformer", ""
     kept = "as stated above" if "license" in blocks else "see its files and its page"

@@ -147,11 +147,11 @@ def _places(directory: Path) -> dict[str, Place]:
         return places(directory)
     convert = f'AutoModel.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")'
     if (directory / "pytorch_model.bin.index.json").is_file():
-        named = architecture(read_object(directory / "config.json")) or "AutoModel"
+        name = architecture(read_object(directory / "config.json"), directory) or "AutoModel"
         raise FormatError(
             f"Model directory {directory} has pickles (pytorch_model-*.bin) instead of safetensors, which can run any "
             "code when they are loaded. Convert it once, in Python with transformers imported: "
-            f"transformers.{convert.replace('AutoModel', named)}"
+            f"transformers.{convert.replace('AutoModel', name)}"
         )
     if (directory / "pytorch_model.bin").is_file():
         raise FormatError(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from waterfill.atomic import suffix_of_models
+from waterfill.atomic import appeared, resolved, suffix_of_models
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.file_system import DISK
+from waterfill.models.configuration import inside
+from waterfill.temporary import Lock, locked, remove_leftovers, set_aside_path, temporary_path
 
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite",
@@ -20,12 +22,15 @@ _WEIGHTS = (
 _OTHER_RUNTIMES = ("onnx", "openvino", "coreml", "gguf", "original")
 _SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 _SMALL_BYTES = 1 << 24
+_OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+"""What a rename says whose target is there."""
 
 
 class NewFolder:
     """A directory that is written beside its place and moved there at the end.
 
-    On an exception, and without `commit`, nothing is left and what was there stays.
+    On an exception, and without `commit`, nothing is left and what was there stays. What a killed process has left
+    beside the same place is removed on entry.
 
     Attributes:
         path: where to write meanwhile.
@@ -41,46 +46,72 @@ class NewFolder:
 
         Raises:
             UsageError: it would replace what is read.
+            FormatError: a file that belongs to the model is a link out of `source`.
             WaterfillError: it exists, and `force` is False or it is no model directory; or its parent is missing or
                 cannot be written.
         """
-        self._out, self._force = out.resolve(), force
+        self._out, self._source, self._force = resolved(out), source, force
         check_folder(self._out, source=source, force=force)
+        companions(source)  # which are copied at the end: links out of it are refused before any work
+        self._replaces_empty = False
+        self._lock: Lock | None = None
         self.path = self._out
 
     def __enter__(self) -> Self:
         try:
-            name = tempfile.mkdtemp(prefix=f".{self._out.name[:64]}.", suffix=".part", dir=self._out.parent)
+            remove_leftovers(self._out)
+            check_folder(self._out, source=self._source, force=self._force)  # for an old one may have come back
+            self._replaces_empty = self._out.is_dir() and not any(self._out.iterdir())
+            while self._lock is None:
+                self.path = temporary_path(self._out)
+                DISK.make_folder(self.path)
+                self._lock = locked(self.path)
         except OSError as error:
             raise WaterfillError(f"Output folder of {self._out} cannot be written: {error.strerror}.") from error
-        self.path = Path(name)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.path != self._out:
-            shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            DISK.remove_folder(self.path)
+            self._lock.release()
+            self._lock = None
 
     def commit(self) -> None:
         """Move the directory to its place, and remove what was there.
 
         Raises:
-            WaterfillError: it cannot be moved; what was there is back.
+            WaterfillError: something has appeared there meanwhile, or it cannot be moved; what is there stays.
         """
-        mask = os.umask(0)
-        os.umask(mask)
-        self.path.chmod(0o777 & ~mask)
-        before = self.path.with_suffix(".before")
         try:
-            if self._out.exists():
-                self._out.rename(before)
-            self.path.rename(self._out)
-        except BaseException as error:  # a key press between the two renames, too
+            if self._force and os.path.lexists(self._out):
+                check_folder(self._out, source=self._source, force=True)
+                self._exchange()
+            elif self._replaces_empty and self._out.is_dir():
+                DISK.replace(self.path, self._out)
+            else:
+                DISK.rename_new(self.path, self._out)
+        except OSError as error:
+            if error.errno in _OCCUPIED:
+                raise appeared(self._out) from error
+            raise WaterfillError(f"Writing {self._out} failed: {error.strerror}; nothing was written.") from error
+
+    def _exchange(self) -> None:
+        """Put the directory in the place of the one that is there, and remove that; at once where it is possible."""
+        if DISK.exchange(self.path, self._out):
+            return
+        before = set_aside_path(self.path)
+        aside = locked(self._out)
+        try:
+            DISK.rename_new(self._out, before)
+            DISK.rename_new(self.path, self._out)
+        except BaseException:  # a key press between the two renames, too
             if before.exists() and not self._out.exists():
-                before.rename(self._out)
-            if isinstance(error, OSError):
-                raise WaterfillError(f"Writing {self._out} failed: {error.strerror}; nothing was written.") from error
+                DISK.rename_new(before, self._out)
             raise
-        shutil.rmtree(before, ignore_errors=True)
+        finally:
+            if aside is not None:
+                aside.release()
+        DISK.remove_folder(before)
 
 
 def check_folder(out: Path, *, source: Path, force: bool) -> None:
@@ -89,7 +120,7 @@ def check_folder(out: Path, *, source: Path, force: bool) -> None:
         raise UsageError(
             f"Output {out} has the suffix of a model file, but a directory is written; name it {out.with_suffix('')}."
         )
-    read, place = source.resolve(), out.resolve()
+    read, place = resolved(source), resolved(out)
     if read == place or place in read.parents:
         raise UsageError(f"Output {out} holds the input {source}, which would be replaced; choose another output.")
     if out.exists() and not out.is_dir():
@@ -108,28 +139,39 @@ def check_folder(out: Path, *, source: Path, force: bool) -> None:
         )
 
 
-def copy_companions(source: Path, target: Path) -> list[str]:
-    """Copy what belongs to a model besides weights and `config.json`: tokenizer, generation settings, licence.
+def companions(source: Path) -> list[Path]:
+    """What belongs to a model besides weights and `config.json`: tokenizer, generation settings, licence.
 
-    Small texts of subfolders come along, and whole the subfolders that a `modules.json` names (the layers that
+    Small texts of subfolders belong to it, and whole the subfolders that a `modules.json` names (the layers that
     sentence-transformers puts after a network); weights for other runtimes do not.
 
     Returns:
-        The names of the files, relative to `source`.
+        The files, relative to `source`.
+
+    Raises:
+        FormatError: one is a link out of `source`.
     """
     modules = _modules(source)
-    copied = []
+    found: list[Path] = []
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or path.name == "config.json":
             continue
         if path.is_file() and not path.name.endswith(_WEIGHTS):
-            copied.append(path.relative_to(source))
+            found.append(inside(path, source))
         elif path.is_dir() and path.name not in _OTHER_RUNTIMES:
-            copied += [each.relative_to(source) for each in _inside(path, whole=path.name in modules)]
-    for name in copied:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
-    return [str(name) for name in copied]
+            found += [inside(each, source) for each in _texts(path, whole=path.name in modules)]
+    return [path.relative_to(source) for path in found]
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what belongs to a model besides weights and `config.json`, see `companions`.
+
+    Raises:
+        FormatError: a file is a link out of `source`.
+        OSError: one cannot be copied.
+    """
+    for name in companions(source):
+        DISK.copy(source / name, target / name)
 
 
 def _modules(source: Path) -> set[str]:
@@ -141,7 +183,7 @@ def _modules(source: Path) -> set[str]:
         return set()
 
 
-def _inside(folder: Path, *, whole: bool) -> Iterator[Path]:
+def _texts(folder: Path, *, whole: bool) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from waterfill.bundle.shards import INDEX
+from waterfill.file_system import DISK
 
 _NOTE = "The weights are compressed: run 'import waterfill' in Python before from_pretrained."
 _INDEXES = {
@@ -29,4 +30,4 @@ def write_guards(folder: Path) -> None:
     """
     for name, missing in _INDEXES.items():
         index = {"metadata": {"total_size": 0, "note": _NOTE}, "weight_map": {"import waterfill": missing}}
-        (folder / name).write_text(json.dumps(index, indent=2) + "\n")
+        DISK.save(folder / name, f"{json.dumps(index, indent=2)}\n".encode())

@@ -12,6 +12,7 @@ from waterfill.bundle.folder import NewFolder, copy_companions
 from waterfill.bundle.reader import Bundle
 from waterfill.bundle.shards import SHARD_BYTES, Planned, ShardWriter
 from waterfill.errors import WaterfillError
+from waterfill.file_system import DISK
 
 
 def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_bytes: int = SHARD_BYTES) -> int:
@@ -44,7 +45,7 @@ def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_b
                 size = shards.finish()
             copy_companions(bundle.directory, folder.path)
             restore_card(folder.path)
-            (folder.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            DISK.save(folder.path / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
         except OSError as error:
             raise WaterfillError(f"Writing {out} failed: {error.strerror}; nothing was written.") from error
         folder.commit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,15 +12,17 @@ import msgspec
 import torch
 
 from waterfill.bundle.checkpoint import METHOD, quantization, read_config
+from waterfill.bundle.digest import KEY, directory_digest, payload_digest
 from waterfill.bundle.parts import Piece, Stored, stored
-from waterfill.bundle.shards import Mapped, Place, header, headers, indexed, places
-from waterfill.bundle.writer import FORMAT, STEM
+from waterfill.bundle.shards import Mapped, Place, header, indexed, metadata, places
+from waterfill.bundle.writer import FORMAT, MINOR, STEM
 from waterfill.codec.directory import check_original_bytes
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
 from waterfill.records import Entry, count_floating
 
-_WEIGHTS = (f"{STEM}.safetensors", f"{STEM}.safetensors.index.json")
+WEIGHTS = (f"{STEM}.safetensors", f"{STEM}.safetensors.index.json")
+"""The names that a configuration may give for its weights."""
 
 
 class GroupLine(msgspec.Struct, frozen=True):
@@ -40,6 +42,7 @@ class Description(msgspec.Struct, frozen=True):
     tied: dict[str, str]
     dtype: str | None = None
     weights: str | None = None
+    minor: int = 0
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -68,22 +71,12 @@ class Bundle(Mapping[str, torch.Tensor]):
         ...         tensors = bundle.group(name)
     """
 
-    def __init__(
-        self,
-        directory: str | Path,
-        *,
-        threads: int | None = None,
-        config: Mapping[str, Any] | None = None,
-        shards: Sequence[str | Path] | None = None,
-        max_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, directory: str | Path, *, threads: int | None = None, max_bytes: int | None = None) -> None:
         """Open a directory.
 
         Args:
             directory: where it is.
             threads: how many threads decode; by default as many as there are processors.
-            config: what stands for its config.json, where that is known already.
-            shards: what stands for the shards that its index names.
             max_bytes: most bytes that all tensors may take when decoded; by default any number.
 
         Raises:
@@ -91,10 +84,10 @@ class Bundle(Mapping[str, torch.Tensor]):
             FormatError: it is no compressed directory, damaged, or its tensors take too many bytes.
         """
         self.directory = Path(directory)
-        self.config = read_config(self.directory) if config is None else config
+        self.config = read_config(self.directory)
         self.description = _described(self.directory, self.config)
         self._mapped = Mapped()
-        inside = self._shards() if shards is None else headers(Path(shard) for shard in shards)
+        inside = self._shards()
         self._places = self._group_places(inside)
         self._files = {name: self._opened(name, threads, max_bytes) for name in self._places}
         with _naming(str(self.directory)):
@@ -102,6 +95,7 @@ class Bundle(Mapping[str, torch.Tensor]):
         self._stored = self._tensors()
         self._tied = dict(self._ties())
         self._groups = self._by_group()
+        self._check_digest()
 
     def __enter__(self) -> Self:
         return self
@@ -289,7 +283,26 @@ class Bundle(Mapping[str, torch.Tensor]):
             if line.name in found:
                 raise FormatError(f"{self.directory / 'config.json'} names group {line.name!r} twice")
             found[line.name] = place
+        for name in inside.keys() - {line.tensor for line in self.description.groups}:
+            raise FormatError(
+                f"{inside[name].path} has the tensor {name!r}, which is in no group of config.json. Copy or download "
+                "the directory again."
+            )
         return found
+
+    def _check_digest(self) -> None:
+        """Check that configuration and payloads were written together, as all shards say from minor version 1 on."""
+        named = [metadata(path).get(KEY) for path in {place.path for place in self._places.values()}]
+        if self.description.minor < 1 and not any(named):
+            return
+        digests = [payload_digest(self.payload(group)) for group in self._places]
+        described = msgspec.to_builtins(self.description)
+        found = directory_digest(self.config, described, digests)
+        if any(each != found for each in named):
+            raise FormatError(
+                f"{self.directory}: config.json, groups and payloads are not those that were written together: one was "
+                "changed or lost. Copy or download the directory again."
+            )
 
     def _opened(self, group: str, threads: int | None, max_bytes: int | None) -> WaterfillFile:
         return WaterfillFile(self.payload(group), threads=threads, label=self._label(group), max_bytes=max_bytes)
@@ -342,10 +355,15 @@ def _described(directory: Path, config: Mapping[str, Any]) -> Description:
         description = msgspec.convert(found, Description)
     except msgspec.ValidationError as error:
         raise FormatError(f"{where}: quantization_config is damaged ({error}). Copy it again.") from error
-    if description.format > 1 and description.weights not in _WEIGHTS:
+    if description.minor > MINOR:
+        raise FormatError(
+            f"{where}: minor version {description.minor} of a compressed directory is unknown; this release reads up "
+            f"to {MINOR}: upgrade waterfill."
+        )
+    if description.format > 1 and description.weights not in WEIGHTS:
         raise FormatError(
             f"{where}: quantization_config names {description.weights!r} as the weights; expected one of "
-            f"{', '.join(_WEIGHTS)}. Copy it again."
+            f"{', '.join(WEIGHTS)}. Copy it again."
         )
     return description
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +14,8 @@ from typing import Any, BinaryIO
 import torch
 
 from waterfill.errors import FormatError, WaterfillError
-from waterfill.models.configuration import read_object
+from waterfill.file_system import DISK
+from waterfill.models.configuration import inside, read_object
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,6 +39,8 @@ LARGEST_SHAPE = 1 << 62
 
 _LARGEST_HEADER = 100_000_000
 _LENGTH = struct.Struct("<Q")
+_METADATA = "__metadata__"
+"""What a safetensors file says of itself, under this name among its tensors."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def indexed(path: Path) -> dict[str, Place]:
     named = _index(path)
     found: dict[str, Place] = {}
     for shard in dict.fromkeys(named.values()):
-        if not path.with_name(shard).is_file():
+        if not _is_file(path.with_name(shard)):
             raise FormatError(
                 f"{path} names the shard {shard}, which is missing; expected it beside the index. "
                 "Download the model again."
@@ -104,6 +106,14 @@ def indexed(path: Path) -> dict[str, Place]:
             )
         found.update({name: place for name, place in inside.items() if named.get(name, shard) == shard})
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file; False for names that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -121,11 +131,6 @@ def _index(path: Path) -> dict[str, str]:
     return named
 
 
-def headers(paths: Iterable[Path]) -> dict[str, Place]:
-    """The tensors of several safetensors files; see `header`."""
-    return {name: place for path in paths for name, place in header(path).items()}
-
-
 def header(path: Path) -> dict[str, Place]:
     """The tensors of one safetensors file, in the order of their bytes.
 
@@ -133,6 +138,37 @@ def header(path: Path) -> dict[str, Place]:
         FormatError: the file is damaged or of another kind.
         WaterfillError: it cannot be read.
     """
+    size, end, lines = _lines(path)
+    try:
+        found = {name: _place(path, line, end) for name, line in lines.items() if name != _METADATA}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_shard(path) from error
+    found = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].size)))
+    for name, place in found.items():
+        if place.start != end or place.size != _bytes(place):
+            raise FormatError(f"{path} is damaged: tensor {name!r} is not where it should be. Copy it again.")
+        end += place.size
+    if end != size:
+        raise FormatError(f"{path} has {size} bytes, but its header needs {end}: it is cut or damaged. Copy it again.")
+    return found
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself.
+
+    Raises:
+        FormatError: the file is damaged or of another kind.
+        WaterfillError: it cannot be read.
+    """
+    found = _lines(path)[2].get(_METADATA, {})
+    if not isinstance(found, dict):
+        raise _no_shard(path)
+    return found
+
+
+def _lines(path: Path) -> tuple[int, int, dict[str, Any]]:
+    """The bytes of a safetensors file, where its header ends, and what that says."""
+    inside(path, path.parent)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -142,19 +178,15 @@ def header(path: Path) -> dict[str, Place]:
         raise WaterfillError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     try:
         lines = json.loads(text)
-        lines.pop("__metadata__", None)
-        found = {name: _place(path, line, 8 + length) for name, line in lines.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{path} is no safetensors file, or a damaged one. Copy or download it again.") from error
-    found = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].size)))
-    end = 8 + length
-    for name, place in found.items():
-        if place.start != end or place.size != _bytes(place):
-            raise FormatError(f"{path} is damaged: tensor {name!r} is not where it should be. Copy it again.")
-        end += place.size
-    if end != size:
-        raise FormatError(f"{path} has {size} bytes, but its header needs {end}: it is cut or damaged. Copy it again.")
-    return found
+    except (ValueError, RecursionError) as error:
+        raise _no_shard(path) from error
+    if not isinstance(lines, dict):
+        raise _no_shard(path)
+    return size, 8 + length, lines
+
+
+def _no_shard(path: Path) -> FormatError:
+    return FormatError(f"{path} is no safetensors file, or a damaged one. Copy or download it again.")
 
 
 def _place(path: Path, line: dict[str, Any], base: int) -> Place:
@@ -234,7 +266,13 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, planned: Iterable[Planned], largest: int = SHARD_BYTES, *, stem: str = "model"
+        self,
+        folder: Path,
+        planned: Iterable[Planned],
+        largest: int = SHARD_BYTES,
+        *,
+        stem: str = "model",
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Plan the shards; files are made on entry.
 
@@ -243,11 +281,13 @@ class ShardWriter:
             planned: the tensors, in order.
             largest: below so many bytes in all there is one shard; otherwise each is below.
             stem: what the names of all files begin with.
+            metadata: what every shard says of itself besides its format.
 
         Raises:
             WaterfillError: a tensor has a type that safetensors does not know.
         """
         self._folder, self._stem = folder, stem
+        self._metadata = {"format": "pt"} | dict(metadata or {})
         self._shards = _shards(planned, largest)
         self._files: dict[str, BinaryIO] = {}
         self._places: dict[str, tuple[str, int, int]] = {}
@@ -257,9 +297,9 @@ class ShardWriter:
             count = len(self._shards)
             part = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
             file = f"{self._stem}{part}.safetensors"
-            head, offsets = _head(shard)
-            self._files[file] = (self._folder / file).open("wb")
-            self._files[file].write(head)
+            head, offsets = _head(shard, self._metadata)
+            self._files[file] = DISK.make_file(self._folder / file)
+            DISK.write(self._files[file], head)
             self._places |= {
                 each.name: (file, len(head) + offset, each.size) for each, offset in zip(shard, offsets, strict=True)
             }
@@ -271,7 +311,7 @@ class ShardWriter:
         target = self._files[file]
         target.seek(start)
         for chunk in chunks:
-            target.write(chunk)
+            DISK.write(target, chunk)
         if target.tell() != start + size:
             raise ValueError(f"{name!r} has {target.tell() - start} bytes instead of {size}")
 
@@ -288,11 +328,10 @@ class ShardWriter:
                 "metadata": {"total_size": sum(each.size for shard in self._shards for each in shard)},
                 "weight_map": {name: file for name, (file, _, _) in sorted(self._places.items())},
             }
-            (self._folder / self.entrance).write_text(json.dumps(index, indent=2) + "\n")
+            DISK.save(self._folder / self.entrance, f"{json.dumps(index, indent=2)}\n".encode())
             files.append(self.entrance)
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+            DISK.sync(file)
         return sum((self._folder / file).stat().st_size for file in files)
 
     def __exit__(self, *_: object) -> None:
@@ -317,9 +356,9 @@ def _shards(planned: Iterable[Planned], largest: int) -> list[list[Planned]]:
     return [sorted(shard, key=lambda each: -each.dtype.itemsize) for shard in shards]
 
 
-def _head(shard: list[Planned]) -> tuple[bytes, list[int]]:
+def _head(shard: list[Planned], metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
     """The header of a shard, and where each tensor begins after it."""
-    lines: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    lines: dict[str, Any] = {_METADATA: dict(metadata)}
     offsets, at = [], 0
     for each in shard:
         lines[each.name] = {

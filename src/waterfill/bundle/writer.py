@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -13,13 +12,17 @@ import torch
 
 from waterfill._version import PRODUCER
 from waterfill.bundle.checkpoint import METHOD, read_config
+from waterfill.bundle.digest import KEY, directory_digest, payload_digest
 from waterfill.bundle.folder import NewFolder, copy_companions
 from waterfill.bundle.guard import write_guards
 from waterfill.bundle.shards import SHARD_BYTES, TYPES, Planned, ShardWriter, places
 from waterfill.codec.container import MAGIC
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.file_system import DISK
+from waterfill.models.configuration import architecture
 
-FORMAT = 2
+FORMAT, MINOR = 2, 1
+"""Of directories. A reader of a format reads all lower minor versions; without the key that is 0."""
 STEM = "waterfill"
 """What the names of the shards begin with; not with what transformers looks for, see `waterfill.bundle.guard`."""
 
@@ -62,16 +65,19 @@ class BundleWriter:
             WaterfillError: `out` exists and `force` is False, is no model directory, or cannot be written; or `source`
                 has no config.json.
             UsageError: `out` is `source`, or holds it.
+            FormatError: the architectures are no list of names, or a file is a link out of `source`.
         """
         self._source = Path(source)
         self._config = read_config(self._source)
+        architecture(self._config, self._source)
         self._folder = NewFolder(Path(out), source=self._source, force=force)
         self._shard_bytes = shard_bytes
         self._groups: list[tuple[str, int]] = []
+        self._digests: list[str] = []
 
     def __enter__(self) -> Self:
         self._folder.__enter__()
-        self._payloads.mkdir()
+        DISK.make_folder(self._payloads)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -95,10 +101,11 @@ class BundleWriter:
                 f"The payload of group {group_name!r} is no .wf file; give the bytes that compress() made."
             )
         try:
-            self._spooled(len(self._groups)).write_bytes(payload)
+            DISK.save(self._spooled(len(self._groups)), payload)
         except OSError as error:
             raise WaterfillError(f"Writing group {group_name!r} failed: {error.strerror}; free some space.") from error
         self._groups.append((group_name, len(payload)))
+        self._digests.append(payload_digest(payload))
 
     def _spooled(self, number: int) -> Path:
         return self._payloads / str(number)
@@ -126,10 +133,10 @@ class BundleWriter:
         config = {key: value for key, value in self._config.items() if key not in _OF_WEIGHTS}
         config["quantization_config"] = described | dict(facts)
         try:
-            size = self._write_shards()
+            size = self._write_shards({KEY: directory_digest(config, described, self._digests)})
             write_guards(self._folder.path)
             copy_companions(self._source, self._folder.path)
-            (self._folder.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            DISK.save(self._folder.path / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
         except OSError as error:
             raise WaterfillError(f"Writing the directory failed: {error.strerror}; nothing was written.") from error
         self._folder.commit()
@@ -143,24 +150,25 @@ class BundleWriter:
         return {
             "quant_method": METHOD,
             "format": FORMAT,
+            "minor": MINOR,
             "producer": PRODUCER,
             "dtype": _main_dtype(self._source),
-            "weights": self._shards().entrance,
+            "weights": self._shards({}).entrance,
             "groups": groups,
             "tied": dict(tied),
         }
 
-    def _shards(self) -> ShardWriter:
+    def _shards(self, metadata: Mapping[str, str]) -> ShardWriter:
         planned = [Planned(tensor_name(k), (size,), torch.uint8) for k, (_, size) in enumerate(self._groups)]
-        return ShardWriter(self._folder.path, planned, self._shard_bytes, stem=STEM)
+        return ShardWriter(self._folder.path, planned, self._shard_bytes, stem=STEM, metadata=metadata)
 
-    def _write_shards(self) -> int:
-        with self._shards() as shards:
+    def _write_shards(self, metadata: Mapping[str, str]) -> int:
+        with self._shards(metadata) as shards:
             for number in range(len(self._groups)):
                 shards.write(tensor_name(number), _chunks(self._spooled(number)))
-                self._spooled(number).unlink()
+                DISK.remove_file(self._spooled(number))
             size = shards.finish()
-        shutil.rmtree(self._payloads)
+        DISK.remove_folder(self._payloads)
         return size
 
 

@@ -330,12 +330,12 @@ def report(
     force: Force = False,
 ) -> None:
     """Show a result, or two beside each other, as a page of HTML."""
-    from waterfill.atomic import write_atomically
+    from waterfill.atomic import resolved, write_atomically
     from waterfill.report.html import page
     from waterfill.report.saved import read
 
     paths = [file] if other is None else [file, other]
-    if other is not None and other.resolve() == file.resolve():
+    if other is not None and resolved(other) == resolved(file):
         raise UsageError(f"{file} was given twice; expected two results: name another one, or only one.")
     check_outputs(out, None, force=force, inputs=paths)
     stems = [path.stem for path in paths]

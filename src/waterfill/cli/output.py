@@ -36,15 +36,16 @@ def check_outputs(out: Path | None, json_file: Path | None, *, force: bool, inpu
 
     Raises:
         UsageError: they are the same file, or one is an input.
-        WaterfillError: a folder is missing or not writable, or `out` exists and `force` is False.
+        WaterfillError: a folder is missing or not writable, a path is a link that leads to itself, or `out` exists and
+            `force` is False.
     """
-    from waterfill.atomic import check_destination
+    from waterfill.atomic import check_destination, resolved
 
-    if out is not None and json_file is not None and json_file.resolve() == out.resolve():
+    if out is not None and json_file is not None and resolved(json_file) == resolved(out):
         raise UsageError(f"--out and --json both name {out}; expected two files: choose another name for one.")
-    read = {path.resolve() for path in inputs if path is not None}
+    read = {resolved(path) for path in inputs if path is not None}
     for path in (out, json_file):
-        if path is not None and path.resolve() in read:
+        if path is not None and resolved(path) in read:
             raise UsageError(f"{path} is an input and would be overwritten; expected another file to write.")
     if out is not None:
         check_destination(out, force=force)

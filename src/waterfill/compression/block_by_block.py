@@ -63,6 +63,9 @@ BUFFER = "a buffer of the model"
 HEADER_BYTES = 64
 """Of a safetensors file beside its tensors, and for each tensor in it, without its size and place."""
 
+DIGEST_BYTES = 48
+"""Of the digest in that file."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
@@ -203,7 +206,7 @@ def spend(walk: DirectoryWalk, limit_bytes: float) -> SpendBudget:
         for group in statistics.groups
     }
     digits = len(str(round(limit_bytes)))
-    payloads = limit_bytes - HEADER_BYTES * (1 + len(forecasts)) - 3 * digits * len(forecasts)
+    payloads = limit_bytes - DIGEST_BYTES - HEADER_BYTES * (1 + len(forecasts)) - 3 * digits * len(forecasts)
     budget = SpendBudget(limit_bytes, 8 * payloads, forecasts)
     if statistics.pilot and forecasts[statistics.pilot_group].components.number:
         level = budget.level(statistics.pilot_group)

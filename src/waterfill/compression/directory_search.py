@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from waterfill.compression.rate_control import LOWEST_LOG2, ConstantLevel, Level
 from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_of_size, zeroed_by
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, WaterfillError
+from waterfill.file_system import DISK
 from waterfill.models.language import next_tokens
 from waterfill.models.pretrained import load_pretrained
 from waterfill.processes import Processes
@@ -123,9 +123,9 @@ class Staging:
         if self._folder is None:
             return
         for path in [*candidate.place.iterdir()]:
-            path.rename(self._folder.path / path.name)
+            DISK.replace(path, self._folder.path / path.name)
         for left in self._folder.path.glob("candidate-*"):
-            shutil.rmtree(left)
+            DISK.remove_folder(left)
         try:
             write_card(self._folder.path, self._source, _card(result))
         except OSError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from waterfill.bundle import Bundle
 from waterfill.bundle.checkpoint import METHOD
+from waterfill.bundle.reader import WEIGHTS
 from waterfill.errors import UnsupportedModelError
 from waterfill.integrations.options import current
 from waterfill.integrations.staying import Staying, staying
@@ -28,11 +29,10 @@ class Loading:
         transforms: the rules of the architecture from checkpoint to model.
     """
 
-    def __init__(self, config: Any, shards: list[str] | None, dtype: torch.dtype | None) -> None:
+    def __init__(self, shards: list[str] | None, dtype: torch.dtype | None) -> None:
         """Open the directory.
 
         Args:
-            config: what `quantization_config` says.
             shards: paths of its safetensors files.
             dtype: the type that was asked for.
 
@@ -46,9 +46,7 @@ class Loading:
                 "state_dict or another checkpoint. Name the directory alone."
             )
         self._options, self._dtype = current(), dtype
-        directory = Path(shards[0]).parent
-        described = {"quantization_config": config}
-        self.bundle = Bundle(directory, config=described, shards=shards, threads=self._options.threads)
+        self.bundle = Bundle(Path(shards[0]).parent, threads=self._options.threads)
         self.transforms: list[Any] = []
         self._staying: Staying | None = None
 
@@ -158,7 +156,7 @@ def quantizer_class() -> type:
         def update_attn_implementation(self, config: Any) -> Any:
             """The configuration, which now names the payloads as its weights; called before files are looked for."""
             weights = getattr(self.quantization_config, "weights", None)
-            if weights is not None:
+            if weights in WEIGHTS:
                 config.transformers_weights = weights
             return config
 
@@ -168,8 +166,7 @@ def quantizer_class() -> type:
 
         def _process_model_before_weight_loading(self, model: Any, **given: Any) -> None:
             del model
-            config = self.quantization_config.to_dict()
-            self._loading = Loading(config, given.get("checkpoint_files"), given.get("dtype"))
+            self._loading = Loading(given.get("checkpoint_files"), given.get("dtype"))
 
         def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
             """One conversion, from all payloads to all parameters, which does those of the model inside."""

@@ -1,4 +1,4 @@
-"""The small JSON files of a model directory."""
+"""The small JSON files of a model directory, and what is in it at all: links out of it are not followed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,52 @@ from typing import Any
 from waterfill.errors import FormatError, WaterfillError
 
 
+def inside(path: Path, directory: Path) -> Path:
+    """A path in a model directory, which leads to something in that, behind all links, too.
+
+    In the cache of the hub, files are links to blobs of the same repository, which are taken as inside.
+
+    Raises:
+        FormatError: it leads somewhere else.
+    """
+    try:
+        root, found = directory.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise FormatError(f"{path} is a link that leads to itself; copy the file in its place.") from error
+    roots = [root]
+    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
+        roots.append(root.parents[1] / "blobs")
+    if not any(found.is_relative_to(each) for each in roots):
+        raise FormatError(
+            f"{path} leads out of the model directory {directory}; copy the file in the place of the link."
+        )
+    return path
+
+
+def check_links(directory: Path) -> None:
+    """Check that no file of a directory, subfolders aside, is a link out of it: before others read there.
+
+    Raises:
+        FormatError: one is.
+    """
+    if directory.is_dir():
+        for path in sorted(directory.iterdir()):
+            if path.is_symlink() and not path.is_dir():
+                inside(path, directory)
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
         WaterfillError: there is no such file, or it cannot be read.
-        FormatError: it is no JSON.
+        FormatError: it is no JSON, or a link out of its folder.
     """
     if not path.is_file():
         raise WaterfillError(
             f"{path.parent} has no {path.name}; expected a model directory of transformers. Check the path."
         )
+    inside(path, path.parent)
     try:
         text = path.read_text("utf-8")
         found = json.loads(text)
@@ -48,13 +83,15 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def architecture(config: Mapping[str, Any]) -> str | None:
-    """The first name under "architectures"; None where there is none.
+def architecture(config: Mapping[str, Any], directory: Path) -> str | None:
+    """The first name under "architectures" of a directory's configuration; None where there is none.
 
     Raises:
         FormatError: these are no list of names.
     """
     named = config.get("architectures") or []
     if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
-        raise FormatError(f"config.json has the architectures {named!r}; expected a list of names. Copy it again.")
+        raise FormatError(
+            f"{directory / 'config.json'} has the architectures {named!r}; expected a list of names. Copy it again."
+        )
     return named[0] if named else None

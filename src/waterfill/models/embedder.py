@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import FormatError, UnsupportedModelError
-from waterfill.models.configuration import read_json, read_object
+from waterfill.models.configuration import inside, read_json, read_object
 from waterfill.models.outputs import first_tensor
 
 
@@ -122,7 +122,7 @@ def pooling_of(directory: Path) -> Pooling:
         directory: a model directory, with `modules.json` and `1_Pooling/config.json` of sentence-transformers or not.
 
     Raises:
-        FormatError: one of the two is no JSON of the known form.
+        FormatError: one of the two is no JSON of the known form, or outside the directory.
         UnsupportedModelError: the pooling is another one, or a layer follows it.
     """
     modules = _modules(directory)
@@ -131,7 +131,7 @@ def pooling_of(directory: Path) -> Pooling:
             f"{directory / 'modules.json'} has a module {kind}; expected Transformer, Pooling and Normalize. "
             "Wrap the model in a module of your own that returns its embeddings."
         )
-    path = directory / modules.get("Pooling", "1_Pooling") / "config.json"
+    path = inside(directory / modules.get("Pooling", "1_Pooling") / "config.json", directory)
     kind = _pooling_kind(read_object(path), path) if path.is_file() else "mean"
     return Pooling(kind, normalize="Normalize" in modules)
 

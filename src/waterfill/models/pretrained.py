@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from waterfill.errors import WaterfillError
-from waterfill.models.configuration import architecture, read_object
+from waterfill.errors import UnsupportedModelError, WaterfillError
+from waterfill.models.configuration import architecture, check_links, read_object
 from waterfill.models.embedder import Embedder, is_embedder, pooling_of
 
 
@@ -25,21 +25,53 @@ def load_pretrained(directory: Path) -> nn.Module:
         directory that says how to pool an `Embedder` of its encoder.
 
     Raises:
-        FormatError: `config.json` is no JSON object.
-        WaterfillError: there is no such directory, transformers is not installed or cannot read it.
+        FormatError: `config.json` is no JSON object, or a file is a link out of the directory.
+        UnsupportedModelError: the configuration names code that is not part of transformers.
+        WaterfillError: there is no such directory, transformers is not installed or cannot read it, or weights are
+            missing.
     """
-    kind = model_class(directory)
+    kind, pools = model_class(directory), is_embedder(directory)
+    with _without_bars():
+        model = made_of(kind, directory, spared="pooler." if pools else "")
+    return Embedder(model, pooling_of(directory)).eval() if pools else model
+
+
+def made_of(kind: Any, directory: Path, *, spared: str = "", **options: Any) -> nn.Module:
+    """A new model of a class of transformers with the weights of a directory; see `load_pretrained`.
+
+    Args:
+        kind: the class.
+        directory: one with `config.json` and weights.
+        spared: the beginning of names of parameters that need not be there, for nobody looks at what they give.
+        options: other arguments of `from_pretrained`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FormatError: a file is a link out of the directory.
+        WaterfillError: transformers cannot read it, or weights are missing.
+    """
+    check_links(directory)
     try:
-        with _without_bars():
-            model = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        model, found = kind.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except WaterfillError:
+        raise
     except Exception as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WaterfillError(
-            f"The model in {directory} cannot be read ({cause}); expected weights that fit config.json. "
+            f"The model in {directory} cannot be read ({cause[:300]}); expected weights that fit config.json. "
             "Copy its files again."
         ) from error
-    module = Embedder(model, pooling_of(directory)) if is_embedder(directory) else model
-    return cast("nn.Module", module.eval())
+    missing = sorted(name for name in found["missing_keys"] if not (spared and name.startswith(spared)))
+    if missing:
+        raise WaterfillError(
+            f"The model in {directory} lacks the tensor {missing[0][:200]!r} ({len(missing)} in all) of a "
+            f"{kind.__name__}, which would have random values. Copy the files of the directory again."
+        )
+    return cast("nn.Module", model.eval())
 
 
 @contextmanager
@@ -64,15 +96,55 @@ def model_class(directory: Path) -> Any:
     directories that say how to pool.
 
     Raises:
-        FormatError: `config.json` is no JSON object.
+        FormatError: `config.json` is no JSON object, or the architectures are no list of names.
+        UnsupportedModelError: it names code that is not part of transformers.
         WaterfillError: there is no such file, or transformers is not installed.
     """
-    first = architecture(read_object(directory / "config.json"))
+    config = read_object(directory / "config.json")
+    name = architecture(config, directory)
+    check_implementations(config, directory)
     try:
         import transformers
     except ImportError as error:
         raise WaterfillError(
             "Model directories need transformers, which is not installed; pip install 'waterfill[transformers]'."
         ) from error
-    found = None if first is None or is_embedder(directory) else getattr(transformers, first, None)
-    return found if hasattr(found, "from_pretrained") else transformers.AutoModel
+    found = None if name is None or is_embedder(directory) else class_of_models(name)
+    return transformers.AutoModel if found is None else found
+
+
+def check_implementations(config: Mapping[str, Any], directory: Path) -> None:
+    """Check that all of a model is part of transformers, and nothing such as its attention in a repository of the hub.
+
+    Raises:
+        UnsupportedModelError: something is.
+    """
+    for key, value in _implementations(config):
+        if "/" in value:
+            raise UnsupportedModelError(
+                f"{directory / 'config.json'} names {value[:100]!r} as its {key[:100]}: code of a repository, which is "
+                f"not run. Take {key[:100]} out of the file."
+            )
+
+
+def _implementations(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys and values of a configuration, and of those within it, that name implementations."""
+    inner = [part for key, part in config.items() if key.endswith("_config") and isinstance(part, dict)]
+    for part in (config, *inner):
+        for key, value in part.items():
+            if key.endswith("_implementation"):
+                several = value.values() if isinstance(value, dict) else [value]
+                yield from ((key, str(each)) for each in several)
+
+
+def class_of_models(name: str) -> Any:
+    """The class of models that transformers has under a name; None for anything else.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    import transformers
+
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    known = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if known else None

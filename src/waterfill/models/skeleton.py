@@ -205,10 +205,12 @@ def _empty(directory: Path) -> Any:
         config = configs.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         config._experts_implementation = "eager"  # one product for each expert
         with torch.device("meta"):
-            model = getattr(kind, "from_config", kind)(config)
-    except (OSError, ValueError, KeyError) as error:
+            automatic = hasattr(kind, "from_config")
+            model = kind.from_config(config, trust_remote_code=False) if automatic else kind(config)
+    except Exception as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(
-            f"Model directory {directory} has no architecture that transformers knows: {str(error).splitlines()[0]} "
+            f"Model directory {directory} has no architecture that transformers knows: {cause[:300]} "
             "Upgrade transformers, or compress without data."
         ) from error
     model.float()

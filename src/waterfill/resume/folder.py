@@ -10,8 +10,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar, cast
 
-from waterfill.atomic import write_atomically
+from waterfill.atomic import write_file
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.file_system import DISK
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import QuadraticForm
 from waterfill.resume.description import digest
@@ -89,7 +90,7 @@ class WorkFolder(Memo):
                 "what it was made with, name another folder, or delete this one."
             )
         if before is None:
-            write_atomically(path, [now.to_json()])
+            write_file(path, [now.to_json()])
         self._fingerprint = now.digest
 
     def once(self, key: tuple[Any, ...], compute: Callable[[], T]) -> T:
@@ -129,7 +130,7 @@ class WorkFolder(Memo):
     def _keep(self, name: str, data: bytes) -> Any:
         """Keep a packed result; returns it unpacked."""
         with self._writing:
-            write_atomically(self.folder / f"{name}{SUFFIX}", seal(data, name))
+            write_file(self.folder / f"{name}{SUFFIX}", seal(data, name))
         return unpack(data)
 
 
@@ -160,7 +161,7 @@ def work_folder(path: str | Path | None, options: Mapping[str, Any]) -> Iterator
     try:
         _lock(handle, folder)
         for left in folder.glob(".*.part"):
-            left.unlink(missing_ok=True)  # of one that was killed while it wrote
+            DISK.remove_file(left)  # of one that was killed while it wrote
         yield WorkFolder(folder, options)
     finally:
         os.close(handle)  # which unlocks it

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.errors import CalibrationError, UsageError, WaterfillError
+from waterfill.models.configuration import check_links
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model")
 """One of them is in every directory that has a tokenizer."""
@@ -61,6 +62,7 @@ def load_tokenizer(directory: Path) -> Any:
     """Read the tokenizer of a model directory; nothing is fetched, and no code in the directory is run.
 
     Raises:
+        FormatError: a file is a link out of the directory.
         WaterfillError: there is none, transformers cannot read it, or transformers is not installed.
     """
     if not any(any(directory.glob(pattern)) for pattern in _FILES):
@@ -74,6 +76,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise WaterfillError(
             "Text needs the tokenizers of transformers, which is not installed; pip install 'waterfill[transformers]'."
         ) from error
+    check_links(directory)
     try:
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:
