@@ -19,8 +19,8 @@ from waterfill.codec import container
 from waterfill.compression.encoder import Encoder, mean_zero_cost
 from waterfill.files import WaterfillFile, decompress, exact_bytes
 from waterfill.models import torch_module
-from waterfill.quantize import KMeans, Scalar
-from waterfill.records import Codebook
+from waterfill.quantize import KMeans, Scalar, Vector
+from waterfill.records import Codebook, Entry, Layout, NormMean, NormVariance, Weight
 
 SCALAR = Scalar()
 SPARSE = WithTables()
@@ -75,6 +75,27 @@ def test_round_trip_is_strict_and_the_slow_decoder_agrees_bit_for_bit(dtype, qua
     assert tensors["head.weight"] is tensors["embedding.weight"]
     assert torch.equal(tensors["indices"], state["indices"])
     assert torch.equal(tensors["mask"], state["mask"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_variances_and_means_that_no_number_holds_are_the_largest_one_in_both_decoders(dtype):
+    layout = Layout((4,))
+    entries = (
+        Entry("mean", (4,), dtype, NormMean(layout, "var")),
+        Entry("var", (4,), dtype, NormVariance(layout, 1e-5)),
+    )
+    shift, scale = np.float32([[1e30, -1e30, 1, 0]]), np.float32([[1e-30, 1e-30, 0, 1]])
+    quantized = {
+        "mean": Vector().quantize(Weight("mean", shift, layout), None, 1e-9),
+        "var": Vector().quantize(Weight("var", scale, layout), None, 1e-9),
+    }
+    data = container.pack(entries, quantized, {}, "test").data
+    found, slow = WaterfillFile(data), slow_decoder.decode(data)
+    largest = min(torch.finfo(getattr(torch, dtype)).max, torch.finfo(torch.float32).max)
+    assert found["var"].tolist()[:3] == [largest] * 3
+    assert found["mean"].tolist() == [-largest, largest, 0, 0]
+    for name in ("mean", "var"):
+        assert found[name].double().tolist() == slow[name].astype(np.float64).tolist()
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-16, 8))

@@ -366,9 +366,8 @@ def assemble(entries, matrices, exact):
         if how == "=":
             tensors[name] = tensors[argument]
             continue
-        value = whole(how, argument, shape, matrices.get(name), matrices).astype(np.float32)
-        limit = 65504 if dtype == "float16" else 3.3895313892515355e38 if dtype == "bfloat16" else np.inf
-        value = value.clip(-limit, limit)
+        limit = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}.get(dtype, float(np.finfo(np.float32).max))
+        value = whole(how, argument, shape, matrices.get(name), matrices).clip(-limit, limit).astype(np.float32)
         tensors[name] = to_bfloat16(value) if dtype == "bfloat16" else value.astype(kind)
     return tensors
 
@@ -377,7 +376,8 @@ def whole(how, argument, shape, matrix, matrices):
     if how == "c":
         return np.full(shape, argument)
     if how == "v":
-        return np.maximum(0, 1 / matrix.astype(np.float64) ** 2 - argument).reshape(shape)
+        with np.errstate(divide="ignore"):
+            return np.maximum(0, 1 / matrix.astype(np.float64) ** 2 - argument).reshape(shape)
     if how == "m":
         scale = matrices[argument].astype(np.float64)
         safe = np.where(scale == 0, 1, scale)
