@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import waterfill
-from waterfill.compression import api, calibration
+from waterfill.compression import api, calibration, in_memory
 from waterfill.compression import distortion_curves as curves
 from waterfill.compression.api import _result
 from waterfill.compression.calibration import CalibratedModel, prepare
@@ -25,7 +25,9 @@ from waterfill.evaluation import evaluate
 from waterfill.files import WaterfillFile
 from waterfill.importance import kronecker
 from waterfill.models import clone, torch_module
+from waterfill.models.batches import split
 from waterfill.models.output_reading import OutputReading
+from waterfill.models.work import MULTIPLICATIONS, WorkBudget
 from waterfill.quantize import Feedback, KMeans
 from waterfill.reconstruct import errors
 
@@ -94,8 +96,9 @@ def test_nothing_is_fitted_to_batches_that_are_held_out(count, fitting, monkeypa
     batches = labelled(model, count)
 
     def note(stage, data):
-        indices = [next(i for i, each in enumerate(batches) if each is batch) for batch in data]
-        seen.setdefault(stage, set()).update(indices)
+        rows = torch.cat([split(batch)[0] for batch in data])
+        met = [bool((inputs[:, None] == rows).all(2).any()) for inputs, _ in batches]
+        seen.setdefault(stage, set()).update(number for number, each in enumerate(met) if each)
 
     def spied(owner, name, place):
         real = getattr(owner, name)
@@ -143,6 +146,40 @@ def test_tuning_that_is_worse_on_held_out_data_is_not_used(monkeypatch):
 
 
 # Ways to share the bits -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dear", "powers"), [(False, [0.5, 1.0, 0.0]), (True, [0.5])])
+def test_of_a_dear_model_only_the_first_way_is_tried(dear, powers, monkeypatch):
+    seen = []
+    real = InMemoryWalk.trial
+    monkeypatch.setattr(
+        InMemoryWalk, "trial", lambda walk, *args, **named: seen.append(walk) or real(walk, *args, **named)
+    )
+    if dear:
+        monkeypatch.setattr(calibration, "WORK", WorkBudget(1.0, 0.0))
+        monkeypatch.setattr(calibration, "DEAR", 0)
+    waterfill.compress(net(), labelled(net(), 2), size_bytes=700, quantizers=QUICK)
+    assert list(dict.fromkeys(walk.power for walk in seen if not walk.offsets)) == powers
+    assert any(walk.offsets for walk in seen)
+
+
+def test_a_wide_matrix_of_few_rows_makes_a_model_dear(monkeypatch):
+    walk = walk_of(net())
+    assert not walk.is_dear
+    work = (24**3 + 8**3) / 6 / MULTIPLICATIONS / walk.inventory.floating_values
+    monkeypatch.setattr(in_memory, "DEAR_TO_FACTOR", 0.99 * work)
+    assert walk.is_dear
+    monkeypatch.setattr(in_memory, "DEAR_TO_FACTOR", 1.01 * work)
+    assert not walk.is_dear
+
+
+def test_of_a_dear_model_some_samples_of_every_batch_are_compared(monkeypatch):
+    known = walk_of(net(), count=3).calibrated
+    assert sum(map(len, known._compared.references)) == 48
+    vars(known).pop("_compared")
+    monkeypatch.setattr(calibration, "WORK", WorkBudget(9 * known._sample_work, 0.0))
+    assert sum(map(len, known._compared.references)) == 9
+    assert known.distances(known.copy).shape == (9,)
 
 
 def walk_of(model, count=2):

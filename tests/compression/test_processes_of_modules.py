@@ -142,7 +142,7 @@ def told(*given, **options):
     except WaterfillError as error: print(error)
 seen = Seen.seen
 def fails(self, batch, index=None):
-    if index == 3: raise WaterfillError("Batch 3 does not fit.")
+    if index == 0: raise WaterfillError("Batch 3 does not fit.")
     return seen(self, batch, index)
 Seen.seen = fails
 told(cases.mlp(), cases.batches(), rate=4, effort="fast")

@@ -37,12 +37,24 @@ def test_every_batch_gives_its_part_of_what_is_wanted():
     batches = [(torch.randn(8, 2), torch.arange(8)) for _ in range(4)]
     found = list(RegroupedBatches(batches, 16))
     assert [target.tolist() for _, target in found] == [[0, 1, 2, 3] * 2] * 2
-    assert sizes([torch.randn(8, 2) for _ in range(4)], most=1) == [4]
+    assert sizes([torch.randn(8, 2) for _ in range(4)], most=1) == [1]
+    assert sizes([torch.randn(2, 2) for _ in range(8)], most=4) == [4]
+
+
+def test_outputs_go_with_their_samples():
+    batches = [torch.randn(8, 2) for _ in range(3)]
+    found = RegroupedBatches(batches, 6, [batch.sum(1) for batch in batches])
+    (batch,), (reference,) = found, found.references
+    assert split(batch)[0].equal(torch.cat([each[:2] for each in batches]))
+    assert reference.equal(split(batch)[0].sum(1))
+    whole = RegroupedBatches(batches[:2], 6, [torch.zeros(3), torch.zeros(3)])
+    assert [len(batch) for batch in whole] == [8, 8]
+    assert [len(each) for each in whole.references] == [3, 3]
 
 
 def test_batches_whose_targets_are_not_one_for_each_sample_stay_alone():
     batches = [(torch.randn(4, 2), torch.tensor(1.0)) for _ in range(2)]
-    found = list(RegroupedBatches(batches, 2))
+    found = list(RegroupedBatches(batches, 4))
     assert [each is batch for each, batch in zip(found, batches, strict=True)] == [True, True]
 
 

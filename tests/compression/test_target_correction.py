@@ -10,7 +10,7 @@ from small_nets import Function, param
 from torch import Tensor, nn
 
 from waterfill.compression import sampled_change, target_correction
-from waterfill.compression.sampled_change import SampledChange
+from waterfill.compression.sampled_change import sampled_shift
 from waterfill.compression.statistics_correction import correct_statistics
 from waterfill.compression.target_correction import (
     RIDGE,
@@ -18,6 +18,7 @@ from waterfill.compression.target_correction import (
     InputChange,
     Requantization,
     compare_inputs,
+    recorded,
     sampled,
 )
 from waterfill.importance.factored import SHRINKAGE
@@ -67,7 +68,7 @@ def least_squares(call, w, x, other):
 
 def target(call, w, x, other):
     view, own = seen(call, w, x)
-    return values(compare_inputs(view, sampled(view, own, ALL), seen(call, w, other)[1]), w)
+    return values(compare_inputs(view, recorded(view, own, w, ALL), seen(call, w, other)[1], w), w)
 
 
 def values(inputs, tensor):
@@ -390,9 +391,9 @@ def test_rows_of_few_values_are_solved_to_a_residual_each():
     generator = torch.Generator().manual_seed(0)
     now = torch.randn(2, 40, 60, generator=generator)
     before = now + torch.tensor([[1e-3], [1.0]])[..., None] * torch.randn(2, 40, 60, generator=generator)
-    change = SampledChange(before, now, 1e-3, RIDGE)
     weights = torch.randn(2, 3, 40, generator=generator)
-    moves = torch.from_numpy(change.shift(weights.reshape(6, 40).numpy())).reshape(2, 3, 40).double()
+    found = sampled_shift(weights @ before, now, weights, 1e-3, RIDGE)
+    moves = torch.from_numpy(found).reshape(2, 3, 40).double()
     seen = now.double() @ now.double().transpose(1, 2) / 60
     means = seen.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     damped = seen + (1e-3 * 40 + RIDGE) * means * torch.eye(40)
@@ -404,9 +405,10 @@ def test_rows_of_few_values_are_solved_to_a_residual_each():
 
 def test_targets_of_samples_that_are_too_far_are_not_trusted():
     now = torch.ones(1, 2, 4)
-    assert SampledChange(9 * now, now, 0.0, RIDGE).shift(np.float32([[1, 2]])) is None
-    assert not SampledChange(now * torch.nan, now, 0.0, RIDGE).shift(np.float32([[1, 2]])).any()
-    silent = SampledChange(0 * now, 0 * now, 0.0, RIDGE).shift(np.float32([[1, 2]]))
+    weights = torch.tensor([[[1.0, 2.0]]])
+    assert sampled_shift(weights @ (9 * now), now, weights, 0.0, RIDGE) is None
+    assert not sampled_shift(weights @ now, now * torch.nan, weights, 0.0, RIDGE).any()
+    silent = sampled_shift(0 * now[:, :1], 0 * now, weights, 0.0, RIDGE)
     np.testing.assert_array_equal(silent, np.float32([[0, 0]]))
 
 

@@ -18,8 +18,16 @@ def test_values_and_multiplications_of_a_sample_are_counted():
 
 
 def test_a_budget_is_for_so_many_samples():
-    model, inputs = nn.Linear(10, 20), torch.randn(4, 10)
-    work = sample_work(model, inputs)
-    assert WorkBudget(7.5 * work, 0.0).samples(model, inputs) == 7
-    assert WorkBudget(1.0, 2.5 * work / 220).samples(model, inputs) == 2
-    assert WorkBudget(1.0, 0.0).samples(model, inputs) == 1
+    model = nn.Linear(10, 20)
+    assert WorkBudget(7.5 * 30, 0.0).samples(model, 30) == 7
+    assert WorkBudget(1.0, 2.5 * 30 / 220).samples(model, 30) == 2
+    assert WorkBudget(1.0, 0.0).samples(model, 30) == 1
+
+
+def test_a_model_that_cannot_be_watched_has_no_work():
+    class Unwatched(nn.Module):
+        def forward(self, x):
+            assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+            return 2 * x
+
+    assert sample_work(Unwatched(), torch.randn(3, 2)) == 1

@@ -41,7 +41,7 @@ from waterfill.models.kept_batches import RepeatableBatches, as_batches, of_firs
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
 from waterfill.models.predictions import prediction_rows
-from waterfill.models.work import sample_work
+from waterfill.models.work import WorkBudget, sample_work
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import DataFree, Estimator, ModuleDriven, Output, QuadraticForm, traits_of
 from waterfill.records import Inventory
@@ -104,6 +104,10 @@ class BatchSubset(RepeatableBatches):
         return [each for index, each in enumerate(self.outputs) if index in self.chosen]
 
 
+def _samples_of(batches: Iterable[Any]) -> int:
+    return sum(num_samples(split(batch)[0]) for batch in batches)
+
+
 @dataclass(frozen=True, eq=False)
 class CalibratedModel:
     """A module with calibration data: what correcting and measuring need.
@@ -150,7 +154,8 @@ class CalibratedModel:
     def observed(self) -> Observed:
         """Activations of the original on the batches to fit to."""
         names = [name for name, each in self.model.named_parameters(remove_duplicate=False) if each.ndim > 1]
-        return observe(self.model, self.copy, self.fitting, keep=self.keep, names=names)
+        some = RegroupedBatches(self.fitting, self.samples_within(WORK))
+        return observe(self.model, self.copy, some, keep=self.keep, names=names)
 
     def distances(self, copy: torch.nn.Module) -> NDArray[np.float64]:
         """Distances of the outputs of a copy on some of the data to choose by, from those of the original."""
@@ -180,7 +185,7 @@ class CalibratedModel:
     @property
     def estimating(self) -> RegroupedBatches:
         """The same in larger groups, with as many samples as are within `GRADIENT_WORK`, for estimating importances."""
-        return RegroupedBatches(self.fitting, GRADIENT_WORK.samples(self.model, split(self.batches[0])[0]))
+        return RegroupedBatches(self.fitting, self.samples_within(GRADIENT_WORK))
 
     @property
     def choosing(self) -> BatchSubset:
@@ -190,20 +195,24 @@ class CalibratedModel:
     @cached_property
     def is_dear(self) -> bool:
         """Whether passes of the data to fit to take so much work, for so few weights, that few can be made."""
-        inputs = split(self.batches[0])[0]
-        samples = sum(num_samples(split(batch)[0]) for batch in self.fitting)
-        work = min(samples, WORK.samples(self.model, inputs)) * sample_work(self.model, inputs)
+        samples = min(_samples_of(self.fitting), self.samples_within(WORK))
+        work = samples * self._sample_work
         weights = sum(each.numel() for each in self.model.parameters())
         return work > max(WORK.values / 2, DEAR * weights)
 
     @cached_property
-    def _compared(self) -> BatchSubset:
-        """The first batches to choose by, as many as are within `WORK`; always one."""
-        every = sorted(self.choosing.chosen)
-        counts = [num_samples(split(self.batches[number])[0]) for number in every]
-        most = WORK.samples(self.model, split(self.batches[every[0]])[0])
-        taken = max(1, int((np.cumsum(counts) <= most).sum()))
-        return BatchSubset(self.batches, self.references, frozenset(every[:taken]))
+    def _compared(self) -> BatchSubset | RegroupedBatches:
+        """The batches to choose by, or as many of their samples as are within `WORK`."""
+        every, most = self.choosing, self.samples_within(WORK)
+        return every if _samples_of(every) <= most else RegroupedBatches(every, most, every.references)
+
+    def samples_within(self, budget: WorkBudget) -> int:
+        """How many samples are within a budget of work."""
+        return budget.samples(self.model, self._sample_work)
+
+    @cached_property
+    def _sample_work(self) -> float:
+        return sample_work(self.model, split(self.batches[0])[0])
 
 
 def _calibrated(

@@ -167,15 +167,14 @@ def measure(
     return {name: (total / max(1, count)).tolist() for name, total in sums.items()}
 
 
-def some(batches: Iterable[Any], references: Iterable[Tensor], most: int) -> Iterator[tuple[Any, Tensor]]:
-    """The first samples with their references: so many, at most `MOST_SAMPLES` and those of `MOST_VALUES`; always one.
+def some(batches: Iterable[Any], references: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor]]:
+    """The first samples with their references, up to `MOST_SAMPLES` and those of `MOST_VALUES`; always one.
 
     Args:
         batches: that can be iterated over.
         references: outputs of the original on them. A batch is cut where they are one for every sample.
-        most: how many samples are wanted.
     """
-    samples, values = min(most, MOST_SAMPLES), MOST_VALUES
+    samples, values = MOST_SAMPLES, MOST_VALUES
     for number, (batch, reference) in enumerate(zip(batches, references, strict=True)):
         here = num_samples(split(batch)[0])
         room = min(samples, values * here // max(1, reference.numel()))

@@ -36,6 +36,7 @@ from waterfill.compression.limits import SourceModels
 from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
 from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.regrouped import RegroupedBatches
 from waterfill.compression.report_rows import ReportBuilder
 from waterfill.compression.segments import Segment, StoredTensors, WholeModel, entries_by_name, slices_of_inventory
 from waterfill.compression.settings import Settings
@@ -45,14 +46,18 @@ from waterfill.errors import CalibrationError
 from waterfill.evaluation import Evaluation
 from waterfill.files import WaterfillFile
 from waterfill.models import torch_module
-from waterfill.models.batches import split
 from waterfill.models.state_dict import assemble, assemble_one
+from waterfill.models.work import MULTIPLICATIONS
 from waterfill.protocols import QuadraticForm, traits_of
 from waterfill.quantize.feedback import is_sparse
 from waterfill.records import Floats, Inventory, Quantized, Weight
 
 FIXED_LEVEL_LOG2 = -24.0
 """Vectors beside matrices of a fixed rate are filled to the level that those reach, but to no lower one than this."""
+
+DEAR_TO_FACTOR = 1000
+"""Work of factoring matrices of products of inputs, in values for every weight, from which a model is dear: that of 16
+rows of 8,192 inputs is 4,400 for each of them."""
 
 VECTORS = ""
 """Name of the curve that all vectors have together: one that no tensor has."""
@@ -213,6 +218,14 @@ class InMemoryWalk:
         """The water level at which so many bits are foreseen, within `level_span`."""
         low, high = self.level_span
         return float(np.clip(self.forecast.level_at_forecast(bits), 2.0**low, 2.0**high))
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether walks take so much work, for so few weights, that few can be made."""
+        forms = [form for form in self._matrix_forms.values() if form.has_cross_terms]
+        multiplications = sum(form.diagonal().shape[1] ** 3 / 6 for form in forms)
+        factoring = multiplications / MULTIPLICATIONS / max(1, self.inventory.floating_values)
+        return factoring > DEAR_TO_FACTOR or (self.model is not None and self.model.is_dear)
 
     @property
     def limit_bytes(self) -> float:
@@ -382,8 +395,8 @@ class InMemoryWalk:
             return {name: self._assembled(name, quantized) for name in quantized}
 
         part, processes = model.fitting, self.settings.processes
-        most = curves.WORK.samples(model.model, split(part[0])[0])
-        some, own = curves.some(part, part.references, most), list(groups)[processes.rank :: processes.count]
+        few = RegroupedBatches(part, model.samples_within(curves.WORK), part.references)
+        some, own = curves.some(few, few.references), list(groups)[processes.rank :: processes.count]
         key = ("curves", water_level, {name: (job.form, job.quantizer) for name, job in jobs.items()})
         with model.reading.of(model.copy):
             measured = self.settings.memo.once(

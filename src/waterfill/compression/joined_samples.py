@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from waterfill.importance.state import SITE_BYTES
 from waterfill.models.batches import Inputs, call, evaluation, map_tensors, num_samples, split, take, tensors_in
-from waterfill.models.work import WorkBudget
+from waterfill.models.work import WorkBudget, sample_work
 
 BUDGET_BYTES = 1 << 30
 """Memory for the activations of all samples together."""
@@ -47,7 +47,7 @@ def samples_that_fit(original: nn.Module, batches: Iterable[Any]) -> list[Inputs
         if not parts:
             few = min(samples, _FEW_SAMPLES)
             room = max(1, BUDGET_BYTES * few // _activation_bytes(original, take(inputs, 0, few)))
-            room = min(room, WORK.samples(original, inputs))
+            room = min(room, WORK.samples(original, sample_work(original, inputs)))
             kind = kind_of(inputs)
         elif room <= 0 or kind_of(inputs) != kind:
             break

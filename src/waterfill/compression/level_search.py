@@ -142,7 +142,7 @@ def _best_allocation(walks: Sequence[InMemoryWalk], size: float, *, curves: bool
     model = first.walk.model
     if model is None or (len(walks) == 1 and not curves):
         return first
-    walks = walks[:1] if model.is_dear else walks
+    walks = walks[:1] if first.walk.is_dear else walks
     best, chosen = first, first.trial(size)
     moved = iter(_with_curves(walks, chosen.water_level, model) if curves else ())
     for walk in (*walks[1:], *moved):

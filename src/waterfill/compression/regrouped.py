@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
+from typing import Any, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from waterfill.compression.joined_samples import joined, kind_of
@@ -17,50 +19,70 @@ TOGETHER = 256
 """Samples of a group at most, for what is added up once a batch takes as long as some hundred samples."""
 
 
+Pair: TypeAlias = tuple[Any, Tensor | None]
+"""A batch and the outputs of the original on it."""
+
+
 @dataclass(frozen=True, eq=False)
 class RegroupedBatches(RepeatableBatches):
     """Batches of others one after the other, joined to groups of up to `TOGETHER` samples.
 
     Attributes:
         batches: the others, to be read again and again.
-        most: samples that are wanted of all of them; each batch gives the same part of its own.
+        most: samples that are wanted of all of them; each batch gives the same part of its own, for they may differ.
+        outputs: of the original on the others; none where they are not asked for.
     """
 
     batches: Sequence[Any]
     most: int
+    outputs: Sequence[Tensor] = ()
 
     def __len__(self) -> int:
         return sum(1 for _ in self._groups())
 
     def __iter__(self) -> Iterator[Any]:
-        return map(_joined, self._groups())
+        return (_joined([batch for batch, _ in group]) for group in self._groups())
 
     def __getitem__(self, index: Any) -> Any:
         return list(self)[index]
 
-    def _groups(self) -> Iterator[list[Any]]:
-        counts = [num_samples(split(batch)[0]) for batch in self.batches]
-        part = min(1.0, self.most / max(1, sum(counts)))
-        group: list[Any] = []
+    @property
+    def references(self) -> list[Tensor]:
+        """Outputs of the original on these."""
+        return [torch.cat([each for _, each in group if each is not None]) for group in self._groups()]
+
+    def _groups(self) -> Iterator[list[Pair]]:
+        group: list[Pair] = []
         size, kind = 0, ""
-        for batch, count in zip(self.batches, counts, strict=True):
-            some, samples = _first(batch, math.ceil(part * count)), math.ceil(part * count)
-            if group and (size + samples > TOGETHER or _kind(some) != kind):
+        for pair in self._parts():
+            samples, its = num_samples(split(pair[0])[0]), _kind(pair[0])
+            if group and (size + samples > TOGETHER or its != kind):
                 yield group
                 group, size = [], 0
-            group.append(some)
-            size, kind = size + samples, _kind(some)
+            group.append(pair)
+            size, kind = size + samples, its
         if group:
             yield group
 
+    def _parts(self) -> Iterator[Pair]:
+        """The part of every batch that is taken, of those that give any sample."""
+        ends = np.cumsum([num_samples(split(batch)[0]) for batch in self.batches])
+        part = min(1.0, self.most / max(1, int(ends[-1])))
+        taken = np.diff(np.ceil(part * ends).astype(int), prepend=0).tolist()
+        for batch, samples, output in zip_longest(self.batches, taken, self.outputs):
+            if samples:
+                yield _first((batch, output), samples)
 
-def _first(batch: Any, samples: int) -> Any:
-    """The first samples of a batch; all where its target is not one for every sample."""
+
+def _first(pair: Pair, samples: int) -> Pair:
+    """The first samples of a batch; all where its target or outputs are not one for every sample."""
+    batch, output = pair
     inputs, target = split(batch)
     count = num_samples(inputs)
-    if samples >= count or not _fits(target, count):
-        return batch
-    return take(inputs, 0, samples), None if target is None else target[:samples]
+    if samples >= count or not (_fits(target, count) and _fits(output, count)):
+        return pair
+    some = take(inputs, 0, samples), None if target is None else target[:samples]
+    return some, None if output is None else output[:samples]
 
 
 def _kind(batch: Any) -> str:

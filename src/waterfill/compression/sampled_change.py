@@ -45,38 +45,39 @@ def can_be_trusted(moves: Tensor, weights: Tensor) -> bool:
     return bool(torch.linalg.vector_norm(moves) <= FARTHEST * torch.linalg.vector_norm(weights))
 
 
+def sampled_shift(before: Tensor, now: Tensor, weights: Tensor, damping: float, ridge: float) -> Floats | None:
+    """How far the target of a matrix is from it, by the outputs that it misses position by position.
+
+    Args:
+        before: outputs W x in the original, float32 [groups, out of each, positions].
+        now: inputs x' in the compressed model, float32 [groups, in, positions].
+        weights: W, float32 [groups, out of each, in].
+        damping: share of the mean diagonal of A' that is added to it, for each input.
+        ridge: the same for all inputs.
+
+    Returns:
+        `W (C - A') A'^-1`, [out, in]; None where it is not to be trusted.
+    """
+    missed = torch.bmm(before - torch.bmm(weights, now), now.mT) / now.shape[2]
+    moves = SampledInputs(now, damping, ridge).solved(missed)
+    return moves.flatten(0, 1).numpy() if can_be_trusted(moves, weights) else None
+
+
 @dataclass(frozen=True, eq=False)
-class SampledChange:
-    """How the inputs of a matrix in the compressed model differ from those in the original, position by position.
+class SampledInputs:
+    """A' of a matrix in the compressed model, damped, as the product of samples of its inputs.
 
     Attributes:
-        before: inputs x in the original, float32 [groups, in, positions].
-        now: inputs x' in the compressed model, of the same shape.
+        now: inputs x', float32 [groups, in, positions].
         damping: share of the mean diagonal of A' that is added to it, for each input.
         ridge: the same for all inputs.
     """
 
-    before: Tensor
     now: Tensor
     damping: float
     ridge: float
 
-    def shift(self, matrix: Floats) -> Floats | None:
-        """How far the target of a matrix is from it, as `InputChange.shift`.
-
-        Args:
-            matrix: W [out, in].
-        """
-        weights = torch.from_numpy(matrix).to(self.now).reshape(len(self.now), -1, matrix.shape[1])
-        moves = self._moves(weights)
-        return moves.numpy().reshape(matrix.shape) if can_be_trusted(moves, weights) else None
-
-    def _moves(self, weights: Tensor) -> Tensor:
-        positions = self.now.shape[2]
-        missed = torch.bmm(weights, self.before).sub_(torch.bmm(weights, self.now))
-        return self._solved(torch.bmm(missed, self.now.transpose(1, 2)) / positions)
-
-    def _solved(self, wanted: Tensor) -> Tensor:
+    def solved(self, wanted: Tensor) -> Tensor:
         """Solve `Z A' = wanted` for A' with its damping."""
         added, least = self._added(), RESIDUAL**2 * _squares(wanted)
         found, residual = torch.zeros_like(wanted), wanted.clone()

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from waterfill.compression.sampled_change import SampledChange, can_be_trusted, is_flat
+from waterfill.compression.sampled_change import can_be_trusted, is_flat, sampled_shift
 from waterfill.importance.factored import SHRINKAGE
 from waterfill.models.uses import View
 from waterfill.models.watch import ProductWatch
@@ -130,7 +130,7 @@ class LayerInputs:
     """
 
     layout: Layout
-    change: InputChange | SampledChange | Floats | None
+    change: InputChange | Floats | None
     form: QuadraticForm | None = None
 
     def rows_of(self, rows: slice) -> LayerInputs:
@@ -186,7 +186,8 @@ def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[
         names: of the matrices; those that are not used once by one product are left out.
 
     Yields:
-        Inputs [groups, in, positions] by name; complete when it is left.
+        Inputs [groups, in, positions] by name, of flat matrices outputs [groups, out, positions]; complete when it is
+        left.
     """
     tensors = {name: each for name, each in _named(original, names).items() if each.numel()}
     inputs: dict[str, Tensor] = {}
@@ -197,7 +198,7 @@ def record_inputs(original: nn.Module, names: Collection[str]) -> Iterator[dict[
         calls[name] += 1
         if calls[name] == 1:
             wanted = min(max(FEWEST_POSITIONS, POSITIONS_PER_INPUT * view.sizes[2]), MOST_POSITIONS)
-            inputs[name] = sampled(view, x, max(1, min(wanted, positions)))
+            inputs[name] = recorded(view, x, tensors[name], max(1, min(wanted, positions)))
 
     with ProductWatch(tensors, record) as watch:
         yield inputs
@@ -212,16 +213,32 @@ def requantize(compressed: nn.Module, sequence: Requantization, before: Mapping[
     Args:
         compressed: the network to fill.
         sequence: which matrices, and how.
-        before: their inputs in the original, by `record_inputs`.
+        before: their inputs or outputs in the original, by `record_inputs`.
     """
     tensors = _named(compressed, before.keys() & set(sequence.names))
 
     def fill(name: str, view: View, x: Tensor) -> None:
-        inputs = compare_inputs(view, before[name], x)
+        inputs = compare_inputs(view, before[name], x, tensors[name])
         tensors[name].copy_(sequence.visit([name], {name: inputs})[name].reshape(tensors[name].shape))
 
     with ProductWatch(tensors, fill):
         yield
+
+
+def recorded(view: View, x: Tensor, tensor: Tensor, positions: int) -> Tensor:
+    """Samples of the inputs of a layer; of its outputs where it is flat, for they take less room.
+
+    Args:
+        view: how the layer reads its input.
+        x: the input [rows, ...].
+        tensor: its matrix.
+        positions: how many, about.
+
+    Returns:
+        float32 [groups, in or out, positions].
+    """
+    found = sampled(view, x, positions)
+    return torch.bmm(_matrix(view, tensor), found) if is_flat(*view.sizes[1:]) else found
 
 
 def sampled(view: View, x: Tensor, positions: int) -> Tensor:
@@ -239,32 +256,41 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
     chosen = torch.arange(len(x))
     if len(x) > positions:
         chosen = torch.randperm(len(x), generator=generator)[:positions]
-    found = []
     places = view.places(x)
     each = max(1, min(places, -(-positions // len(chosen))))
+    found = torch.empty(view.sizes[0], view.sizes[2], len(chosen), each)
+    start = 0
     for rows in torch.split(chosen, max(1, len(chosen) // 64)):
         some = torch.randperm(places, generator=generator)[:each].to(x.device)
         written_out = view.inputs(x[rows.to(x.device)].float(), some)
-        found.append(written_out.permute(1, 2, 0, 3).flatten(2).cpu())
-    return torch.cat(found, -1)
+        found[:, :, start : start + len(rows)] = written_out.permute(1, 2, 0, 3)
+        start += len(rows)
+    return found.flatten(2)
 
 
-def compare_inputs(view: View, before: Tensor, x: Tensor) -> LayerInputs:
+def compare_inputs(view: View, before: Tensor, x: Tensor, tensor: Tensor) -> LayerInputs:
     """Compare the inputs of a layer with those that it had.
 
     Args:
         view: how the layer reads its input.
-        before: its inputs in the original [groups, in, positions], by `sampled`.
+        before: its inputs in the original [groups, in, positions], by `sampled`; its outputs where it is flat.
         x: its input in the compressed model, of the same samples.
+        tensor: the matrix of the layer in the original.
     """
     now = sampled(view, x, before.shape[-1])
     positions = now.shape[-1]
     if is_flat(*view.sizes[1:]):
-        return LayerInputs(view.layout, SampledChange(before, now, SHRINKAGE / positions, RIDGE))
+        return LayerInputs(view.layout, sampled_shift(before, now, _matrix(view, tensor), SHRINKAGE / positions, RIDGE))
     dtype = torch.float32 if now.shape[1] > IN_DOUBLE else torch.float64
     seen = torch.bmm(now, now.mT).to(dtype).div_(positions)
     change = torch.bmm(before - now, now.mT).to(dtype).div_(positions)
     return LayerInputs(view.layout, InputChange(DampedInputs(seen, SHRINKAGE / positions), change))
+
+
+def _matrix(view: View, tensor: Tensor) -> Tensor:
+    """A tensor as a layer reads it, float32 [groups, out, in]."""
+    matrix = view.layout.to_matrix(tensor.detach().cpu().float().numpy())
+    return torch.from_numpy(np.ascontiguousarray(matrix)).reshape(view.sizes)
 
 
 def _named(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

@@ -47,23 +47,28 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         del types
         named = dict(kwargs or {})
         result = func(*args, **named)
-        if not func.is_view:
+        if not getattr(func, "is_view", False):
             self.values += sum(each.numel() for each in tensors_in((result,)))
-        if func._overloadpacket in self._products:
-            self.multiplications += self._products[func._overloadpacket](*args, **named, out_val=result) // 2
+        count = self._products.get(getattr(func, "_overloadpacket", None))
+        if count is not None:
+            self.multiplications += count(*args, **named, out_val=result) // 2
         return result
 
 
 def sample_work(model: nn.Module, inputs: Inputs) -> float:
-    """Measure the work of one sample, with other samples at once.
+    """Measure the work of one sample, with other samples at once; 1 where a model cannot be watched.
 
     Args:
         model: the network; it is left as it was.
         inputs: of one batch.
     """
     samples = min(FEW_SAMPLES, num_samples(inputs))
-    with evaluation(model), torch.no_grad(), WorkCounter() as counter:
-        call(model, take(inputs, 0, samples))
+    counter = WorkCounter()
+    try:
+        with evaluation(model), torch.no_grad(), counter:
+            call(model, take(inputs, 0, samples))
+    except Exception:  # noqa: BLE001 - whatever a stranger's module raises when it is watched, it is not stopped by it
+        return 1.0
     work: float = counter.work
     return max(1.0, work / max(1, samples))
 
@@ -80,12 +85,12 @@ class WorkBudget:
     values: float
     per_weight: float
 
-    def samples(self, model: nn.Module, inputs: Inputs) -> int:
+    def samples(self, model: nn.Module, work: float) -> int:
         """So many samples are within it; always one.
 
         Args:
-            model: the network; it is left as it was.
-            inputs: of one batch, on which it is measured.
+            model: the network.
+            work: of one sample, by `sample_work`.
         """
         weights = sum(each.numel() for each in model.parameters())
-        return max(1, int(max(self.values, self.per_weight * weights) / sample_work(model, inputs)))
+        return max(1, int(max(self.values, self.per_weight * weights) / work))
