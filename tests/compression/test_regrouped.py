@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
 from waterfill.compression import regrouped
 from waterfill.compression.regrouped import RegroupedBatches
@@ -64,3 +65,9 @@ def test_inputs_of_several_tensors_are_joined():
     (inputs, target), *others = RegroupedBatches(batches, 100)
     assert not others and target is None
     assert inputs["ids"][:, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_packed_sequences_stay_apart():
+    packed = [pack_sequence([torch.randn(1, 5) for _ in range(4)]) for _ in range(3)]
+    found = list(RegroupedBatches([(each, torch.zeros(4)) for each in packed], 100))
+    assert len(found) == 3 and all(one[0] is other for one, other in zip(found, packed, strict=True))

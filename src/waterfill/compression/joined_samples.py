@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from waterfill.importance.state import SITE_BYTES
 from waterfill.models.batches import Inputs, call, evaluation, map_tensors, num_samples, split, take, tensors_in
+from waterfill.models.containers import leaves
 from waterfill.models.work import WorkBudget, sample_work
 
 BUDGET_BYTES = 1 << 30
@@ -105,7 +107,9 @@ def _watchable(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def kind_of(inputs: Inputs) -> str:
-    """A text that is the same for inputs that can be joined along their first axes."""
+    """A text that is the same for inputs that can be joined along their first axes; of packed sequences none are."""
+    if any(isinstance(leaf, PackedSequence) for leaf in leaves(inputs)):
+        return f"packed {id(inputs)}"
     samples = num_samples(inputs)
 
     def kind(tensor: Tensor) -> Any:
