@@ -95,7 +95,7 @@ def parts(name: str, raw: bytes) -> dict[str, Any]:
     found = dict.fromkeys(("mask", "values", "other matrices", "vectors"), 0.0)
     with waterfill.files.WaterfillFile(raw) as file:
         box = file.container
-        spans = box.spans("s", {key: layout.numel for key, layout in box.layouts.items()})
+        spans = box.symbol_spans
         for index, pieces in spans.items():
             for (key, start, stop), values in zip(pieces, box.symbols(index, pieces), strict=True):
                 layout, spread = box.layouts[key], box.rules[key][1]

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 
-from waterfill.codec.container import Container, Piece
-from waterfill.codec.directory import exact_sizes, original_bytes
+from waterfill.codec.container import EXACT_CHUNK, Container
+from waterfill.codec.directory import original_bytes
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
 from waterfill.reconstruct import fill as fill_matrix
-from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, count_floating
+from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Symbols, Tied, count_floating
 
 T = TypeVar("T")
+
+LARGEST_KEPT = EXACT_CHUNK
+"""Symbols or bytes of a chunk up to which it is kept for the next tensor in it."""
 
 
 def open(path: str | Path, *, threads: int | None = None, max_bytes: int | None = None) -> WaterfillFile:
@@ -74,7 +78,8 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     """An open `.wf` file as a mapping from names to tensors.
 
     Header and directory are checked when it is opened; a chunk is read, checked and decoded when a tensor in it is
-    asked for. `tensors()` decodes the whole file in order with bounded memory and in parallel.
+    asked for; the symbols of one that several small tensors share stay until another is read. `tensors()` decodes the
+    whole file in order with bounded memory and in parallel.
 
     Example:
         >>> with waterfill.open("model.wf") as file:  # doctest: +SKIP
@@ -103,6 +108,9 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         self.container = Container(Path(source) if isinstance(source, str) else source, label, max_bytes)
         self._threads = threads or os.cpu_count() or 1
         self._entries = {entry.name: entry for entry in self.container.entries}
+        self._order = {name: number for number, name in enumerate(self._entries)}
+        self._last_symbols: _Last[list[Symbols]] = _Last()
+        self._last_exact: _Last[bytes] = _Last()
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +121,8 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     def close(self) -> None:
         """Close the file."""
         self.container.close()
+        self._last_symbols.clear()
+        self._last_exact.clear()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -170,7 +180,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         if names is None:
             return self._decode(list(self.entries))
         needed = set().union(*map(self._needed, names))
-        chosen = [entry for entry in self.entries if entry.name in needed]
+        chosen = [self._entries[name] for name in sorted(needed, key=self._order.__getitem__)]
         return ((name, tensor) for name, tensor in self._decode(chosen) if name in names)
 
     def _needed(self, name: str) -> set[str]:
@@ -182,6 +192,24 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
                 return {name, scale}
         return {name}
 
+    @functools.cached_property
+    def _places(self) -> dict[str, list[_Place]]:
+        """Where the pieces of every tensor are, by its name."""
+        found: dict[str, list[_Place]] = {}
+        for spans in (self.container.symbol_spans, self.container.exact_spans):
+            for chunk, pieces in spans.items():
+                at = 0
+                for number, (name, start, stop) in enumerate(pieces):
+                    found.setdefault(name, []).append(_Place(chunk, number, at, start, stop, name))
+                    at += stop - start
+        return found
+
+    def _wanted(self, names: set[str]) -> Iterator[tuple[int, list[_Place]]]:
+        """The chunks that some tensors need, in order, and what they have of these."""
+        places = sorted(place for name in names for place in self._places.get(name, []))
+        for chunk, some in itertools.groupby(places, key=lambda place: place.chunk):
+            yield chunk, list(some)
+
     def _decode(self, entries: list[Entry]) -> Iterator[tuple[str, torch.Tensor]]:
         coded = {e.name for e in entries if isinstance(e.origin, Coded | NormVariance | NormMean)}
         exact = {e.name for e in entries if isinstance(e.origin, Exact)}
@@ -192,54 +220,101 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     def _matrices(self, names: set[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Floats]]:
         """Values of coded tensors in normal form, in order, decoded a few chunks ahead."""
         layouts = self.container.layouts
-        spans = self.container.spans("s", {name: layout.numel for name, layout in layouts.items()})
-        wanted = {index: pieces for index, pieces in spans.items() if any(name in names for name, _, _ in pieces)}
         for name in names:
             if not layouts[name].numel:
                 yield name, np.zeros((layouts[name].axes[0], 0), np.float32)
         matrices: dict[str, Floats] = {}
-        for pieces in _ahead(pool, self._jobs(wanted, names, matrices), 2 * self._threads):
-            for name, _, stop in pieces:
-                if name in names and stop == layouts[name].numel:
-                    yield name, matrices.pop(name)
+        for places in _ahead(pool, self._jobs(names, matrices), 2 * self._threads):
+            for place in places:
+                if place.stop == layouts[place.name].numel:
+                    yield place.name, matrices.pop(place.name)
 
-    def _jobs(
-        self, wanted: Mapping[int, list[Piece]], names: set[str], matrices: dict[str, Floats]
-    ) -> Iterator[Callable[[], list[Piece]]]:
+    def _jobs(self, names: set[str], matrices: dict[str, Floats]) -> Iterator[Callable[[], list[_Place]]]:
         """One for every chunk, which fills its part of the matrices; these are there when the job is."""
-        for index, pieces in wanted.items():
-            for name in names.intersection(name for name, _, _ in pieces):
+        for chunk, places in self._wanted(names):
+            for name in (place.name for place in places):
                 layout = self.container.layouts[name]
                 if name not in matrices:
                     matrices[name] = np.empty((layout.axes[0], layout.numel // layout.axes[0]), np.float32)
-            yield functools.partial(self._fill, index, pieces, {name: matrices.get(name) for name, _, _ in pieces})
+            yield functools.partial(self._fill, chunk, places, {place.name: matrices[place.name] for place in places})
 
-    def _fill(self, index: int, pieces: list[Piece], matrices: Mapping[str, Floats | None]) -> list[Piece]:
-        """Decode and reconstruct one chunk; returns its pieces."""
-        for (name, start, _), part in zip(pieces, self.container.symbols(index, pieces), strict=True):
-            matrix, (rule, spread) = matrices[name], self.container.rules[name]
-            if matrix is not None:
-                fill_matrix(matrix, part, rule, self.container.layouts[name], start, spread.down)
-        return pieces
+    def _fill(self, chunk: int, places: list[_Place], matrices: Mapping[str, Floats]) -> list[_Place]:
+        """Decode one chunk and reconstruct some of its pieces; returns these."""
+        pieces = self.container.symbol_spans[chunk]
+        decode = functools.partial(self.container.symbols, chunk, pieces)
+        parts = self._last_symbols.of(chunk, decode, keep=self._is_shared(chunk, len(pieces) - len(places)))
+        for place in places:
+            rule, spread = self.container.rules[place.name]
+            layout = self.container.layouts[place.name]
+            fill_matrix(matrices[place.name], parts[place.number], rule, layout, place.start, spread.down)
+        return places
+
+    def _is_shared(self, chunk: int, others: int) -> bool:
+        """Whether a chunk is small and has others of its tensors, which may be asked for next."""
+        return others > 0 and self.container.units(chunk) <= LARGEST_KEPT
 
     def _exact(self, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Tensors that are stored without loss, in order."""
-        sizes = exact_sizes(self.entries)
+        sizes = self.container.exact_sizes
         parts: dict[str, list[bytes]] = {}
         for name in names:
             if not sizes[name]:
                 yield name, exact_tensor(self._entries[name], b"")
-        for index, pieces in self.container.spans("x", sizes).items():
-            if not any(name in names for name, _, _ in pieces):
-                continue
-            raw, at = self.container.exact(index), 0
-            for name, start, stop in pieces:
-                parts.setdefault(name, []).append(raw[at : at + stop - start])
-                at += stop - start
-                if stop == sizes[name]:
-                    whole = b"".join(parts.pop(name))
-                    if name in names:
-                        yield name, exact_tensor(self._entries[name], whole)
+        for chunk, places in self._wanted(names):
+            others = len(self.container.exact_spans[chunk]) - len(places)
+            decode = functools.partial(self.container.exact, chunk)
+            raw = self._last_exact.of(chunk, decode, keep=self._is_shared(chunk, others))
+            for place in places:
+                parts.setdefault(place.name, []).append(raw[place.at : place.at + place.stop - place.start])
+                if place.stop == sizes[place.name]:
+                    yield place.name, exact_tensor(self._entries[place.name], b"".join(parts.pop(place.name)))
+
+
+class _Place(NamedTuple):
+    """A piece of a tensor.
+
+    Attributes:
+        chunk: that holds it.
+        number: of the piece among those of the chunk.
+        at: how many symbols or bytes of the chunk are before it.
+        start: first of its symbols or bytes, of those of the tensor.
+        stop: behind the last one.
+        name: of the tensor.
+    """
+
+    chunk: int
+    number: int
+    at: int
+    start: int
+    stop: int
+    name: str
+
+
+class _Last(Generic[T]):
+    """What the last chunk held, so that small tensors that share one are decoded once; several threads may ask."""
+
+    def __init__(self) -> None:
+        self._known: tuple[int, T] | None = None
+
+    def of(self, index: int, decode: Callable[[], T], *, keep: bool) -> T:
+        """What a chunk holds.
+
+        Args:
+            index: of the chunk.
+            decode: decodes it, where it is not known.
+            keep: whether to keep it in the place of the one before.
+        """
+        known = self._known
+        if known is not None and known[0] == index:
+            return known[1]
+        found = decode()
+        if keep:
+            self._known = index, found
+        return found
+
+    def clear(self) -> None:
+        """Keep nothing any more."""
+        self._known = None
 
 
 class _Arriving(Mapping[str, T]):

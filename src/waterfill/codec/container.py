@@ -393,7 +393,7 @@ class Container:
         """
         if not any(spread.trellis or spread.adaptive for _, spread in self.rules.values()):
             return
-        for pieces in self.spans("s", {name: layout.numel for name, layout in self.layouts.items()}).values():
+        for pieces in self.symbol_spans.values():
             for name, start, stop in pieces:
                 spread = self.rules[name][1]
                 if start % span_of(spread, self.layouts[name]):
@@ -432,8 +432,26 @@ class Container:
         """Indices of the chunks of one kind, in order."""
         return [i for i, chunk in enumerate(self._directory.chunks) if chunk.kind == kind]
 
-    def spans(self, kind: str, sizes: Mapping[str, int]) -> dict[int, list[Piece]]:
-        """For every chunk of a kind the pieces (name, start, stop) that it holds, given the size of every tensor."""
+    @functools.cached_property
+    def symbol_spans(self) -> dict[int, list[Piece]]:
+        """For every chunk of symbols the pieces (name, start, stop) that it holds, in order."""
+        return self._spans("s", {name: layout.numel for name, layout in self.layouts.items()})
+
+    @functools.cached_property
+    def exact_spans(self) -> dict[int, list[Piece]]:
+        """For every chunk of exact bytes the pieces (name, start, stop) that it holds, in order."""
+        return self._spans("x", self.exact_sizes)
+
+    @functools.cached_property
+    def exact_sizes(self) -> dict[str, int]:
+        """Bytes of every exact tensor, in order."""
+        return listing.exact_sizes(self.entries)
+
+    def units(self, index: int) -> int:
+        """How many symbols or bytes a chunk decodes to."""
+        return self._directory.chunks[index].count
+
+    def _spans(self, kind: str, sizes: Mapping[str, int]) -> dict[int, list[Piece]]:
         spans: dict[int, list[Piece]] = {}
         pending = iter([(name, size) for name, size in sizes.items() if size])
         name, size, done = "", 0, 0
@@ -475,11 +493,10 @@ class Container:
         Raises:
             FormatError: the file is damaged.
         """
-        sizes = listing.exact_sizes(self.entries)
-        shares = dict.fromkeys([*self.layouts, *sizes], 0.0)
+        shares = dict.fromkeys([*self.layouts, *self.exact_sizes], 0.0)
         chunks = self._directory.chunks
         _share_codebooks(shares, _codebooks({name: rule for name, (rule, _) in self.rules.items()}))
-        for kind, bits in (("a", _side_bits(self._side_vectors())), ("x", sizes)):
+        for kind, bits in (("a", _side_bits(self._side_vectors())), ("x", self.exact_sizes)):
             indices = self.indices(kind)
             streams = len(indices) if kind == "a" else 0
             _share(shares, bits, sum(chunks[index].size for index in indices), streams)
@@ -488,9 +505,8 @@ class Container:
             models = self._models(item[1])
             return item[0], _symbols_bits(item[1], self._decoded(*item, models), models)
 
-        spans = self.spans("s", {name: layout.numel for name, layout in self.layouts.items()})
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for index, parts in pool.map(one, spans.items()):
+            for index, parts in pool.map(one, self.symbol_spans.items()):
                 _share(shares, parts, chunks[index].size)
         return shares
 

@@ -36,7 +36,7 @@ def exponent_codes(exponents: NDArray[np.int32], family: int) -> Codes:
     """Class and low bits of spreads `2^((exponent - 32) / 8)` steps; below the bank the smallest table is taken."""
     top = tables.SCALES - 1
     low = np.maximum(exponents - (top - 7), 0) >> 3
-    classes = np.clip(exponents - 8 * low, 0, top) + tables.bank_class(family, 0)
+    classes = np.minimum(np.maximum(exponents - 8 * low, 0), top) + tables.bank_class(family, 0)
     return classes.astype(np.uint16), low.astype(np.uint8)
 
 

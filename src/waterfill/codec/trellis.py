@@ -102,7 +102,8 @@ class PathModel:
     def bank(self) -> tuple[subsets.SubsetTable, ...]:
         """The tables of every class and subset, [2 * classes]."""
         kinds = subsets.KINDS[self.trellis.zero]
-        scales = np.clip(self.exponents.reshape(-1) - 8 * self.lows.astype(np.int64), 0, tables.SCALES - 1)
+        exponents = self.exponents.reshape(-1) - 8 * self.lows.astype(np.int64)
+        scales = np.minimum(np.maximum(exponents, 0), tables.SCALES - 1)
         rows = enumerate(scales.tolist())
         return tuple(subsets.table(kinds[row & 1], self.families[row & 1], scale) for row, scale in rows)
 
@@ -127,7 +128,7 @@ def path_model(spread: Spread, layout: Layout, start: int, stop: int) -> PathMod
         classes = found.look_up(number)
     exponents = np.array([spread.base, trellis.base]) + 2 * offsets[:, None]
     families = spread.family, trellis.family
-    exponents = np.clip(exponents, 0, HIGHEST_EXPONENT)
+    exponents = np.minimum(np.maximum(exponents, 0), HIGHEST_EXPONENT)
     return PathModel(trellis, classes, exponents, families, trellis.span(layout), offsets < trellis.least)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,11 +94,16 @@ class VarianceHistogram:
     @property
     def total(self) -> float:
         """Sum of all variances: the distortion at which the rate is zero."""
-        return float(self.counts @ np.exp2(self._logs))
+        return float(self.counts @ self._variances)
 
-    @property
+    @cached_property
     def _logs(self) -> Array:
+        """Of all bins; kept, for searches of a level ask for them again and again."""
         return (self.first + np.arange(self.counts.size)) / OCTAVE
+
+    @cached_property
+    def _variances(self) -> Array:
+        return np.exp2(self._logs)
 
     def forecast(self, level: float) -> float:
         """Bits that codes take at a level, about: `1/2 log2(1 + v / level)` each.
@@ -112,7 +118,7 @@ class VarianceHistogram:
 
     def distortion(self, level: float) -> float:
         """Distortion at a level: `min(level, v)` each."""
-        return float(self.counts @ np.minimum(np.exp2(self._logs), level))
+        return float(self.counts @ np.minimum(self._variances, level))
 
     def level_at_forecast(self, bits: float) -> float:
         """The level at which codes take so many bits; the highest one where there are no components."""

@@ -91,7 +91,7 @@ class PathFit:
         if self.wide:
             return np.zeros((exponents.size, 256), np.float32)
         rows = [
-            subsets.code_lengths(kind, family)[np.clip(base + exponents, 0, tables.SCALES - 1)]
+            subsets.code_lengths(kind, family)[np.minimum(np.maximum(base + exponents, 0), tables.SCALES - 1)]
             for kind, family, base in zip(subsets.KINDS[self.zero], self.families, self.bases, strict=True)
         ]
         return np.concatenate(rows, axis=1)

@@ -249,8 +249,19 @@ def _propose(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int)
     means = view.mean(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
     floor = 0.25 * means.mean() / magnitudes.size * magnitudes.shape[axis] + 1e-12
     logs = 4 * np.log2(np.maximum(means, floor))
-    offsets: Offsets = np.rint(logs - np.median(logs)).astype(np.int64).clip(-LARGEST_OFFSET, LARGEST_OFFSET)
-    return offsets
+    return _limited(np.rint(logs - _median(logs)).astype(np.int64), LARGEST_OFFSET)
+
+
+def _limited(offsets: Offsets, limit: int) -> Offsets:
+    """Offsets from -limit to limit; `np.clip` takes five times as long for few."""
+    found: Offsets = np.minimum(np.maximum(offsets, -limit), limit)
+    return found
+
+
+def _median(values: NDArray[Any]) -> float:
+    """The median of an axis; `np.median` takes ten times as long for few."""
+    ordered = np.sort(values)
+    return (float(ordered[(ordered.size - 1) // 2]) + float(ordered[ordered.size // 2])) / 2
 
 
 def _refine(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int, offsets: Offsets) -> Offsets:
@@ -289,12 +300,10 @@ def refined(costs: NDArray[np.float64], offsets: Offsets, steps: Scales | None) 
     summed = steps is not None and code <= scales.OPPOSITE
     limit, added = (scales.LARGEST, steps.astype(np.int64)) if steps is not None and summed else (LARGEST_OFFSET, 0)
     side = scales.lengths()[max(scales.exponent(code) or 0, tables.UNIT_SCALE)]
-    candidates = np.clip(offsets[:, None] + MOVES, -limit, limit)
+    candidates = _limited(offsets[:, None] + MOVES, limit)
     stored = candidates + np.reshape(added, (-1, 1))
     chosen = candidates[np.arange(offsets.size), (costs + side[np.abs(stored)]).argmin(axis=1)]
-    middle = int(np.median(chosen + added))
-    centred: Offsets = np.clip(chosen - middle, -limit, limit)
-    return centred
+    return _limited(chosen - int(_median(chosen + added)), limit)
 
 
 def _fit_base(magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit, families: list[int] | None) -> Fit:
