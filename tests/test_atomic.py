@@ -180,3 +180,22 @@ def test_links_that_lead_to_themselves_and_impossible_names_are_one_line(tmp_pat
             write_atomically(tmp_path / name, [b"a"], force=force)
         assert "\n" not in str(error.value)
     assert names(tmp_path) == ["loop"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_then(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(FileSystem, "step", lambda _, change, path: done.append((change, path.name)))
+    write_atomically(tmp_path / "m.wf", [b"a"])
+    changes = [change for change, _ in done]
+    assert changes.index("sync") < changes.index("replace") < changes.index("sync_path")
+    assert done[-1] == ("sync_path", tmp_path.name)
+
+
+def test_a_key_press_while_a_file_is_begun_leaves_nothing(tmp_path, monkeypatch):
+    def pressed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic, "locked", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "m.wf", [b"a"])
+    assert names(tmp_path) == []

@@ -79,6 +79,7 @@ def test_every_change_is_a_step(tmp_path, monkeypatch):
     with DISK.make_file(tmp_path / "a/b") as file:
         DISK.write(file, b"text")
         DISK.sync(file)
+    DISK.sync_path(tmp_path / "a")
     DISK.save(tmp_path / "c", b"text")
     DISK.copy(tmp_path / "c", tmp_path / "d/e")
     DISK.replace(tmp_path / "c", tmp_path / "f")
@@ -87,9 +88,36 @@ def test_every_change_is_a_step(tmp_path, monkeypatch):
     DISK.remove_file(tmp_path / "d")
     DISK.remove_folder(tmp_path / "a")
     changes = [
-        *("make_folder", "make_file", "write", "sync", "save", "copy", "replace", "rename_new", "exchange"),
-        *("remove_file", "remove_folder"),
+        *("make_folder", "make_file", "write", "sync", "sync_path", "save", "copy", "replace", "rename_new"),
+        *("exchange", "remove_file", "remove_folder"),
     ]
     assert [change for change, _ in seen] == changes
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["e", "g"]
     assert set(changes) == {name for name in vars(FileSystem) if not name.startswith("_")} - {"step"}
+
+
+def test_names_go_to_the_disk_where_the_system_can_and_files_always(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("text")
+    synced = []
+
+    def fsync(handle):
+        synced.append(stat.S_IFMT(os.fstat(handle).st_mode))
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    DISK.sync_path(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        DISK.sync_path(tmp_path / "file")
+    assert synced == [stat.S_IFDIR, stat.S_IFREG]
+
+
+def test_a_key_press_does_not_stop_a_removal(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileSystem, "step", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        DISK.remove_folder(tmp_path / "a")
+    assert not (tmp_path / "a").exists()

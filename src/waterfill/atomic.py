@@ -99,7 +99,8 @@ def check_destination(path: Path, *, force: bool) -> None:
 def write_atomically(path: Path, parts: Iterable[bytes], *, force: bool = True) -> None:
     """Write `parts` to `path` by way of a temporary file in the same folder and a rename.
 
-    Temporary files of the same output that a killed process has left are removed before.
+    Both are on the disk when this returns. Temporary files of the same output that a killed process has left are
+    removed before.
 
     Args:
         path: where to write.
@@ -117,10 +118,11 @@ def write_atomically(path: Path, parts: Iterable[bytes], *, force: bool = True) 
     except OSError as error:
         raise WaterfillError(f"Output folder of {path} cannot be read: {error.strerror}.") from error
     write_file(out, parts, force=force)
+    DISK.sync_path(out.parent)
 
 
 def write_file(path: Path, parts: Iterable[bytes], *, force: bool = True) -> None:
-    """Write as `write_atomically` does, without a look at what others have left in the folder.
+    """Write as `write_atomically` does, without a look at what others have left in the folder, or a name on the disk.
 
     Raises:
         WaterfillError: writing failed; nothing is left.
@@ -148,7 +150,12 @@ def _temporary_file(path: Path) -> tuple[BinaryIO, Lock]:
     """A new locked file beside a path, open to be written."""
     while True:
         file = DISK.make_file(temporary_path(path))
-        lock = locked(Path(file.name))
+        try:
+            lock = locked(Path(file.name))
+        except BaseException:  # a key press, too
+            file.close()
+            DISK.remove_file(Path(file.name))
+            raise
         if lock is not None:
             return file, lock
         file.close()

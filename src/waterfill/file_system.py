@@ -54,6 +54,19 @@ class FileSystem:
         file.flush()
         os.fsync(file.fileno())
 
+    def sync_path(self, path: Path) -> None:
+        """Have a file on the disk, or the names in a folder; these as far as the system can."""
+        self.step("sync_path", path)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError:
+            if not path.is_dir():
+                raise
+
     def save(self, path: Path, data: bytes | memoryview) -> None:
         """Write a whole file, in the place of one that is there; for files in a folder that nobody reads yet."""
         self.step("save", path)
@@ -101,9 +114,13 @@ class FileSystem:
         path.unlink(missing_ok=True)
 
     def remove_folder(self, path: Path) -> None:
-        """Remove a folder with all in it, as far as that is possible."""
-        self.step("remove_folder", path)
-        shutil.rmtree(path, ignore_errors=True)
+        """Remove a folder with all in it, as far as that is possible; a key press meanwhile is heard after it."""
+        try:
+            self.step("remove_folder", path)
+            shutil.rmtree(path, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 DISK = FileSystem()

@@ -9,6 +9,7 @@ import warnings
 import pytest
 
 from waterfill import file_system
+from waterfill.bundle import BundleWriter, folder
 from waterfill.bundle.folder import NewFolder
 from waterfill.errors import WaterfillError
 from waterfill.temporary import set_aside_path, temporary_path
@@ -35,20 +36,20 @@ def _way(request):
         request.getfixturevalue("without_renameat2")
 
 
-def listed(folder):
-    return sorted(path.name for path in folder.iterdir())
+def listed(place):
+    return sorted(path.name for path in place.iterdir())
 
 
-def model(folder, text="{}"):
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(text)
+def model(place, text="{}"):
+    place.mkdir(exist_ok=True)
+    (place / "config.json").write_text(text)
 
 
 def write(out, source, *, force=False, meanwhile=lambda: None):
-    with NewFolder(out, source=source, force=force) as folder:
-        file_system.DISK.save(folder.path / "config.json", b"new")
+    with NewFolder(out, source=source, force=force) as new:
+        file_system.DISK.save(new.path / "config.json", b"new")
         meanwhile()
-        folder.commit()
+        new.commit()
 
 
 def interrupt():
@@ -116,6 +117,25 @@ def test_an_interrupted_exchange_brings_the_old_one_back(tmp_path, source, monke
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out", source, force=True)
     assert listed(tmp_path) == ["out", "source"] and (tmp_path / "out/config.json").read_text() == "old"
+
+
+def test_a_whole_directory_is_on_the_disk_before_it_has_its_name(tmp_path, source, monkeypatch):
+    done = []
+    monkeypatch.setattr(file_system.FileSystem, "step", lambda _, change, path: done.append((change, path.name)))
+    write(tmp_path / "out", source)
+    moved = done.index(("rename_new", "out"))
+    assert {("sync_path", "config.json"), ("sync_path", done[0][1])} <= set(done[:moved])
+    assert done[moved + 1] == ("sync_path", tmp_path.name)
+
+
+@pytest.mark.parametrize("name", ["locked", "payloads"])
+def test_a_key_press_while_one_begins_leaves_nothing(tmp_path, source, monkeypatch, name):
+    if name == "locked":
+        monkeypatch.setattr(folder, "locked", lambda _: interrupt())
+    monkeypatch.setattr(file_system.FileSystem, "step", lambda _, __, path: path.name == name and interrupt())
+    with pytest.raises(KeyboardInterrupt), BundleWriter(tmp_path / "out", source):
+        pass
+    assert listed(tmp_path) == ["source"]
 
 
 def test_an_old_one_that_comes_back_is_not_replaced_without_force(tmp_path, source):

@@ -64,11 +64,19 @@ class NewFolder:
             self._replaces_empty = self._out.is_dir() and not any(self._out.iterdir())
             while self._lock is None:
                 self.path = temporary_path(self._out)
-                DISK.make_folder(self.path)
-                self._lock = locked(self.path)
+                self._lock = self._made()
         except OSError as error:
             raise WaterfillError(f"Output folder of {self._out} cannot be written: {error.strerror}.") from error
         return self
+
+    def _made(self) -> Lock | None:
+        """Make the directory and lock it; None where another process took it for a leftover."""
+        try:
+            DISK.make_folder(self.path)
+            return locked(self.path)
+        except BaseException:  # a key press, too
+            DISK.remove_folder(self.path)
+            raise
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -77,26 +85,33 @@ class NewFolder:
             self._lock = None
 
     def commit(self) -> None:
-        """Move the directory to its place, and remove what was there.
+        """Move the directory to its place, where it survives a power cut from then on, and remove what was there.
 
         Raises:
             WaterfillError: something has appeared there meanwhile, or it cannot be moved; what is there stays.
         """
         try:
-            if self._force and os.path.lexists(self._out):
-                check_folder(self._out, source=self._source, force=True)
-                self._exchange()
-            elif self._replaces_empty and self._out.is_dir():
-                DISK.replace(self.path, self._out)
-            else:
-                DISK.rename_new(self.path, self._out)
+            for path in (*self.path.rglob("*"), self.path):
+                DISK.sync_path(path)
+            self._move()
+            DISK.sync_path(self._out.parent)
         except OSError as error:
             if error.errno in _OCCUPIED:
                 raise appeared(self._out) from error
             raise WaterfillError(f"Writing {self._out} failed: {error.strerror}; nothing was written.") from error
 
+    def _move(self) -> None:
+        """Rename the directory to its place, or exchange it for the one that is there."""
+        if self._force and os.path.lexists(self._out):
+            check_folder(self._out, source=self._source, force=True)
+            self._exchange()
+        elif self._replaces_empty and self._out.is_dir():
+            DISK.replace(self.path, self._out)
+        else:
+            DISK.rename_new(self.path, self._out)
+
     def _exchange(self) -> None:
-        """Put the directory in the place of the one that is there, and remove that; at once where it is possible."""
+        """Exchange the directory for the one that is there, at once where it is possible; on exit that is removed."""
         if DISK.exchange(self.path, self._out):
             return
         before = set_aside_path(self.path)
@@ -111,7 +126,7 @@ class NewFolder:
         finally:
             if aside is not None:
                 aside.release()
-        DISK.remove_folder(before)
+        DISK.rename_new(before, self.path)
 
 
 def check_folder(out: Path, *, source: Path, force: bool) -> None:

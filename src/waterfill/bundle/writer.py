@@ -77,7 +77,11 @@ class BundleWriter:
 
     def __enter__(self) -> Self:
         self._folder.__enter__()
-        DISK.make_folder(self._payloads)
+        try:
+            DISK.make_folder(self._payloads)
+        except BaseException:  # a key press, too
+            self._folder.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
