@@ -197,6 +197,19 @@ def test_what_memory_has_no_room_for_is_on_disk_and_gone_afterwards(tmp_path, mo
             assert batches[1]["pair"][1] == "text"
 
 
+def test_a_file_on_disk_never_has_a_name_for_long(tmp_path, monkeypatch):
+    def mapped(*args, **options):
+        assert list(tmp_path.iterdir()) == []  # so that a process that is killed leaves nothing
+        return from_file(*args, **options)
+
+    from_file = torch.from_file
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(torch, "from_file", mapped)
+    open_before = len(list(Path("/dev/fd").iterdir()))
+    batches = KeptBatches.read((torch.randn(256, 128) for _ in range(5)), budget=0)
+    assert len(batches) == 5 and len(list(Path("/dev/fd").iterdir())) == open_before
+
+
 def test_no_room_anywhere_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(WaterfillError, match=r"do not fit into memory, nor into .*none.*set TMPDIR"):

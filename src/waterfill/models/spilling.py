@@ -46,7 +46,7 @@ def _room(limit: str, used: str) -> int | None:
 
 
 def spilled(tensor: Tensor) -> Tensor:
-    """Write a tensor to a temporary file and map it; the file has no name any more when this returns.
+    """Write a tensor to a temporary file without a name and map it, of which nothing is left after a kill.
 
     Small tensors and those that are no plain memory are copied instead.
 
@@ -58,10 +58,11 @@ def spilled(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
     try:
-        with tempfile.NamedTemporaryFile(prefix="waterfill-") as file:
+        with tempfile.TemporaryFile() as file:
             file.write(flat.view(torch.uint8).numpy().data)
             file.flush()
-            mapped = torch.from_file(file.name, shared=False, size=math.prod(tensor.shape), dtype=tensor.dtype)
+            name = f"/dev/fd/{file.fileno()}"  # for PyTorch maps by name
+            mapped = torch.from_file(name, shared=False, size=math.prod(tensor.shape), dtype=tensor.dtype)
     except OSError as error:
         raise WaterfillError(
             f"Data that are read once and kept do not fit into memory, nor into {tempfile.gettempdir()} ({error}); "
