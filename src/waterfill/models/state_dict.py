@@ -16,6 +16,7 @@ from torch import Tensor
 
 from waterfill.atomic import check_destination, write_atomically
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
+from waterfill.file_system import is_folder
 from waterfill.models.patterns import excluded, listed
 from waterfill.records import (
     Coded,
@@ -322,7 +323,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
-    if path.is_dir():
+    if is_folder(path):
         raise WaterfillError(f"Weights {path} is a folder; expected a .safetensors file. Name a file inside it.")
     try:
         with path.open("rb") as file:
