@@ -146,21 +146,20 @@ def _places(directory: Path) -> dict[str, Place]:
     """Where the tensors lie; a directory without safetensors gets the line that makes them."""
     if is_file(directory / WHOLE) or is_file(directory / INDEX):
         return places(directory)
-    convert = f'AutoModel.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")'
     if is_file(directory / "pytorch_model.bin.index.json"):
         name = architecture(read_object(directory / "config.json"), directory) or "AutoModel"
         raise FormatError(
             f"Model directory {directory} has pickles (pytorch_model-*.bin) instead of safetensors, which can run any "
-            "code when they are loaded. Convert it once, in Python with transformers imported: "
-            f"transformers.{convert.replace('AutoModel', name)}"
+            "code when they are loaded. Convert it once, in Python in that directory, with transformers imported: "
+            f'transformers.{name}.from_pretrained(".").save_pretrained("safetensors")'
         )
     if is_file(directory / "pytorch_model.bin"):
         raise FormatError(
             f"Model directory {directory} has a pickle (pytorch_model.bin) instead of safetensors, which can run any "
-            "code when it is loaded. Convert it once, in Python with torch and safetensors.torch imported: "
-            "safetensors.torch.save_file({name: tensor.clone() for name, tensor in "
-            f'torch.load("{directory}/pytorch_model.bin", weights_only=True).items()}}, '
-            f'"{directory}/{WHOLE}", {{"format": "pt"}})'
+            "code when it is loaded. Convert it once, in Python in that directory, with torch and safetensors.torch "
+            "imported: safetensors.torch.save_file({name: tensor.clone() for name, tensor in "
+            'torch.load("pytorch_model.bin", weights_only=True).items()}, '
+            f'"{WHOLE}", {{"format": "pt"}})'
         )
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others:

@@ -348,9 +348,9 @@ def _check_kind(path: Path, head: bytes) -> None:
     if head.startswith((_ZIP_MAGIC, *_PICKLE_MAGICS)) or path.suffix.lower() in _PICKLE_SUFFIXES:
         raise FormatError(
             f"Weights file {path} is a pickle, which can run any code when it is loaded; expected a .safetensors file. "
-            "Convert it once, in Python with torch and safetensors.torch imported: "
-            f'safetensors.torch.save_file(torch.load("{path}", weights_only=True), '
-            f'"{path.with_suffix(".safetensors")}")'
+            "Convert it once, in Python in its folder, with torch and safetensors.torch imported: "
+            f'safetensors.torch.save_file(torch.load("{path.name}", weights_only=True), '
+            f'"{path.with_suffix(".safetensors").name}")'
         )
 
 
