@@ -1,6 +1,7 @@
 """Readers under changed files and directories: what was found before, and `FUZZ_SECONDS` of new mutants."""
 
 import contextlib
+import copy
 import json
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ from random import Random
 
 import pytest
 
-from fuzz import anatomy, examine, files, folders, program, seeds
+from fuzz import anatomy, examine, files, folders, program, seeds, values
 from fuzz.campaign import KINDS, Campaign, Tally, unzipped
 from fuzz.examine import Declared, Finding, verdict
 from waterfill.errors import FormatError, WaterfillError
@@ -189,6 +190,16 @@ def test_findings_are_kept_and_read_again(campaign, kind, tmp_path, monkeypatch)
     assert path.stem.endswith(f"-{campaign.seed}-{number}")
     monkeypatch.undo()
     test_what_was_found_before_stays_away(path, tmp_path)
+
+
+def test_changes_leave_nothing_behind_for_later_ones():
+    before = copy.deepcopy(values.OTHERS)
+    for number in range(300):
+        random, tree = Random(number), {"a": [1, [2, 3], {"b": []}], "c": "d"}
+        for _ in range(9):
+            random.choice((values.change_value, values.change_structure))(random, tree)
+        json.dumps(tree)
+    assert before == values.OTHERS
 
 
 def test_mutants_are_made_again_from_their_numbers():
