@@ -1,4 +1,4 @@
-"""Every change that this package makes to files and folders: one object, with a method for each."""
+"""Every change that this package makes to files and folders: one object, with a method for each; and what is there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ _NO_REPLACE = 1
 _EXCHANGE = 2
 _HERE = -100
 """What `renameat2` calls the working directory, AT_FDCWD of Linux."""
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file, behind all links; False for what cannot be looked at, such as too long a name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, behind all links; False for what cannot be looked at."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 class FileSystem:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from waterfill import files
 from waterfill.bundle import Bundle
 from waterfill.errors import UsageError
+from waterfill.file_system import is_folder
 from waterfill.files import WaterfillFile
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.models.torch_module import fill
@@ -27,7 +28,7 @@ def open(path: str | Path, *, threads: int | None = None, max_bytes: int | None 
     Raises:
         FormatError: it cannot be read, is damaged, is nothing that waterfill wrote, or takes too many bytes.
     """
-    kind = Bundle if Path(path).is_dir() else WaterfillFile
+    kind = Bundle if is_folder(Path(path)) else WaterfillFile
     return kind(path, threads=threads, max_bytes=max_bytes)
 
 
@@ -46,7 +47,7 @@ def decompress(path: str | Path, *, threads: int | None = None, max_bytes: int |
     Raises:
         FormatError: it cannot be read, is damaged, is nothing that waterfill wrote, or takes too many bytes.
     """
-    if not Path(path).is_dir():
+    if not is_folder(Path(path)):
         return files.decompress(path, threads=threads, max_bytes=max_bytes)
     with Bundle(path, threads=threads, max_bytes=max_bytes) as bundle:
         bundle.fetch()
@@ -92,7 +93,7 @@ def load(
         raise UsageError("dtype, device and resident are of a new model, but into= was given; leave one out.")
     if cache_bytes is not None and not resident:
         raise UsageError("cache_bytes is for a model whose blocks stay compressed; expected resident=True with it.")
-    if not Path(path).is_dir():
+    if not is_folder(Path(path)):
         if into is None:
             raise UsageError(f"{path} is a file, which does not say what its model is; give the model: into=model.")
         return files.load(path, into, threads=threads, max_bytes=max_bytes)

@@ -343,7 +343,7 @@ def test_an_impossible_distortion_names_the_floor(wide):
         waterfill.compress(*wide, distortion=1e-30, effort="fast")
 
 
-@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e27])
 def test_weights_of_any_scale_are_compressed(scale):
     model = nn.Linear(16, 16, bias=False)
     model.weight.data = scale * torch.randn(16, 16)

@@ -41,7 +41,7 @@ MATRICES = {name: FORMS[name] for name in ("conv", "head")}
 def encoder_of(quantizer, forms=FORMS, power=1.0):
     """An encoder whose scales are those of the model."""
     known = {name: forms[name] for name in MATRICES if name in forms}
-    plain = Encoder(quantizer, mean_scale(known), power)
+    plain = Encoder(quantizer, mean_scale(MODEL, known), power)
     return replace(plain, zero_cost=mean_zero_cost(plain.jobs(MODEL, forms)))
 
 
@@ -107,7 +107,10 @@ def test_the_mean_of_nothing_is_one():
 
 def temper(forms, power):
     """Forms to a power about the mean of their scales."""
-    return {name: form.tempered(mean_scale(forms), power) for name, form in forms.items()}
+    return {
+        name: form.tempered(mean_scale(dict.fromkeys(forms, MODEL["conv"]), forms), power)
+        for name, form in forms.items()
+    }
 
 
 def diagonals(forms):

@@ -118,8 +118,12 @@ class Campaign:
     def _directory(self, kind, random, number):
         name = random.choice(list(self._directories))
         contents, known = self._directories[name], self._in_directories[name]
-        check = examine.unchanged(known, whole=examine.is_sealed(contents["config.json"]))
-        return self._of_folder(folders.KINDS[kind](random, contents), known, check, number)
+        sealed = examine.is_sealed(contents["config.json"])
+        changed = folders.KINDS[kind](random, contents)
+        if sealed and kind in folders.RESEALED and random.random() < 0.5:
+            check = examine.unchanged({name: known[name] for name in known if name != seeds.TIED}, whole=False)
+            return self._of_folder(folders.resealed(changed), known, check, number)
+        return self._of_folder(changed, known, examine.unchanged(known, whole=sealed), number)
 
     def _payload(self, random, number):
         groups = folders.payload(random, self._groups)

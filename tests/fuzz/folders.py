@@ -1,9 +1,13 @@
 """Changes of compressed directories, by their kind: each takes a source of random numbers and the files by path."""
 
 import json
+import struct
 
 from fuzz import files, values
 from fuzz.anatomy import shard_apart, shard_together
+from waterfill.bundle.digest import KEY, directory_digest, payload_digest
+
+LINKS = ("nothing", "..", "/etc/hostname", "config.json", "x" * 300)
 
 
 def any_file(random, contents):
@@ -66,7 +70,7 @@ def members(random, contents):
     elif how == 3:
         changed[name] = None
     elif how == 4:
-        changed[name] = ("link", random.choice((name, "nothing", "..", "/etc/hostname", "config.json")))
+        changed[name] = ("link", random.choice((*LINKS, name)))
     else:
         changed[random.choice(("model.safetensors", "x.bin", "pytorch_model.bin", "waterfill.safetensors"))] = b"odd"
     return changed
@@ -76,6 +80,9 @@ KINDS = {
     f"directory {function.__name__}": function
     for function in (any_file, configuration, shard_header, shard_data, index, members)
 }
+RESEALED = ("directory configuration", "directory shard_header", "directory shard_data", "directory index")
+"""Half of these get a digest that suits them, as someone has who changes all of a directory on purpose."""
+
 PAYLOAD = "directory payload"
 """A payload is changed as a file is, and all the rest suits it."""
 
@@ -85,3 +92,28 @@ def payload(random, groups):
     name = random.choice(list(groups))
     kind = random.choice([kind for kind in ("mixture", *files.KINDS) if files.suits(kind, groups[name])])
     return groups | {name: files.changed(kind, random, groups[name], list(groups.values()))}
+
+
+def resealed(contents):
+    """The same files with the digest of what they have now; as they are, where there is not enough for one."""
+    shards = [name for name in contents if name.endswith(".safetensors")]
+    try:
+        apart = {name: shard_apart(contents[name]) for name in shards}
+        digest = _digest(json.loads(contents["config.json"]), apart.values())
+        for header, _ in apart.values():
+            header.setdefault("__metadata__", {})[KEY] = digest
+        return contents | {name: shard_together(header, data) for name, (header, data) in apart.items()}
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, struct.error):
+        return contents
+
+
+def _digest(config, shards):
+    described = {"weights": None, "dtype": None, **config["quantization_config"]}
+    payloads = {
+        name: data[slice(*line["data_offsets"])]
+        for header, data in shards
+        for name, line in header.items()
+        if name != "__metadata__"
+    }
+    digests = [payload_digest(payloads[group["tensor"]]) for group in described["groups"]]
+    return directory_digest(config, described, digests)

@@ -15,6 +15,10 @@ MIXED = Path(__file__).parent / "mixed.wf"
 """Every type and origin of a tensor, in many chunks."""
 
 
+TIED = "head"
+"""The tensor of seeds that is tied to another one."""
+
+
 def files():
     """Bytes of files by name."""
     return {path.stem: path.read_bytes() for path in [*sorted(GOLDEN.glob("*.wf")), MIXED]}
@@ -30,7 +34,7 @@ def directories(folder):
         "layers.1": renamed(seeds["sums"], "layers.1."),
     }
     for name, size in (("one shard", 1 << 30), ("two shards", 3000)):
-        found[name] = written(folder / name, groups, {"head": "5.weight"}, size)
+        found[name] = written(folder / name, groups, {TIED: "5.weight"}, size)
     return found
 
 

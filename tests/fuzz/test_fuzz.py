@@ -1,5 +1,7 @@
 """Readers under changed files and directories: what was found before, and `FUZZ_SECONDS` of new mutants."""
 
+import contextlib
+import copy
 import json
 import multiprocessing
 import os
@@ -11,10 +13,10 @@ from random import Random
 
 import pytest
 
-from fuzz import anatomy, examine, files, folders, program, seeds
+from fuzz import anatomy, examine, files, folders, program, seeds, values
 from fuzz.campaign import KINDS, Campaign, Tally, unzipped
 from fuzz.examine import Declared, Finding, verdict
-from waterfill.errors import FormatError
+from waterfill.errors import FormatError, WaterfillError
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
@@ -85,6 +87,20 @@ def test_a_kind_changes_directories(kind, tmp_path):
         assert any(each != contents for each in found)
 
 
+def test_changes_of_directories_get_a_digest_that_suits_them(tmp_path):
+    contents = seeds.directories(tmp_path)["two shards"]
+    assert folders.resealed(contents) == contents
+    config = json.loads(contents["config.json"])
+    config["quantization_config"]["tied"] = {}
+    changed = contents | {"config.json": json.dumps(config).encode()}
+    for files_of_it, whole in ((changed, False), (folders.resealed(changed), True)):
+        folder = tmp_path / f"{whole}"
+        examine.write_out(folder, files_of_it)
+        with contextlib.nullcontext() if whole else pytest.raises(FormatError, match="written together"):
+            assert seeds.TIED not in examine.read_directory(folder, Declared())
+    assert folders.resealed({"config.json": b"{}"}) == {"config.json": b"{}"}
+
+
 def reading(result):
     """A reader that gives a result, or raises it."""
 
@@ -101,6 +117,13 @@ def refuse(source, found):  # noqa: ARG001
     raise Finding("values: other")
 
 
+class Wordy(WaterfillError):
+    """One whose text is not cut."""
+
+    def __str__(self):
+        return "a" * 501
+
+
 VALUES = {"a": ("float32", (1,), b"1234")}
 
 
@@ -115,7 +138,7 @@ def test_verdicts_of_what_readers_may_do():
     ("result", "text"),
     [
         (KeyError("a"), "exception: KeyError"),
-        (FormatError("a" * 501), "text: an error of 501 characters"),
+        (Wordy(), "text: an error of 501 characters"),
         (FormatError("a\nb"), "text: an error of 3 characters in 2 lines"),
         ({}, "values: other"),
     ],
@@ -167,6 +190,16 @@ def test_findings_are_kept_and_read_again(campaign, kind, tmp_path, monkeypatch)
     assert path.stem.endswith(f"-{campaign.seed}-{number}")
     monkeypatch.undo()
     test_what_was_found_before_stays_away(path, tmp_path)
+
+
+def test_changes_leave_nothing_behind_for_later_ones():
+    before = copy.deepcopy(values.OTHERS)
+    for number in range(300):
+        random, tree = Random(number), {"a": [1, [2, 3], {"b": []}], "c": "d"}
+        for _ in range(9):
+            random.choice((values.change_value, values.change_structure))(random, tree)
+        json.dumps(tree)
+    assert before == values.OTHERS
 
 
 def test_mutants_are_made_again_from_their_numbers():

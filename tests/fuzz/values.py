@@ -30,6 +30,11 @@ def other(random, old):
         return number(random, old)
     if isinstance(old, str):
         return random.choice(TEXTS)
+    return _any(random)
+
+
+def _any(random):
+    """A copy, for what is changed later would be another one for all mutants after it."""
     return copy.deepcopy(random.choice(OTHERS))
 
 
@@ -50,7 +55,7 @@ def change_value(random, tree):
     place = descend(random, tree)
     if place is not None:
         container, key = place
-        container[key] = other(random, container[key]) if random.random() < 0.8 else random.choice(OTHERS)
+        container[key] = other(random, container[key]) if random.random() < 0.8 else _any(random)
 
 
 def change_structure(random, tree):
@@ -65,12 +70,12 @@ def change_structure(random, tree):
     elif how == "leave out":
         del container[key]
     elif how == "double":
-        container[key:key] = [copy.deepcopy(container[key])] * random.choice((1, 1, 2, 50))
+        container[key:key] = [copy.deepcopy(container[key]) for _ in range(random.choice((1, 1, 2, 50)))]
     elif how == "exchange":
         with_ = random.randrange(len(container))
         container[key], container[with_] = container[with_], container[key]
     else:
-        container.insert(key, copy.deepcopy(random.choice(OTHERS)))
+        container.insert(key, _any(random))
 
 
 def _change_members(random, container, key, how):
@@ -82,7 +87,7 @@ def _change_members(random, container, key, how):
         with_ = random.choice(list(container))
         container[key], container[with_] = container[with_], container[key]
     else:
-        container[random.choice(TEXTS)] = copy.deepcopy(random.choice(OTHERS))
+        container[random.choice(TEXTS)] = _any(random)
 
 
 def change_bytes(random, data):

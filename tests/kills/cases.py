@@ -52,7 +52,7 @@ class Case:
     words: tuple[str, ...]
     out: str = ""
     work: bool = False
-    sample: int = 24
+    sample: int = 12
 
     @property
     def is_directory(self):
@@ -105,9 +105,9 @@ def cases(inputs):
     network, directory = ("compress", "kills.cases:net", "--rate", "8", *FAST), ("compress", str(original), *FAST)
     return [
         Case("compress", (*network, "--importance", "identity"), "o.wf"),
-        Case("compress, data", (*network, "--data", "kills.cases:data"), "o.wf", work=True, sample=4),
-        Case("compress DIR", (*directory, "--importance", "identity"), "o", sample=8),
-        Case("compress DIR, data", (*directory, "--data", "kills.cases:tokens"), "o", work=True, sample=4),
+        Case("compress, data", (*network, "--data", "kills.cases:data"), "o.wf", work=True, sample=3),
+        Case("compress DIR", (*directory, "--importance", "identity"), "o", sample=6),
+        Case("compress DIR, data", (*directory, "--data", "kills.cases:tokens"), "o", work=True, sample=3),
         Case("decompress", ("decompress", str(file)), "o.safetensors"),
         Case("decompress DIR", ("decompress", str(small)), "o"),
         Case("load", (str(file),)),

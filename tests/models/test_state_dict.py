@@ -180,13 +180,14 @@ def zipped(state):
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", ""])
 @pytest.mark.parametrize("write", [legacy, zipped, pickle.dumps])
-def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path, write, suffix):
+def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path, monkeypatch, write, suffix):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(write({"a": torch.zeros(2)}))
     with pytest.raises(FormatError, match="is a pickle") as caught:
         load_tensors(path)
     target = path.with_suffix(".safetensors")
-    line = f'safetensors.torch.save_file(torch.load("{path}", weights_only=True), "{target}")'
+    line = f'safetensors.torch.save_file(torch.load("{path.name}", weights_only=True), "{target.name}")'
     assert line in str(caught.value)
     if suffix == "pth" and write is not pickle.dumps:
         exec(line, {"torch": torch, "safetensors": safetensors})

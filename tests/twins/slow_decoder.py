@@ -221,7 +221,8 @@ def decode(data):
     at, chunks = 24 + packed, {"a": [], "c": [], "s": [], "x": []}
     for kind, length, checksum, count in directory["chunks"]:
         assert zlib.crc32(data[at : at + length]) == checksum
-        chunks[kind].append((data[at : at + length], count))
+        if count or kind not in "sx":  # what has nothing is not read
+            chunks[kind].append((data[at : at + length], count))
         at += length
     assert at == len(data)
     entries = [[*e, None][:5] if len(e) > 3 else [*e, "q", None] for e in directory["entries"]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from waterfill.file_system import DISK
+from waterfill.file_system import DISK, is_file
 from waterfill.models.configuration import architecture, inside
 
 CARD = "README.md"
@@ -80,7 +80,7 @@ def restore_card(folder: Path) -> None:
 
 def _text(path: Path) -> str:
     """The text of a file, in whatever encoding; empty without one."""
-    return inside(path, path.parent).read_text("utf-8-sig", errors="replace") if path.is_file() else ""
+    return inside(path, path.parent).read_text("utf-8-sig", errors="replace") if is_file(path) else ""
 
 
 def _split(text: str) -> tuple[dict[str, str], str]:
@@ -147,7 +147,7 @@ def _loading(folder: Path, config: Mapping[str, Any], blocks: Mapping[str, str])
     """How to load the model, and under which licence it is."""
     module, made = "transformers", ".from_pretrained"
     kind = architecture(config, folder) or "AutoModel"
-    if (folder / _SENTENCES).is_file():
+    if is_file(folder / _SENTENCES):
         module, kind, made = "sentence_transformers", "SentenceTransformer", ""
     kept = "as stated above" if "license" in blocks else "see its files and its page"
     return f"""## Loading

@@ -14,6 +14,7 @@ import torch
 from waterfill.bundle.parts import part_of
 from waterfill.bundle.shards import INDEX, TYPES, WHOLE, Place, places
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
+from waterfill.file_system import is_file, is_folder
 from waterfill.models.configuration import architecture, read_object
 
 METHOD = "waterfill"
@@ -105,12 +106,12 @@ def read_config(directory: Path) -> dict[str, Any]:
         WaterfillError: there is no such directory or file.
         FormatError: it is no JSON.
     """
-    if not directory.is_dir():
+    if not is_folder(directory):
         kind = "is a file" if directory.exists() else "does not exist"
         raise WaterfillError(f"Model directory {directory} {kind}; expected a directory with config.json. Check it.")
-    if not (directory / "config.json").is_file():
+    if not is_file(directory / "config.json"):
         adapter = " (it is a PEFT adapter: merge it into its model first)"
-        hint = adapter if (directory / "adapter_config.json").is_file() else ""
+        hint = adapter if is_file(directory / "adapter_config.json") else ""
         raise WaterfillError(
             f"Model directory {directory} has no config.json{hint}; expected a Hugging Face model directory. Name the "
             "one that save_pretrained wrote or that was downloaded."
@@ -143,23 +144,22 @@ def _check_plain(directory: Path, config: Mapping[str, Any]) -> None:
 
 def _places(directory: Path) -> dict[str, Place]:
     """Where the tensors lie; a directory without safetensors gets the line that makes them."""
-    if (directory / WHOLE).is_file() or (directory / INDEX).is_file():
+    if is_file(directory / WHOLE) or is_file(directory / INDEX):
         return places(directory)
-    convert = f'AutoModel.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")'
-    if (directory / "pytorch_model.bin.index.json").is_file():
+    if is_file(directory / "pytorch_model.bin.index.json"):
         name = architecture(read_object(directory / "config.json"), directory) or "AutoModel"
         raise FormatError(
             f"Model directory {directory} has pickles (pytorch_model-*.bin) instead of safetensors, which can run any "
-            "code when they are loaded. Convert it once, in Python with transformers imported: "
-            f"transformers.{convert.replace('AutoModel', name)}"
+            "code when they are loaded. Convert it once, in Python in that directory, with transformers imported: "
+            f'transformers.{name}.from_pretrained(".").save_pretrained("safetensors")'
         )
-    if (directory / "pytorch_model.bin").is_file():
+    if is_file(directory / "pytorch_model.bin"):
         raise FormatError(
             f"Model directory {directory} has a pickle (pytorch_model.bin) instead of safetensors, which can run any "
-            "code when it is loaded. Convert it once, in Python with torch and safetensors.torch imported: "
-            "safetensors.torch.save_file({name: tensor.clone() for name, tensor in "
-            f'torch.load("{directory}/pytorch_model.bin", weights_only=True).items()}}, '
-            f'"{directory}/{WHOLE}", {{"format": "pt"}})'
+            "code when it is loaded. Convert it once, in Python in that directory, with torch and safetensors.torch "
+            "imported: safetensors.torch.save_file({name: tensor.clone() for name, tensor in "
+            'torch.load("pytorch_model.bin", weights_only=True).items()}, '
+            f'"{WHOLE}", {{"format": "pt"}})'
         )
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others:

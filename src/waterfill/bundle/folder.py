@@ -11,7 +11,7 @@ from typing import Self
 
 from waterfill.atomic import appeared, resolved, suffix_of_models
 from waterfill.errors import UsageError, WaterfillError
-from waterfill.file_system import DISK
+from waterfill.file_system import DISK, is_file, is_folder
 from waterfill.models.configuration import inside
 from waterfill.temporary import Lock, locked, remove_leftovers, set_aside_path, temporary_path
 
@@ -61,7 +61,7 @@ class NewFolder:
         try:
             remove_leftovers(self._out)
             check_folder(self._out, source=self._source, force=self._force)  # for an old one may have come back
-            self._replaces_empty = self._out.is_dir() and not any(self._out.iterdir())
+            self._replaces_empty = is_folder(self._out) and not any(self._out.iterdir())
             while self._lock is None:
                 self.path = temporary_path(self._out)
                 self._lock = self._made()
@@ -105,7 +105,7 @@ class NewFolder:
         if self._force and os.path.lexists(self._out):
             check_folder(self._out, source=self._source, force=True)
             self._exchange()
-        elif self._replaces_empty and self._out.is_dir():
+        elif self._replaces_empty and is_folder(self._out):
             DISK.replace(self.path, self._out)
         else:
             DISK.rename_new(self.path, self._out)
@@ -138,15 +138,15 @@ def check_folder(out: Path, *, source: Path, force: bool) -> None:
     read, place = resolved(source), resolved(out)
     if read == place or place in read.parents:
         raise UsageError(f"Output {out} holds the input {source}, which would be replaced; choose another output.")
-    if out.exists() and not out.is_dir():
+    if out.exists() and not is_folder(out):
         raise WaterfillError(f"Output {out} is a file; expected a directory to write. Choose another output.")
-    filled = out.is_dir() and any(out.iterdir())
-    if filled and not (out / "config.json").is_file():
+    filled = is_folder(out) and any(out.iterdir())
+    if filled and not is_file(out / "config.json"):
         raise WaterfillError(f"Output {out} is no model directory and is never replaced; choose another output.")
     if filled and not force:
         raise WaterfillError(f"Output {out} exists and is not overwritten; use --force (force=True) or another name.")
     parent = place.parent
-    if not parent.is_dir():
+    if not is_folder(parent):
         raise WaterfillError(f"Output folder {parent} does not exist; create it or choose another output.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise WaterfillError(
@@ -171,9 +171,9 @@ def companions(source: Path) -> list[Path]:
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or path.name == "config.json":
             continue
-        if path.is_file() and not path.name.endswith(_WEIGHTS):
+        if is_file(path) and not path.name.endswith(_WEIGHTS):
             found.append(inside(path, source))
-        elif path.is_dir() and path.name not in _OTHER_RUNTIMES:
+        elif is_folder(path) and path.name not in _OTHER_RUNTIMES:
             found += [inside(each, source) for each in _texts(path, whole=path.name in modules)]
     return [path.relative_to(source) for path in found]
 
@@ -200,7 +200,7 @@ def _modules(source: Path) -> set[str]:
 
 def _texts(folder: Path, *, whole: bool) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if not is_file(path) or any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         small = path.suffix in _SMALL_SUFFIXES and path.stat().st_size <= _SMALL_BYTES
         if whole or (small and not path.name.endswith(_WEIGHTS)):

@@ -18,6 +18,7 @@ from waterfill.bundle.shards import Mapped, Place, header, indexed, metadata, pl
 from waterfill.bundle.writer import FORMAT, MINOR, STEM
 from waterfill.codec.directory import check_original_bytes
 from waterfill.errors import FormatError
+from waterfill.file_system import is_file
 from waterfill.files import WaterfillFile
 from waterfill.records import Entry, count_floating
 
@@ -48,7 +49,7 @@ class Description(msgspec.Struct, frozen=True):
 def is_bundle(path: str | Path) -> bool:
     """Whether a path is a compressed model directory."""
     directory = Path(path)
-    if not (directory / "config.json").is_file():
+    if not is_file(directory / "config.json"):
         return False
     found = quantization(read_config(directory))
     return found is not None and found.get("quant_method") == METHOD
@@ -259,7 +260,7 @@ class Bundle(Mapping[str, torch.Tensor]):
         if self.description.format == 1:
             return places(self.directory)
         path = self.directory / str(self.description.weights)
-        if not path.is_file():
+        if not is_file(path):
             raise FormatError(
                 f"{self.directory} lacks {path.name}, which config.json names as its weights. Copy or download the "
                 "directory again."

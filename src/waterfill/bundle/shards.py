@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from waterfill.errors import FormatError, WaterfillError
-from waterfill.file_system import DISK
+from waterfill.file_system import DISK, is_file
 from waterfill.models.configuration import inside, read_object
 
 WHOLE = "model.safetensors"
@@ -72,9 +72,9 @@ def places(directory: Path) -> dict[str, Place]:
         WaterfillError: there are no safetensors files, or one cannot be read.
         FormatError: a shard is missing or damaged, or lacks a tensor that the index names.
     """
-    if (directory / WHOLE).is_file():
+    if is_file(directory / WHOLE):
         return header(directory / WHOLE)
-    if not (directory / INDEX).is_file():
+    if not is_file(directory / INDEX):
         raise WaterfillError(
             f"Model directory {directory} has neither {WHOLE} nor {INDEX}; expected the weights of a Hugging Face "
             "model. Name the directory that has them, or download the model again."
@@ -111,7 +111,7 @@ def indexed(path: Path) -> dict[str, Place]:
 def _is_file(path: Path) -> bool:
     """Whether there is a file; False for names that no file can have."""
     try:
-        return path.is_file()
+        return is_file(path)
     except OSError:
         return False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.file_system import is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,7 @@ def as_tolerance(
     amount = float(match[1]) / 100
     if match[2] == "pt":
         return amount
-    if isinstance(network, Path) and network.is_dir():
+    if isinstance(network, Path) and is_folder(network):
         from waterfill.models.pretrained import load_pretrained
 
         network = load_pretrained(network)

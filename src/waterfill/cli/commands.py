@@ -53,6 +53,7 @@ from waterfill.cli.options import (
 )
 from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import CalibrationError, UsageError
+from waterfill.file_system import is_folder
 
 MOST = "16GB"
 """What the tensors of a file may take, unless more is asked for."""
@@ -141,7 +142,7 @@ def compress(
         "memory": None if memory is None else as_size(memory),
     }
     loss = Loss(tolerance, metric)
-    if Path(model).is_dir():
+    if is_folder(Path(model)):
         refused = {"--weights": weights, "--output": output, "--no-fold-norms": None if fold_norms else ""}
         sampling = Sampling(length, count, seed)
         compress_directory(Path(model), out, data, refused, sampling, loss, json_file, force=force, **options)
@@ -185,7 +186,7 @@ def decompress(file: FileArgument, out: Destination, force: Force = False, max_b
     from waterfill.models.state_dict import save_tensors
 
     most = as_size(max_bytes, "--max-bytes")
-    if file.is_dir():
+    if is_folder(file):
         decompress_directory(file, out, force=force, max_bytes=most)
         return
     check_outputs(out, None, force=force, inputs=(file,))
@@ -203,7 +204,7 @@ def inspect(file: FileArgument, json_file: Json = None, max_bytes: MaxBytes = MO
 
     check_outputs(None, json_file, force=True, inputs=(file,))
     most = as_size(max_bytes, "--max-bytes")
-    if file.is_dir():
+    if is_folder(file):
         inspect_directory(file, json_file, most)
         return
     with WaterfillFile(file, max_bytes=most) as opened:
@@ -311,7 +312,7 @@ def evaluate(
             before, after = run(network, batches, output=kind, progress=progress), None
         else:
             before, after = evaluate_both(network, compressed, batches, output=kind, progress=progress)
-    sizes = [size_of(Path(path)) for path in (model, file) if path is not None] if Path(model).is_dir() else []
+    sizes = [size_of(Path(path)) for path in (model, file) if path is not None] if is_folder(Path(model)) else []
     names = ("original", "compressed")
     found = {name: each.to_dict() for name, each in zip(names, (before, after), strict=True) if each is not None}
     for name, size in zip(names, sizes, strict=False):

@@ -14,6 +14,7 @@ from waterfill.cli.arguments import Loss
 from waterfill.cli.factories import FACTORY, as_data, as_model, as_module, as_stream
 from waterfill.cli.output import check_outputs, is_first, show, write_json
 from waterfill.errors import UsageError
+from waterfill.file_system import is_file, is_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -189,7 +190,7 @@ def measured_model(text: str, weights: Path | None) -> nn.Module:
 
 
 def _is_directory(model: str, weights: Path | None) -> bool:
-    if not Path(model).is_dir():
+    if not is_folder(Path(model)):
         return False
     if weights is not None:
         raise UsageError(f"--weights fills a factory, but MODEL is the directory {model}; leave --weights out.")
@@ -202,9 +203,9 @@ def measured_batches(data: str, model: str, sampling: Sampling) -> Iterable[Any]
     Raises:
         UsageError: `--data` is a file, but MODEL is a factory.
     """
-    if Path(model).is_dir():
+    if is_folder(Path(model)):
         return as_text_data(data, Path(model), sampling) if is_text(data) else as_stream(data)
-    if is_text(data) and Path(data).is_file():
+    if is_text(data) and is_file(Path(data)):
         raise UsageError(
             f"--data {data} is a file, but MODEL {model} is no directory with a tokenizer; expected "
             "package.module:factory. Write one that returns waterfill.text_batches(file, tokenizer)."
@@ -219,7 +220,7 @@ def compared(file: Path, network: nn.Module, max_bytes: int) -> nn.Module:
     from waterfill.files import load
     from waterfill.models.embedder import Embedder
 
-    if file.is_dir():
+    if is_folder(file):
         if is_bundle(file):
             Bundle(file, max_bytes=max_bytes).close()
         return read_model(file)
@@ -230,7 +231,7 @@ def compared(file: Path, network: nn.Module, max_bytes: int) -> nn.Module:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of the weight files of a model directory."""
-    if path.is_file():
+    if is_file(path):
         return path.stat().st_size
     patterns = ("waterfill*.safetensors", "model*.safetensors", "pytorch_model*.bin")
     files: list[Path] = next(filter(None, ([*path.glob(pattern)] for pattern in patterns)), [])
@@ -250,7 +251,7 @@ def _longest(directory: Path, config: Mapping[str, Any]) -> int | None:
     from waterfill.models.configuration import read_object
 
     sentences = directory / "sentence_bert_config.json"
-    asked = _smallest(read_object(sentences), ("max_seq_length",)) if sentences.is_file() else None
+    asked = _smallest(read_object(sentences), ("max_seq_length",)) if is_file(sentences) else None
     limits = [limit for limit in (asked, _smallest(config, _LENGTH_KEYS)) if limit is not None]
     return min(limits, default=None)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.file_system import is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ def as_model(text: str, weights: Path | None) -> torch.nn.Module | Path:
         return as_module(text, weights)
     if weights is not None:
         raise UsageError(f"--weights fills a factory, but MODEL is the file {text}; give package.module:factory.")
-    if Path(text).is_dir():
+    if is_folder(Path(text)):
         raise WaterfillError(
             f"MODEL {text} is a folder; expected a .safetensors file or package.module:factory. "
             "Name the safetensors file inside it."

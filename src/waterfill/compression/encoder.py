@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.importance.weight_excess import tempered, weight_excess
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Progress, QuadraticForm, Quantizer, traits_of
 from waterfill.quantize import Vector
@@ -53,7 +54,7 @@ class Encoder:
 
     Attributes:
         quantizer: of the matrices.
-        mean: of the scales of all importances of matrices; about it they are taken to a power, see `tempered`.
+        mean: of the scales of all importances of matrices, see `mean_scale`; about it they are taken to a power.
         power: that power. An importance is exact for small errors only: at low rates the errors of unimportant weights
             are large and add up to more than it says, so that powers below 1 measure better; 0 gives one step for all.
         zero_cost: mean cost of a matrix weight that is set to zero; vectors of unknown importance go by it.
@@ -80,22 +81,24 @@ class Encoder:
         """The same with a quantizer that is soon done, for comparing ways to share the bits."""
         return replace(self, quantizer=draft_of(self.quantizer))
 
-    def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
+    def job(self, weight: Weight, importance: QuadraticForm | None, target: Weight | None = None) -> Job:
         """Say how a tensor is quantized.
 
         Args:
-            weight: what to aim at.
+            weight: the tensor.
             importance: what its errors cost; None where that is not known.
+            target: what to aim at; None for its own values.
         """
-        quantizer = self._quantizer_of(weight)
+        aim = weight if target is None else target
+        quantizer = self._quantizer_of(aim)
         if importance is None:
-            return Job(weight, quantizer, None, None)
+            return Job(aim, quantizer, None, None)
         form = self.made.get(importance)
         if form is None:
             form = self._form(weight, importance)
             if form is not importance:  # which would keep itself in memory
                 self.made[importance] = form
-        return Job(weight, quantizer, form, importance)
+        return Job(aim, quantizer, form, importance)
 
     def _quantizer_of(self, weight: Weight) -> Quantizer:
         if weight.is_vector:
@@ -106,7 +109,9 @@ class Encoder:
 
     def _form(self, weight: Weight, importance: QuadraticForm) -> QuadraticForm:
         """The form under which a tensor is quantized: to the power, and at its own level."""
-        form = importance if weight.is_vector else importance.tempered(self.mean, self.power)
+        form = importance
+        if not weight.is_vector:
+            form = tempered(importance, weight.matrix, self.mean, self.power)
         offset = self.offsets.get(weight.name)
         return form if offset is None else form.scaled(2.0**-offset)
 
@@ -186,10 +191,18 @@ def only_quantizer(quantizers: Sequence[Quantizer]) -> Quantizer:
     return quantizers[0]
 
 
-def mean_scale(forms: Mapping[str, QuadraticForm]) -> float:
-    """Mean of the scales of all weights of some matrices, about which importances are taken to a power; 1 for none."""
+def mean_scale(weights: Mapping[str, Weight], forms: Mapping[str, QuadraticForm]) -> float:
+    """Mean of the scales of all weights of some matrices, about which importances are taken to a power; 1 for none.
+
+    They are those of weights of a usual size, see `weight_excess`.
+
+    Args:
+        weights: by name.
+        forms: of some matrices, by name.
+    """
     count = sum(form.diagonal().size for form in forms.values())
-    mean = sum(form.scale_total for form in forms.values()) / max(1, count)
+    scales = (form.scale_total * weight_excess(weights[name].matrix) ** 2 for name, form in forms.items())
+    mean = sum(scales) / max(1, count)
     return mean if mean > 0 else 1.0
 
 

@@ -171,7 +171,7 @@ class InMemoryWalk:
         processes = self.settings.processes
         plain = Encoder(
             self.settings.quantizer,
-            processes.broadcast(mean_scale(self._matrix_forms)),
+            processes.broadcast(mean_scale(self.inventory.weights, self._matrix_forms)),
             self.power,
             processes=processes,
             memo=self.settings.memo,

@@ -31,9 +31,9 @@ class LastSegmentEncoder:
     taken: float = 0.0
     _done: Counter[str] = field(default_factory=Counter)
 
-    def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
+    def job(self, weight: Weight, importance: QuadraticForm | None, target: Weight | None = None) -> Job:
         """Say how a tensor is quantized, see `Encoder.job`."""
-        return self.encoder.job(weight, importance)
+        return self.encoder.job(weight, importance, target)
 
     def quantize(self, jobs: Mapping[str, Job], level: float) -> dict[str, Quantized]:
         """Quantize tensors; the level is only for those of which nothing was foreseen, such as vectors."""

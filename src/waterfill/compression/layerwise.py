@@ -28,7 +28,7 @@ from waterfill.records import Entry, Exact, Limits, Quantized, Weight
 class TensorEncoder(Protocol):
     """Quantizes tensors, see `Encoder`."""
 
-    def job(self, weight: Weight, importance: QuadraticForm | None) -> Job:
+    def job(self, weight: Weight, importance: QuadraticForm | None, target: Weight | None = None) -> Job:
         """Say how a tensor is quantized."""
         ...
 
@@ -194,7 +194,7 @@ class _Coder:
 
     def _corrected(self, piece: TensorSlice, weight: Weight, inputs: LayerInputs) -> Job:
         form = piece.form if inputs.form is None else inputs.form
-        return self.encoder.job(inputs.target(weight), form)
+        return self.encoder.job(weight, form, inputs.target(weight))
 
     def _code(
         self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], known: Mapping[str, Quantized]

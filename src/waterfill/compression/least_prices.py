@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from waterfill.importance import COST_UNIT, UnfactoredForm
+from waterfill.importance.weight_excess import weight_excess
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Weight
 
@@ -18,7 +19,10 @@ LIKE_THE_LEAST = "priced like the least important of its kind"
 
 
 class LeastPrices:
-    """The least mean price of an error among the matrices of a model, by their shape."""
+    """The least mean price of an error among the matrices of a model, by their shape.
+
+    Prices are compared as those of weights of a usual size, see `weight_excess`.
+    """
 
     def __init__(self) -> None:
         self._least: dict[tuple[int, ...], float] = {}
@@ -27,7 +31,7 @@ class LeastPrices:
     def note(self, weight: Weight, form: QuadraticForm) -> None:
         """Take in a tensor whose price is known; vectors and prices of zero do not count."""
         self._like = self._like or form
-        mean = 0.0 if weight.is_vector else float(form.diagonal().mean())
+        mean = 0.0 if weight.is_vector else float(form.diagonal().mean()) * weight_excess(weight.matrix) ** 2
         if mean > 0:
             shape = weight.matrix.shape
             self._least[shape] = min(mean, self._least.get(shape, mean))
@@ -39,7 +43,8 @@ class LeastPrices:
             weight: the matrix.
             reason: why nothing else is known of it.
         """
-        least = self._least.get(weight.matrix.shape, min(self._least.values(), default=1.0))
+        usual = self._least.get(weight.matrix.shape, min(self._least.values(), default=1.0))
+        least = usual / weight_excess(weight.matrix) ** 2
         factor, unit = (1.0, COST_UNIT) if self._like is None else (self._like.factor, self._like.unit)
         return UnfactoredForm(np.full(weight.matrix.shape, least, np.float32), reason, factor=factor, unit=unit)
 

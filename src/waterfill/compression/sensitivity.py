@@ -41,6 +41,7 @@ from waterfill.compression.settings import Settings
 from waterfill.importance import kronecker
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
+from waterfill.importance.weight_excess import tempered, weight_excess
 from waterfill.models.batches import checksum
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
@@ -125,7 +126,7 @@ class ModelStatistics:
 
     @property
     def mean(self) -> float:
-        """Mean of the scales of all importances; about this they are taken to the power."""
+        """Mean of the scales of all importances, see `mean_scale`; about this they are taken to the power."""
         return self._scale_total / self._count if self._scale_total > 0 else 1.0
 
     @property
@@ -150,11 +151,11 @@ class ModelStatistics:
 
     def add_matrix(self, group: str, weight: Weight, form: QuadraticForm, times: float = 1.0) -> None:
         """Count a matrix, or some rows of one, each of which stands for several."""
-        tempered = form.tempered(1.0, self.power)
-        self._scale_total += times * form.scale_total
+        priced = tempered(form, weight.matrix, 1.0, self.power)
+        self._scale_total += times * form.scale_total * weight_excess(weight.matrix) ** 2
         self._count += round(times * weight.matrix.size)
-        self._zero_total += times * zero_cost(weight, tempered)
-        found = self._exact(weight, tempered) if self.exactly else self.sources.forecast(weight, tempered)
+        self._zero_total += times * zero_cost(weight, priced)
+        found = self._exact(weight, priced) if self.exactly else self.sources.forecast(weight, priced)
         self.components[group][weight.name] = found.repeated(times)
 
     def _exact(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from waterfill.importance.forms import COST_UNIT, DiagonalForm, Doubles
+from waterfill.importance.weight_excess import weight_excess
 from waterfill.models.torch_module import inventory
 from waterfill.protocols import Output, Progress, QuadraticForm
 from waterfill.records import Weight
@@ -123,6 +124,7 @@ class row_scale(_ByWeights):
 
     The default where there are only weights. A few large rows would take the step away from all others under one price
     for a tensor, where a norm, a gate or a ReLU behind them makes small rows matter as much; see docs/decisions.md.
+    Tensors of an unusual size are priced as if they had the usual one, see `weight_excess`.
     """
 
     @property
@@ -136,5 +138,6 @@ class row_scale(_ByWeights):
         if not mean > 0:
             return 1.0
         rows = np.sqrt(np.maximum(squares, LEAST_ROW**2 * mean))
-        found: Doubles = np.minimum(mean**0.25 / rows, LARGEST)
+        usual = weight_excess(weight.matrix) ** -1.5  # prices of a usual size, 1/2, for errors of this one, -2
+        found: Doubles = np.minimum(usual * mean**0.25 / rows, LARGEST)
         return found

@@ -17,6 +17,7 @@ from waterfill.errors import UnsupportedModelError
 from waterfill.importance.data_free import LARGEST, DataFreeEstimator, row_scale
 from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.input_products import InputProducts, input_products
+from waterfill.importance.weight_excess import weight_excess
 from waterfill.models.batches import call
 from waterfill.models.cloning import clone
 from waterfill.models.norm_statistics import matched_inputs, remembering_norms
@@ -122,7 +123,8 @@ class NoiseTrial:
         if self.model is None or self.found is None:
             return {**plain}
         squares, products = self._measured(self.model, self.found, weights)
-        prices = _prices(squares, plain)
+        excesses = {name: weight_excess(weights[name].matrix) for name in plain}
+        prices = _prices(squares, plain, excesses)
         return {**prices, **{name: each.form(prices[name]) for name, each in products.items()}}
 
     def _measured(
@@ -208,17 +210,29 @@ def _squared_gradients(
     return found
 
 
-def _prices(squares: Mapping[str, Doubles], plain: Mapping[str, DiagonalForm]) -> dict[str, DiagonalForm]:
-    """Prices by rows and columns to the power; those that are not known go by the sizes of the weights."""
+def _prices(
+    squares: Mapping[str, Doubles], plain: Mapping[str, DiagonalForm], excesses: Mapping[str, float]
+) -> dict[str, DiagonalForm]:
+    """Prices by rows and columns to the power; those that are not known go by the sizes of the weights.
+
+    Tensors are compared, and taken to the power, as if their weights had the usual size.
+
+    Args:
+        squares: mean squared gradients [out, in], by name.
+        plain: prices by the sizes of the weights.
+        excesses: of the weights over the usual size.
+    """
+    squares = {name: each * excesses[name] ** 2 for name, each in squares.items()}
+    usual = {name: form.values.astype(np.float64) * excesses[name] ** 2 for name, form in plain.items()}
     count = sum(each.size for each in squares.values())
     least = LEAST_TENSOR * sum(float(each.sum()) for each in squares.values()) / max(1, count)
     known = {name: _outer(each, least) ** POWER for name, each in squares.items() if each.any()}
-    logs = [(plain[name].values.size, _mean_log(each) - _mean_log(plain[name].values)) for name, each in known.items()]
+    logs = [(each.size, _mean_log(each) - _mean_log(usual[name])) for name, each in known.items()]
     shift = sum(size * log for size, log in logs) / max(1, sum(size for size, _ in logs))
     factor = math.exp(min(shift, HIGHEST_SHIFT))
     found = {}
-    for name, form in plain.items():
-        values: Doubles = known[name] if name in known else form.values.astype(np.float64) * factor
+    for name, each in usual.items():
+        values: Doubles = (known[name] if name in known else each * factor) / excesses[name] ** 2
         found[name] = DiagonalForm(np.minimum(values, LARGEST).astype(np.float32))
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from waterfill.errors import FormatError, WaterfillError
+from waterfill.file_system import is_file, is_folder
 
 
 def inside(path: Path, directory: Path) -> Path:
@@ -38,9 +39,9 @@ def check_links(directory: Path) -> None:
     Raises:
         FormatError: one is.
     """
-    if directory.is_dir():
+    if is_folder(directory):
         for path in sorted(directory.iterdir()):
-            if path.is_symlink() and not path.is_dir():
+            if path.is_symlink() and not is_folder(path):
                 inside(path, directory)
 
 
@@ -51,7 +52,7 @@ def read_json(path: Path) -> Any:
         WaterfillError: there is no such file, or it cannot be read.
         FormatError: it is no JSON, or a link out of its folder.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise WaterfillError(
             f"{path.parent} has no {path.name}; expected a model directory of transformers. Check the path."
         )

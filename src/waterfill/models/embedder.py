@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import FormatError, UnsupportedModelError
+from waterfill.file_system import is_file
 from waterfill.models.configuration import inside, read_json, read_object
 from waterfill.models.outputs import first_tensor
 
@@ -112,7 +113,7 @@ class Embedder(nn.Module):
 
 def is_embedder(directory: Path) -> bool:
     """Whether a model directory says how to pool, as those of sentence-transformers do."""
-    return (directory / "modules.json").is_file() or (directory / "1_Pooling" / "config.json").is_file()
+    return is_file(directory / "modules.json") or is_file(directory / "1_Pooling" / "config.json")
 
 
 def pooling_of(directory: Path) -> Pooling:
@@ -132,14 +133,14 @@ def pooling_of(directory: Path) -> Pooling:
             "Wrap the model in a module of your own that returns its embeddings."
         )
     path = inside(directory / modules.get("Pooling", "1_Pooling") / "config.json", directory)
-    kind = _pooling_kind(read_object(path), path) if path.is_file() else "mean"
+    kind = _pooling_kind(read_object(path), path) if is_file(path) else "mean"
     return Pooling(kind, normalize="Normalize" in modules)
 
 
 def _modules(directory: Path) -> dict[str, str]:
     """Folders of the modules of sentence-transformers, by the last word of their type."""
     path = directory / "modules.json"
-    if not path.is_file():
+    if not is_file(path):
         return {}
     listed = read_json(path)
     try:

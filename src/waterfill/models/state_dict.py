@@ -16,6 +16,7 @@ from torch import Tensor
 
 from waterfill.atomic import check_destination, write_atomically
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
+from waterfill.file_system import is_folder
 from waterfill.models.patterns import excluded, listed
 from waterfill.records import (
     Coded,
@@ -322,7 +323,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
-    if path.is_dir():
+    if is_folder(path):
         raise WaterfillError(f"Weights {path} is a folder; expected a .safetensors file. Name a file inside it.")
     try:
         with path.open("rb") as file:
@@ -347,9 +348,9 @@ def _check_kind(path: Path, head: bytes) -> None:
     if head.startswith((_ZIP_MAGIC, *_PICKLE_MAGICS)) or path.suffix.lower() in _PICKLE_SUFFIXES:
         raise FormatError(
             f"Weights file {path} is a pickle, which can run any code when it is loaded; expected a .safetensors file. "
-            "Convert it once, in Python with torch and safetensors.torch imported: "
-            f'safetensors.torch.save_file(torch.load("{path}", weights_only=True), '
-            f'"{path.with_suffix(".safetensors")}")'
+            "Convert it once, in Python in its folder, with torch and safetensors.torch imported: "
+            f'safetensors.torch.save_file(torch.load("{path.name}", weights_only=True), '
+            f'"{path.with_suffix(".safetensors").name}")'
         )
 
 
