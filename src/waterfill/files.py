@@ -16,6 +16,7 @@ import torch
 
 from waterfill.codec.container import EXACT_CHUNK, Container
 from waterfill.codec.directory import original_bytes
+from waterfill.codec.opened import FilePart
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
@@ -88,7 +89,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
 
     def __init__(
         self,
-        source: str | Path | bytes | memoryview,
+        source: str | Path | bytes | memoryview | FilePart,
         *,
         threads: int | None = None,
         label: str | None = None,
@@ -97,7 +98,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         """Open a file.
 
         Args:
-            source: a path, or the bytes of a file.
+            source: a path, or the bytes of a file, which may be part of another one.
             threads: how many threads decode; by default as many as there are processors.
             label: what error messages call it, if not by its path.
             max_bytes: most bytes that its tensors may take when decoded; by default any number.

@@ -1,6 +1,7 @@
 """Damaged and hostile directories: a FormatError that names where, or the right tensors, never anything else."""
 
 import json
+import os
 import random
 import shutil
 
@@ -83,11 +84,21 @@ def test_a_shard_that_is_cut_anywhere_is_found(bad):
 def test_a_shard_that_is_cut_while_it_is_open_is_found(bad):
     path = shard_of(bad, "waterfill_0")
     place = header(path)["waterfill_0"]
-    from waterfill.bundle.shards import Mapped
+    from waterfill.bundle.shards import OpenShards
 
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(FormatError, match="was cut"):
-        Mapped().view(place)
+        OpenShards().part(place)
+
+
+def test_a_shard_that_shrinks_behind_an_open_directory_is_an_error_that_names_it(bad):
+    path = shard_of(bad, "waterfill_0")
+    with Bundle(bad) as bundle:
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(FormatError, match=rf"{path.name}, group .*: the file was cut while it was open"):
+            dict(bundle.tensors())
+        with pytest.raises(FormatError, match="was cut while it was open"):
+            bundle.payload(bundle.groups[0])
 
 
 def test_random_changes_of_headers_give_errors_or_the_right_tensors(good, bad):

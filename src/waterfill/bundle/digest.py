@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from waterfill.codec.container import HEADER
+from waterfill.codec.opened import FilePart
 
 KEY = "digest"
 """Of the metadata of a shard."""
@@ -24,7 +25,7 @@ KEY = "digest"
 _MODEL = ("architectures", "model_type", "tie_word_embeddings")
 
 
-def payload_digest(payload: bytes | memoryview) -> str:
+def payload_digest(payload: bytes | memoryview | FilePart) -> str:
     """Digest of the header and the directory of a `.wf` file, which has the checksums of all the rest.
 
     Args:

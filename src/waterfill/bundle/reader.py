@@ -14,9 +14,10 @@ import torch
 from waterfill.bundle.checkpoint import METHOD, quantization, read_config
 from waterfill.bundle.digest import KEY, directory_digest, payload_digest
 from waterfill.bundle.parts import Piece, Stored, stored
-from waterfill.bundle.shards import Mapped, Place, header, indexed, metadata, places
+from waterfill.bundle.shards import OpenShards, Place, header, indexed, metadata, places
 from waterfill.bundle.writer import FORMAT, MINOR, STEM
 from waterfill.codec.directory import check_original_bytes
+from waterfill.codec.opened import FilePart
 from waterfill.errors import FormatError
 from waterfill.file_system import is_file
 from waterfill.files import WaterfillFile
@@ -87,8 +88,8 @@ class Bundle(Mapping[str, torch.Tensor]):
         self.directory = Path(directory)
         self.config = read_config(self.directory)
         self.description = _described(self.directory, self.config)
-        self._mapped = Mapped()
-        inside = self._shards()
+        self._shards = OpenShards()
+        inside = self._payload_places()
         self._places = self._group_places(inside)
         self._files = {name: self._opened(name, threads, max_bytes) for name in self._places}
         with _naming(str(self.directory)):
@@ -106,7 +107,7 @@ class Bundle(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         """Let go of all files."""
-        self._files, self._mapped = {}, Mapped()
+        self._files, self._shards = {}, OpenShards()
 
     # What there is
 
@@ -169,13 +170,15 @@ class Bundle(Mapping[str, torch.Tensor]):
         """
         return self._files[group]
 
-    def payload(self, group: str) -> memoryview:
-        """The bytes of a group: an ordinary `.wf` file, mapped into memory.
+    def payload(self, group: str) -> bytes:
+        """The bytes of a group: an ordinary `.wf` file.
 
         Raises:
             KeyError: there is no such group.
+            FormatError: the shard was cut while it was open.
         """
-        return self._mapped.view(self._places[group])
+        with _naming(self._label(group)):
+            return self._part(group)[:]
 
     def names(self, group: str) -> list[str]:
         """The tensors that come with a group: those whose last part is in it, and what is tied to them.
@@ -255,7 +258,7 @@ class Bundle(Mapping[str, torch.Tensor]):
     def _label(self, group: str) -> str:
         return f"{self._places[group].path}, group {group!r}"
 
-    def _shards(self) -> dict[str, Place]:
+    def _payload_places(self) -> dict[str, Place]:
         """Where all payloads lie: in the files that format 2 names, or where an ordinary model has its weights."""
         if self.description.format == 1:
             return places(self.directory)
@@ -296,7 +299,7 @@ class Bundle(Mapping[str, torch.Tensor]):
         named = [metadata(path).get(KEY) for path in {place.path for place in self._places.values()}]
         if self.description.minor < 1 and not any(named):
             return
-        digests = [payload_digest(self.payload(group)) for group in self._places]
+        digests = [self._digest(group) for group in self._places]
         described = msgspec.to_builtins(self.description)
         found = directory_digest(self.config, described, digests)
         if any(each != found for each in named):
@@ -305,8 +308,15 @@ class Bundle(Mapping[str, torch.Tensor]):
                 "changed or lost. Copy or download the directory again."
             )
 
+    def _digest(self, group: str) -> str:
+        with _naming(self._label(group)):
+            return payload_digest(self._part(group))
+
+    def _part(self, group: str) -> FilePart:
+        return self._shards.part(self._places[group])
+
     def _opened(self, group: str, threads: int | None, max_bytes: int | None) -> WaterfillFile:
-        return WaterfillFile(self.payload(group), threads=threads, label=self._label(group), max_bytes=max_bytes)
+        return WaterfillFile(self._part(group), threads=threads, label=self._label(group), max_bytes=max_bytes)
 
     def _tensors(self) -> dict[str, Stored]:
         every = ((group, entry) for group, file in self._files.items() for entry in file.entries)

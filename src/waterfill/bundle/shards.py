@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from waterfill.codec.opened import FilePart, OpenFile
 from waterfill.errors import FormatError, WaterfillError
 from waterfill.file_system import DISK, is_file
 from waterfill.models.configuration import inside, read_object
@@ -206,31 +206,26 @@ def _bytes(place: Place) -> int:
     return math.prod(place.shape) * TYPES[place.dtype].itemsize
 
 
-class Mapped:
-    """Files that are mapped into memory, each when it is first asked for; nothing is read before it is looked at."""
+class OpenShards:
+    """Files that are opened when they are first asked for."""
 
     def __init__(self) -> None:
-        self._views: dict[Path, memoryview] = {}
+        self._files: dict[Path, OpenFile] = {}
 
-    def view(self, place: Place) -> memoryview:
-        """The bytes of a tensor.
+    def part(self, place: Place) -> FilePart:
+        """The bytes of a tensor, which are read when they are looked at.
 
         Raises:
             FormatError: the file has been cut since its header was read.
             WaterfillError: it cannot be read.
         """
-        whole = self._views.get(place.path)
-        if whole is None:
-            try:
-                with place.path.open("rb") as file:
-                    whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except (OSError, ValueError) as error:
-                raise WaterfillError(f"{place.path} cannot be read ({error}); check its permissions.") from error
-            whole = self._views.setdefault(place.path, whole)
-        found = whole[place.start : place.start + place.size]
-        if len(found) != place.size:
+        try:
+            file = self._files.get(place.path) or self._files.setdefault(place.path, OpenFile(place.path))
+        except OSError as error:
+            raise WaterfillError(f"{place.path} cannot be read ({error.strerror}); check its permissions.") from error
+        if file.size < place.start + place.size:
             raise FormatError(f"{place.path} was cut while it was open. Copy it again.")
-        return found
+        return FilePart(file, place.start, place.size)
 
 
 # Writing

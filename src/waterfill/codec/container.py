@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import zstandard
@@ -20,6 +19,7 @@ from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
 from waterfill.codec.frames import decompressed
 from waterfill.codec.lines import AdaptiveLine, ChunkLine, Directory, OwnLine, TensorLine
+from waterfill.codec.opened import FilePart, OpenFile
 from waterfill.codec.order import elements
 from waterfill.codec.pieces import AnyModel
 from waterfill.codec.scales import exponent
@@ -257,26 +257,28 @@ class Container:
     """
 
     def __init__(
-        self, source: Path | bytes | memoryview, name: str | None = None, max_bytes: int | None = None
+        self, source: Path | bytes | memoryview | FilePart, name: str | None = None, max_bytes: int | None = None
     ) -> None:
         """Open a file or its bytes.
 
         Args:
-            source: a path, or the bytes of a file.
+            source: a path, or the bytes of a file, which may be part of another one.
             name: what error messages call it, if not by its path.
             max_bytes: most bytes that its tensors may take when decoded; None for any number.
 
         Raises:
             FormatError: it is not a waterfill file, a damaged one, or its tensors take more than that.
         """
-        inside = isinstance(source, bytes | memoryview)
-        self.name = name or ("the data" if inside else str(source))
+        self.name = name or (str(source) if isinstance(source, Path) else "the data")
         self._checked: set[int] = set()
         self._fetched: dict[int, bytes | memoryview] = {}
-        self._bytes = memoryview(source) if isinstance(source, bytes | memoryview) else None
-        self._file = None if isinstance(source, bytes | memoryview) else _open(source)
+        self._file: OpenFile | None = None
+        if isinstance(source, Path):
+            self._file = _open(source)
+            source = FilePart.whole(self._file)
+        self._data = memoryview(source) if isinstance(source, bytes) else source
+        self.size = len(self._data)
         try:
-            self.size = os.fstat(self._descriptor).st_size if self._bytes is None else len(self._bytes)
             self._directory, at = self._read_directory()
             self.entries = listing.entries_of(self._directory)
             listing.check_original_bytes(self.entries, max_bytes)
@@ -292,21 +294,13 @@ class Container:
             self.close()
             raise FormatError(f"{self.name}: {error}") from error
 
-    @property
-    def _descriptor(self) -> int:
-        if self._file is None:
-            raise ValueError(f"{self.name} is closed")
-        return self._file.fileno()
-
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
 
     def _read(self, start: int, size: int) -> bytes | memoryview:
-        if self._bytes is not None:
-            return self._bytes[start : start + size]
-        return os.pread(self._descriptor, size, start)
+        return self._data[start : start + size]
 
     def _read_directory(self) -> tuple[Directory, int]:
         """The directory, and where the chunks begin."""
@@ -533,8 +527,8 @@ class Container:
         return raw
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> OpenFile:
     try:
-        return path.open("rb")
+        return OpenFile(path)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a file that waterfill wrote") from error

@@ -190,7 +190,7 @@ def payloads(loading: Loading, first: str) -> Any:
     """A conversion that takes all payloads in the name of one parameter, and gives all parameters.
 
     transformers collects the tensors of a file by the parameters that they become, and then runs a conversion for each:
-    so this one runs once. What it has collected is not looked at: payloads are mapped into memory.
+    so this one runs once. What it has collected is not looked at: payloads are read when they are decoded.
 
     Args:
         loading: gives the parameters.
