@@ -72,6 +72,7 @@ def test_architectures_are_a_list_of_names(tmp_path):
         {"attn_implementation": "of/others"},
         {"_experts_implementation": "of/others"},
         {"text_config": {"attn_implementation": "of/others"}},
+        {"thinker_config": {"text_config": {"attn_implementation": "of/others"}}},
         {"attn_implementation": {"text_config": "eager", "vision_config": "of/others@1:f"}},
     ],
 )
