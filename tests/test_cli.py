@@ -443,6 +443,12 @@ def test_names_are_shown_as_they_are(run):
     assert "[bold]x[/bold]" in run("inspect out.wf")[1]
 
 
+def test_errors_have_no_control_characters(run):
+    code, _, err = run("inspect \x1b]0;title\x07.wf")
+    assert code == 1
+    assert "\x1b" not in err and r"\x1b]0;title\x07.wf" in err
+
+
 def test_compress_and_inspect_print_the_limit(run):
     code, out, _ = run("compress nets:net -o out.wf --size 900 --data nets:data --json r.json")
     assert code == 0

@@ -334,7 +334,7 @@ def test_numbers_are_told_to_three_digits():
     assert (fixed(None), fixed(-1.234), signed(0.5), signed(None)) == (NONE, f"{MINUS}1.23", "+0.50", NONE)
     assert (plain(0.005), plain(3.0), plain(250000.0)) == ("0.005", "3", "250000")
     assert (size_text(999), size_text(101570), size_text(2.5e9)) == ("999 B", "101.6 kB", "2.5 GB")
-    assert printable("a\x1b") == "a\\x1b"
+    assert printable("a\x1b'\\") == "a\\x1b'\\"
 
 
 @given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=200), st.floats(0.3, 4.0))

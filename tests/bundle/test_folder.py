@@ -5,13 +5,14 @@ import os
 import signal
 import stat
 import warnings
+from pathlib import Path
 
 import pytest
 
 from waterfill import file_system
 from waterfill.bundle import BundleWriter, folder
-from waterfill.bundle.folder import NewFolder
-from waterfill.errors import WaterfillError
+from waterfill.bundle.folder import NewFolder, companions
+from waterfill.errors import FormatError, WaterfillError
 from waterfill.temporary import set_aside_path, temporary_path
 
 
@@ -182,6 +183,13 @@ def test_the_mask_of_modes_is_never_touched(tmp_path, source, monkeypatch):
     (tmp_path / "plain").mkdir()
     write(tmp_path / "out", source)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_a_folder_behind_a_link_out_is_not_walked(source, monkeypatch):
+    (source / "all").symlink_to("/")
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("walked"))
+    with pytest.raises(FormatError, match="leads out of the model directory"):
+        companions(source)
 
 
 def test_a_link_that_leads_to_itself_is_no_place(tmp_path, source):

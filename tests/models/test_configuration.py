@@ -61,7 +61,7 @@ def test_blobs_of_the_same_repository_are_inside(tmp_path):
 def test_architectures_are_a_list_of_names(tmp_path):
     assert architecture({"architectures": ["A", "B"]}, tmp_path) == "A"
     assert architecture({"architectures": []}, tmp_path) is architecture({}, tmp_path) is None
-    for wrong in ("A", [1], {"A": 1}, 3):
+    for wrong in ("A", [1], {"A": 1}, 3, ["A; import os"]):
         with pytest.raises(FormatError, match="expected a list of names"):
             architecture({"architectures": wrong}, tmp_path)
 
@@ -72,6 +72,7 @@ def test_architectures_are_a_list_of_names(tmp_path):
         {"attn_implementation": "of/others"},
         {"_experts_implementation": "of/others"},
         {"text_config": {"attn_implementation": "of/others"}},
+        {"thinker_config": {"text_config": {"attn_implementation": "of/others"}}},
         {"attn_implementation": {"text_config": "eager", "vision_config": "of/others@1:f"}},
     ],
 )

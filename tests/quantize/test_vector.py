@@ -37,6 +37,13 @@ def test_without_importance_every_value_keeps_its_sign_and_its_relative_precisio
     assert (np.abs(found - values)[~normal] <= 2.0 ** -(127 + quantized.rule.mantissa)).all()
 
 
+@pytest.mark.parametrize("scale", [2.0**-127, 2.0**-138, 2.0**-148])
+def test_without_importance_subnormal_numbers_are_no_zeros(scale):
+    weight = vector(scale * np.array([1.0, -1.5, 2.0]))
+    found = w_hat(Vector().quantize(weight, None, 1e9), weight)
+    assert np.abs(found - weight.matrix).max() <= max(np.abs(weight.matrix).max() / 32, 2.0**-149)
+
+
 def test_the_mantissa_follows_the_water_level():
     weight = vector(np.random.default_rng(0).normal(size=50))
     bits = [Vector(power=3.0).quantize(weight, None, 3.0 * 4.0**-n).rule.mantissa for n in range(30)]

@@ -174,7 +174,7 @@ def companions(source: Path) -> list[Path]:
         if is_file(path) and not path.name.endswith(_WEIGHTS):
             found.append(inside(path, source))
         elif is_folder(path) and path.name not in _OTHER_RUNTIMES:
-            found += [inside(each, source) for each in _texts(path, whole=path.name in modules)]
+            found += [inside(each, source) for each in _texts(inside(path, source), whole=path.name in modules)]
     return [path.relative_to(source) for path in found]
 
 

@@ -302,7 +302,7 @@ def evaluate(
 
     if data is None:
         raise UsageError("evaluate needs --data package.module:factory, or for a model directory a text file.")
-    check_outputs(None, json_file, force=True, inputs=(file, weights))
+    check_outputs(None, json_file, force=True, inputs=(Path(model), file, weights))
     network = measured_model(model, weights)
     batches = measured_batches(data, model, Sampling(length, count, seed))
     compressed = None if file is None else compared(file, network, as_size(max_bytes, "--max-bytes"))

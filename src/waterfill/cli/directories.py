@@ -77,7 +77,7 @@ def compress_directory(
             f"{given[0]} is not for model directories, which say themselves what they are; leave it out, or compress a "
             "factory."
         )
-    check_outputs(None, json_file, force=True, inputs=(directory / "config.json",))
+    check_outputs(None, json_file, force=True, inputs=(directory,))
     check_folder(out, source=directory, force=bool(options["force"]))
     batches = None if data is None else as_text_data(data, directory, sampling)
     processes = int(os.environ.get("WORLD_SIZE", "1"))

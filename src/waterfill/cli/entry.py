@@ -9,6 +9,7 @@ from waterfill.cli.commands import app
 from waterfill.cli.output import is_first, process_number
 from waterfill.cli.streams import outlive_readers
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.report.words import printable
 
 
 def main() -> None:
@@ -27,5 +28,9 @@ def main() -> None:
 
 
 def _tell(error: str) -> None:
-    """Tell an error in a line; of several processes each but the first says its number."""
-    print(f"waterfill{'' if is_first() else f' (process {process_number()})'}: {error}", file=sys.stderr)
+    """Tell an error in a line; of several processes each but the first says its number.
+
+    It may quote a file of a stranger, whose control characters are not for the terminal.
+    """
+    who = "waterfill" if is_first() else f"waterfill (process {process_number()})"
+    print(f"{who}: {printable(error)}", file=sys.stderr)

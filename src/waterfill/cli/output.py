@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,20 @@ def check_outputs(out: Path | None, json_file: Path | None, *, force: bool, inpu
         raise UsageError(f"--out and --json both name {out}; expected two files: choose another name for one.")
     read = {resolved(path) for path in inputs if path is not None}
     for path in (out, json_file):
-        if path is not None and resolved(path) in read:
+        if path is not None and _is_of(resolved(path), read):
             raise UsageError(f"{path} is an input and would be overwritten; expected another file to write.")
     if out is not None:
         check_destination(out, force=force)
     if json_file is not None:
         check_destination(json_file, force=True)
+
+
+def _is_of(path: Path, inputs: Set[Path]) -> bool:
+    """Whether a path is an input, or weights or the configuration in a directory that is one."""
+    from waterfill.atomic import suffix_of_models
+
+    read = path.name == "config.json" or suffix_of_models(path) is not None
+    return path in inputs or (read and path.exists() and path.parent in inputs)
 
 
 def write_json(path: Path | None, text: str) -> None:

@@ -87,11 +87,13 @@ def read_object(path: Path) -> dict[str, Any]:
 def architecture(config: Mapping[str, Any], directory: Path) -> str | None:
     """The first name under "architectures" of a directory's configuration; None where there is none.
 
+    It is a name of Python: model cards and errors have it in lines of code that people run.
+
     Raises:
         FormatError: these are no list of names.
     """
     named = config.get("architectures") or []
-    if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+    if not (isinstance(named, list) and all(isinstance(name, str) and name.isidentifier() for name in named)):
         raise FormatError(
             f"{directory / 'config.json'} has the architectures {named!r}; expected a list of names. Copy it again."
         )

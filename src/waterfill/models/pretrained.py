@@ -129,8 +129,9 @@ def check_implementations(config: Mapping[str, Any], directory: Path) -> None:
 
 def _implementations(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Keys and values of a configuration, and of those within it, that name implementations."""
-    inner = [part for key, part in config.items() if key.endswith("_config") and isinstance(part, dict)]
-    for part in (config, *inner):
+    parts = [config]
+    for part in parts:  # which grows
+        parts += [each for key, each in part.items() if key.endswith("_config") and isinstance(each, dict)]
         for key, value in part.items():
             if key.endswith("_implementation"):
                 several = value.values() if isinstance(value, dict) else [value]

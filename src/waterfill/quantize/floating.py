@@ -12,7 +12,7 @@ from waterfill.records import Quantized, Relative, Weight
 
 
 def relative(weight: Weight, form: QuadraticForm | None, mantissa: int) -> Quantized:
-    """Round to a few mantissa bits, at most 23; no value changes its sign or becomes zero."""
+    """Round to a few mantissa bits, at most 23; no value changes its sign, and none from 2^-126 on becomes zero."""
     pattern = weight.matrix.view(np.uint32).astype(np.int64)
     sign, pattern = pattern >> 31, pattern & 0x7FFFFFFF
     signed = bool(sign.any())

@@ -73,6 +73,6 @@ def on_levels(weight: Weight, form: QuadraticForm | None, values: Floats, step: 
 
 
 def within(weight: Weight, form: QuadraticForm | None, step: float) -> Quantized:
-    """Round a weight that is not zero to floating-point numbers whose errors are at most half a step."""
-    largest = max(float(np.abs(weight.matrix).max()), LEAST_NORMAL)
+    """Round to floating-point numbers whose errors are at most half a step."""
+    largest = max(float(np.abs(weight.matrix).max(initial=0.0)), LEAST_NORMAL)
     return relative(weight, form, max(math.ceil(math.log2(largest / step)), 0))

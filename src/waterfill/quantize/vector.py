@@ -9,8 +9,7 @@ import numpy as np
 
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
-from waterfill.quantize.floating import relative
-from waterfill.quantize.level_table import LevelTable
+from waterfill.quantize.level_table import LEAST_NORMAL, LevelTable, within
 from waterfill.quantize.scalar import LARGEST_STEP, finest_step, finish, nearest
 from waterfill.records import Quantized, Uniform, Weight
 
@@ -33,7 +32,8 @@ class Vector:
         importance = 0.0 if form is None else float(form.diagonal().sum(dtype=np.float64)) / max(1, weight.matrix.size)
         if importance <= 0:
             bits = math.ceil(math.log2(self.power / water_level) / 2) + 2
-            return relative(weight, form, min(max(bits, 4), 23))
+            largest = float(np.abs(weight.matrix).max(initial=0.0)) or LEAST_NORMAL
+            return within(weight, form, largest * 2.0 ** -min(max(bits, 4), 23))
         asked = np.rint(32 * np.log2(12 * water_level / importance) - 64 * np.log2(self.fineness))
         step = int(min(max(asked, finest_step(weight.matrix)), LARGEST_STEP))
         if step < -LARGEST_STEP:

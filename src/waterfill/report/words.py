@@ -11,8 +11,8 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def printable(text: str) -> str:
-    """Text without control characters, or with codes in their place."""
-    return text if text.isprintable() else repr(text)[1:-1]
+    """Text with codes in the place of control characters and of others that are not shown."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def safe(text: str) -> str:
