@@ -180,9 +180,10 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         """
         if names is None:
             return self._decode(list(self.entries))
-        needed = set().union(*map(self._needed, names))
+        asked = set(names)
+        needed = asked.union(*map(self._needed, asked))
         chosen = [self._entries[name] for name in sorted(needed, key=self._order.__getitem__)]
-        return ((name, tensor) for name, tensor in self._decode(chosen) if name in names)
+        return ((name, tensor) for name, tensor in self._decode(chosen) if name in asked)
 
     def _needed(self, name: str) -> set[str]:
         """The entries that a tensor is made from: itself, what it is tied to, the scale of a mean."""

@@ -16,6 +16,7 @@ from waterfill.bundle.checkpoint import natural
 from waterfill.bundle.parts import part_of
 from waterfill.bundle.shards import header
 from waterfill.errors import FormatError, WaterfillError
+from waterfill.report.directory import bundle_summary
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +246,14 @@ def test_a_payload_of_another_type_is_found(bad):
     path.write_bytes(path.read_bytes().replace(b'"U8"', b'"I8"'))
     with pytest.raises(FormatError, match=r"payload of group 'layers\.1' is I8"):
         Bundle(bad)
+
+
+def test_facts_that_no_number_holds_are_none(bad):
+    edit(bad, lambda described: described.update(limit=10**400, limits={"layers.0": 10**400}))
+    with Bundle(bad) as bundle:
+        summary = bundle_summary("bad", bundle)
+    assert summary["limit"] is None
+    assert all(row["limit_bits"] is None for row in summary["groups"])
 
 
 # Whole directories

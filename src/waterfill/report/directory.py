@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from waterfill.bundle import Bundle
+from waterfill.codec.directory import LARGEST_NUMBER
 from waterfill.report.text import plain_table
 from waterfill.report.words import printable
 
@@ -46,7 +47,9 @@ def _group_row(bundle: Bundle, group: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    """A fact as a number; None for what is none, or too large for one."""
+    known = isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER
+    return float(value) if known else None
 
 
 def bundle_table(summary: Mapping[str, Any]) -> Group:
