@@ -199,3 +199,10 @@ def test_a_directory_without_a_tokenizer_needs_token_ids(place, tmp_path):
     with pytest.raises(WaterfillError, match="has no tokenizer"):
         as_text_data(str(place / "text.txt"), tmp_path)
     assert len(as_text_data(str(place / "tokens.npz"), tmp_path, Sampling(count=5))) == 5
+
+
+def test_a_directory_and_its_json_have_two_names(run, place):
+    code, _, err = run("compress lm -o both --json both --rate 3")
+    assert code == 2
+    assert "--out and --json both name both" in err
+    assert not (place / "both").exists()

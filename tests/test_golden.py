@@ -15,6 +15,7 @@ from with_sums import WithSums
 from with_tables import WithTables
 
 import waterfill
+from waterfill.bundle import Bundle
 from waterfill.files import exact_bytes
 from waterfill.quantize import KMeans, Trellis
 from waterfill.records import Codebook
@@ -53,6 +54,13 @@ def test_a_directory_of_format_1_reads_to_the_same_bits():
     if model is not None:
         found = {name: hashlib.sha256(exact_bytes(value)).hexdigest() for name, value in model.state_dict().items()}
         assert found == expected
+
+
+def test_a_directory_of_format_2_reads_to_the_same_bits():
+    """The same payloads, in shards of their own names with a digest (minor version 1)."""
+    assert digests(FOLDER / "directory2") == json.loads((FOLDER / "directory.json").read_bytes())
+    with Bundle(FOLDER / "directory2") as bundle:
+        assert bundle.description.minor == 1
 
 
 CASES = {

@@ -317,3 +317,16 @@ def test_modes_are_those_of_an_ordinary_directory(source, tmp_path):
     write(tmp_path / "out", source)
     (tmp_path / "other").mkdir()
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_plain_directory_says_nothing_of_quantization_anywhere(tmp_path):
+    out = compressed(
+        original(tmp_path / "source", {"w": torch.randn(16, 8)}, {"text_config": {"x": 1.5}}), tmp_path / "out"
+    )
+    config = json.loads((out / "config.json").read_bytes())
+    config["text_config"]["quantization_config"] = config.pop("quantization_config")
+    (out / "config.json").write_text(json.dumps(config))
+    with Bundle(out) as bundle:
+        write_plain(bundle, tmp_path / "plain")
+    assert json.loads((tmp_path / "plain/config.json").read_bytes())["text_config"] == {"x": 1.5}
+    assert Checkpoint(tmp_path / "plain")["w"].shape == (16, 8)

@@ -299,6 +299,9 @@ def test_a_tensor_of_another_name_is_found(bad, mended):
         {"num_hidden_layers": 1},
         {"tie_word_embeddings": True},
         {"text_config": {"num_experts": 3}},
+        {"attention_bias": True},
+        {"depths": [2, 2]},
+        {"thinker_config": {"text_config": {"hidden_sizes": [8, 8]}}},
     ],
 )
 def test_a_configuration_that_asks_for_another_model_is_refused(bad, change):
@@ -310,7 +313,13 @@ def test_a_configuration_that_asks_for_another_model_is_refused(bad, change):
 
 def test_what_does_not_decide_about_tensors_may_be_changed(good, bad):
     config = json.loads((bad / "config.json").read_bytes())
-    config |= {"pad_token_id": 0, "use_cache": False, "note": "x", "text_config": {"eos_token_id": 3}}
+    config |= {
+        "pad_token_id": 0,
+        "use_cache": False,
+        "note": "x",
+        "text_config": {"eos_token_id": [3]},
+        "output_attentions": True,
+    }
     config["quantization_config"] |= {"rate": 1, "note": [1]}
     (bad / "config.json").write_text(json.dumps(config, sort_keys=True))
     assert all(tensor.equal(everything(good)[name]) for name, tensor in everything(bad).items())

@@ -80,3 +80,20 @@ def test_kernels_of_the_hub_are_refused(tmp_path, config):
     check_implementations({"attn_implementation": "sdpa", "text_config": {"x_implementation": None}}, tmp_path)
     with pytest.raises(Exception, match="code of a repository, which is not run"):
         check_implementations(config, tmp_path)
+
+
+@pytest.mark.parametrize("weights", ["../other/model.safetensors", "/model.safetensors", 3])
+def test_weights_in_other_folders_are_refused(tmp_path, weights):
+    with pytest.raises(FormatError, match="expected the name of a file in the same directory"):
+        check_implementations({"transformers_weights": weights}, tmp_path)
+    check_implementations({"transformers_weights": "model.safetensors"}, tmp_path)
+
+
+def test_folders_that_are_links_out_of_a_directory_are_refused(folder):
+    (folder.parent / "others").mkdir()
+    (folder / "inner").mkdir()
+    (folder / "again").symlink_to("inner")
+    check_links(folder)
+    (folder / "additional_chat_templates").symlink_to(folder.parent / "others")
+    with pytest.raises(FormatError, match="leads out of the model directory"):
+        check_links(folder)

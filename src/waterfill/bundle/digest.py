@@ -22,7 +22,9 @@ from waterfill.codec.opened import FilePart
 KEY = "digest"
 """Of the metadata of a shard."""
 
-_MODEL = ("architectures", "model_type", "tie_word_embeddings")
+_MODEL = ("architectures", "model_type")
+_OTHERS = ("token", "output_", "return_", "use_cache")
+"""Parts of keys that say nothing of tensors."""
 
 
 def payload_digest(payload: bytes | memoryview | FilePart) -> str:
@@ -56,12 +58,15 @@ def directory_digest(config: Mapping[str, Any], described: Mapping[str, Any], pa
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _model(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a configuration says of the tensors that a model has: class, kind, ties, and whole numbers but tokens."""
-    parts = {key: part for key, part in config.items() if key.endswith("_config") and isinstance(part, dict)}
-    parts.pop("quantization_config", None)
-    for name, part in {"": config, **parts}.items():
-        for key, value in part.items():
-            size = isinstance(value, int) and not isinstance(value, bool) and "token" not in key
-            if key in _MODEL or size:
-                yield f"{name}.{key}", value
+def _model(config: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """What a configuration, and those in it, say of the tensors that a model has."""
+    for key, value in config.items():
+        if key in _MODEL or (_is_size(value) and not any(word in key for word in _OTHERS)):
+            yield f"{name}.{key}", value
+        elif key.endswith("_config") and key != "quantization_config" and isinstance(value, dict):
+            yield from _model(value, f"{name}.{key}")
+
+
+def _is_size(value: object) -> bool:
+    """Whether something is a whole number or a boolean, or a list of these."""
+    return isinstance(value, int) or (isinstance(value, list) and all(isinstance(each, int) for each in value))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +37,7 @@ def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_b
     """
     shapes, dtypes = bundle.shapes, bundle.dtypes
     planned = [Planned(name, shapes[name], dtypes[name]) for group in bundle.groups for name in bundle.names(group)]
-    config = {key: value for key, value in bundle.config.items() if key != "quantization_config"}
+    config = _unquantized(bundle.config)
     with NewFolder(Path(out), source=bundle.directory, force=force) as folder:
         try:
             with ShardWriter(folder.path, planned, shard_bytes) as shards:
@@ -50,6 +52,14 @@ def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_b
             raise WaterfillError(f"Writing {out} failed: {error.strerror}; nothing was written.") from error
         folder.commit()
     return size
+
+
+def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what it says of quantization, wherever `quantization` looks for it."""
+    found = {key: value for key, value in config.items() if key != "quantization_config"}
+    if isinstance(found.get("text_config"), dict):
+        found["text_config"] = _unquantized(found["text_config"])
+    return found
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -92,28 +92,20 @@ def indexed(path: Path) -> dict[str, Place]:
     named = _index(path)
     found: dict[str, Place] = {}
     for shard in dict.fromkeys(named.values()):
-        if not _is_file(path.with_name(shard)):
+        if not is_file(path.with_name(shard)):
             raise FormatError(
                 f"{path} names the shard {shard}, which is missing; expected it beside the index. "
                 "Download the model again."
             )
-        inside = header(path.with_name(shard))
-        lacking = [name for name, of in named.items() if of == shard and name not in inside]
+        there = header(path.with_name(shard))
+        lacking = [name for name, of in named.items() if of == shard and name not in there]
         if lacking:
             raise FormatError(
                 f"{path.with_name(shard)} lacks the tensor {lacking[0]!r}, which {path.name} says it has "
                 f"({len(lacking)} tensors in all). Download the model again."
             )
-        found.update({name: place for name, place in inside.items() if named.get(name, shard) == shard})
+        found.update({name: place for name, place in there.items() if named.get(name, shard) == shard})
     return found
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is a file; False for names that no file can have."""
-    try:
-        return is_file(path)
-    except OSError:
-        return False
 
 
 def _index(path: Path) -> dict[str, str]:

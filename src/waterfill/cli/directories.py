@@ -65,6 +65,7 @@ def compress_directory(
     Raises:
         UsageError: an option for files was given.
     """
+    from waterfill.atomic import resolved
     from waterfill.bundle.folder import check_folder
     from waterfill.compression.api import compress_directory as run
     from waterfill.compression.memory import estimate_memory
@@ -78,6 +79,10 @@ def compress_directory(
             "factory."
         )
     check_outputs(None, json_file, force=True, inputs=(directory,))
+    if json_file is not None and resolved(json_file) == resolved(out):
+        raise UsageError(
+            f"--out and --json both name {out}; expected a folder and a file: choose another name for one."
+        )
     check_folder(out, source=directory, force=bool(options["force"]))
     batches = None if data is None else as_text_data(data, directory, sampling)
     processes = int(os.environ.get("WORLD_SIZE", "1"))

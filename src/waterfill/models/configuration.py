@@ -34,14 +34,14 @@ def inside(path: Path, directory: Path) -> Path:
 
 
 def check_links(directory: Path) -> None:
-    """Check that no file of a directory, subfolders aside, is a link out of it: before others read there.
+    """Check that no file or folder right in a directory is a link out of it: before others read there.
 
     Raises:
         FormatError: one is.
     """
     if is_folder(directory):
         for path in sorted(directory.iterdir()):
-            if path.is_symlink() and not is_folder(path):
+            if path.is_symlink():
                 inside(path, directory)
 
 

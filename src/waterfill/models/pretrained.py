@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from waterfill.errors import UnsupportedModelError, WaterfillError
+from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
 from waterfill.models.configuration import architecture, check_links, read_object
 from waterfill.models.embedder import Embedder, is_embedder, pooling_of
 
@@ -118,7 +118,14 @@ def check_implementations(config: Mapping[str, Any], directory: Path) -> None:
 
     Raises:
         UnsupportedModelError: something is.
+        FormatError: its weights are said to be in another folder.
     """
+    weights = config.get("transformers_weights")
+    if weights is not None and (not isinstance(weights, str) or Path(weights).name != weights):
+        raise FormatError(
+            f"{directory / 'config.json'} names {str(weights)[:100]!r} as its transformers_weights; expected the name "
+            "of a file in the same directory. Take transformers_weights out of the file."
+        )
     for key, value in _implementations(config):
         if "/" in value:
             raise UnsupportedModelError(
