@@ -75,9 +75,10 @@ class Trial:
         return self._fork(lambda *_: os.kill(os.getpid(), number) if next(count) == step else None)
 
     def start_and_stop(self, share, number=signal.SIGKILL):
-        """Run the command in a process that gets a signal at a share of its time."""
-        child = self.start()
-        time.sleep(share * self.seconds)
+        """Run the command in a process that gets a signal at a share of its time, or when it has ended."""
+        child, end = self.start(), time.monotonic() + share * self.seconds
+        while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.001)
         os.kill(child, number)
         return child
 
