@@ -2,7 +2,7 @@
 
 import pytest
 
-from waterfill.errors import LONGEST, FormatError, TargetError, UsageError, WaterfillError
+from waterfill.errors import LONGEST, FormatError, TargetError, UsageError, WaterfillError, first_line
 
 
 @pytest.mark.parametrize("kind", [WaterfillError, FormatError, UsageError, TargetError])
@@ -19,3 +19,8 @@ def test_long_texts_lose_their_middle(kind):
 
 def test_what_is_no_text_stays():
     assert TargetError(12.5).args == (12.5,)
+
+
+def test_the_first_line_of_an_error_of_others():
+    assert first_line(ValueError("\n one\ntwo")) == "one"
+    assert first_line(KeyError()) == "KeyError"

@@ -14,6 +14,11 @@ class WaterfillError(Exception):
         super().__init__(*(_shortened(each) if isinstance(each, str) else each for each in args))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error of others; the name of its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _shortened(text: str) -> str:
     if len(text) <= LONGEST:
         return text

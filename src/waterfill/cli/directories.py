@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.arguments import Loss
 from waterfill.cli.factories import FACTORY, as_data, as_model, as_module, as_stream
-from waterfill.cli.output import check_outputs, is_first, show, write_json
+from waterfill.cli.output import check_apart, check_outputs, is_first, show, write_json
 from waterfill.errors import UsageError
 from waterfill.file_system import is_file, is_folder
 
@@ -65,7 +65,6 @@ def compress_directory(
     Raises:
         UsageError: an option for files was given.
     """
-    from waterfill.atomic import resolved
     from waterfill.bundle.folder import check_folder
     from waterfill.compression.api import compress_directory as run
     from waterfill.compression.memory import estimate_memory
@@ -79,10 +78,7 @@ def compress_directory(
             "factory."
         )
     check_outputs(None, json_file, force=True, inputs=(directory,))
-    if json_file is not None and resolved(json_file) == resolved(out):
-        raise UsageError(
-            f"--out and --json both name {out}; expected a folder and a file: choose another name for one."
-        )
+    check_apart(out, json_file, "a folder and a file")
     check_folder(out, source=directory, force=bool(options["force"]))
     batches = None if data is None else as_text_data(data, directory, sampling)
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -41,8 +41,7 @@ def check_outputs(out: Path | None, json_file: Path | None, *, force: bool, inpu
     """
     from waterfill.atomic import check_destination, resolved
 
-    if out is not None and json_file is not None and resolved(json_file) == resolved(out):
-        raise UsageError(f"--out and --json both name {out}; expected two files: choose another name for one.")
+    check_apart(out, json_file, "two files")
     read = {resolved(path) for path in inputs if path is not None}
     for path in (out, json_file):
         if path is not None and _is_of(resolved(path), read):
@@ -51,6 +50,18 @@ def check_outputs(out: Path | None, json_file: Path | None, *, force: bool, inpu
         check_destination(out, force=force)
     if json_file is not None:
         check_destination(json_file, force=True)
+
+
+def check_apart(out: Path | None, json_file: Path | None, expected: str) -> None:
+    """Check that both outputs of a command have names of their own.
+
+    Raises:
+        UsageError: they have one; the text says what was expected.
+    """
+    from waterfill.atomic import resolved
+
+    if out is not None and json_file is not None and resolved(json_file) == resolved(out):
+        raise UsageError(f"--out and --json both name {out}; expected {expected}: choose another name for one.")
 
 
 def _is_of(path: Path, inputs: Set[Path]) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.distortion import KL_DIVERGENCE, SQUARED_ERROR, Distortion
-from waterfill.errors import CalibrationError, UnsupportedModelError, WaterfillError
+from waterfill.errors import CalibrationError, UnsupportedModelError, WaterfillError, first_line
 from waterfill.models.batches import Inputs, split
 from waterfill.models.skeleton import Skeleton
 
@@ -140,9 +140,8 @@ class BlockForward:
                 raise
             except Exception as error:
                 shapes = {name: list(each.shape) for name, each in inputs.items()}
-                cause = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise CalibrationError(
-                    f"The model cannot be called with the batch {shapes}: {cause} Expected "
+                    f"The model cannot be called with the batch {shapes}: {first_line(error)} Expected "
                     "input_ids [samples, positions] within its vocabulary and length, or a dict of its arguments. A "
                     "model that takes no tokens, or whose blocks hand on more than hidden states, goes without data, "
                     "or as a module with waterfill.compress."

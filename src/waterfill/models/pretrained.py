@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
+from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError, first_line
 from waterfill.models.configuration import architecture, check_links, read_object
 from waterfill.models.embedder import Embedder, is_embedder, pooling_of
 
@@ -60,10 +60,9 @@ def made_of(kind: Any, directory: Path, *, spared: str = "", **options: Any) -> 
     except WaterfillError:
         raise
     except Exception as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WaterfillError(
-            f"The model in {directory} cannot be read ({cause[:300]}); expected weights that fit config.json. "
-            "Copy its files again."
+            f"The model in {directory} cannot be read ({first_line(error)[:300]}); expected weights that fit "
+            "config.json. Copy its files again."
         ) from error
     missing = sorted(name for name in found["missing_keys"] if not (spared and name.startswith(spared)))
     if missing:
@@ -153,6 +152,6 @@ def class_of_models(name: str) -> Any:
     """
     import transformers
 
-    found = getattr(transformers, name, None) if name.isidentifier() else None
+    found = getattr(transformers, name, None)
     known = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     return found if known else None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from waterfill.errors import UnsupportedModelError
+from waterfill.errors import UnsupportedModelError, first_line
 from waterfill.models.conversion import convert, plan
 from waterfill.models.pretrained import model_class
 
@@ -208,9 +208,8 @@ def _empty(directory: Path) -> Any:
             automatic = hasattr(kind, "from_config")
             model = kind.from_config(config, trust_remote_code=False) if automatic else kind(config)
     except Exception as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(
-            f"Model directory {directory} has no architecture that transformers knows: {cause[:300]} "
+            f"Model directory {directory} has no architecture that transformers knows: {first_line(error)[:300]} "
             "Upgrade transformers, or compress without data."
         ) from error
     model.float()

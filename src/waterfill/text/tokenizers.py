@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.errors import CalibrationError, UsageError, WaterfillError
+from waterfill.errors import CalibrationError, UsageError, WaterfillError, first_line
 from waterfill.models.configuration import check_links
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model")
@@ -80,9 +80,9 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WaterfillError(
-            f"The tokenizer in {directory} cannot be read ({cause}); copy its files again, or give token ids."
+            f"The tokenizer in {directory} cannot be read ({first_line(error)}); copy its files again, or give token "
+            "ids."
         ) from error
 
 
