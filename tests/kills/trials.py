@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import threading
 import time
 from contextlib import contextmanager
 
@@ -132,4 +133,8 @@ class Trial:
         except KeyboardInterrupt:
             code = 130
         finally:
+            # what threads write, they write to its end, as in any process that ends
+            for thread in threading.enumerate():
+                if thread is not threading.current_thread() and not thread.daemon:
+                    thread.join()
             os._exit(code)
