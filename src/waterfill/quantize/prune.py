@@ -13,7 +13,7 @@ from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm, QuantizerTraits, Quartic
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.level_table import on_levels
-from waterfill.quantize.scalar import LARGEST_STEP, finest_step, finish, nearest
+from waterfill.quantize.scalar import LARGEST_STEP, finest_step, finish, nearest_symbols
 from waterfill.records import Quantized, Uniform, Weight
 
 ROUNDING = 0.01
@@ -115,7 +115,7 @@ def _rounded(weight: Weight, form: QuadraticForm | None, kept: NDArray[np.bool_]
     if step < -LARGEST_STEP and kept.any():
         return on_levels(weight, form, values, 2.0 ** (step / 64))
     step = max(step, -LARGEST_STEP)
-    symbols = nearest(values / np.exp2(step / 64))
+    symbols = nearest_symbols(values / np.exp2(step / 64))
     return finish(weight, form, symbols, Uniform(step), spreads.fit(symbols, weight.layout))
 
 

@@ -62,7 +62,7 @@ class Scalar:
         layout = weight.layout
         importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
         rule, x, relative = in_steps(weight, importance, water_level)
-        symbols = nearest(x)
+        symbols = nearest_symbols(x)
         fit = spreads.fit(symbols.reshape(weight.matrix.shape), layout, steps=rule.scales)
         shrink = (0, 0, 0)
         for _ in range(self.rounds if self.lmbda > 0 else 0):
@@ -147,7 +147,7 @@ def check_reach(x: NDArray[np.floating[Any]]) -> None:
         )
 
 
-def nearest(x: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
+def nearest_symbols(x: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
     """The symbols nearest to weights in steps.
 
     Raises:

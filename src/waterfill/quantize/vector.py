@@ -10,7 +10,7 @@ import numpy as np
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.level_table import LEAST_NORMAL, LevelTable, within
-from waterfill.quantize.scalar import LARGEST_STEP, finest_step, finish, nearest
+from waterfill.quantize.scalar import LARGEST_STEP, finest_step, finish, nearest_symbols
 from waterfill.records import Quantized, Uniform, Weight
 
 
@@ -38,7 +38,7 @@ class Vector:
         step = int(min(max(asked, finest_step(weight.matrix)), LARGEST_STEP))
         if step < -LARGEST_STEP:
             return LevelTable().quantize(weight, form, water_level / self.fineness**2)
-        k = nearest(weight.matrix / np.exp2(step / 64)).astype(np.int64)
+        k = nearest_symbols(weight.matrix / np.exp2(step / 64)).astype(np.int64)
         offset = int(np.rint(k.mean())) if 2 * np.count_nonzero(k) > k.size else 0
         symbols = (k - offset).astype(np.int32)
         return finish(weight, form, symbols, Uniform(step, offset), spreads.fit(symbols, weight.layout))
