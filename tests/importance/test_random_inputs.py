@@ -74,7 +74,7 @@ def test_a_tensor_of_zeros_and_one_without_elements_have_prices(estimator):
         (Recurrent, "[8, 64, 6]"),
         (lambda: nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 11)), "[8, 64]"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 4)), "[8, 784]"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 2)), "[8, 3, 28, 28]"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.Flatten(), nn.Linear(26 * 26, 2)), "[8, 3, 28, 28]"),
         (lambda: nn.Sequential(nn.Conv1d(2, 4, 5), nn.AdaptiveAvgPool1d(1)), "[8, 2, 4096]"),
         (lambda: nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.LazyLinear(2)), "[8, 1, 16, 16, 16]"),
     ],
