@@ -1,10 +1,13 @@
 """Work of models, counted by hand."""
 
+import inspect
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from waterfill.models.work import MULTIPLICATIONS, WorkBudget, sample_work
+from waterfill.models.work import MULTIPLICATIONS, WorkBudget, WorkCounter, sample_work
 
 
 def test_values_and_multiplications_of_a_sample_are_counted():
@@ -31,3 +34,9 @@ def test_a_model_that_cannot_be_watched_has_no_work():
             return 2 * x
 
     assert sample_work(Unwatched(), torch.randn(3, 2)) == 1
+
+
+def test_the_compiler_of_pytorch_is_not_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    monkeypatch.delattr(inspect.unwrap(WorkCounter.__torch_dispatch__), "__dynamo_disable", raising=False)
+    assert sample_work(nn.Linear(3, 4), torch.randn(2, 3)) > 1

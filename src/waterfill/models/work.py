@@ -40,6 +40,11 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Both together, in values."""
         return self.values + self.multiplications / MULTIPLICATIONS
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch need not hide it from its compiler, which takes two seconds to import."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
