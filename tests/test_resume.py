@@ -35,7 +35,7 @@ from waterfill.resume import Memo, facts, work_folder
 from waterfill.resume.description import describe
 from waterfill.resume.storage import RECORDS, Unstorable, pack, seal, unpack, unseal
 
-ALWAYS = {"size_bytes": 1500, "seed": 3}
+ALWAYS = {"size_bytes": 1500, "seed": 3, "effort": "fast"}
 
 
 def net(seed=0):
@@ -85,17 +85,43 @@ def work(tmp_path):
     return tmp_path / "work"
 
 
+def compressed(model=None, batches=None, **options):
+    """Compress: the bytes of the file, and which calls it took."""
+    CALLS.clear()
+    given = {"quantizers": [Counting()], "importance": CountingImportance(), **ALWAYS, **options}
+    result = waterfill.compress(model or net(), batches or data(), **given)
+    return result.data, list(CALLS)
+
+
 @pytest.fixture
 def run(work):
-    """Compress in the work folder: the bytes of the file, and which calls it took."""
+    """Compress in the work folder, as `compressed` does."""
 
     def one(model=None, batches=None, **options):
-        CALLS.clear()
-        given = {"work": work, "quantizers": [Counting()], "importance": CountingImportance(), **ALWAYS, **options}
-        result = waterfill.compress(model or net(), batches or data(), **given)
-        return result.data, list(CALLS)
+        return compressed(model, batches, **{"work": work, **options})
 
     return one
+
+
+@pytest.fixture(scope="module")
+def finished_work(tmp_path_factory):
+    """The work folder of a compression that has ended, and what `compressed` returned."""
+    place = tmp_path_factory.mktemp("finished") / "work"
+    return place, compressed(work=place)
+
+
+@pytest.fixture
+def finished(finished_work, work):
+    """A compression has ended in the work folder: the bytes of its file, and which calls it took."""
+    place, found = finished_work
+    shutil.copytree(place, work)
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_other_data():
+    """The bytes of the file where a batch is another one."""
+    return compressed(batches=other_batch())[0]
 
 
 def results(work):
@@ -135,9 +161,14 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 24), nn.Linear(24, 5))
     data = [(torch.randn(8, 6), torch.randint(5, (8,))) for _ in range(2)]
-    work = sys.argv[2] if len(sys.argv) > 2 else None
-    options = {"quantizers": [subject.Slow()], "importance": subject.Importance(), "work": work, "effort": "fast"}
-    waterfill.compress(model, data, size_bytes=1500, **options).save(sys.argv[1])
+    options = {"quantizers": [subject.Slow()], "importance": subject.Importance(), "effort": "fast"}
+    for out, work in zip(sys.argv[1::2], sys.argv[2::2]):
+        waterfill.compress(model, data, size_bytes=1500, work=work or None, **options).save(out)
+        with open("calls.txt") as file:
+            calls = file.read()
+        with open(out + ".calls", "w") as file:
+            file.write(calls)
+        open("calls.txt", "w").close()
 """
 
 
@@ -153,7 +184,7 @@ def calls_of(place, *words):
     process = start(place, *words)
     assert process.wait(timeout=300) == 0, process.stderr.read()
     process.stderr.close()
-    return (place / "calls.txt").read_text().split("\n")[:-1]
+    return (place / f"{words[-2]}.calls").read_text().split("\n")[:-1]
 
 
 def wait_for_results(process, work, count):
@@ -165,8 +196,7 @@ def wait_for_results(process, work, count):
 
 
 def test_what_was_killed_goes_on_and_makes_the_same_file(tmp_path):
-    calls_of(tmp_path, "plain.wf")
-    whole = calls_of(tmp_path, "whole.wf", "whole")
+    whole = calls_of(tmp_path, "plain.wf", "", "whole.wf", "whole")
     assert whole.count("importance") == 1
     kept_by_estimating = len(results(tmp_path / "whole")) - len(whole) + 1  # forms, and the list of them
 
@@ -193,8 +223,8 @@ def test_what_is_finished_is_not_computed_again(run):
     assert run(work=None)[0] == first
 
 
-def test_another_target_uses_what_fits(run):
-    _, calls = run()
+def test_another_target_uses_what_fits(run, finished):
+    _, calls = finished
     other, more = run(size_bytes=1100)
     assert more and "importance" not in more and not set(more) & set(calls)
     assert run(size_bytes=1100, work=None)[0] == other
@@ -228,7 +258,8 @@ def test_a_bare_file_goes_on_too(work, tmp_path):
     assert waterfill.compress(tmp_path / "net.safetensors", **options).data == first and not CALLS
 
 
-def test_a_tensor_is_found_by_all_that_its_symbols_depend_on(run, work):
+@pytest.mark.usefixtures("finished")
+def test_a_tensor_is_found_by_all_that_its_symbols_depend_on(work):
     weight = records.Weight(
         "w", np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32), records.Layout((8, 6))
     )
@@ -243,7 +274,6 @@ def test_a_tensor_is_found_by_all_that_its_symbols_depend_on(run, work):
         (job, 0.11),
         (job, 0.1),
     ]
-    run()
     with opened(work) as memo:
         encoder = Encoder(Counting(), memo=memo)
         made = [encoder.quantize_one(*other) for other in others]
@@ -258,7 +288,7 @@ def test_a_tensor_is_found_by_all_that_its_symbols_depend_on(run, work):
 @contextmanager
 def opened(work):
     """The work folder of `run` as it is during a compression."""
-    with work_folder(work, {"effort": "default", "quantizer": Counting()}) as memo:
+    with work_folder(work, {"effort": "fast", "quantizer": Counting()}) as memo:
         options = {"include": (), "exclude": (), "fold_norms": True}
         prepare(net(), data(), None, options, Settings(Counting(), CountingImportance(), 3, memo=memo))
         yield memo
@@ -304,7 +334,7 @@ DIFFERENCES = [
     ({"batches": other_target()}, "data: batch 2 differs"),
     ({"batches": data()[::-1]}, "data: batch 0, 2 differ"),
     ({"batches": data(2)}, "data: 2 batches, were 3"),
-    ({"effort": "best"}, "option effort is 'best', was 'default'"),
+    ({"effort": "best"}, "option effort is 'best', was 'fast'"),
     ({"seed": 4}, "option seed is 4, was 3"),
     ({"exclude": ["0.*"]}, "option exclude is ('0.*'), was ()"),
     ({"include": ["*.weight"]}, "option include is ('*.weight'), was ()"),
@@ -322,32 +352,31 @@ DIFFERENCES = [
 
 
 @pytest.mark.parametrize(("change", "text"), DIFFERENCES, ids=[text for _, text in DIFFERENCES])
-def test_another_compression_is_refused_with_the_difference(run, work, change, text):
-    before = run()
+def test_another_compression_is_refused_with_the_difference(run, work, finished, change, text):
     kept = {path: path.read_bytes() for path in work.iterdir() if path.name != "lock"}
     with pytest.raises(UsageError, match=re.escape(text)) as error:
         run(**change)
     assert str(work) in str(error.value) and "name another folder, or delete this one" in str(error.value)
     assert "importance" not in CALLS
     assert {path: path.read_bytes() for path in work.iterdir() if path.name != "lock"} == kept
-    assert run() == (before[0], [])
+    assert run() == (finished[0], [])
 
 
+@pytest.mark.usefixtures("finished")
 def test_several_differences_are_all_named(run):
-    run()
     with pytest.raises(UsageError, match=r"option seed is 5, was 3; weights of .* differ; data: batch 1 differs\. Go"):
         run(net(1), other_batch(), seed=5)
 
 
+@pytest.mark.usefixtures("finished")
 def test_other_code_of_the_package_is_refused(run, monkeypatch):
-    run()
     monkeypatch.setattr(facts, "__version__", "0.0.9")
     with pytest.raises(UsageError, match=r"waterfill is 0\.0\.9 .*, was 0\.1\.0 "):
         run()
 
 
+@pytest.mark.usefixtures("finished")
 def test_circumstances_are_told_where_outputs_differ(run, monkeypatch):
-    run()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     run()  # nothing differs for it
     with pytest.raises(UsageError, match=r"outputs of the model: batch .*; threads of torch is 99, was "):
@@ -388,8 +417,8 @@ def remove(path):
 
 
 @pytest.mark.parametrize("damage", [cut, empty, flip, remove])
-def test_damaged_results_are_made_again(run, work, damage):
-    first, calls = run()
+def test_damaged_results_are_made_again(run, work, finished, damage):
+    first, calls = finished
     intact = {path: path.read_bytes() for path in results(work)}
     for path in intact:
         damage(path)
@@ -398,8 +427,8 @@ def test_damaged_results_are_made_again(run, work, damage):
     assert {path: path.read_bytes() for path in results(work)} == intact
 
 
-def test_one_damaged_result_is_made_again_alone(run, work):
-    first, _ = run()
+def test_one_damaged_result_is_made_again_alone(run, work, finished):
+    first, _ = finished
     kept = sorted(results(work), key=lambda path: path.stat().st_mtime_ns)
     for path, wanted in ((kept[0], "importance"), (kept[-1], "tensor")):
         flip(path)
@@ -407,8 +436,8 @@ def test_one_damaged_result_is_made_again_alone(run, work):
         assert (again, len(more)) == (first, 1) and ("importance" in more) == (wanted == "importance")
 
 
-def test_a_result_under_the_name_of_another_is_none(run, work):
-    first, _ = run()
+def test_a_result_under_the_name_of_another_is_none(run, work, finished):
+    first, _ = finished
     one, *others = results(work)
     for other in others:
         shutil.copy(one, other)
@@ -417,12 +446,12 @@ def test_a_result_under_the_name_of_another_is_none(run, work):
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"data": 3}', b"\xff\xfe"])
-def test_a_damaged_fingerprint_is_made_again_and_nothing_else_is_taken_for_it(run, work, text):
-    first, _ = run()
+def test_a_damaged_fingerprint_is_made_again_and_nothing_else_is_taken_for_it(run, work, finished, of_other_data, text):
+    first, _ = finished
     whole = (work / "fingerprint.json").read_bytes()
     (work / "fingerprint.json").write_bytes(text)
     other, calls = run(batches=other_batch())
-    assert "importance" in calls and other == run(batches=other_batch(), work=None)[0]
+    assert "importance" in calls and other == of_other_data
     (work / "fingerprint.json").write_bytes(text)
     assert run() == (first, [])
     assert (work / "fingerprint.json").read_bytes() == whole
@@ -488,8 +517,8 @@ def test_a_file_is_no_folder(run, work):
         run()
 
 
+@pytest.mark.usefixtures("finished")
 def test_parts_that_a_killed_one_left_are_removed(run, work):
-    run()
     part = work / f".{results(work)[0].stem}.x1y2.part"
     part.write_bytes(b"half")
     assert not run()[1] and not part.exists()
@@ -712,8 +741,8 @@ def test_without_a_folder_everything_is_computed():
     assert [memo.once(("a",), lambda each=each: each) for each in (1, 2)] == [1, 2]
 
 
-def test_any_result_is_kept_under_what_it_depends_on(run, work):
-    run()
+@pytest.mark.usefixtures("finished")
+def test_any_result_is_kept_under_what_it_depends_on(work):
     weight = records.Weight("w", np.float32([[1]]), records.Layout((1, 1)))
     with opened(work) as memo:
         first = memo.once(("curve", weight), lambda: {"kl": np.float32([1, 2]), "bits": [3]})
