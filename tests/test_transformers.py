@@ -558,29 +558,61 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-def test_transformers_knows_it_in_every_order_of_imports(small, order):
-    script = f"{order}\nmodel = transformers.AutoModelForCausalLM.from_pretrained({str(small[1])!r})\n"
-    script += "print(model.model.layers[0].mlp.up_proj.weight.double().sum().item())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    expected = waterfill.load(small[1]).model.layers[0].mlp.up_proj.weight.double().sum().item()
-    assert float(done.stdout.strip().splitlines()[-1]) == expected
-
-
 WITHOUT = {
-    "class of the configuration": "AutoModelForCausalLM.from_pretrained({!r})",
-    "base": "AutoModel.from_pretrained({!r}, use_safetensors=True)",
-    "pickles": "AutoModel.from_pretrained({!r}, use_safetensors=False)",
-    "pipeline": "pipeline('text-generation', {!r})",
+    "class of the configuration": "AutoModelForCausalLM.from_pretrained(place)",
+    "base": "AutoModel.from_pretrained(place, use_safetensors=True)",
+    "pickles": "AutoModel.from_pretrained(place, use_safetensors=False)",
+    "pipeline": "pipeline('text-generation', place)",
 }
+FORKING = """
+import json, os, sys, traceback
+import huggingface_hub, numba, safetensors.torch, tokenizers, torch._dynamo, torch.distributed.tensor
+assert not {"transformers", "waterfill"} & {*sys.modules}
+place, orders, without = sys.argv[1], *map(json.loads, sys.argv[2:])
+
+def tell(name, value):
+    print(json.dumps([name, value]), flush=True)
+
+def forked():
+    child = os.fork()
+    return not (child and os.waitpid(child, 0))
+
+for name, order in orders.items():
+    if forked():
+        exec(order)
+        model = transformers.AutoModelForCausalLM.from_pretrained(place)
+        tell(name, model.model.layers[0].mlp.up_proj.weight.double().sum().item())
+        sys.exit()
+if forked():
+    import transformers
+    for name, call in without.items():
+        try:
+            eval(f"transformers.{call}")
+        except Exception:
+            tell(name, traceback.format_exc())
+"""
+"""Every order of imports in a process of its own; all of them are forked from one that has imported what takes long."""
 
 
-@pytest.mark.parametrize("call", WITHOUT.values(), ids=WITHOUT)
-def test_without_the_import_it_fails_and_names_the_import(small, tmp_path, call):
-    place = shutil.copytree(small[1], tmp_path / "directory")
-    script = f"import transformers\ntransformers.{call.format(str(place))}"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "import-waterfill-first" in done.stderr.replace(str(tmp_path), "")
+@pytest.fixture(scope="module")
+def told(place, tmp_path_factory):
+    """What the processes of `FORKING` told: sums of weights by order of imports, errors by call."""
+    copied = shutil.copytree(directories("llama", place)[1], tmp_path_factory.mktemp("forked") / "directory")
+    command = [sys.executable, "-c", FORKING, str(copied), json.dumps(ORDERS), json.dumps(WITHOUT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(done.stderr)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return {name: value.replace(str(copied), "") if isinstance(value, str) else value for name, value in lines}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_transformers_knows_it_in_every_order_of_imports(small, told, order):
+    assert told[order] == waterfill.load(small[1]).model.layers[0].mlp.up_proj.weight.double().sum().item()
+
+
+@pytest.mark.parametrize("call", WITHOUT)
+def test_without_the_import_it_fails_and_names_the_import(told, call):
+    assert "import-waterfill-first" in told[call]
 
 
 def test_the_import_finds_the_weights_in_shards_and_through_links(small, place, tmp_path):
