@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -77,15 +78,15 @@ def torchrun(*command, processes=2):
     return subprocess.run([*start, *command], capture_output=True, text=True, env=environment(), timeout=600)
 
 
-def by_hand(script):
-    """Two processes of a script that nobody ends when the other fails: their exit codes and what they have told."""
+def by_hand(*words):
+    """Two processes that nobody ends when the other fails: the exit code, output and errors of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     places = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", script],
+            [sys.executable, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -93,8 +94,8 @@ def by_hand(script):
         )
         for rank in range(2)
     ]
-    told = [process.communicate(timeout=600)[0].strip() for process in started]
-    return [process.returncode for process in started], told
+    told = [process.communicate(timeout=600) for process in started]
+    return [(process.returncode, out.strip(), err) for process, (out, err) in zip(started, told, strict=True)]
 
 
 SCRIPT = """
@@ -106,6 +107,8 @@ for name in cases.CASES:
     place = Path(sys.argv[1]) / f"{name} {os.environ['RANK']}"
     found.save(place.with_suffix(".wf"))
     place.with_suffix(".json").write_text(found.to_json())
+found = cases.compressed("logits, curves", tune=True, work=Path(sys.argv[1]) / "work")
+found.save(Path(sys.argv[1]) / f"work {os.environ['RANK']}.wf")
 """
 
 
@@ -128,9 +131,11 @@ def test_two_processes_make_the_same_file_and_result(name, together):
         assert json.loads(place.with_suffix(".json").read_text()) == json.loads(alone.to_json())
 
 
-def test_an_error_in_one_process_is_told_in_both():
+@pytest.fixture(scope="module")
+def failures():
+    """How two processes end in which something goes wrong again and again, and what they told."""
     script = """
-import os
+import os, sys
 import torch, waterfill
 from torch import nn
 import test_processes_of_modules as cases
@@ -155,24 +160,6 @@ told(cases.mlp(), cases.batches(), quantizers=[Refuses(8)])
 told(cases.mlp(), cases.batches(), rate=4, memory=10**6)
 torch.manual_seed(int(os.environ["RANK"]))
 told(nn.Linear(36, 12), rate=4)
-"""
-    codes, (first, second) = by_hand(script)
-    assert codes == [0, 0]
-    assert first == second
-    batch, quantizer, memory, weights = first.splitlines()
-    assert batch == "Batch 3 does not fit."
-    assert quantizer == "tensor '3.weight' (5, 12): refused"
-    assert memory.startswith("Compressing this model takes about")
-    other = "Process 1 has another model or other data than the first: weights of weight, bias differ."
-    assert weights.startswith(other)
-
-
-def test_data_that_fail_in_one_process_end_the_other():
-    script = """
-import os, sys
-import waterfill
-import test_processes_of_modules as cases
-from waterfill.errors import WaterfillError
 class Data(list):
     passes = 0
     def __iter__(self):
@@ -182,24 +169,39 @@ class Data(list):
 try: waterfill.compress(cases.mlp(), Data(cases.batches()), rate=4, effort="fast")
 except (WaterfillError, OSError) as error: print(error); sys.exit(3)
 """
-    codes, (first, second) = by_hand(script)
+    found = by_hand("-c", script)
+    return [code for code, _, _ in found], [out.splitlines() for _, out, _ in found]
+
+
+def test_an_error_in_one_process_is_told_in_both(failures):
+    _, (first, second) = failures
+    assert first[:4] == second[:4]
+    batch, quantizer, memory, weights = first[:4]
+    assert batch == "Batch 3 does not fit."
+    assert quantizer == "tensor '3.weight' (5, 12): refused"
+    assert memory.startswith("Compressing this model takes about")
+    other = "Process 1 has another model or other data than the first: weights of weight, bias differ."
+    assert weights.startswith(other)
+
+
+def test_data_that_fail_in_one_process_end_the_other(failures):
+    codes, (first, second) = failures
     assert codes == [3, 3]
-    assert "A process of this compression is gone" in first
-    assert "failed at batch 0: OSError: disk" in second
+    assert "A process of this compression is gone" in "\n".join(first[4:])
+    assert "failed at batch 0: OSError: disk" in "\n".join(second[4:])
 
 
-def test_processes_go_on_in_their_work_folders_wherever_they_were(tmp_path):
-    work = tmp_path / "work"
+def test_processes_go_on_in_their_work_folders_wherever_they_were(together):
+    work = together / "work"
     script = f"""
 import zlib
 import test_processes_of_modules as cases
 print(zlib.crc32(cases.compressed("logits, curves", tune=True, work={str(work)!r}).data))
 """
-    codes, (first, second) = by_hand(script)
-    assert codes == [0, 0]
     for kept in sorted((work / "process-1-of-2").glob("*.result"))[::2]:
         kept.unlink()
-    assert by_hand(script) == ([0, 0], [first, first])
+    first, second = (str(zlib.crc32((together / f"work {rank}.wf").read_bytes())) for rank in range(2))
+    assert [found[:2] for found in by_hand("-c", script)] == [(0, first), (0, second)]
     assert first == second
 
 
@@ -207,15 +209,15 @@ def test_the_command_writes_in_the_first_process_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = "compress test_processes_of_modules:mlp -o out.wf --data test_processes_of_modules:batches --effort fast"
     options = ["--json", "out.json", "--memory", "30GB", "--work", "work"]
-    done = torchrun("-m", "waterfill", *command.split(), *options)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3.weight") == 1
+    (code, shown, err), other = by_hand("-m", "waterfill", *command.split(), *options)
+    assert (code, other[0]) == (0, 0), err + other[2]
+    assert (shown + other[1]).count("3.weight") == 1
     assert (tmp_path / "out.wf").read_bytes() == waterfill.compress(mlp(), batches(), effort="fast").data
     assert json.loads((tmp_path / "out.json").read_text())["tensors"]
     assert sorted(each.name for each in (tmp_path / "work").iterdir()) == ["process-0-of-2", "process-1-of-2"]
-    done = torchrun("-m", "waterfill", *command.split(), "--force", "--memory", "1MB")
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if "Compressing this model takes" in line]
-    assert {line.partition(":")[0] for line in errors} <= {"waterfill", "waterfill (process 1)"}
+    told = by_hand("-m", "waterfill", *command.split(), "--force", "--memory", "1MB")
+    assert [code for code, _, _ in told] == [1, 1]
+    errors = [err for _, _, err in told if "Compressing this model takes" in err]
+    assert {err.partition(":")[0] for err in errors} <= {"waterfill", "waterfill (process 1)"}
     assert errors
-    assert not done.stdout
+    assert not any(out for _, out, _ in told)
