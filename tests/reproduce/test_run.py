@@ -13,6 +13,12 @@ from waterfill.reproduce.figures import draw
 from waterfill.reproduce.summary import reproduction_table
 
 
+@pytest.fixture(scope="module")
+def drawn(finished, tiny, tmp_path_factory):
+    """Files of the figures."""
+    return draw(tiny, finished[1], tmp_path_factory.mktemp("figures"))
+
+
 def test_every_point_of_every_objective_is_there(finished, tiny):
     folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
@@ -62,11 +68,11 @@ def test_t_is_the_best_on_the_samples_that_choose(finished, tiny):
     assert [row["temperature"], row["mu"]] == chosen
 
 
-def test_the_same_seed_gives_the_same_bytes(finished, tmp_path, tiny, options):
+def test_the_same_seed_gives_the_same_bytes(finished, drawn, tmp_path, tiny, options):
     folder, _ = finished
     reproduce(tiny, tmp_path, options)
     assert (tmp_path / "results.json").read_bytes() == (folder / "results.json").read_bytes()
-    for first, second in zip(draw(tiny, finished[1], tmp_path), draw(tiny, finished[1], tmp_path), strict=True):
+    for first, second in zip(drawn, draw(tiny, finished[1], tmp_path), strict=True):
         assert first.read_bytes() == second.read_bytes()
 
 
@@ -94,10 +100,9 @@ def test_a_run_that_was_stopped_goes_on_and_measures_nothing_twice(finished, tmp
     assert (tmp_path / "measured.jsonl").read_bytes() == after
 
 
-def test_figures_have_the_numbers_of_the_paper(finished, tmp_path, tiny):
-    paths = draw(tiny, finished[1], tmp_path)
-    assert [path.name for path in paths] == [f"figure-{n}-mnist.svg" for n in (2, 3, 4, 5, 11, 12)]
-    for path in paths:
+def test_figures_have_the_numbers_of_the_paper(drawn):
+    assert [path.name for path in drawn] == [f"figure-{n}-mnist.svg" for n in (2, 3, 4, 5, 11, 12)]
+    for path in drawn:
         assert path.read_text().rstrip().endswith("</svg>")
 
 
