@@ -15,7 +15,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     "_version",
     "errors", "compiled", "threads", "file_system", "temporary", "atomic", "records",
-    "theory", "protocols", "processes", "models", "distortion",
+    "theory", "bases", "protocols", "processes", "models", "distortion",
     "importance", "codec", "reconstruct", "quantize", "files", "text", "bundle", "resident", "integrations", "reading",
     "batch_statistics", "evaluation", "resume", "results",
     "compression", "report", "zoo", "progress", "demo", "reproduce", "cli",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,6 +190,77 @@ def count_floating(entries: Iterable[Entry]) -> int:
     )
 
 
+# In which basis a matrix is coded
+
+OUT, CHANNELS, TAPS = 0, 1, 2
+"""The axes of the normal form [out, channels, taps]."""
+
+AXIS_NAMES = ("rows", "channels", "taps")
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """The discrete cosine transform (DCT-II) in blocks along an axis, about: its angles are rounded.
+
+    Attributes:
+        axis: `OUT`, `CHANNELS` or `TAPS`; along every axis of the kernel for taps.
+        block: length of the longest block, 2 to 512.
+    """
+
+    axis: int
+    block: int
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        return f"DCT of {AXIS_NAMES[self.axis]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Flips:
+    """Sums and differences of taps that are opposite along an axis of a kernel, and rotations of those that are alike.
+
+    Along every axis of length k the taps i and k - 1 - i become `(x + y) / sqrt 2`, in the place of the first, and
+    `(y - x) / sqrt 2`. Places that are a sum or the middle along the same axes are a *class*; in each, in the order of
+    the places, the pairs (0, 1), (0, 2), ..., (1, 2), ... are rotated one after the other.
+
+    Attributes:
+        angles: int8 [pairs of the first class, then of the others], in 1/256 of a turn.
+    """
+
+    angles: NDArray[np.int8]
+    axis: ClassVar[int] = TAPS
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        return f"learnt basis of {AXIS_NAMES[self.axis]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Rotations:
+    """Rotations of pairs of coordinates along an axis, (0, 1), (0, 2), ..., (1, 2), ..., one after the other.
+
+    Attributes:
+        axis: `OUT` or `CHANNELS`.
+        directions: how many coordinates are the first one of a pair.
+        angles: int8 [pairs], in 1/256 of a turn.
+    """
+
+    axis: int
+    directions: int
+    angles: NDArray[np.int8]
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        return f"learnt basis of {AXIS_NAMES[self.axis]}"
+
+
+Basis: TypeAlias = Cosines | Flips | Rotations
+"""An orthonormal basis along one axis of the normal form."""
+
+
 # What a quantizer decides
 
 
@@ -372,6 +443,7 @@ class Quantized:
         spread: the entropy model.
         bits: ideal code length of the symbols, the scales and the tensor's own tables, and the values of a codebook.
         distortion: what the errors cost by the quadratic form the quantizer was given: `e^T I_w e`.
+        basis: in which the symbols are; None for the taps themselves.
     """
 
     symbols: Symbols
@@ -379,6 +451,7 @@ class Quantized:
     spread: Spread
     bits: float = 0.0
     distortion: float = 0.0
+    basis: Basis | None = None
 
 
 # How small it could be

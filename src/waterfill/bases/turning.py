@@ -1,0 +1,115 @@
+"""Values to coefficients and back: the way back gives the same bits on every machine (docs/format.md)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.bases.rotations import KEPT, TURN, Part, cosines_and_sines, parts
+from waterfill.records import CHANNELS, OUT, Basis, Floats, Layout
+
+
+def turned(matrix: NDArray[Any], basis: Basis, layout: Layout) -> Floats:
+    """The coefficients of a matrix [out, in] in a basis, float32."""
+    found = np.array(matrix, np.float32)
+    for part in parts(basis, layout):
+        _rotated(found, part, basis, layout, back=False)
+    return found
+
+
+def turn_back(matrix: Floats, basis: Basis, layout: Layout) -> None:
+    """Put values in the place of coefficients in a matrix [out, in], in place; 0 where sums of infinities are none."""
+    for part in parts(basis, layout):
+        _rotated(matrix, part, basis, layout, back=True)
+
+
+def _rotated(matrix: Floats, part: Part, basis: Basis, layout: Layout, *, back: bool) -> None:
+    view = _blocks(_along(matrix, basis, layout), part)
+    vectors = np.ascontiguousarray(view.swapaxes(2, 3))
+    _turn(vectors.reshape(-1, part.length), part, back=back)
+    if not np.may_share_memory(vectors, view):
+        view[...] = vectors.swapaxes(2, 3)
+
+
+def _blocks(along: NDArray[Any], part: Part) -> NDArray[Any]:
+    """A view [before, block, coordinate, after] of the blocks of a part in values [before, axis, after]."""
+    before, _, after = along.shape
+    size = part.count * part.length
+    return along[:, part.start : part.start + size].reshape(before, part.count, part.length, after)
+
+
+def _turn(vectors: Floats, part: Part, *, back: bool) -> None:
+    """Turn vectors [vectors, length] in place: by rotations, or by their matrix where these are many."""
+    from waterfill.bases.kernels import multiply
+
+    if part.is_dense:
+        matrix = matrix_of(part)
+        multiply(vectors, matrix if back else np.ascontiguousarray(matrix.T))
+    else:
+        _rotate(vectors, part, back=back)
+
+
+def _rotate(vectors: Floats, part: Part, *, back: bool) -> None:
+    from waterfill.bases.kernels import rotate
+
+    order = slice(None, None, -1 if back else 1)
+    firsts, seconds, angles = (np.ascontiguousarray(each[order]) for each in (part.firsts, part.seconds, part.angles))
+    cosines, sines = (each[(-angles if back else angles) % TURN] for each in cosines_and_sines())
+    rotate(vectors, firsts, seconds, cosines, sines)
+
+
+def _along(values: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
+    """A view [before, axis, after] of the matrix [out, in] along the axis of a basis."""
+    out, channels, taps = layout.axes
+    if basis.axis == OUT:
+        return values.reshape(1, out, channels * taps)
+    if basis.axis == CHANNELS:
+        return values.reshape(out, channels, taps)
+    return values.reshape(out * channels, taps, 1)
+
+
+def turned_diagonal(diagonal: NDArray[Any], basis: Basis, layout: Layout) -> Floats:
+    """The diagonal [out, in] that a diagonal matrix over the weights has in a basis, float32."""
+    found = np.array(diagonal, np.float32)
+    for part in parts(basis, layout):
+        view = _blocks(_along(found, basis, layout), part)
+        view[...] = np.square(matrix_of(part)) @ view
+    return found
+
+
+def turned_both(matrix: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
+    """A symmetric matrix in a basis, in its precision: over the rows where it is one of rows, else over the columns.
+
+    Args:
+        matrix: [out, out] or [in, in].
+        basis: of `OUT`, or of another axis.
+        layout: of the weights.
+    """
+    found = matrix.copy()
+    for _ in range(2):
+        for part in parts(basis, layout):
+            view = _blocks(_along_columns(found, basis, layout), part)
+            view[...] = matrix_of(part).astype(found.dtype) @ view
+        found = np.ascontiguousarray(found.T)
+    return found
+
+
+@functools.lru_cache(KEPT)
+def matrix_of(part: Part) -> Floats:
+    """The orthonormal matrix [coefficients, values] of the rotations of a part."""
+    found = np.eye(part.length, dtype=np.float32)
+    _rotate(found, part, back=False)
+    return np.ascontiguousarray(found.T)
+
+
+def _along_columns(matrix: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
+    """A view [before, axis, after] of a square matrix whose rows are along the axis of a basis."""
+    out, channels, taps = layout.axes
+    if basis.axis == OUT:
+        return matrix.reshape(1, out, out)
+    if basis.axis == CHANNELS:
+        return matrix.reshape(1, channels, taps * channels * taps)
+    return matrix.reshape(channels, taps, channels * taps)
