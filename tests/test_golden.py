@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import slow_decoder
 import torch
+import with_bases
 from with_adaptive import WithAdaptive
 from with_paths import WithPaths
 from with_sums import WithSums
@@ -18,7 +19,7 @@ import waterfill
 from waterfill.bundle import Bundle
 from waterfill.files import exact_bytes
 from waterfill.quantize import KMeans, Trellis
-from waterfill.records import Codebook
+from waterfill.records import TAPS, Codebook, Cosines, Flips, Rotations
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -149,3 +150,54 @@ def test_the_slow_decoder_reads_golden_files_too(name):
     slow = slow_decoder.decode(path.read_bytes())
     for key, tensor in waterfill.decompress(path).items():
         assert (tensor.numpy() == slow[key]).all()
+
+
+# Bases
+
+
+@pytest.mark.parametrize("name", with_bases.FILES)
+def test_golden_files_in_other_bases_decode_to_the_same_bits(name):
+    path, digest = FOLDER / f"{name}.wf", FOLDER / f"{name}.json"
+    if os.environ.get("REGENERATE") == "1":
+        path.write_bytes(with_bases.packed(with_bases.FILES[name]()))
+        digest.write_text(json.dumps(digests(path), indent=1) + "\n")
+    assert digests(path) == json.loads(digest.read_text())
+
+
+@pytest.mark.parametrize("name", with_bases.FILES)
+def test_the_slow_decoder_reads_other_bases_too(name):
+    path = FOLDER / f"{name}.wf"
+    slow = slow_decoder.decode(path.read_bytes())
+    for key, tensor in waterfill.decompress(path).items():
+        exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        assert exact.numpy().tobytes() == slow[key].astype(exact.numpy().dtype).tobytes()
+
+
+def bases(name):
+    with waterfill.open(FOLDER / f"{name}.wf") as file:
+        return list(zip(file.container.bases.values(), file.container.layouts.values(), strict=True))
+
+
+def test_golden_files_have_cosines_along_every_axis():
+    found = [(basis, layout) for basis, layout in bases("cosines") if basis is not None]
+    assert all(isinstance(basis, Cosines) for basis, _ in found)
+    assert {(basis.axis, layout.transposed) for basis, layout in found} >= {
+        (0, True),
+        (0, False),
+        (1, True),
+        (1, False),
+    }
+    assert {len(layout.shape) - 2 for basis, layout in found if basis.axis == TAPS} == {1, 2, 3}
+
+
+def test_golden_files_have_angles_of_one_tensor_and_of_several():
+    for name, kind, own in (("flips", Flips, 4), ("rotations", Rotations, 4)):
+        found = [basis for basis, _ in bases(name) if basis is not None]
+        assert all(isinstance(basis, kind) for basis in found)
+        assert len(set(found)) == own < len(found)
+    assert {basis.axis for basis, _ in bases("rotations")} == {0, 1}
+
+
+def test_files_without_other_bases_are_of_minor_version_0():
+    for name in (*CASES, *with_bases.FILES):
+        assert (FOLDER / f"{name}.wf").read_bytes()[10] == (name in with_bases.FILES)

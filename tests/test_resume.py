@@ -670,7 +670,8 @@ def test_symbols_are_small():
 
 
 def test_every_record_that_a_result_can_hold_can_be_kept():
-    quantized = {*records.Rule.__args__, records.Quantized, records.Spread, records.Table, records.Paths}
+    quantized = {*records.Rule.__args__, *records.Basis.__args__, records.Quantized, records.Spread}
+    quantized |= {records.Table, records.Paths, records.Adaptive}
     priced = {
         kind
         for module in (forms, factored)
@@ -687,6 +688,9 @@ def test_records_come_back():
     rules = [records.Uniform(3, 1, (1, 2, 3), np.int8([1, 2])), records.Codebook(np.float32([1, 2]), -1)]
     for rule in [*rules, records.Relative(3, 4, True)]:
         same(quantized := records.Quantized(np.int32([[3, -70000]]), rule, spread, 1.5, 2.5), unpack(pack(quantized)))
+    for basis in (records.Cosines(1, 8), records.Flips(np.int8([3, -64])), records.Rotations(0, 1, np.int8([64]))):
+        spread = records.Spread(1, 2, adaptive=records.Adaptive(28))
+        same(quantized := records.Quantized(np.int32([[3, 4]]), rule, spread, basis=basis), unpack(pack(quantized)))
     for form in kronecker(full=True).estimate(net(), data()).values():
         same(form, unpack(pack(form)))
 

@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, Self, TypeVar
 import numpy as np
 import torch
 
+from waterfill.bases.turning import turn_back
 from waterfill.codec.container import EXACT_CHUNK, Container
 from waterfill.codec.directory import original_bytes
 from waterfill.codec.opened import FilePart
@@ -229,7 +230,14 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         for places in _ahead(pool, self._jobs(names, matrices), 2 * self._threads):
             for place in places:
                 if place.stop == layouts[place.name].numel:
-                    yield place.name, matrices.pop(place.name)
+                    yield place.name, self._in_values(place.name, matrices.pop(place.name))
+
+    def _in_values(self, name: str, matrix: Floats) -> Floats:
+        """The matrix of a tensor, which may be in another basis."""
+        basis = self.container.bases[name]
+        if basis is not None:
+            turn_back(matrix, basis, self.container.layouts[name])
+        return matrix
 
     def _jobs(self, names: set[str], matrices: dict[str, Floats]) -> Iterator[Callable[[], list[_Place]]]:
         """One for every chunk, which fills its part of the matrices; these are there when the job is."""

@@ -18,20 +18,21 @@ PHRASES.precompute_compress(compression_params=QUICK)
 
 @dataclass
 class Parts:
-    """The directory as JSON has it, and the bytes of the chunks."""
+    """The directory as JSON has it, the bytes of the chunks, and the minor version."""
 
     directory: Any
     chunks: list[bytes]
+    minor: int = 0
 
 
 def take_apart(data):
-    _, _, _, packed, _, _ = HEADER.unpack_from(data)
+    _, _, minor, packed, _, _ = HEADER.unpack_from(data)
     text = zstandard.ZstdDecompressor(dict_data=PHRASES).decompressobj().decompress(data[24 : 24 + packed])
     directory, at, chunks = json.loads(text), 24 + packed, []
     for _, size, _, _ in directory["chunks"]:
         chunks.append(data[at : at + size])
         at += size
-    return Parts(directory, chunks)
+    return Parts(directory, chunks, minor)
 
 
 def put_together(parts):
@@ -41,18 +42,18 @@ def put_together(parts):
         if isinstance(line, list) and len(line) == 4:
             line[1:3] = len(chunk), zlib.crc32(chunk)
     text = json.dumps(parts.directory, separators=(",", ":"), ensure_ascii=False)
-    return with_text(text.encode("utf-8", "surrogatepass"), parts.chunks)
+    return with_text(text.encode("utf-8", "surrogatepass"), parts.chunks, parts.minor)
 
 
-def with_text(text, chunks):
+def with_text(text, chunks, minor=0):
     """A file whose directory is any text."""
     packed = zstandard.ZstdCompressor(dict_data=PHRASES, compression_params=QUICK).compress(text)
-    return with_packed(packed, len(text), chunks)
+    return with_packed(packed, len(text), chunks, minor)
 
 
-def with_packed(packed, size, chunks):
+def with_packed(packed, size, chunks, minor=0):
     """A file whose directory is any bytes that are said to decompress to so many."""
-    return with_header((MAGIC, 1, 0, len(packed), size), packed + b"".join(chunks), len(packed))
+    return with_header((MAGIC, 1, minor, len(packed), size), packed + b"".join(chunks), len(packed))
 
 
 def with_header(fields, body, checked):

@@ -8,9 +8,12 @@ import zstandard
 
 from fuzz import values
 from fuzz.anatomy import HEADER, MAGIC, put_together, take_apart, with_header, with_packed, with_text
-from waterfill.codec import pieces
+from waterfill.codec import basis_lines, container, pieces
+from waterfill.codec.lines import FlipsLine, RotationsLine
+from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
 
+LINES = {"f": FlipsLine, "r": RotationsLine}
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "bool", "uint8")
 RANGES = {
     "u": ((-6000, 6000), (0, 6), (-400, 256), None, None, (-(1 << 30), 1 << 30)),
@@ -39,14 +42,14 @@ def header(random, data):
 
 def packed_directory(random, data):
     """Bytes of the compressed directory."""
-    _, _, _, size, text_size, _ = HEADER.unpack_from(data)
-    return with_packed(values.change_bytes(random, data[24 : 24 + size]), text_size, [data[24 + size :]])
+    _, _, minor, size, text_size, _ = HEADER.unpack_from(data)
+    return with_packed(values.change_bytes(random, data[24 : 24 + size]), text_size, [data[24 + size :]], minor)
 
 
 def directory_text(random, data):
     """Bytes of the text of the directory."""
     parts = take_apart(data)
-    return with_text(values.change_bytes(random, values.json_text(parts.directory)), parts.chunks)
+    return with_text(values.change_bytes(random, values.json_text(parts.directory)), parts.chunks, parts.minor)
 
 
 def directory_value(random, data):
@@ -140,8 +143,80 @@ def models(random, data):
     return _edited(random, data, change)
 
 
+def bases(random, data):
+    """Lines of bases, with as many angles as they need."""
+    parts = take_apart(data)
+    lines = {line[1]: line for line in parts.directory.get("bases", [])}
+    with WaterfillFile(data, threads=1) as file:
+        vectors = _side_vectors(file.container)
+        number = random.choice([*lines, random.randrange(len(vectors))])
+        vectors[number] = vectors[number][: len(vectors[number]) - (lines.pop(number, "?")[0] in "fr")]
+        line = _line_of_basis(random, number, list(file.container.layouts.values())[number])
+        if line is not None:
+            lines[number] = line[:-1] if line[0] in "fr" else line
+            vectors[number] += [line[-1]] if line[0] in "fr" else []
+    parts.directory["bases"] = [lines[each] for each in sorted(lines)]
+    parts.minor = random.choice((1, 1, 1, 1, 1, 1, 1, 0))
+    if random.random() < 0.2:
+        values.change_value(random, parts.directory["bases"])
+    return _with_side(parts, vectors)
+
+
+def _line_of_basis(random, number, layout):
+    """A line, after `f` and `r` with the code and the angles; None for none."""
+    kind = random.choice("ccffrrs-")
+    if kind == "c":
+        return ["c", number, random.randrange(3), random.choice((2, 3, 5, 7, 8, 12, 16, 100, 512))]
+    if kind == "s":
+        return ["s", number, random.randrange(number + 1)]
+    if kind == "-":
+        return None
+    axis, code = random.randrange(2), random.choice((0, 30, 60, 80, 120))
+    middle = [] if kind == "f" else [axis, random.choice((1, 1, 2, 3, max(1, layout.axes[axis] - 1), 1023))]
+    try:
+        (count,) = basis_lines.numbers_of_angles(LINES[kind](number, *middle, code), layout)
+    except FormatError:
+        count = 1
+    angles = np.array([random.randint(-64, 64) for _ in range(min(count, 5000))], np.int32)
+    return [kind, number, *middle, code, ("", angles, code)]
+
+
+def side_values(random, data):
+    """Scales, own tables and angles, coded again."""
+    parts = take_apart(data)
+    with WaterfillFile(data, threads=1) as file:
+        vectors = _side_vectors(file.container)
+    vector = random.choice([each for some in vectors for _, each, _ in some if each.size])
+    for _ in range(random.choice((1, 1, 5))):
+        vector[random.randrange(vector.size)] = random.choice(
+            (0, 64, -64, 65, -65, 127, 128, -300, 1 << 20, -(1 << 29))
+        )
+    return _with_side(parts, vectors)
+
+
+def _side_vectors(opened):
+    """Scales, own tables and angles of every tensor: name, integers, exponent."""
+    found = {name: [] for name in opened.layouts}
+    for name, vector, code in opened._side_vectors():
+        found[name].append((name, vector.copy(), code))
+    return list(found.values())
+
+
+def _with_side(parts, vectors):
+    """A file with other scales, own tables and angles, in one chunk."""
+    lines = parts.directory["chunks"]
+    kept = [n for n, line in enumerate(lines) if line[0] != "a"]
+    lines[:], parts.chunks = [lines[n] for n in kept], [parts.chunks[n] for n in kept]
+    some = [each for of_one in vectors for each in of_one]
+    if some:
+        stream, count = container._side_chunk(some)
+        lines.insert(0, ["a", len(stream), 0, count])
+        parts.chunks.insert(0, stream)
+    return put_together(parts)
+
+
 def side_stream(random, data):
-    """Bytes of scales and own tables."""
+    """Bytes of scales, own tables and angles."""
     return _with_chunk(random, data, "a", values.change_bytes)
 
 
@@ -184,11 +259,11 @@ def exact_values(random, data):
 def symbols(random, data):
     """Symbols of tensors without trellis, coded again."""
     with WaterfillFile(data, threads=1) as file:
-        container, parts = file.container, take_apart(data)
-        index, found = random.choice(list(container.symbol_spans.items()))
-        coders = [pieces.model(container.rules[name][1], container.layouts[name], a, b) for name, a, b in found]
-        coded = [part.copy() for part in container.symbols(index, found)]
-        free = [n for n, (name, _, _) in enumerate(found) if container.rules[name][1].trellis is None]
+        opened, parts = file.container, take_apart(data)
+        index, found = random.choice(list(opened.symbol_spans.items()))
+        coders = [pieces.model(opened.rules[name][1], opened.layouts[name], a, b) for name, a, b in found]
+        coded = [part.copy() for part in opened.symbols(index, found)]
+        free = [n for n, (name, _, _) in enumerate(found) if opened.rules[name][1].trellis is None]
     for number in random.sample(free, min(len(free), random.choice((1, 2, 9)))):
         part = coded[number]
         some = np.array([random.randrange(part.size) for _ in range(random.choice((1, 3, part.size)))])
@@ -230,6 +305,7 @@ def mixture(random, data, another):
     parts, more = take_apart(data), take_apart(another)
     for key in random.sample(list(more.directory), random.choice((1, 1, 2))):
         parts.directory[key] = copy.deepcopy(more.directory[key])
+        parts.minor = max(parts.minor, more.minor)
     if random.random() < 0.5:
         at = random.randrange(len(parts.chunks))
         parts.chunks[at] = random.choice(more.chunks)
@@ -260,12 +336,13 @@ KINDS = {
     function.__name__: function
     for function in (
         any_bytes, header, packed_directory, directory_text, directory_value, directory_structure, directory_several,
-        entry, rule, models, side_stream, codebook, symbol_stream, exact_frame, exact_values, symbols, chunks, zip_like,
+        entry, rule, models, bases, side_values, side_stream,
+        codebook, symbol_stream, exact_frame, exact_values, symbols, chunks, zip_like,
     )
 }  # fmt: skip
 
 
-NEEDED = {"side_stream": "a", "codebook": "c"}
+NEEDED = {"side_values": "a", "side_stream": "a", "exact_frame": "x", "exact_values": "x", "codebook": "c"}
 """Kinds of chunks that not all seeds have, by the kinds of changes that need them."""
 
 

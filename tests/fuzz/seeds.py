@@ -1,4 +1,4 @@
-"""Seeds: files of every reconstruction, and directories of both formats."""
+"""Seeds: files of every reconstruction and basis, and directories of both formats."""
 
 import json
 import re

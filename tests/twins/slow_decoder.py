@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import slow_bases
 import zstandard
 
 FOLDER = Path(__file__).parents[2] / "src" / "waterfill" / "codec"
@@ -211,8 +212,9 @@ def octave(index):
 
 def decode(data):
     """All tensors of a file as numpy arrays (bfloat16 as float32), by name."""
-    magic, version, reserved, packed, size, crc = struct.unpack_from("<8sHHIII", data)
-    assert (magic, version, reserved) == (b"\x89WFL\r\n\x1a\n", 1, 0)
+    magic, version, minor, packed, size, crc = struct.unpack_from("<8sHHIII", data)
+    assert (magic, version) == (b"\x89WFL\r\n\x1a\n", 1)
+    assert minor in (0, 1)
     body = data[24 : 24 + packed]
     assert zlib.crc32(data[:20] + body) == crc
     text = zstandard.ZstdDecompressor(dict_data=PHRASES).decompressobj().decompress(body)
@@ -231,7 +233,10 @@ def decode(data):
     own_lines = [own_lines.get(n, []) for n in range(len(coded))]
     widths = {line[0]: [*line, 0][1] for line in directory.get("adaptive", [])}
     widths = [widths.get(n) for n in range(len(coded))]
-    matrices = decode_matrices(coded, directory["tensors"], own_lines, widths, chunks)
+    bases = {line[1]: line for line in directory.get("bases", [])}
+    assert minor or not bases
+    bases = [bases.get(n) for n in range(len(coded))]
+    matrices = decode_matrices(coded, directory["tensors"], own_lines, widths, bases, chunks)
     exact = b"".join(zstandard.ZstdDecompressor().decompress(c) for c, _ in chunks["x"])
     return assemble(entries, matrices, exact)
 
@@ -255,25 +260,57 @@ def adaptive_of(entry, width):
     return {"columns": channels * taps, "taps": taps, "width": width}
 
 
-def decode_matrices(coded, lines, own_lines, widths, chunks):
+def kernel_of(entry):
+    return entry[2][2:]
+
+
+def in_values(coded, bases, angles, matrices):
+    """The matrices of tensors, some of which are in other bases."""
+    for n, (entry, line) in enumerate(zip(coded, bases, strict=True)):
+        if line is None:
+            continue
+        axes, kernel = axes_of(entry), kernel_of(entry)
+        if line[0] == "s":
+            bases[n], angles[n] = bases[line[2]], angles[line[2]]
+            assert len(angles[n]) == slow_bases.number_of_angles(bases[n], axes, kernel)
+        flat = matrices[entry[0]].reshape(-1).tolist()
+        flat = slow_bases.turned_back(flat, bases[n], angles[n], axes, kernel)
+        matrices[entry[0]] = np.array(flat, np.float32).reshape(matrices[entry[0]].shape)
+    return matrices
+
+
+def side_vectors(entry, line, own_lines, basis):
+    """Code and length of the scales, own tables and angles of a tensor."""
+    codes = line[SCALES[line[0]]] if len(line) > SCALES[line[0]] else [-1] * 6
+    found = list(zip([-1] * (6 - len(codes)) + codes, axes_of(entry) * 2, strict=True))
+    found += [(code, count + 1) for _, count, code in own_lines]
+    if has_angles(basis):
+        found.append((basis[-1], slow_bases.number_of_angles(basis, axes_of(entry), kernel_of(entry))))
+    return found
+
+
+def has_angles(basis):
+    return basis is not None and basis[0] in "fr"
+
+
+def decode_matrices(coded, lines, own_lines, widths, bases, chunks):
     places, exponents = [], []
-    for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
-        codes = line[SCALES[line[0]]] if len(line) > SCALES[line[0]] else [-1] * 6
-        codes = [-1] * (6 - len(codes)) + codes + [code for _, _, code in own_lines[n]]
-        lengths = [*axes_of(entry) * 2, *(count + 1 for _, count, _ in own_lines[n])]
-        for code, length in zip(codes, lengths, strict=True):
+    for each in zip(coded, lines, own_lines, bases, strict=True):
+        for code, length in side_vectors(*each):
             stored = length if code not in (-1, -2) else 0
             places.append(stored)
             exponents += [(5, code if code >= 0 else -3 - code)] * stored
     side = iter(take_all(chunks["a"], [(0, *e) for e in exponents], [[]]))
     vectors = iter([[next(side) for _ in range(length)] for length in places])
-    parts, own, models, shapes = [], [], [], []
+    parts, own, models, shapes, angles = [], [], [], [], []
     for n in range(len(lines)):
         parts += spreads_from_sums([next(vectors) for _ in range(6)], lines[n])
         own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines[n]])
+        angles.append(next(vectors) if has_angles(bases[n]) else [])
         own[n] = path_of(lines[n], axes_of(coded[n])[0]) if lines[n][0] == "p" else own[n]
         own[n] = own[n] if widths[n] is None else adaptive_of(coded[n], widths[n])
     assert all(-127 <= s <= 127 for part in parts for s in part)
+    assert all(-64 <= a <= 64 for some in angles for a in some)
     for n, (entry, line) in enumerate(zip(coded, lines, strict=True)):
         axes = axes_of(entry)
         spreads = axis_sums(parts[6 * n + 3 : 6 * n + 6], axes)
@@ -301,7 +338,7 @@ def decode_matrices(coded, lines, own_lines, widths, chunks):
             for k, place in zip(some, order_of(line, shapes[n]), strict=True):
                 flat[place] = value(k, line, steps[place])
         values[entry[0]] = np.array(flat, np.float32).reshape(out, channels * taps)
-    return values
+    return in_values(coded, bases, angles, values)
 
 
 def take_all(chunks, models, own):

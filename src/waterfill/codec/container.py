@@ -14,22 +14,24 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from waterfill.codec import adaptive, rans, symbols
+from waterfill.codec import adaptive, basis_lines, rans, symbols
 from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
 from waterfill.codec.frames import decompressed
-from waterfill.codec.lines import AdaptiveLine, ChunkLine, Directory, OwnLine, TensorLine
+from waterfill.codec.lines import AdaptiveLine, BasisLine, ChunkLine, Directory, OwnLine, TensorLine
 from waterfill.codec.opened import FilePart, OpenFile
 from waterfill.codec.order import elements
 from waterfill.codec.pieces import AnyModel
 from waterfill.codec.scales import exponent
 from waterfill.codec.symbols import Codes
 from waterfill.errors import FormatError
-from waterfill.records import Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Spread, Symbols
+from waterfill.records import Basis, Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Spread, Symbols
 
 MAGIC = b"\x89WFL\r\n\x1a\n"
-VERSION = 1
-HEADER = struct.Struct("<8sHHIII")  # magic, version, reserved, directory bytes, directory size, CRC-32 of the rest
+VERSION, MINOR = 1, 1
+"""The format, and the highest minor version that is read; each file has the lowest one that it needs."""
+
+HEADER = struct.Struct("<8sHHIII")  # magic, version, minor version, directory bytes, directory size, CRC-32 of the rest
 SMALL_CHUNK = 1 << 16
 LARGE_CHUNK = 1 << 20
 EXACT_CHUNK = 1 << 22
@@ -71,24 +73,14 @@ def pack(
     """
     layouts = listing.coded_layouts(entries)
     shares = dict.fromkeys([*layouts, *exact], 0.0)
-    lines: list[TensorLine] = []
-    own_lines: list[OwnLine] = []
-    adaptive_lines: list[AdaptiveLine] = []
-    chunks: list[Chunk] = []
-    vectors: list[SideVector] = []
+    described = _Described()
     for name in layouts:
-        item = quantized[name]
-        codes, found = zip(*listing.side_vectors(item.rule, item.spread), strict=True)
-        if item.spread.tables:
-            own_lines.append(listing.own_line(len(lines), item.spread, codes))
-        if item.spread.adaptive is not None:
-            adaptive_lines.append(AdaptiveLine(len(lines), item.spread.adaptive.width))
-        lines.append(listing.tensor_line(item.rule, item.spread, codes))
-        vectors += _present(name, codes, found)
-    if vectors:
-        stream, count = _side_chunk(vectors)
+        described.add(name, quantized[name])
+    chunks: list[Chunk] = []
+    if described.vectors:
+        stream, count = _side_chunk(described.vectors)
         chunks.append((stream, "a", count))
-        _share(shares, _side_bits(vectors), len(stream))
+        _share(shares, _side_bits(described.vectors), len(stream))
     books = _codebooks({name: quantized[name].rule for name in layouts})
     if books:
         chunks.append((b"".join(books.values()), "c", sum(map(len, books.values())) // 4))
@@ -105,24 +97,65 @@ def pack(
     body = b"".join(stream for stream, _, _ in chunks)
     directory = Directory(
         entries=tuple(listing.entry_line(entry) for entry in entries),
-        tensors=tuple(lines),
+        tensors=tuple(described.tensors),
         chunks=tuple(ChunkLine(kind, len(stream), zlib.crc32(stream), count) for stream, kind, count in chunks),
         producer=producer,
         limit=None if limits is None else listing.limit_line(limits, layouts),
-        tables=tuple(own_lines),
-        adaptive=tuple(adaptive_lines),
+        tables=tuple(described.tables),
+        adaptive=tuple(described.adaptive),
+        bases=tuple(described.bases),
     )
-    data = _header_and_directory(directory) + body
+    data = _header_and_directory(directory, minor=1 if described.bases else 0) + body
     return Packed(data, shares, len(data) - sum(shares.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """What is said of the coded tensors before their symbols.
+
+    Attributes:
+        tensors: their lines.
+        tables: lines of own tables.
+        adaptive: lines of adaptive models.
+        bases: lines of bases.
+        vectors: scales, own tables and angles.
+        first: the first tensor with some angles.
+    """
+
+    tensors: list[TensorLine] = field(default_factory=list)
+    tables: list[OwnLine] = field(default_factory=list)
+    adaptive: list[AdaptiveLine] = field(default_factory=list)
+    bases: list[BasisLine] = field(default_factory=list)
+    vectors: list[SideVector] = field(default_factory=list)
+    first: dict[basis_lines.Angles, int] = field(default_factory=dict)
+
+    def add(self, name: str, item: Quantized) -> None:
+        """Describe the next tensor."""
+        number, shared = len(self.tensors), self._earlier(item.basis)
+        codes, found = zip(*listing.side_vectors(item, shared=shared is not None), strict=True)
+        if item.spread.tables:
+            self.tables.append(listing.own_line(number, item.spread, codes))
+        if item.spread.adaptive is not None:
+            self.adaptive.append(AdaptiveLine(number, item.spread.adaptive.width))
+        if item.basis is not None:
+            self.bases.append(basis_lines.line_of(number, item.basis, shared, codes[-1]))
+        self.tensors.append(listing.tensor_line(item.rule, item.spread, codes))
+        self.vectors.extend(_present(name, codes, found))
+
+    def _earlier(self, basis: Basis | None) -> int | None:
+        """The first tensor that has the angles of a basis; None where the next one is, or there are none."""
+        key = basis_lines.key_of(basis)
+        first = None if key is None else self.first.setdefault(key, len(self.tensors))
+        return None if first == len(self.tensors) else first
 
 
 Chunk = tuple[bytes, str, int]
 Piece = tuple[str, int, int]
 
 
-def _header_and_directory(directory: Directory) -> bytes:
+def _header_and_directory(directory: Directory, minor: int) -> bytes:
     packed, size = listing.pack(directory)
-    head = HEADER.pack(MAGIC, VERSION, 0, len(packed), size, 0)[:-4]
+    head = HEADER.pack(MAGIC, VERSION, minor, len(packed), size, 0)[:-4]
     return head + struct.pack("<I", zlib.crc32(head + packed)) + packed
 
 
@@ -252,6 +285,7 @@ class Container:
         entries: the state dict, in its order.
         layouts: layout of every coded tensor, in order.
         rules: rule and spread of every coded tensor.
+        bases: basis of every coded tensor; None for its own values.
         producer: name and version of the writer.
         limit: how small the file could be; None when it does not say.
     """
@@ -289,6 +323,7 @@ class Container:
             if self._offsets[-1] != self.size:
                 raise FormatError(f"the file has {self.size} bytes, but its directory needs {self._offsets[-1]}")
             self.rules = self._read_rules()
+            self.bases = self._read_bases()
             self._check_paths()
         except FormatError as error:
             self.close()
@@ -309,9 +344,12 @@ class Container:
             raise FormatError("not a waterfill file; expected one that `waterfill compress` wrote")
         if len(head) < HEADER.size:
             raise FormatError(f"the file is cut after {len(head)} bytes, within its header")
-        _, version, reserved, packed_size, size, crc = HEADER.unpack(head)
-        if version != VERSION or reserved:
-            raise FormatError(f"format version {version} is unknown; this release reads version {VERSION}: upgrade it")
+        _, version, minor, packed_size, size, crc = HEADER.unpack(head)
+        if version != VERSION or minor > MINOR:
+            raise FormatError(
+                f"format version {version}.{minor} is unknown; this release reads versions up to {VERSION}.{MINOR}: "
+                "upgrade it"
+            )
         if packed_size > self.size - HEADER.size:
             raise FormatError(f"the file is cut: {self.size} bytes cannot hold a directory of {packed_size}")
         if size > min(listing.MAX_DIRECTORY_BYTES, listing.DIRECTORY_BYTES + listing.MAX_EXPANSION * packed_size):
@@ -319,7 +357,10 @@ class Container:
         packed = bytes(self._read(HEADER.size, packed_size))
         if zlib.crc32(head[:-4] + packed) != crc:
             raise FormatError("the checksum of the directory is wrong: the file is damaged")
-        return listing.unpack(packed, size), HEADER.size + packed_size
+        directory = listing.unpack(packed, size)
+        if directory.bases and not minor:
+            raise FormatError("the directory has bases, which format version 1.0 has not")
+        return directory, HEADER.size + packed_size
 
     def _chunk(self, index: int) -> bytes | memoryview:
         """The bytes of one chunk: those that were fetched before, or read and checked now."""
@@ -367,17 +408,22 @@ class Container:
 
     def _read_rules(self) -> dict[str, tuple[Rule, Spread]]:
         """Rules and spreads of all coded tensors, with their scales and own tables."""
-        lines, own_lines = self._directory.tensors, listing.own_lines(self._directory)
-        every = list(zip(lines, own_lines, self.layouts.values(), strict=True))
-        codes = [listing.side_codes(line, tables) for line, tables, _ in every]
-        self._side = list(self._read_side(codes, [listing.side_lengths(*each) for each in every]))
+        lines = listing.all_lines(self._directory)
+        codes = [listing.side_codes(each) for each in lines]
+        lengths = map(listing.side_lengths, lines, self.layouts.values())
+        self._side = list(self._read_side(codes, list(lengths)))
         vectors = zip(self._side, self._read_codebooks(), strict=True)
         found = {
-            name: listing.rule_and_spread(line, tables, side, codebook)
-            for name, (line, tables, _), (side, codebook) in zip(self.layouts, every, vectors, strict=True)
+            name: listing.rule_and_spread(each, side, codebook)
+            for name, each, (side, codebook) in zip(self.layouts, lines, vectors, strict=True)
         }
         models = zip(found.items(), listing.adaptive_models(self._directory), strict=True)
         return {name: (rule, listing.adapted(spread, model)) for (name, (rule, spread)), model in models}
+
+    def _read_bases(self) -> dict[str, Basis | None]:
+        """The basis of every coded tensor; None for its own values."""
+        lines = [each.basis for each in listing.all_lines(self._directory)]
+        return basis_lines.bases_of(lines, self.layouts, self._side)
 
     def _check_paths(self) -> None:
         """Check that no chunk begins in the middle of a path or of a row of an adaptive model, or has too many rows.
@@ -506,9 +552,8 @@ class Container:
 
     def _side_vectors(self) -> list[SideVector]:
         found: list[SideVector] = []
-        lines = zip(self._directory.tensors, listing.own_lines(self._directory), strict=True)
-        for name, line, vectors in zip(self.rules, lines, self._side, strict=True):
-            found += _present(name, listing.side_codes(*line), vectors)
+        for name, lines, vectors in zip(self.rules, listing.all_lines(self._directory), self._side, strict=True):
+            found += _present(name, listing.side_codes(lines), vectors)
         return found
 
     def exact(self, index: int) -> bytes:

@@ -9,27 +9,30 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import msgspec
 import numpy as np
 import zstandard
 
-from waterfill.codec import own, scales
+from waterfill.codec import basis_lines, own, scales
 from waterfill.codec.frames import decompressed
 from waterfill.codec.lines import (
     MAX_AXES,
     MAX_MEASURE,
     MAX_NUMEL,
     NO_CODES,
+    BasisLine,
     ChunkLine,
     CodebookLine,
     Codes3,
     Directory,
     EntryLine,
+    FlipsLine,
     LimitLine,
     OwnLine,
     RelativeLine,
+    RotationsLine,
     TableLine,
     TensorLine,
     TrellisLine,
@@ -52,6 +55,7 @@ from waterfill.records import (
     NormVariance,
     Origin,
     Paths,
+    Quantized,
     Relative,
     Rule,
     Spread,
@@ -75,6 +79,8 @@ DIRECTORY_BYTES, MAX_EXPANSION = 1 << 20, 1000
 MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 
+SPARE_ANGLES = 1 << 20
+"""So many more angles than values may a file have: of its tensors it may have small parts alone."""
 
 PHRASES_SHA256 = "f5e15af28ae616e30a75ac323962b587a50ad58ecd7597562ac190a5e911314f"
 
@@ -246,12 +252,43 @@ SideVector: TypeAlias = tuple[int, Symbols | None]
 """A code, and the integers that go with it; None for none."""
 
 
-def side_vectors(rule: Rule, spread: Spread) -> tuple[SideVector, ...]:
-    """What is stored of the scales of steps and spreads, six, and of the own tables, in their order in a file."""
-    steps = rule.scales if isinstance(rule, Uniform) else NO_SCALES
-    stored = [*map(scales.stored, steps), *map(scales.stored, spread.scales, steps)]
-    differences = [own.differences(table).astype(np.int32) for table in spread.tables]
-    return (*((each.code, each.values) for each in stored), *((own.best_code(each), each) for each in differences))
+class Lines(NamedTuple):
+    """All lines of a coded tensor.
+
+    Attributes:
+        tensor: its rule and spread.
+        tables: its own tables.
+        basis: its basis; None for its own values.
+    """
+
+    tensor: TensorLine
+    tables: tuple[TableLine, ...] = ()
+    basis: BasisLine | None = None
+
+
+def side_vectors(item: Quantized, *, shared: bool) -> tuple[SideVector, ...]:
+    """What is stored of scales of steps and spreads, six, of own tables, and of angles, in their order in a file.
+
+    Args:
+        item: a quantized tensor.
+        shared: whether its angles are those of another one.
+    """
+    steps = item.rule.scales if isinstance(item.rule, Uniform) else NO_SCALES
+    stored = [*map(scales.stored, steps), *map(scales.stored, item.spread.scales, steps)]
+    others = [own.differences(table).astype(np.int32) for table in item.spread.tables]
+    others += [] if shared else basis_lines.angles_of(item.basis)
+    return (*((each.code, each.values) for each in stored), *((own.best_code(each), each) for each in others))
+
+
+def all_lines(directory: Directory) -> list[Lines]:
+    """The lines of every coded tensor.
+
+    Raises:
+        FormatError: they are not in the order of the tensors, or of a tensor that is not there.
+    """
+    bases = basis_lines.by_tensor(directory.bases, len(directory.tensors))
+    every = zip(directory.tensors, own_lines(directory), bases, strict=True)
+    return [Lines(*each) for each in every]
 
 
 def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
@@ -297,21 +334,27 @@ def adapted(spread: Spread, model: Adaptive | None) -> Spread:
     return replace(spread, adaptive=model)
 
 
-def side_codes(line: TensorLine, own_tables: tuple[TableLine, ...]) -> tuple[int, ...]:
-    """The codes of the six vectors of scales and of the own tables."""
-    own_codes = [table.code for table in own_tables]
-    match line:
+def side_codes(lines: Lines) -> tuple[int, ...]:
+    """The codes of the six vectors of scales, of the own tables and of the angles."""
+    others = [table.code for table in lines.tables]
+    others += [lines.basis.code] if isinstance(lines.basis, FlipsLine | RotationsLine) else []
+    match lines.tensor:
         case UniformLine() | TrellisLine():
-            return (*line.scales, *own_codes)
+            return (*lines.tensor.scales, *others)
         case CodebookLine():
-            return (-1, -1, -1, *line.scales, *own_codes)
-    return (*NO_CODES, *own_codes)
+            return (-1, -1, -1, *lines.tensor.scales, *others)
+    return (*NO_CODES, *others)
 
 
-def side_lengths(line: TensorLine, own_tables: tuple[TableLine, ...], layout: Layout) -> tuple[int, ...]:
-    """How many values each vector of scales and each own table has in the file; 0 for none."""
-    lengths = (*layout.axes, *layout.axes, *(table.count + 1 for table in own_tables))
-    codes = side_codes(line, own_tables)
+def side_lengths(lines: Lines, layout: Layout) -> tuple[int, ...]:
+    """How many values each vector of scales, each own table and the angles have in the file; 0 for none.
+
+    Raises:
+        FormatError: the tensor cannot have its basis.
+    """
+    lengths = [*layout.axes, *layout.axes, *(table.count + 1 for table in lines.tables)]
+    lengths += basis_lines.numbers_of_angles(lines.basis, layout)
+    codes = side_codes(lines)
     return tuple(0 if scales.exponent(code) is None else length for code, length in zip(codes, lengths, strict=True))
 
 
@@ -337,13 +380,11 @@ def tensor_line(rule: Rule, spread: Spread, codes: tuple[int, ...]) -> TensorLin
 
 def own_line(tensor: int, spread: Spread, codes: tuple[int, ...]) -> OwnLine:
     """The line of the own tables of a coded tensor, which has some."""
-    found = zip(spread.tables, codes[6:], strict=True)
+    found = zip(spread.tables, codes[6:], strict=False)
     return OwnLine(tensor, tuple(TableLine(table.first, table.roots.size - 1, code) for table, code in found))
 
 
-def rule_and_spread(
-    line: TensorLine, own_tables: tuple[TableLine, ...], vectors: Sequence[Symbols | None], codebook: Floats
-) -> tuple[Rule, Spread]:
+def rule_and_spread(lines: Lines, vectors: Sequence[Symbols | None], codebook: Floats) -> tuple[Rule, Spread]:
     """Undo `tensor_line` and `own_line`, given the vectors of scales and the own tables as they are stored.
 
     Raises:
@@ -351,10 +392,10 @@ def rule_and_spread(
             float32 numbers, a codebook is not finite or lacks its zero, a table cannot be, or there are tables beside a
             trellis.
     """
-    codes = side_codes(line, ())
+    line, codes = lines.tensor, side_codes(lines)[:6]
     steps = tuple(map(scales.restored, codes[:3], vectors[:3]))
     rows, channels, taps = map(scales.restored, codes[3:], vectors[3:6], steps)
-    stored = zip(own_tables, vectors[6:], strict=True)
+    stored = zip(lines.tables, vectors[6:], strict=False)
     found = tuple(own.from_differences(table.first, vector) for table, vector in stored if vector is not None)
     spread = Spread(line.family, line.base, rows, channels, taps, found, _trellis(line))
     if spread.trellis is not None and found:
@@ -428,8 +469,9 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
     layouts = coded_layouts(entries)
     if len(layouts) != len(directory.tensors):
         raise FormatError(f"{len(layouts)} tensors are coded, but {len(directory.tensors)} are described")
-    lines = zip(directory.tensors, own_lines(directory), layouts.values(), strict=True)
-    side = sum(sum(side_lengths(line, own_tables, layout)) for line, own_tables, layout in lines)
+    lines = list(zip(all_lines(directory), layouts.values(), strict=True))
+    side = sum(sum(side_lengths(each, layout)) for each, layout in lines)
+    angles = sum(sum(basis_lines.numbers_of_angles(each.basis, layout)) for each, layout in lines)
     needed = {
         "a": side,
         "c": sum(codebook_size(line) for line in directory.tensors),
@@ -439,6 +481,8 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
     constant = sum(math.prod(entry.shape) for entry in entries if isinstance(entry.origin, Constant))
     if constant > needed["s"]:
         raise FormatError(f"{constant} values are constant, more than the {needed['s']} that are coded")
+    if angles > needed["s"] + SPARE_ANGLES:  # a matrix of rotations takes time for each
+        raise FormatError(f"bases have {angles} angles, too many for the {needed['s']} values that are coded")
     found = dict.fromkeys(needed, 0)
     for chunk in directory.chunks:
         if chunk.kind not in found or not _can_hold(chunk):

@@ -6,8 +6,9 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
+from waterfill.bases import rotations
 from waterfill.codec import adaptive, own, scales, tables
-from waterfill.records import ALL
+from waterfill.records import ALL, CHANNELS, OUT, TAPS
 
 MAX_NUMEL = 1 << 42
 MAX_AXES = 64
@@ -48,6 +49,40 @@ class AdaptiveLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
 
     tensor: Annotated[int, Meta(ge=0)]
     width: Annotated[int, Meta(ge=0, le=adaptive.LARGEST_WIDTH)] = 0
+
+
+class CosinesLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="c"):
+    """`Cosines` of one of the coded tensors, which are counted from 0."""
+
+    tensor: Annotated[int, Meta(ge=0)]
+    axis: Annotated[int, Meta(ge=OUT, le=TAPS)]
+    block: Annotated[int, Meta(ge=2, le=rotations.LONGEST_BLOCK)]
+
+
+class FlipsLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="f"):
+    """`Flips` of one of the coded tensors without the angles, and how these are coded."""
+
+    tensor: Annotated[int, Meta(ge=0)]
+    code: TableCode
+
+
+class RotationsLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="r"):
+    """`Rotations` of one of the coded tensors without the angles, and how these are coded."""
+
+    tensor: Annotated[int, Meta(ge=0)]
+    axis: Annotated[int, Meta(ge=OUT, le=CHANNELS)]
+    directions: Annotated[int, Meta(ge=1, lt=rotations.LONGEST_ROTATED)]
+    code: TableCode
+
+
+class SharedLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="s"):
+    """One of the coded tensors has the angles of an earlier one."""
+
+    tensor: Annotated[int, Meta(ge=0)]
+    of: Annotated[int, Meta(ge=0)]
+
+
+BasisLine: TypeAlias = CosinesLine | FlipsLine | RotationsLine | SharedLine
 
 
 class EntryLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -139,6 +174,7 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         limit: how small the file could be; for people, a decoder does not need it.
         tables: own tables of the tensors that have some, in the same order.
         adaptive: the tensors with an adaptive model, in the same order.
+        bases: the tensors that are in another basis, in the same order; from minor version 1 on.
     """
 
     entries: tuple[EntryLine, ...]
@@ -148,3 +184,4 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     limit: LimitLine | None = None
     tables: tuple[OwnLine, ...] = ()
     adaptive: tuple[AdaptiveLine, ...] = ()
+    bases: tuple[BasisLine, ...] = ()

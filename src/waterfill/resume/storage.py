@@ -15,12 +15,27 @@ from numpy.typing import NDArray
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm, UnfactoredForm
 from waterfill.importance.forms import DiagonalForm, DrawnForm, DrawnQuarticForm, QuarticForm
-from waterfill.records import Codebook, Layout, Paths, Quantized, Relative, Spread, Table, Uniform, Weight
+from waterfill.records import (
+    Adaptive,
+    Codebook,
+    Cosines,
+    Flips,
+    Layout,
+    Paths,
+    Quantized,
+    Relative,
+    Rotations,
+    Spread,
+    Table,
+    Uniform,
+    Weight,
+)
 
 RECORDS: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        *(Quantized, Uniform, Relative, Codebook, Spread, Paths, Table, Weight, Layout),
+        *(Quantized, Uniform, Relative, Codebook, Spread, Paths, Table, Adaptive, Weight, Layout),
+        *(Cosines, Flips, Rotations),
         *(DiagonalForm, DrawnForm, QuarticForm, DrawnQuarticForm, KroneckerForm, UnfactoredForm),
     )
 }
