@@ -9,7 +9,7 @@ from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
 from waterfill.quantize import prefilter as filters
 from waterfill.quantize.feedback import Loop
-from waterfill.quantize.prefilter import DAMPING, OCTAVES, Filters
+from waterfill.quantize.prefilter import DAMPING, OCTAVES, Filters, inverse_powers
 from waterfill.quantize.scalar import in_steps
 from waterfill.reconstruct import step_sizes
 from waterfill.records import Layout, Weight
@@ -26,6 +26,15 @@ def weights(out, inputs, seed=0):
     return np.random.default_rng([out, inputs, seed]).laplace(size=(out, inputs)).astype(np.float32)
 
 
+def filters_of(matrix, form, layout=None):
+    return Filters(Weight("w", matrix, layout or Layout(matrix.shape)), form)
+
+
+def noise_of(matrix):
+    """What is added to the diagonal of A, over its mean."""
+    return inverse_powers(Weight("w", matrix, Layout(matrix.shape)))
+
+
 def damped(form, row):
     """The damped A of a row."""
     groups = form.damped(DAMPING).columns
@@ -37,12 +46,12 @@ def damped(form, row):
 def test_a_filtered_row_is_the_least_squares_solution(groups, noise):
     form, matrix = product(6, 8, groups), weights(6, 8)
     form = KroneckerForm(np.full(6, 0.7), form.columns)
-    target = Filters(matrix, form).target(noise)
+    target = filters_of(matrix, form).target(noise)
     wanted = noise / 0.7 / np.square(matrix, dtype=float).mean()
     extra = 2 ** (round(32 * np.log2(wanted)) / 32)
     for row in range(6):
         root = np.linalg.cholesky(damped(form, row)).T
-        stacked = np.vstack([root, np.sqrt(extra) * np.eye(8)])
+        stacked = np.vstack([root, np.diag(np.sqrt(extra * noise_of(matrix)))])
         wanted = np.concatenate([root @ matrix[row], np.zeros(8)])
         expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
         np.testing.assert_allclose(target.matrix[row], expected, rtol=1e-4, atol=1e-6)
@@ -53,7 +62,7 @@ def test_a_filtered_row_is_the_least_squares_solution(groups, noise):
 def test_what_levels_cost_is_a_sum_over_columns(rows, inputs, groups, noise, seed):
     """`sum_j U_jj^2 (target_j - W^_j)^2 = (W~ - W^) A' (W~ - W^)^T` for any W^."""
     form, matrix = product(rows * groups, inputs, groups, decades=2.0, seed=seed), weights(rows * groups, inputs, seed)
-    target = Filters(matrix, form).target(noise)
+    target = filters_of(matrix, form).target(noise)
     w_hat = matrix + np.random.default_rng(seed).normal(size=matrix.shape)
     for row in range(rows * groups):
         u, error = target.factors[target.classes[row]].T.astype(float), target.matrix[row] - w_hat[row]
@@ -62,11 +71,30 @@ def test_what_levels_cost_is_a_sum_over_columns(rows, inputs, groups, noise, see
         cost = sum(u[j, j] ** 2 * (aims[j] - w_hat[row, j]) ** 2 for j in range(inputs))
         assert cost == pytest.approx(error @ u @ u.T @ error, rel=1e-6)
         added = u @ u.T - damped(form, row)
-        np.testing.assert_allclose(added, added[0, 0] * np.eye(inputs), atol=1e-6 * (1 + abs(u).max() ** 2))
+        unit = np.trace(added) / noise_of(matrix).sum()
+        np.testing.assert_allclose(added, unit * np.diag(noise_of(matrix)), atol=1e-6 * (1 + abs(u).max() ** 2))
         wanted = noise / form.rows[row] / np.square(matrix, dtype=float).mean()
-        near = 1e-6 * (1 + abs(u).max() ** 2)
-        assert 2**-OCTAVES * wanted - near <= added[0, 0] <= 2**OCTAVES * wanted + near or wanted > 1e4
+        near, octaves = 1e-6 * (1 + abs(u).max() ** 2), OCTAVES + 1 / filters.GRID
+        assert 2**-octaves * wanted - near <= unit <= 2**octaves * wanted + near or wanted > 1e4
         np.testing.assert_allclose(target.importance[row], form.rows[row] * np.diagonal(u) ** 2, rtol=1e-5)
+
+
+def test_noise_goes_by_the_powers_of_channels_and_taps():
+    """Rows count alike; weights of equal magnitude have no chance in them."""
+    channels, taps = np.array([1.0, 2.0]), np.array([1.0, 3.0, 5.0])
+    layout, signs = Layout((64, 2, 3)), np.random.default_rng(0).choice([-1, 1], (64, 6))
+    matrix = (signs * np.outer(10.0 ** np.arange(-16, 16, 0.5), np.outer(channels, taps))).astype(np.float32)
+    found = inverse_powers(Weight("w", matrix, layout))
+    powers = np.outer(channels**2, taps**2).reshape(-1)
+    np.testing.assert_allclose(np.log(found), np.log(powers.mean() / powers), atol=0.1)
+
+
+@pytest.mark.parametrize("out", [8, 64, 512])
+def test_weights_of_one_variance_have_noise_of_one(out):
+    matrix = np.random.default_rng(out).laplace(size=(out, 128)).astype(np.float32)
+    found = noise_of(matrix)
+    plain = np.square(matrix).mean(0)
+    assert np.log(found).std() < 0.4 * np.log(plain).std()
 
 
 LAYOUTS = [(Layout((6, 10)), 1), (Layout((6, 3, 2, 2)), 2), (Layout((4, 6, 3), True, 2), 2), (Layout((1, 7)), 1)]
@@ -77,7 +105,7 @@ LAYOUTS = [(Layout((6, 10)), 1), (Layout((6, 3, 2, 2)), 2), (Layout((4, 6, 3), T
 def test_a_loop_in_steps_aims_where_the_filter_does(layout, groups, scaled):
     out, channels, taps = layout.axes
     form, matrix = product(out, channels * taps, groups, decades=1.0), weights(out, channels * taps)
-    target = Filters(matrix, form).target(0.1)
+    target = filters_of(matrix, form, layout).target(0.1)
     importance = target.importance
     if scaled:  # so uneven that steps have scales of their own
         importance = importance * np.outer(4.0 ** np.arange(out), 4.0 ** np.arange(channels * taps)).astype(np.float32)
@@ -102,7 +130,7 @@ def test_rows_of_a_class_are_of_one_group_and_nearly_one_noise(decades, groups, 
     form, matrix = product(60, 5, groups, decades), weights(60, 5)
     for work, most in ((filters.MOST_WORK, filters.MOST_FILTERS), (1.0, 1)):
         monkeypatch.setattr(filters, "MOST_WORK", work)
-        target = Filters(matrix, form).target(0.1)
+        target = filters_of(matrix, form).target(0.1)
         count = len(target.factors)
         assert sorted(set(target.classes)) == list(range(count))
         assert groups <= count <= max(groups, most)
@@ -116,7 +144,7 @@ def test_rows_of_a_class_are_of_one_group_and_nearly_one_noise(decades, groups, 
 def test_rows_that_do_not_count_are_filtered_like_the_least_important():
     matrix, form = weights(4, 6), product(4, 6)
     form.rows[:] = 1.0, 0.0, 1e-9, 0.0
-    target = Filters(matrix, form).target(0.01)
+    target = filters_of(matrix, form).target(0.01)
     assert np.isfinite(target.matrix).all()
     assert target.classes[1] == target.classes[2] == target.classes[3] != target.classes[0]
     assert not target.importance[1].any()
@@ -126,7 +154,7 @@ def test_rows_that_do_not_count_are_filtered_like_the_least_important():
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_any_noise_has_a_filter(noise, scale):
     matrix = (weights(4, 6) * scale).astype(np.float32)
-    target = Filters(matrix, product(4, 6)).target(noise)
+    target = filters_of(matrix, product(4, 6)).target(noise)
     assert np.isfinite(target.matrix).all()
     assert np.isfinite(target.importance).all()
     assert (np.abs(target.matrix).max() <= 1e-5 * scale) == (noise / scale**2 > 1e7)
@@ -139,7 +167,7 @@ def test_a_factor_that_is_none_is_refused(broken):
     form = product(4, 6)
     form.columns[0, 2, 2] = broken * form.columns[0, 2, 2]
     with pytest.raises(UsageError, match="6 columns of a form is not finite, or has eigenvalues below 0; expected"):
-        Filters(weights(4, 6), form).target(0.01)
+        filters_of(weights(4, 6), form).target(0.01)
 
 
 def test_matrices_that_share_columns_share_filters(monkeypatch):
@@ -150,10 +178,10 @@ def test_matrices_that_share_columns_share_filters(monkeypatch):
     form = product(12, 10)
     form = KroneckerForm(np.ones(12), form.columns)
     matrix = np.tile(weights(6, 10), (2, 1))
-    halves = [Filters(matrix[some], form.rows_of(some)) for some in (slice(0, 6), slice(6, 12))]
+    halves = [filters_of(matrix[some], form.rows_of(some)) for some in (slice(0, 6), slice(6, 12))]
     targets = [half.target(0.1) for half in halves]
     assert len(made) == 1 and np.shares_memory(targets[0].factors, targets[1].factors)
-    whole = Filters(matrix, form).target(0.1)
+    whole = filters_of(matrix, form).target(0.1)
     np.testing.assert_array_equal(np.concatenate([each.matrix for each in targets]), whole.matrix)
 
 
@@ -162,8 +190,8 @@ def test_filters_that_are_shared_are_let_go(monkeypatch):
     form = product(6, 10)
     monkeypatch.setattr(filters, "KEPT_BYTES", 6 * 400)
     matrix = weights(6, 10)
-    targets = [Filters(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
-    again = [Filters(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
+    targets = [filters_of(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
+    again = [filters_of(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
     assert sum(each.nbytes for key, each in form.of_columns.items() if isinstance(key, tuple)) <= 8 * 300
     for one, other in zip(targets, again, strict=True):
         assert np.array_equal(one.factors, other.factors) and np.array_equal(one.matrix, other.matrix)
@@ -183,7 +211,9 @@ def test_a_factor_in_single_precision_solves_as_one_in_double(large, monkeypatch
 def test_filters_of_flat_matrices_are_shared(monkeypatch):
     monkeypatch.setattr(filters, "SMALL", 1)
     form, matrix = product(2, 12), weights(2, 12)
-    assert not np.shares_memory(Filters(matrix, form).target(0.1).factors, Filters(matrix, form).target(0.1).factors)
+    first, second = (filters_of(matrix, form).target(0.1) for _ in range(2))
+    assert not np.shares_memory(first.factors, second.factors)
     monkeypatch.setattr(filters, "MANY_OF_FLAT", 12)
     monkeypatch.setattr(filters, "COLUMNS_PER_ROW", 6)
-    assert np.shares_memory(Filters(matrix, form).target(0.1).factors, Filters(matrix, form).target(0.103).factors)
+    first, second = (filters_of(matrix, form).target(noise) for noise in (0.1, 0.103))
+    assert np.shares_memory(first.factors, second.factors)

@@ -109,7 +109,7 @@ class Feedback:
     regulariser: float = 1.1
     rounds: int = 3
 
-    traits: ClassVar[QuantizerTraits] = QuantizerTraits(uses_cross_terms=True)
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(uses_cross_terms=True, any_basis=True)
 
     def __post_init__(self) -> None:
         if self.states not in (1, *(1 << log for log in PARITIES)):
@@ -146,7 +146,7 @@ class Feedback:
         plain = Scalar() if self.states == 1 else Trellis(self.states)
         if not has_cross_terms(form) or not weight.matrix.any():
             return plain
-        return FilteredFeedback(self, Filters(weight.matrix, form))
+        return FilteredFeedback(self, Filters(weight, form))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,11 @@
 """What error feedback aims at: weights without what no code at this rate can say, and how their errors couple.
 
-The errors E of a row cost `g E A E^T`. Bits cost too: under tables fitted to a Gaussian of variance v a value w takes
-`w^2 / (2 v ln 2)` of them, each worth 2 ln 2 water levels, the slope of the rate-distortion function. With kappa, the
-water level over g, both are least together where `W~ = W A A'^-1`, `A' = A + kappa / v I` (a Wiener filter); what is
-above the least is `g (W~ - W^) A' (W~ - W^)^T`: no bits are in it any more. With `A' = U U^T`, U upper triangular, that
-is a sum over columns: column j costs `g U_jj^2 (target_j - W^_j)^2`, where the target is
-`W~_j + sum_{i<j} E_i U_ij / U_jj` with `E = W~ - W^`. Every column makes up for the errors before it.
+The errors E of a row cost `g E A E^T`. Bits cost too: under tables fitted to Gaussians of variances v, one for each
+column, a value w takes `w^2 / (2 v ln 2)` of them, each worth 2 ln 2 water levels, the slope of the rate-distortion
+function. With kappa, the water level over g, both are least together where `W~ = W A A'^-1`, `A' = A + kappa diag(1/v)`
+(a Wiener filter); what is above the least is `g (W~ - W^) A' (W~ - W^)^T`: no bits are in it any more. With
+`A' = U U^T`, U upper triangular, that is a sum over columns: column j costs `g U_jj^2 (target_j - W^_j)^2`, where the
+target is `W~_j + sum_{i<j} E_i U_ij / U_jj` with `E = W~ - W^`. Every column makes up for the errors before it.
 
 Source:
     Section 5.7 of PAPER.md; feedback as in GPTQ (Frantar et al. 2023), which is successive cancellation on a lattice
@@ -16,6 +16,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import Doubles, Reals
-from waterfill.records import Floats
+from waterfill.records import Floats, Weight
 from waterfill.theory.cholesky import factor_in_place
 
 DAMPING = 1e-4
@@ -59,6 +60,9 @@ there are so many for every row, for then nearly all work is in factoring."""
 KEPT_FROM, KEPT_BYTES = 0.5, 1 << 29
 """Filters are kept where classes times columns are more than this many times the rows, up to so many bytes."""
 
+LEAST_POWER = 1e-3
+"""Of a channel or tap, relative to the largest one."""
+
 FACTORING = Lock()
 """Held while a filter is found that is shared, for threads would find it several times."""
 
@@ -85,11 +89,11 @@ class Filters:
     """The filters of a matrix at any noise; the last ones are kept where making them takes a good part of the time.
 
     Attributes:
-        matrix: the weights [out, in], not all zero.
+        weight: [out, in], not all zero.
         form: what errors cost; with a matrix of A for every group and some row that counts.
     """
 
-    matrix: Floats
+    weight: Weight
     form: KroneckerForm
     _kept: list[tuple[tuple[float, ...], Target]] = field(default_factory=list, init=False)
 
@@ -112,14 +116,14 @@ class Filters:
         if known and known[0][0] == added:
             return known[0][1]
         target = self._filtered(classes, added)
-        worth = KEPT_FROM * len(self.matrix) < len(added) * columns[1] and not self._is_shared
+        worth = KEPT_FROM * len(self.weight.matrix) < len(added) * columns[1] and not self._is_shared
         if worth and target.factors.nbytes <= KEPT_BYTES:
             self._kept[:] = [(added, target)]
         return target
 
     def _added(self, kappa: Doubles, classes: NDArray[np.int64]) -> tuple[float, ...]:
         """What is added to the diagonal of A for every class of rows."""
-        log_power = np.log2(np.square(self.matrix, dtype=np.float64).mean())
+        log_power = np.log2(np.square(self.weight.matrix, dtype=np.float64).mean())
         columns = self.form.columns
         means = np.maximum(np.trace(columns, axis1=1, axis2=2) / columns.shape[1], 1e-300)
         groups, counts = np.arange(len(kappa)) * len(columns) // len(kappa), np.bincount(classes)
@@ -131,25 +135,31 @@ class Filters:
 
     def _filtered(self, classes: NDArray[np.int64], added: tuple[float, ...]) -> Target:
         groups, inputs = self.form.columns.shape[:2]
-        rows, target = self.form.row_factors, np.empty_like(self.matrix)
+        rows, target = self.form.row_factors, np.empty_like(self.weight.matrix)
         variances, factors = np.empty((len(added), inputs)), []
         for k, more in enumerate(added):
             mine = np.flatnonzero(classes == k)
             factor = self._factor(mine[0] * groups // len(rows), more)
             variances[k] = np.square(np.diagonal(factor), dtype=np.float64)
-            target[mine] = self.matrix[mine] - np.float32(more) * _solved(factor, self.matrix[mine])
+            some = self.weight.matrix[mine]
+            target[mine] = some - np.float32(more) * _solved(factor, some * self._noise.astype(np.float32))
             factors.append(factor.astype(np.float32, copy=False))
         stacked = factors[0][None] if len(factors) == 1 else np.stack(factors)
         return Target(target, (rows[:, None] * variances[classes]).astype(np.float32), stacked, classes)
 
     @property
     def _is_shared(self) -> bool:
-        rows, columns = self.matrix.shape
+        rows, columns = self.weight.matrix.shape
         return bool(columns >= MANY or columns >= max(MANY_OF_FLAT, COLUMNS_PER_ROW * rows))
+
+    @cached_property
+    def _noise(self) -> Doubles:
+        """What is added to the diagonal of A, over its mean: the same everywhere where other matrices share filters."""
+        return np.ones(self.weight.matrix.shape[1]) if self._is_shared else inverse_powers(self.weight)
 
     def _factor(self, group: int, more: float) -> Reals:
         """Factor A' of a group, or find it factored."""
-        diagonal = self.form.damped_diagonals(DAMPING)[group] + more
+        diagonal = self.form.damped_diagonals(DAMPING)[group] + more * self._noise
         if not self._is_shared:
             return _factor(self.form.columns[group], diagonal)
         known, key = self.form.of_columns, (Filters, group, more)
@@ -158,6 +168,44 @@ class Filters:
                 _forget(known, KEPT_BYTES // 2 - 4 * len(diagonal) ** 2)
                 known[key] = _factor(self.form.columns[group], diagonal)
             return known[key]
+
+
+def inverse_powers(weight: Weight) -> Doubles:
+    """Mean square of the weights of a matrix over that of every column, by channels and taps.
+
+    Rows count alike, however large they are. Powers of independent weights of one variance differ by chance, too: they
+    are moved to their mean by the share that chance has in their spread.
+
+    Args:
+        weight: [out, in], not all zero.
+
+    Returns:
+        Float64 [in], above 0.
+    """
+    out, channels, taps = weight.layout.axes
+    squares = np.square(weight.matrix, dtype=np.float64)
+    rows = squares.mean(axis=1, keepdims=True)
+    relative = squares / np.where(rows > 0, rows, 1)
+    chance = float(np.square(relative).mean()) / max(float(relative.mean()) ** 2, 1e-300) - 1
+    columns = relative.mean(axis=0).reshape(channels, taps)
+    of_channels = _without_chance(columns.mean(axis=1), chance / (out * taps))
+    of_taps = _without_chance(columns.mean(axis=0), chance / (out * channels))
+    powers = (of_channels[:, None] * of_taps).reshape(-1)
+    return np.asarray(powers.mean() / powers)
+
+
+def _without_chance(powers: Doubles, chance: float) -> Doubles:
+    """Mean squares moved to their mean, in logarithms, by the share that chance has in their variance.
+
+    Args:
+        powers: not negative, some above 0.
+        chance: variance of the logarithm of one by chance.
+    """
+    logs = np.log(np.maximum(powers, LEAST_POWER * powers.max()))
+    variance = float(logs.var())
+    share = max(0.0, 1 - chance / variance) if variance > 0 else 0.0
+    found: Doubles = np.exp(logs.mean() + share * (logs - logs.mean()))
+    return found
 
 
 def _forget(known: dict[object, Reals], room: int) -> None:
