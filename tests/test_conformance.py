@@ -131,12 +131,13 @@ class Older(Plain):
 @pytest.mark.parametrize(
     ("quantizer", "traits"),
     [
-        (Scalar(), QuantizerTraits()),
+        (Scalar(), QuantizerTraits(any_basis=True)),
+        (Trellis(), QuantizerTraits(any_basis=True)),
         (Plain(), QuantizerTraits(fixed=False, tempered=True, uses_cross_terms=False)),
         (Older(), QuantizerTraits(fixed=True, tempered=False, uses_cross_terms=True)),
         (KMeans(), QuantizerTraits(fixed=True, tempered=False)),
         (Threshold(), QuantizerTraits(tempered=False)),
-        (Feedback(), QuantizerTraits(uses_cross_terms=True)),
+        (Feedback(), QuantizerTraits(uses_cross_terms=True, any_basis=True)),
     ],
 )
 def test_traits_of_a_quantizer(quantizer, traits):

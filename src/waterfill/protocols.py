@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from waterfill.records import Quantized, Weight
+from waterfill.records import Basis, Layout, Quantized, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
@@ -57,6 +57,10 @@ class QuadraticForm(Protocol):
 
     def rows_of(self, rows: slice) -> QuadraticForm:
         """The form of some rows of the matrix."""
+        ...
+
+    def turned(self, basis: Basis, layout: Layout) -> QuadraticForm:
+        """The form of the coefficients of a matrix of a layout in a basis."""
         ...
 
     def scaled(self, factor: float) -> QuadraticForm:
@@ -189,11 +193,14 @@ class QuantizerTraits:
         tempered: whether importances may be taken to powers, which are compared on the data; else they are wanted as
             they are estimated.
         uses_cross_terms: whether cross terms of a form are used, so that an importance that has them is the default.
+        any_basis: whether it may be given coefficients in another basis, in which they take fewer bits; else it is for
+            the weights themselves, such as zeros or a grid among them.
     """
 
     fixed: bool = False
     tempered: bool = True
     uses_cross_terms: bool = False
+    any_basis: bool = False
 
 
 class Quantizer(Protocol):

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from waterfill.bases.turning import turn_back, turned
+from waterfill.compression.bases import Bases
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.importance.weight_excess import tempered, weight_excess
 from waterfill.processes import ALONE, Processes
@@ -21,7 +23,7 @@ from waterfill.quantize import Vector
 from waterfill.quantize.level_table import LevelTable, needs_table
 from waterfill.quantize.prepared import Prepared, draft_of
 from waterfill.reconstruct import errors, reconstruct
-from waterfill.records import Entry, Floats, Layout, Quantized, Weight
+from waterfill.records import Basis, Entry, Floats, Layout, Quantized, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 
 
@@ -30,22 +32,33 @@ class Job:
     """One tensor to quantize.
 
     Attributes:
-        weight: what to aim at.
+        weight: what to aim at, in its basis.
         quantizer: what quantizes it.
-        form: what errors cost where it is quantized; None where that is not known.
-        importance: the same as it was estimated: to no power, and at the level of all.
+        form: what errors cost where it is quantized, in its basis; None where that is not known.
+        importance: the same as it was estimated: to no power, at the level of all, and for the values themselves.
+        basis: in which the tensor is coded; None for its own values.
     """
 
     weight: Weight
     quantizer: Quantizer
     form: QuadraticForm | None
     importance: QuadraticForm | None
+    basis: Basis | None = None
+
+    def in_basis(self, weight: Weight) -> Weight:
+        """A tensor such as this one, such as the original, in its basis."""
+        if self.basis is None:
+            return weight
+        return replace(weight, matrix=turned(weight.matrix, self.basis, weight.layout))
 
     def loss(self, quantized: Quantized) -> float | None:
         """The distortion of the model that the importance predicts for the errors; None where it is not known."""
         if self.importance is None:
             return None
-        return self.importance.factor * self.importance.cost(errors(self.weight, quantized.symbols, quantized.rule))
+        error = errors(self.weight, quantized.symbols, quantized.rule)
+        if self.basis is not None:
+            turn_back(error, self.basis, self.weight.layout)
+        return self.importance.factor * self.importance.cost(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +75,7 @@ class Encoder:
         processes: share the work.
         memo: of what is quantized already.
         progress: called as work goes on.
+        bases: in which tensors are coded; None for their own values.
         made: forms under which tensors are quantized, by importance: once for every importance, since what depends on
             the result is kept by it.
     """
@@ -74,6 +88,7 @@ class Encoder:
     processes: Processes = ALONE
     memo: Memo = NOTHING_KEPT
     progress: Progress | None = None
+    bases: Bases | None = None
     made: WeakKeyDictionary[QuadraticForm, QuadraticForm] = field(default_factory=WeakKeyDictionary, repr=False)
 
     @cached_property
@@ -91,14 +106,22 @@ class Encoder:
         """
         aim = weight if target is None else target
         quantizer = self._quantizer_of(aim)
+        basis = None if self.bases is None else self.bases.of(weight, lambda: self._form(weight, importance))
+        if basis is not None:
+            aim = replace(aim, matrix=turned(aim.matrix, basis, aim.layout))
+        return Job(aim, quantizer, self._form_in(basis, weight, importance), importance, basis)
+
+    def _form_in(self, basis: Basis | None, weight: Weight, importance: QuadraticForm | None) -> QuadraticForm | None:
+        """The form under which a tensor is quantized in a basis, made once for every importance."""
         if importance is None:
-            return Job(aim, quantizer, None, None)
-        form = self.made.get(importance)
-        if form is None:
+            return None
+        if importance not in self.made:
             form = self._form(weight, importance)
-            if form is not importance:  # which would keep itself in memory
-                self.made[importance] = form
-        return Job(aim, quantizer, form, importance)
+            form = form if basis is None or form is None else form.turned(basis, weight.layout)
+            if form is None or form is importance:  # which would keep itself in memory
+                return form
+            self.made[importance] = form
+        return self.made[importance]
 
     def _quantizer_of(self, weight: Weight) -> Quantizer:
         if weight.is_vector:
@@ -107,8 +130,10 @@ class Encoder:
             return self.quantizer
         return LevelTable()
 
-    def _form(self, weight: Weight, importance: QuadraticForm) -> QuadraticForm:
-        """The form under which a tensor is quantized: to the power, and at its own level."""
+    def _form(self, weight: Weight, importance: QuadraticForm | None) -> QuadraticForm | None:
+        """What errors cost where a tensor is quantized: to the power, and at its own level."""
+        if importance is None:
+            return None
         form = importance
         if not weight.is_vector:
             form = tempered(importance, weight.matrix, self.mean, self.power)
@@ -165,7 +190,8 @@ class Encoder:
         """
 
         def compute() -> Quantized:
-            return job.quantizer.quantize(job.weight, job.form, level)
+            found = job.quantizer.quantize(job.weight, job.form, level)
+            return found if job.basis is None else replace(found, basis=job.basis)
 
         try:
             if job.weight.is_vector:
@@ -222,8 +248,10 @@ def mean_zero_cost(jobs: Mapping[str, Job]) -> float:
 
 def decoded_matrix(layout: Layout, quantized: Quantized) -> Floats:
     """Values [out, in] of a quantized tensor, in single precision."""
-    values = reconstruct(quantized.symbols.reshape(-1), quantized.rule, layout)
-    return values.reshape(quantized.symbols.shape)
+    values = reconstruct(quantized.symbols.reshape(-1), quantized.rule, layout).reshape(quantized.symbols.shape)
+    if quantized.basis is not None:
+        turn_back(values, quantized.basis, layout)
+    return values
 
 
 def decoded(entry: Entry, layout: Layout, quantized: Quantized) -> Tensor:

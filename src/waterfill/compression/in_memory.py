@@ -21,6 +21,7 @@ from torch import Tensor
 
 from waterfill.codec import container
 from waterfill.compression import distortion_curves as curves
+from waterfill.compression.bases import Bases
 from waterfill.compression.calibration import CalibratedModel, PreparedModel
 from waterfill.compression.distortion_curves import Curve
 from waterfill.compression.encoder import (
@@ -128,6 +129,7 @@ class InMemoryWalk:
         tune: how vectors are tuned at the end; None for not.
         offsets: base-2 logarithms of the levels of tensors relative to the common one, by name; 0 for all others.
         corrections: measured distortions over predicted ones, by name; 1 for all others.
+        bases: in which the tensors are coded; None for their own values.
     """
 
     prepared: PreparedModel
@@ -137,6 +139,7 @@ class InMemoryWalk:
     tune: Tune | None = None
     offsets: Mapping[str, float] = field(default_factory=dict)
     corrections: Mapping[str, float] = field(default_factory=dict)
+    bases: Bases | None = None
 
     @property
     def model(self) -> CalibratedModel | None:
@@ -178,8 +181,8 @@ class InMemoryWalk:
             progress=self.settings.progress,
         )
         cost = processes.broadcast(mean_zero_cost(plain.jobs(self.inventory.weights, self.prepared.forms)))
-        made = WeakKeyDictionary() if self.offsets else plain.made
-        return replace(plain, zero_cost=cost, offsets=self.offsets, made=made)
+        made = WeakKeyDictionary() if self.offsets or self.bases else plain.made
+        return replace(plain, zero_cost=cost, offsets=self.offsets, bases=self.bases, made=made)
 
     @property
     def _matrix_forms(self) -> dict[str, QuadraticForm]:
@@ -201,7 +204,7 @@ class InMemoryWalk:
     @cached_property
     def forecast(self) -> VarianceHistogram:
         """By which files take about so many bits at a level."""
-        self.sources.fit(self.inventory.weights.values())
+        self.sources.fit(job.weight for job in self.jobs.values())
         known = [job for job in self.jobs.values() if job.form is not None or not job.weight.is_vector]
         own = sum((self.sources.forecast(job.weight, job.form) for job in known), VarianceHistogram.none())
         if not own.number:  # vectors of unknown importance alone, whose precision goes by the level
@@ -235,6 +238,13 @@ class InMemoryWalk:
     @property
     def _lossless(self) -> LosslessTensors:
         return self.prepared.lossless
+
+    def in_bases(self, level: float) -> InMemoryWalk:
+        """The walk with the tensors in the bases in which they take the fewest bits about a water level."""
+        bases = Bases(self.settings.quantizer, level)
+        found = replace(self, bases=bases)
+        self.sources.forget(name for name, job in found.jobs.items() if job.basis is not None)
+        return found
 
     # Candidates
 

@@ -86,6 +86,7 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
 
 def _found(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool) -> FileCandidate:
     """The candidate that meets a target; arguments and errors as in `search`."""
+    walks = _in_bases(walks, target)
     first = walks[0]
     if target.is_size:
         size = target.size(first.inventory.floating_values)
@@ -97,6 +98,17 @@ def _found(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool) -> Fi
     some = _about(replace(first, tune=None), target, losses, start)
     best = _best_allocation(walks, some.size_bytes, curves=curves).walk
     return _of_quality(best, target, losses, some.water_level)
+
+
+def _in_bases(walks: Sequence[InMemoryWalk], target: Target) -> list[InMemoryWalk]:
+    """The walks with all tensors in the bases that suit the level at which the first one begins."""
+    first = walks[0]
+    if target.is_size:
+        level = first.level_of(8 * target.size(first.inventory.floating_values))
+    else:
+        level = guessed_level(first, target)
+    chosen = first.in_bases(level)
+    return [chosen, *(replace(walk, bases=chosen.bases) for walk in walks[1:])]
 
 
 def _answers_alike(found: FileCandidate, model: CalibratedModel) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
-from waterfill.records import Layout, Weight
+from waterfill.records import Basis, Layout, Weight
 from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
 
 FEWEST = 8
@@ -43,7 +43,8 @@ class Sample:
         if step == 1:
             return cls(weight, 1, 1.0)
         rows = weight.matrix[::step]
-        return cls(Weight(weight.name, rows, Layout(rows.shape)), step, len(weight.matrix) / len(rows))
+        layout = Layout((len(rows), weight.layout.axes[1], *weight.layout.shape[2:]))
+        return cls(Weight(weight.name, rows, layout), step, len(weight.matrix) / len(rows))
 
     def form(self, form: QuadraticForm) -> QuadraticForm:
         """The form of these rows."""
@@ -168,17 +169,19 @@ class EntryLimit:
     source_model: str
 
 
-def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit:
+def entry_limit(model: TensorModel, distortion: float, numel: int, basis: Basis | None = None) -> EntryLimit:
     """The limit of a tensor.
 
     Args:
         model: its source and components.
         distortion: that was reached, by the form of the components, above 0.
         numel: number of its values.
+        basis: in which the source is fitted; None for the values themselves.
 
     Source:
         Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); with cross terms reverse
         water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
     bits = model.components.rate_at_distortion(distortion)
-    return EntryLimit(bits, numel * model.source.standard_error, model.source.name)
+    name = model.source.name if basis is None else f"{model.source.name}, {basis.name}"
+    return EntryLimit(bits, numel * model.source.standard_error, name)

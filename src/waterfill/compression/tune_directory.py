@@ -120,9 +120,8 @@ class _LoadedModel:
 def _with_vectors(run: DirectorySearch, coded: CodedSegment, values: Mapping[str, Tensor]) -> CodedSegment:
     """A segment with other vectors, quantized at its level."""
     vectors = StoredTensors(coded.name, partial(_slices, run, coded, values))
-    return coded.replaced(
-        quantize_segment(vectors, coded.water_level, encoder_of(run.walk), run.walk.statistics.sources)
-    )
+    encoder = encoder_of(run.walk, coded.water_level)
+    return coded.replaced(quantize_segment(vectors, coded.water_level, encoder, run.walk.statistics.sources))
 
 
 def _slices(run: DirectorySearch, coded: CodedSegment, values: Mapping[str, Tensor]) -> Iterator[TensorSlice]:

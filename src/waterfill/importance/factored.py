@@ -10,10 +10,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from waterfill.bases.turning import turned_both, turned_diagonal
 from waterfill.errors import UsageError
 from waterfill.importance.forms import DiagonalForm, Doubles, Form, Reals
 from waterfill.protocols import QuadraticForm
-from waterfill.records import Floats
+from waterfill.records import OUT, Basis, Floats, Layout
 from waterfill.theory.cholesky import factor_in_place
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products, kronecker_products, pivots
@@ -165,6 +166,25 @@ class KroneckerForm(Form):
             return rows, columns[0]
         products = rows.reshape(groups, -1, 1) * columns[:, None, :]
         return products.reshape(-1), np.ones(1)
+
+    def turned(self, basis: Basis, layout: Layout) -> QuadraticForm:
+        """The form in a basis; of factors that are diagonals the diagonal.
+
+        Args:
+            basis: in which the weights are.
+            layout: of the matrix.
+        """
+        if basis.axis == OUT:
+            if len(self.columns) > 1:  # whose rows have columns of their own
+                return DiagonalForm(self.diagonal(), factor=self.factor, unit=self.unit).turned(basis, layout)
+            rows = self.rows if self.rows.ndim == 2 else np.diag(self.rows)
+            rows = turned_both(rows, basis, layout)
+            return self._of_rows(rows if self.rows.ndim == 2 else np.ascontiguousarray(rows.diagonal()))
+        if self.columns.ndim == 2:
+            flat = Layout((1, layout.axes[1], *layout.shape[2:]))
+            columns = np.concatenate([turned_diagonal(each[None], basis, flat) for each in self.columns])
+            return replace(self, columns=columns.astype(self.columns.dtype))
+        return replace(self, columns=np.stack([turned_both(each, basis, layout) for each in self.columns]))
 
     def scaled(self, factor: float) -> KroneckerForm:
         """Multiply every price.

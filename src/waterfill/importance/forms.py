@@ -10,9 +10,10 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.bases.turning import turned_diagonal
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm, Quartic
-from waterfill.records import Floats
+from waterfill.records import Basis, Floats, Layout
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
@@ -96,6 +97,15 @@ class _EntryByEntry(Form):
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
         """The component variances, which do not depend on each other, and a one."""
         return self.component_variances(source, matrix), np.ones(1)
+
+    def turned(self, basis: Basis, layout: Layout) -> DiagonalForm:
+        """The diagonal of the squares in a basis, in which they have cross terms: those are left out.
+
+        Args:
+            basis: in which the weights are.
+            layout: of the matrix.
+        """
+        return DiagonalForm(turned_diagonal(self.diagonal(), basis, layout), factor=self.factor, unit=self.unit)
 
     def _squares(self) -> DiagonalForm:
         """The squares alone, in the same unit."""

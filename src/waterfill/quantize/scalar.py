@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from waterfill.codec import tables
 from waterfill.codec.scales import side_bits, stored
 from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.errors import UnsupportedModelError
-from waterfill.protocols import QuadraticForm
+from waterfill.protocols import QuadraticForm, QuantizerTraits
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.spread import LARGEST_OFFSET
 from waterfill.reconstruct import LEVEL_UNIT, errors, step_sizes
@@ -50,6 +50,7 @@ class Scalar:
 
     lmbda: float = 0.11
     rounds: int = 3
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(any_basis=True)
 
     def quantize(self, weight: Weight, form: QuadraticForm | None, water_level: float) -> Quantized:
         """Quantize one weight so that its mean `I_w e^2` comes near the water level.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from waterfill.codec import pieces
 from waterfill.codec.scales import side_bits
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
-from waterfill.protocols import QuadraticForm, Quartic
+from waterfill.protocols import QuadraticForm, QuantizerTraits, Quartic
 from waterfill.quantize import own, path_spread
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.path_spread import PathFit
@@ -92,6 +93,7 @@ class Trellis:
     states: int = 64
     lmbda: float = 0.35
     rounds: int = 4
+    traits: ClassVar[QuantizerTraits] = QuantizerTraits(any_basis=True)
 
     def __post_init__(self) -> None:
         if self.states not in [1 << log for log in PARITIES]:

@@ -151,6 +151,8 @@ def _file_row(file: WaterfillFile, entry: Entry, size: float) -> dict[str, Any]:
     row |= {"size_bytes": size, "rate": 8 * size / max(1, math.prod(entry.shape))}
     row["limit"] = None if file.container.limit is None else file.container.limit.rates.get(entry.name)
     rule, spread = file.container.rules.get(entry.name, (None, None))
+    basis = file.container.bases.get(entry.name)
+    row |= {} if basis is None else {"basis": basis.name}
     match entry.origin:
         case Exact(reason):
             return row | {"reconstruction": "exact", "detail": reason}
@@ -182,7 +184,8 @@ def file_table(summary: Mapping[str, Any]) -> Group:
     for row in summary["tensors"]:
         rates = _rate_cells(row["size_bytes"], row["rate"], row["limit"])
         shape = shape_text(row["shape"]) + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
-        table.add_row(_literal(row["name"]), shape, *rates, row["reconstruction"])
+        stored = ", ".join(filter(None, (row["reconstruction"], row.get("basis"))))
+        table.add_row(_literal(row["name"]), shape, *rates, stored)
     table.add_section()
     table.add_row(OVERHEAD, "", f"{summary['overhead_bytes']:,.0f}")
     size, original = summary["size_bytes"], summary["original_bytes"]

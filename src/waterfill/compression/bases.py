@@ -1,0 +1,193 @@
+"""In which basis a tensor is coded: the one in which it takes the fewest bits at about the level that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from waterfill.bases.fitting import fitted_flips, fitted_rotations
+from waterfill.bases.rotations import LONGEST_BLOCK, LONGEST_ROTATED, MOST_TAPS, number_of_angles
+from waterfill.bases.turning import turned
+from waterfill.bundle.parts import part_of
+from waterfill.codec.own import stored_bits
+from waterfill.compression.limits import SourceModels
+from waterfill.protocols import QuadraticForm, Quantizer, Quartic, traits_of
+from waterfill.quantize.level_table import needs_table
+from waterfill.quantize.prepared import draft_of
+from waterfill.quantize.trellis import PRICE_OF_BIT, lagrangian
+from waterfill.records import CHANNELS, OUT, TAPS, Basis, Cosines, Flips, Floats, Rotations, Weight
+from waterfill.theory.checks import Array
+
+LEAST_GAIN = 0.01
+"""Bits per weight that a basis has to save."""
+
+LINE_BITS = 24.0
+"""What the line of a basis takes in the directory, about."""
+
+FEWEST, MOST_BITS = 64, 16
+"""Fewest weights of a tensor that is turned, and most bits of each: beyond them rounding in single precision shows."""
+
+LOOKED_AT, TIMES_A_VALUE = 1 << 16, 64
+"""Values occur so often each in tensors that keep their basis, among the first so many weights."""
+
+LARGEST = 2.0**100
+"""Magnitude of the weights of a tensor that is turned, at most: sums stay in range."""
+
+SMALL = 1 << 13
+"""Tensors of at most so many weights are quantized in every basis; of larger ones bits are foreseen."""
+
+MOST_ANGLES = 128
+"""Of flips that are tried."""
+
+SHORT_BLOCK = 16
+"""Cosines in such blocks are tried where an axis of a kernel is longer."""
+
+LEAST_CORRELATION, ERRORS = 0.1, 3.0
+"""Of neighbours along an axis from which cosines are tried there, and so many of its standard errors at least."""
+
+LONG, VERY_LONG = 4, 16
+"""How many times as long as wide a table is, at least, for rotations of some and of all directions to be tried."""
+
+DIRECTIONS = (4, 32)
+"""Of rotations that are tried beside all; of those that are a quarter of all at most."""
+
+
+@dataclass(eq=False)
+class Bases:
+    """Bases of tensors, each chosen once.
+
+    Attributes:
+        quantizer: of the tensors.
+        level: about which they are quantized.
+        kinds: which bases are tried.
+    """
+
+    quantizer: Quantizer
+    level: float
+    kinds: tuple[type[Basis], ...] = (Cosines, Flips, Rotations)
+    _known: dict[str, Basis | None] = field(default_factory=dict, repr=False)
+
+    def of(self, weight: Weight, form: Callable[[], QuadraticForm | None]) -> Basis | None:
+        """The basis of a tensor, the same for all parts of one; None for its own values.
+
+        Args:
+            weight: the tensor.
+            form: gives what errors cost where it is quantized; None for 1 everywhere.
+        """
+        part = part_of(weight.name)
+        name = weight.name if part is None else part.tensor
+        if name not in self._known:
+            self._known[name] = self._chosen(weight, form())
+        return self._known[name]
+
+    def _chosen(self, weight: Weight, form: QuadraticForm | None) -> Basis | None:
+        if not self._may_turn(weight, form):
+            return None
+        candidates = [each for each in _candidates(weight, form) if isinstance(each, self.kinds)]
+        if not candidates:
+            return None
+        best, least = None, self._price(weight, form, None)
+        if least > MOST_BITS * weight.matrix.size:
+            return None
+        least -= LEAST_GAIN * weight.matrix.size
+        for basis in candidates:
+            price = self._price(weight, form, basis)
+            if price < least:
+                best, least = basis, price
+        return best
+
+    def _may_turn(self, weight: Weight, form: QuadraticForm | None) -> bool:
+        """Whether a tensor is a matrix priced by squares, neither sparse nor of few values nor of extreme ones."""
+        matrix = weight.matrix
+        if weight.is_vector or matrix.size < FEWEST or isinstance(form, Quartic):
+            return False
+        if not traits_of(self.quantizer).any_basis or 2 * np.count_nonzero(matrix) <= matrix.size:
+            return False
+        return not (needs_table(matrix) or _has_few_values(matrix)) and float(np.abs(matrix).max()) < LARGEST
+
+    def _price(self, weight: Weight, form: QuadraticForm | None, basis: Basis | None) -> float:
+        """Bits of a tensor in a basis at the level, with what its errors cost in bits."""
+        if basis is not None:
+            weight = replace(weight, matrix=turned(weight.matrix, basis, weight.layout))
+            form = None if form is None else form.turned(basis, weight.layout)
+        if weight.matrix.size <= SMALL:
+            found = draft_of(self.quantizer).quantize(weight, form, self.level)
+            return _side_bits(basis) + lagrangian(found, self.level) / (PRICE_OF_BIT * self.level)
+        components = SourceModels().forecast(weight, form)
+        cost = components.distortion(self.level) / (PRICE_OF_BIT * self.level)
+        return _side_bits(basis) + components.rate(self.level) + cost
+
+
+def _has_few_values(matrix: Floats) -> bool:
+    """Whether weights, of a large matrix some, have so few values that these are better than any coefficients."""
+    some = matrix.reshape(-1)[:LOOKED_AT]
+    return bool(np.unique(some).size * TIMES_A_VALUE <= some.size)
+
+
+def _side_bits(basis: Basis | None) -> float:
+    if basis is None:
+        return 0.0
+    angles = basis.angles if isinstance(basis, Flips | Rotations) else np.zeros(0, np.int8)
+    return LINE_BITS + (float(stored_bits(angles.astype(np.int32)).min()) if angles.size else 0.0)
+
+
+def _candidates(weight: Weight, form: QuadraticForm | None) -> Iterator[Basis]:
+    yield from _of_taps(weight)
+    for axis in (OUT, CHANNELS):
+        if abs(_correlation(weight, axis)) > max(LEAST_CORRELATION, ERRORS / weight.matrix.size**0.5):
+            yield Cosines(axis, LONGEST_BLOCK)
+    if weight.layout.axes[TAPS] == 1:
+        yield from _of_table(weight, form)
+
+
+def _of_taps(weight: Weight) -> Iterator[Basis]:
+    taps, shape = weight.layout.axes[TAPS], weight.layout.shape[2:]
+    if not 1 < taps <= MOST_TAPS:
+        return
+    yield Cosines(TAPS, LONGEST_BLOCK)
+    if max(shape) > SHORT_BLOCK:
+        yield Cosines(TAPS, SHORT_BLOCK)
+    if number_of_angles(shape) <= MOST_ANGLES:
+        yield fitted_flips(_covariance_of_taps(weight), shape)
+
+
+def _of_table(weight: Weight, form: QuadraticForm | None) -> Iterator[Basis]:
+    """Rotations along the short side of a long table; parts of one have different rows, and rotate columns alone."""
+    out, channels, _ = weight.layout.axes
+    sides = [(CHANNELS, channels, out)] + [(OUT, out, channels)] * (part_of(weight.name) is None)
+    for axis, width, length in sides:
+        if 2 <= width <= LONGEST_ROTATED and length >= LONG * width:
+            covariance = _covariance(weight, form, axis)
+            some = [each for each in DIRECTIONS if 4 * each <= width]
+            for directions in some + [width - 1] * (length >= VERY_LONG * width):
+                yield fitted_rotations(covariance, axis, directions)
+
+
+def _covariance_of_taps(weight: Weight) -> Array:
+    """Mean products of the taps of a tensor, rows alike."""
+    rows = weight.matrix.astype(np.float64)
+    rows /= np.maximum(np.sqrt(np.square(rows).mean(axis=1, keepdims=True)), 1e-30)
+    kernels = rows.reshape(-1, weight.layout.axes[2])
+    return np.asarray(kernels.T @ kernels / len(kernels))
+
+
+def _covariance(weight: Weight, form: QuadraticForm | None, axis: int) -> Array:
+    """Mean products along an axis of a table, each place of the other one by what its errors cost."""
+    vectors = weight.matrix.astype(np.float64)
+    vectors = vectors if axis == CHANNELS else vectors.T
+    if form is not None:
+        prices = form.diagonal().mean(axis=1 if axis == CHANNELS else 0, dtype=np.float64)
+        vectors = vectors * np.sqrt(np.maximum(prices, 0) / (prices.mean() or 1.0))[:, None]
+    return np.asarray(vectors.T @ vectors / len(vectors))
+
+
+def _correlation(weight: Weight, axis: int) -> float:
+    """Of neighbours along an axis, rows alike."""
+    values = weight.matrix.reshape(weight.layout.axes)
+    values = np.moveaxis(values, axis, 0)
+    if len(values) < 2:
+        return 0.0
+    total = float(np.vdot(values, values))
+    return float(np.vdot(values[1:], values[:-1])) / total if total > 0 else 0.0
