@@ -60,6 +60,16 @@ def test_matrices_get_the_quantizer_and_vectors_their_own():
     assert jobs["shift"].form is jobs["shift"].importance is None
 
 
+def test_tensors_of_one_importance_have_forms_of_their_own():
+    """One object may price several tensors of one shape, which differ in level and basis."""
+    importance = form(MODEL["head"])
+    twin = replace(MODEL["head"], name="twin")
+    encoder = replace(encoder_of(Scalar()), offsets={"twin": 2.0})
+    forms = [encoder.job(each, importance).form for each in (MODEL["head"], twin, MODEL["head"], twin)]
+    assert forms[0] is importance is forms[2] and forms[1] is forms[3]
+    np.testing.assert_array_equal(forms[1].diagonal(), importance.diagonal() / 4)
+
+
 @pytest.mark.parametrize("power", [1.0, 0.5])
 def test_forms_are_made_once_and_go_with_their_importance(power):
     encoder = Encoder(Scalar(), power=power)

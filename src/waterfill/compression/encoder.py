@@ -76,8 +76,8 @@ class Encoder:
         memo: of what is quantized already.
         progress: called as work goes on.
         bases: in which tensors are coded; None for their own values.
-        made: forms under which tensors are quantized, by importance: once for every importance, since what depends on
-            the result is kept by it.
+        made: forms under which tensors are quantized, by importance and name: each once, since what depends on the
+            result is kept by it.
     """
 
     quantizer: Quantizer
@@ -89,7 +89,9 @@ class Encoder:
     memo: Memo = NOTHING_KEPT
     progress: Progress | None = None
     bases: Bases | None = None
-    made: WeakKeyDictionary[QuadraticForm, QuadraticForm] = field(default_factory=WeakKeyDictionary, repr=False)
+    made: WeakKeyDictionary[QuadraticForm, dict[str, QuadraticForm]] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
 
     @cached_property
     def coarse(self) -> Encoder:
@@ -112,16 +114,17 @@ class Encoder:
         return Job(aim, quantizer, self._form_in(basis, weight, importance), importance, basis)
 
     def _form_in(self, basis: Basis | None, weight: Weight, importance: QuadraticForm | None) -> QuadraticForm | None:
-        """The form under which a tensor is quantized in a basis, made once for every importance."""
+        """The form under which a tensor is quantized in a basis, made once; several may have one importance."""
         if importance is None:
             return None
-        if importance not in self.made:
+        made = self.made.get(importance, {})
+        if weight.name not in made:
             form = self._form(weight, importance)
             form = form if basis is None or form is None else form.turned(basis, weight.layout)
             if form is None or form is importance:  # which would keep itself in memory
                 return form
-            self.made[importance] = form
-        return self.made[importance]
+            self.made[importance] = made | {weight.name: form}
+        return self.made[importance][weight.name]
 
     def _quantizer_of(self, weight: Weight) -> Quantizer:
         if weight.is_vector:
