@@ -47,7 +47,7 @@ SHORT_BLOCK = 16
 LEAST_CORRELATION, ERRORS = 0.1, 3.0
 """Of neighbours along an axis from which cosines are tried there, and so many of its standard errors at least."""
 
-LONG, VERY_LONG = 4, 16
+LONG, VERY_LONG = 2, 16
 """How many times as long as wide a table is, at least, for rotations of some and of all directions to be tried."""
 
 DIRECTIONS = (4, 32)
