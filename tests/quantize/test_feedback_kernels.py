@@ -146,7 +146,7 @@ def test_every_survivor_makes_up_for_its_own_errors():
 @pytest.mark.parametrize(("columns", "rows"), SHAPES)
 @pytest.mark.parametrize("options", [{}, {"classes": 3, "weighted": True, "lmbda": 1.0}, {"lmbda": 0.0}], ids=str)
 def test_free_levels_are_what_a_plain_loop_finds(columns, rows, options):
-    loop = replace(span(columns, rows, **options), lengths=spread.lengths(5))
+    loop = replace(span(columns, rows, **options), lengths=spread.lengths(5, True))
     loop = replace(loop, row_exponents=loop.row_exponents + 20)
     levels, errors = scalar_span(loop)
     expected, _ = slow_feedback.scalar_span(loop)
@@ -155,7 +155,7 @@ def test_free_levels_are_what_a_plain_loop_finds(columns, rows, options):
 
 
 def test_exponents_beyond_the_tables_are_those_at_their_ends():
-    loop = replace(span(5, 6, scale=20.0), lengths=spread.lengths(3))
+    loop = replace(span(5, 6, scale=20.0), lengths=spread.lengths(3, True))
     for far, end in ((-500, 0), (5000, len(loop.lengths) - 1)):
         at = (replace(loop, row_exponents=np.full(6, e), column_exponents=np.zeros(5, int)) for e in (far, end))
         beyond, there = at

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from waterfill.quantize import kernels, spread
 
-LENGTHS = spread.lengths(4)
+LENGTHS = spread.lengths(4, True)
 
 
 @st.composite

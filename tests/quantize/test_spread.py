@@ -163,10 +163,17 @@ def test_moves_are_priced_by_what_is_stored(moved):
 
 def test_lengths_go_on_beyond_the_tables():
     for family in range(tables.FAMILIES):
-        lengths = spread.lengths(family)
+        lengths = spread.lengths(family, False)
         assert lengths.shape == (tables.SCALES, 256)
         assert (lengths[:, :128] == tables.code_lengths(family)).all()
         assert (lengths[:, 128:] == lengths[:, 127:128]).all()
+        wide = spread.lengths(family, True)
+        assert (wide[: tables.SCALES] == lengths).all()
+        for exponent, magnitude in ((57, 0), (57, 9), (64, 200), (65, 200), (80, 254)):
+            codes = codec.exponent_codes(np.array([exponent], np.int32), family)
+            symbols = np.array([magnitude], np.int32)
+            assert wide[exponent, magnitude] == pytest.approx(codec.bits_of(symbols, codes)[0], abs=1e-4)
+        assert (wide[tables.SCALES :, 255] == lengths[-1, 255]).all()
 
 
 def test_side_bits_are_those_of_the_cheapest_table_and_a_byte():

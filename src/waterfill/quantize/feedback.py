@@ -242,7 +242,7 @@ class Loop:
         for _ in range(rounds):
             rows, columns = _exponents(fit.exponents(self.layout))
             lmbda = 0.0 if fit.shift else self.lmbda  # low bits take the same everywhere
-            bits = np.float32(lmbda) * spreads.lengths(fit.family)[:, None]
+            bits = np.float32(lmbda) * fit.lengths()[:, None]
             levels = self._columns((rows, columns, bits, np.zeros(0, np.float32)))
             fit = spreads.fit(levels, self.layout, fit)
         return levels, fit

@@ -91,10 +91,16 @@ class PathFit:
         if self.wide:
             return np.zeros((exponents.size, 256), np.float32)
         rows = [
-            subsets.code_lengths(kind, family)[np.minimum(np.maximum(base + exponents, 0), tables.SCALES - 1)]
+            wide_lengths(kind, family)[spreads.rows_of(base + exponents, wide=True)]
             for kind, family, base in zip(subsets.KINDS[self.zero], self.families, self.bases, strict=True)
         ]
         return np.concatenate(rows, axis=1)
+
+
+@functools.cache
+def wide_lengths(kind: int, family: int) -> Lengths:
+    """Bits of every magnitude of a subset, also where low bits are left out, [exponents, 128]."""
+    return spreads.widened(subsets.code_lengths(kind, family))
 
 
 def start(symbols: Symbols, layout: Layout, zero: bool, steps: AxisScales = NO_SCALES) -> PathFit:
@@ -208,8 +214,8 @@ def _fit_bases(magnitudes: NDArray[np.uint8], layout: Layout, fit: PathFit, *, e
 
 @functools.cache
 def _tables(kind: int) -> NDArray[np.float32]:
-    """Bits of every magnitude in one kind of subset, [families, 128, 57]."""
-    every = [subsets.code_lengths(kind, family).T for family in range(tables.FAMILIES)]
+    """Bits of every magnitude in one kind of subset, [families, 128, exponents]."""
+    every = [wide_lengths(kind, family).T for family in range(tables.FAMILIES)]
     return np.ascontiguousarray(every)
 
 

@@ -83,7 +83,7 @@ def finish(
     cost = cost_of(weight, form, symbols, rule)
     widest = sum(int(exponents.max(initial=0)) for exponents in fit.exponents(weight.layout))
     largest = int(np.abs(symbols).max(initial=0))
-    beyond = fit.shift > 0 or widest >= tables.SCALES or largest >= spreads.lengths(fit.family).shape[1]
+    beyond = fit.shift > 0 or widest >= tables.SCALES or largest >= fit.lengths().shape[1]
     bits = _exact_bits(symbols, fit, weight.layout) if beyond else fit.bits
     spread, bits = spreads.cheapest(symbols, weight.layout, fit.spread(), bits)
     return Quantized(symbols, rule, spread, bits + side, cost)
@@ -235,7 +235,7 @@ def _round(
         return np.rint(x).astype(np.int32)
     moved = np.array([0, *shrink], np.float32) / LEVEL_UNIT
     rows, channels, taps = fit.exponents(layout)
-    kernels.round_to_cost(x, relative, rows, channels, taps, spreads.lengths(fit.family), moved, lmbda, symbols)
+    kernels.round_to_cost(x, relative, rows, channels, taps, fit.lengths(), moved, lmbda, symbols)
     return symbols
 
 

@@ -15,6 +15,9 @@ from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.quantize import adaptive, own
 from waterfill.records import NO_SCALES, AxisScales, Layout, Scales, Spread, Symbols, Table
 
+WIDER = 24
+"""Exponents beyond the tables that are fitted with them: three octaves."""
+
 REACH = 2
 """Offsets are refined by up to this many quarter octaves a round."""
 
@@ -31,15 +34,38 @@ NO_OFFSETS: AxisOffsets = (None, None, None)
 
 
 @functools.cache
-def lengths(family: int) -> NDArray[np.float32]:
-    """Bits of every magnitude 0..255 at every exponent [57, 256]; far escapes count as the first one."""
-    return np.pad(tables.code_lengths(family), ((0, 0), (0, 128)), mode="edge")
+def lengths(family: int, wide: bool) -> NDArray[np.float32]:
+    """Bits of every magnitude 0..255 at every exponent [exponents, 256]; far escapes count as the first one.
+
+    Args:
+        family: shape of the tables.
+        wide: whether there are exponents beyond those of the tables; not where all magnitudes have lost low bits.
+    """
+    known = np.pad(tables.code_lengths(family), ((0, 0), (0, 128)), mode="edge")
+    return widened(known) if wide else known
+
+
+def rows_of(exponents: Offsets, *, wide: bool) -> Offsets:
+    """The rows of tables that exponents have: those below the first and above the last one theirs."""
+    last = tables.SCALES - 1 + (WIDER if wide else 0)
+    return np.minimum(np.maximum(exponents, 0), last)
+
+
+def widened(bits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Bits of magnitudes [57, magnitudes] with those at `WIDER` more exponents, at which low bits are left out."""
+    magnitudes, rows = np.arange(bits.shape[1]), []
+    for exponent in range(tables.SCALES, tables.SCALES + WIDER):
+        low = (exponent - (tables.SCALES - 8)) >> 3
+        rows.append(bits[exponent - 8 * low, (magnitudes + (1 << low >> 1)) >> low] + np.float32(low))
+    found = np.concatenate([bits, rows])
+    found[tables.SCALES :, -1] = bits[-1, -1]  # stands for all that are larger, too
+    return found
 
 
 @functools.cache
-def tables_of() -> NDArray[np.float32]:
-    """The same of all families, [families, 256, 57]."""
-    every = [lengths(family).T for family in range(tables.FAMILIES)]
+def tables_of(wide: bool) -> NDArray[np.float32]:
+    """The same of all families, [families, 256, exponents]."""
+    every = [lengths(family, wide).T for family in range(tables.FAMILIES)]
     return np.ascontiguousarray(every)
 
 
@@ -54,6 +80,7 @@ class Fit:
         offsets: quarter octaves for rows, channels and taps, int64; None for none.
         bits: of the symbols and the scales.
         steps: scales of the steps, to which those of the spread may be relative in a file.
+        wide: whether exponents beyond the tables are priced as what they are, not as the last one.
     """
 
     family: int
@@ -62,10 +89,15 @@ class Fit:
     offsets: AxisOffsets
     bits: float
     steps: AxisScales = NO_SCALES
+    wide: bool = False
 
     def exponents(self, layout: Layout) -> tuple[Offsets, Offsets, Offsets]:
         """Exponents of rows, channels and taps in eighths of an octave; the rows carry the base."""
         return exponents_of(self.offsets, layout, self.base)
+
+    def lengths(self) -> NDArray[np.float32]:
+        """Bits of every magnitude of the high parts at every exponent."""
+        return lengths(self.family, self.wide)
 
     def spread(self) -> Spread:
         """The record that goes into the file."""
@@ -79,12 +111,38 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None, steps: AxisS
     their own bits. Where steps have scales, their negative is proposed too: it takes next to nothing in a file, and
     few moves from there take little.
 
+    Beyond the tables an element loses a low bit, which is a step up in its price and may keep a search on one side. So
+    where exponents come to the end of the tables, there are two searches, with and without what is beyond.
+
     Args:
         symbols: int32 [out, in].
         layout: its layout.
         start: an earlier fit of nearly the same symbols, whose scales are refined instead of proposed anew.
         steps: scales of the steps; those of `start` where it is given.
     """
+    found = _fitted(symbols, layout, start, steps, start is not None and start.wide)
+    widest = sum(int(each.max(initial=0)) for each in found.exponents(layout))
+    if start is not None or found.shift or widest < tables.SCALES - 1:
+        return found
+    other, magnitudes = _fitted(symbols, layout, start, steps, True), _magnitudes(symbols, layout, 0)
+    return min((found, other), key=lambda each: _wide_bits(magnitudes, layout, each))
+
+
+def _wide_bits(magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit) -> float:
+    """Bits of symbols and scales with those of exponents beyond the tables."""
+    from waterfill.quantize import kernels
+
+    exponents = fit.exponents(layout)
+    low, high = (sum(int(end(each)) for each in exponents) for end in (np.min, np.max))
+    counts = kernels.exponent_histogram(magnitudes, *exponents, low, high)
+    prices = lengths(fit.family, True)
+    return float(np.vdot(counts, prices[rows_of(np.arange(low, high + 1), wide=True)])) + axes_bits(
+        fit.offsets, fit.steps
+    )
+
+
+def _fitted(symbols: Symbols, layout: Layout, start: Fit | None, steps: AxisScales, wide: bool) -> Fit:
+    """Fit with or without exponents beyond the tables; arguments as of `fit`."""
     steps = start.steps if start else steps
     families = [start.family] if start else None
     shifts = {_shift(symbols)} if start is None else {start.shift}
@@ -92,7 +150,7 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None, steps: AxisS
         shifts.add(0)  # a few escapes may cost less than low bits for all the zeros
     candidates = {shift: _magnitudes(symbols, layout, shift) for shift in shifts}
     fits = [
-        _fit_base(high, layout, Fit(0, shift, 0, offsets, np.inf, steps), families)
+        _fit_base(high, layout, Fit(0, shift, 0, offsets, np.inf, steps, wide and not shift), families)
         for shift, high in candidates.items()
         for offsets in starts(steps)
     ]
@@ -267,7 +325,7 @@ def _median(values: NDArray[Any]) -> float:
 def _refine(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int, offsets: Offsets) -> Offsets:
     """Move every offset of one axis to where symbols and scale cost the fewest bits."""
     with_axis = exponents_of(replaced(fit.offsets, axis, offsets), layout, fit.base)
-    costs = move_costs(magnitudes, with_axis, axis, lengths(fit.family))
+    costs = move_costs(magnitudes, with_axis, axis, fit.lengths())
     return refined(costs, offsets, fit.steps[axis])
 
 
@@ -314,7 +372,8 @@ def _fit_base(magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit, families:
     low = int(sum(int(e.min(initial=0)) for e in (rows, channels, taps)))
     high = int(sum(int(e.max(initial=0)) for e in (rows, channels, taps)))
     counts = kernels.exponent_histogram(magnitudes, rows, channels, taps, low, high)
-    known = tables_of() if families is None else tables_of()[families]
+    known = tables_of(fit.wide)
+    known = known if families is None else known[families]
     bits, at, base = kernels.cheapest_base(counts, 0, low, -8 - high, tables.SCALES + 8 - low, known)
     family = at if families is None else families[at]
     bits += axes_bits(fit.offsets, fit.steps) + fit.shift * magnitudes.size
