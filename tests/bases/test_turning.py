@@ -78,6 +78,14 @@ def test_matrices_are_orthonormal(kind, layout):
         assert np.abs(matrix @ matrix.T - np.eye(part.length)).max() < 1e-6
 
 
+@pytest.mark.parametrize(("kind", "layout"), CASES)
+def test_columns_that_lie_together_are_turned_alike(kind, layout):
+    basis, _ = made(kind, layout)
+    matrix = weights(layout)
+    for turn in (turned, turned_diagonal):
+        assert (turn(np.asfortranarray(matrix), basis, layout) == turn(matrix, basis, layout)).all()
+
+
 def dense(basis, layout):
     """The matrix that turns all values of a tensor, one after the other."""
     columns = [turned(unit.reshape(layout.axes[0], -1), basis, layout).reshape(-1) for unit in np.eye(layout.numel)]

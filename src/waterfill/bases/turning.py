@@ -14,7 +14,7 @@ from waterfill.records import CHANNELS, OUT, Basis, Floats, Layout
 
 def turned(matrix: NDArray[Any], basis: Basis, layout: Layout) -> Floats:
     """The coefficients of a matrix [out, in] in a basis, float32."""
-    found = np.array(matrix, np.float32)
+    found = np.array(matrix, np.float32, order="C")  # of which parts are views, in which it is turned
     for part in parts(basis, layout):
         _rotated(found, part, basis, layout, back=False)
     return found
@@ -71,9 +71,9 @@ def _along(values: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
     return values.reshape(out * channels, taps, 1)
 
 
-def turned_diagonal(diagonal: NDArray[Any], basis: Basis, layout: Layout) -> Floats:
-    """The diagonal [out, in] that a diagonal matrix over the weights has in a basis, float32."""
-    found = np.array(diagonal, np.float32)
+def turned_diagonal(diagonal: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
+    """The diagonal [out, in] that a diagonal matrix over the weights has in a basis, in its precision."""
+    found = np.array(diagonal, order="C")
     for part in parts(basis, layout):
         view = _blocks(_along(found, basis, layout), part)
         view[...] = np.square(matrix_of(part)) @ view

@@ -177,13 +177,14 @@ class KroneckerForm(Form):
         if basis.axis == OUT:
             if len(self.columns) > 1:  # whose rows have columns of their own
                 return DiagonalForm(self.diagonal(), factor=self.factor, unit=self.unit).turned(basis, layout)
-            rows = self.rows if self.rows.ndim == 2 else np.diag(self.rows)
-            rows = turned_both(rows, basis, layout)
-            return self._of_rows(rows if self.rows.ndim == 2 else np.ascontiguousarray(rows.diagonal()))
+            if self.rows.ndim == 2:
+                return self._of_rows(turned_both(self.rows, basis, layout))
+            rows = turned_diagonal(self.rows[:, None], basis, Layout((len(self.rows), 1)))
+            return self._of_rows(rows[:, 0])
         if self.columns.ndim == 2:
             flat = Layout((1, layout.axes[1], *layout.shape[2:]))
             columns = np.concatenate([turned_diagonal(each[None], basis, flat) for each in self.columns])
-            return replace(self, columns=columns.astype(self.columns.dtype))
+            return replace(self, columns=columns)
         return replace(self, columns=np.stack([turned_both(each, basis, layout) for each in self.columns]))
 
     def scaled(self, factor: float) -> KroneckerForm:

@@ -105,7 +105,8 @@ class _EntryByEntry(Form):
             basis: in which the weights are.
             layout: of the matrix.
         """
-        return DiagonalForm(turned_diagonal(self.diagonal(), basis, layout), factor=self.factor, unit=self.unit)
+        diagonal = self.diagonal().astype(np.float32, copy=False)
+        return DiagonalForm(turned_diagonal(diagonal, basis, layout), factor=self.factor, unit=self.unit)
 
     def _squares(self) -> DiagonalForm:
         """The squares alone, in the same unit."""
