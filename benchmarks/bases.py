@@ -24,9 +24,8 @@ from hf_commit import commit
 from measure import say
 from results import Section
 from waterfill import importance, zoo
-from waterfill.bases.turning import turned
 from waterfill.codec import container
-from waterfill.compression.bases import Bases
+from waterfill.compression.bases import Bases, in_basis
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.importance.factored import KroneckerForm
@@ -93,10 +92,9 @@ def coded(task: Task, quantizer: Quantizer, kinds: tuple[type[Basis], ...]) -> t
     """Quantize in the best basis of some kinds; gives the seconds of CPU, too."""
     start = time.process_time()
     basis = Bases(quantizer, task.level, kinds).of(task.weight, lambda: task.form)
-    weight, form = task.weight, task.form
-    if basis is not None:
-        weight = replace(weight, matrix=turned(weight.matrix, basis, weight.layout))
-        form = None if form is None else form.turned(basis, weight.layout)
+    weight, form = in_basis(task.weight, basis), task.form
+    if basis is not None and form is not None:
+        form = form.turned(basis, weight.layout)
     item = replace(quantizer.quantize(weight, form, task.level), basis=basis)
     return item, time.process_time() - start
 

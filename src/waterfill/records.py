@@ -81,11 +81,18 @@ class Weight:
         name: its name in the state dict.
         matrix: float32 values [out, in].
         layout: how the matrix becomes the tensor again.
+        basis: in which the matrix is; None for the values themselves.
     """
 
     name: str
     matrix: Floats
     layout: Layout
+    basis: Basis | None = None
+
+    @property
+    def are_rows_alike(self) -> bool:
+        """Whether some rows at equal distances stand for all; coefficients of rows go from large to small ones."""
+        return self.basis is None or self.basis.axis != OUT
 
     @property
     def is_vector(self) -> bool:

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,11 @@ from small_nets import batches, net
 from torch import nn
 
 import waterfill
+from waterfill.compression import limits
+from waterfill.compression.bases import in_basis
 from waterfill.compression.encoder import Encoder, Job
 from waterfill.compression.layerwise import CodedSegment, EntryReport, _Coder
-from waterfill.compression.limits import SourceModels
+from waterfill.compression.limits import Sample, SourceModels
 from waterfill.compression.report_rows import ReportBuilder, _why_below
 from waterfill.compression.segments import StoredTensors
 from waterfill.compression.sensitivity import ModelStatistics
@@ -24,8 +27,9 @@ from waterfill.compression.tensor_slices import TensorSlice
 from waterfill.files import WaterfillFile
 from waterfill.importance import KroneckerForm, identity, kl, kronecker
 from waterfill.importance.forms import DiagonalForm
-from waterfill.quantize import KMeans, Scalar
-from waterfill.records import Coded, Entry, Exact, Layout, Quantized, Relative, Spread, Uniform, Weight
+from waterfill.quantize import KMeans, Scalar, Trellis, prepared
+from waterfill.quantize.prepared import Prepared
+from waterfill.records import OUT, Coded, Cosines, Entry, Exact, Layout, Quantized, Relative, Spread, Uniform, Weight
 from waterfill.theory import shannon_lower_bound
 from waterfill.theory import spectra as spectra_module
 
@@ -348,3 +352,22 @@ def test_forms_with_cross_terms_have_limits_in_the_report_the_file_and_the_bound
     assert not {"0.weight", "3.weight"} & set(limit.left_out)
     assert all(row.rate > 0 for row in limit.tensors(4.0) if row.name in ("0.weight", "3.weight"))
     assert limit.distortion(4.0) < waterfill.bound(net(), batches(), importance=kl()).distortion(4.0)
+
+
+@pytest.mark.parametrize("quantizer", [Trellis(8), None], ids=["estimate", "limit"])
+def test_coefficients_of_rows_do_not_stand_for_each_other(quantizer, monkeypatch):
+    """In every block of cosines the first ones are the largest, and every fourth row is one of them too often."""
+    layout, every = Layout((512, 64)), np.arange(512)
+    root = np.linalg.cholesky(0.99 ** np.abs(every[:, None] - every))
+    matrix = (root @ np.random.default_rng(0).normal(size=layout.shape)).astype(np.float32)
+    some = in_basis(Weight("w", matrix, layout), Cosines(OUT, 512))
+    level = float(np.square(matrix).mean()) / 16
+    if quantizer is None:
+        whole = SourceModels().forecast(some, None).rate(level)
+        monkeypatch.setattr(limits, "SAMPLED", 1 << 13)
+        assert SourceModels().forecast(some, None).rate(level) == whole
+        assert Sample.of(replace(some, basis=None)).step == 4
+    else:
+        whole = quantizer.quantize(some, None, level).bits
+        monkeypatch.setattr(prepared, "SAMPLE", 1 << 13)
+        assert Prepared(quantizer, some, None).estimate_bits(level) == pytest.approx(whole, rel=0.05)

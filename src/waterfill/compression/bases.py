@@ -109,15 +109,22 @@ class Bases:
 
     def _price(self, weight: Weight, form: QuadraticForm | None, basis: Basis | None) -> float:
         """Bits of a tensor in a basis at the level, with what its errors cost in bits."""
-        if basis is not None:
-            weight = replace(weight, matrix=turned(weight.matrix, basis, weight.layout))
-            form = None if form is None else form.turned(basis, weight.layout)
+        weight = in_basis(weight, basis)
+        if basis is not None and form is not None:
+            form = form.turned(basis, weight.layout)
         if weight.matrix.size <= SMALL:
             found = draft_of(self.quantizer).quantize(weight, form, self.level)
             return _side_bits(basis) + lagrangian(found, self.level) / (PRICE_OF_BIT * self.level)
         components = SourceModels().forecast(weight, form)
         cost = components.distortion(self.level) / (PRICE_OF_BIT * self.level)
         return _side_bits(basis) + components.rate(self.level) + cost
+
+
+def in_basis(weight: Weight, basis: Basis | None) -> Weight:
+    """A tensor in a basis; None for its own values."""
+    if basis is None:
+        return weight
+    return replace(weight, matrix=turned(weight.matrix, basis, weight.layout), basis=basis)
 
 
 def _has_few_values(matrix: Floats) -> bool:

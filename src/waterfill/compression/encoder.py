@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.bases.turning import turn_back, turned
-from waterfill.compression.bases import Bases
+from waterfill.bases.turning import turn_back
+from waterfill.compression.bases import Bases, in_basis
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.importance.weight_excess import tempered, weight_excess
 from waterfill.processes import ALONE, Processes
@@ -36,20 +36,17 @@ class Job:
         quantizer: what quantizes it.
         form: what errors cost where it is quantized, in its basis; None where that is not known.
         importance: the same as it was estimated: to no power, at the level of all, and for the values themselves.
-        basis: in which the tensor is coded; None for its own values.
     """
 
     weight: Weight
     quantizer: Quantizer
     form: QuadraticForm | None
     importance: QuadraticForm | None
-    basis: Basis | None = None
 
-    def in_basis(self, weight: Weight) -> Weight:
-        """A tensor such as this one, such as the original, in its basis."""
-        if self.basis is None:
-            return weight
-        return replace(weight, matrix=turned(weight.matrix, self.basis, weight.layout))
+    @property
+    def basis(self) -> Basis | None:
+        """In which the tensor is coded; None for its own values."""
+        return self.weight.basis
 
     def loss(self, quantized: Quantized) -> float | None:
         """The distortion of the model that the importance predicts for the errors; None where it is not known."""
@@ -109,9 +106,7 @@ class Encoder:
         aim = weight if target is None else target
         quantizer = self._quantizer_of(aim)
         basis = None if self.bases is None else self.bases.of(weight, lambda: self._form(weight, importance))
-        if basis is not None:
-            aim = replace(aim, matrix=turned(aim.matrix, basis, aim.layout))
-        return Job(aim, quantizer, self._form_in(basis, weight, importance), importance, basis)
+        return Job(in_basis(aim, basis), quantizer, self._form_in(basis, weight, importance), importance)
 
     def _form_in(self, basis: Basis | None, weight: Weight, importance: QuadraticForm | None) -> QuadraticForm | None:
         """The form under which a tensor is quantized in a basis, made once; several may have one importance."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from waterfill._version import PRODUCER
 from waterfill.codec import container
+from waterfill.compression.bases import in_basis
 from waterfill.compression.encoder import Job, decoded
 from waterfill.compression.limits import EntryLimit, SourceModels, entry_limit
 from waterfill.compression.lossless import LosslessTensors
@@ -221,7 +222,7 @@ class _Coder:
         self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], quantized: Mapping[str, Quantized]
     ) -> None:
         originals = {each.entry.name: each.original for each in slices if each.original is not None}
-        originals = {name: jobs[name].in_basis(weight) for name, weight in originals.items()}
+        originals = {name: in_basis(weight, jobs[name].basis) for name, weight in originals.items()}
         priced = {name: weight for name, weight in originals.items() if quantized[name].distortion > 0}
         models = self.sources.models(priced, {name: jobs[name].form for name in priced})
         for name, weight in originals.items():
@@ -230,7 +231,7 @@ class _Coder:
             self.coded.unit = self.coded.unit if importance is None else importance.unit
             if name in models:
                 distortion = quantized[name].distortion
-                limit = entry_limit(models[name], distortion, weight.matrix.size, jobs[name].basis)
+                limit = entry_limit(models[name], distortion, weight.matrix.size, weight.basis)
                 components = models[name].components
                 report = replace(report, limit=limit, components=components, distortion=distortion)
             self.coded.reports[name] = report

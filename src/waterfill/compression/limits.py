@@ -27,7 +27,7 @@ class Sample:
     """Some rows of a matrix in the place of all.
 
     Attributes:
-        weight: every `step`-th row; of a smaller matrix all.
+        weight: every `step`-th row, or all.
         step: how many rows each stands for.
         times: the same as a fraction, of the rows that there are.
     """
@@ -38,8 +38,8 @@ class Sample:
 
     @classmethod
     def of(cls, weight: Weight) -> Sample:
-        """Take every k-th row of a large matrix, all of a smaller one."""
-        step = max(1, weight.matrix.size // SAMPLED)
+        """Take every k-th row of a large matrix; all of a smaller one, and of one whose rows are not alike."""
+        step = max(1, weight.matrix.size // SAMPLED) if weight.are_rows_alike else 1
         if step == 1:
             return cls(weight, 1, 1.0)
         rows = weight.matrix[::step]

@@ -377,7 +377,7 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
     Filtering makes weights smaller, so the best step is larger than the one they were searched with.
     """
     steps = np.broadcast_to(step_sizes(rule, weight.layout, 0, levels.size), levels.size).reshape(levels.shape)
-    form, some = _some_rows(form)
+    form, some = _some_rows(weight, form)
     matrix, levels, steps = weight.matrix[some], levels[some], steps[some]
     sizes = np.minimum(np.abs(levels), 3)
     basis = [steps * levels.astype(np.float32)]
@@ -400,11 +400,11 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
     return replace(rule, step=step, shrink=(first, second, third))
 
 
-def _some_rows(form: KroneckerForm) -> tuple[KroneckerForm, slice]:
-    """The form of some rows, and which they are: all that there are if they do not go apart."""
+def _some_rows(weight: Weight, form: KroneckerForm) -> tuple[KroneckerForm, slice]:
+    """The form of some rows, and which they are: all that there are if they do not go apart or are not alike."""
     out, inputs = len(form.rows), form.columns.shape[1]
     every = slice(None, None, max(1, out // max(FEWEST_FITTED, FITTED // inputs)))
-    if form.rows.ndim == 1 and len(form.columns) == 1:
+    if form.rows.ndim == 1 and len(form.columns) == 1 and weight.are_rows_alike:
         return form.rows_of(every), every
     return form, slice(None)
 

@@ -90,10 +90,10 @@ def _prepared(quantizer: Quantizer, weight: Weight, form: QuadraticForm | None) 
 
 
 def _some_rows(weight: Weight, form: QuadraticForm | None) -> tuple[Weight, QuadraticForm | None]:
-    """Rows at equal distances; all of them where a form cannot do with some."""
+    """Rows at equal distances; all of them where a form cannot do with some, or they are not alike."""
     _, channels, taps = weight.layout.axes
     every = int(len(weight.matrix) / max(FEWEST_ROWS, SAMPLE // max(1, channels * taps)))
-    if every < 2:
+    if every < 2 or not weight.are_rows_alike:
         return weight, form
     rows = slice(None, None, every)
     try:
