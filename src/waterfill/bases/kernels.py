@@ -67,11 +67,11 @@ def multiply(values, matrix):
                 a, b = np.float64(matrix[i, j]), np.float64(matrix[i + 1, j])
                 c, d = np.float64(matrix[i + 2, j]), np.float64(matrix[i + 3, j])
                 one, two, three, four = tile[i], tile[i + 1], tile[i + 2], tile[i + 3]
-                for k in range(WIDE):
+                for k in range(some):
                     total[k] = (((total[k] + a * one[k]) + b * two[k]) + c * three[k]) + d * four[k]
             for i in range(length - length % 4, length):
                 factor = np.float64(matrix[i, j])
-                for k in range(WIDE):
+                for k in range(some):
                     total[k] += factor * tile[i, k]
             for k in range(some):
                 values[start + k, j] = np.float32(total[k]) if total[k] == total[k] else np.float32(0.0)
