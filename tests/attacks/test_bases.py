@@ -170,11 +170,20 @@ def test_a_file_has_few_more_angles_than_values():
     count = 200
     lines = [["r", number, 0, 1023, 8] for number in range(count)]
     data = opened_alone([1024, 1], lines, count, count * 523_776, 1 << 14)
-    with pytest.raises(FormatError, match="bases have 104755200 angles, too many for the 204800 values"):
+    with pytest.raises(FormatError, match="are turned by 104755200 angles, too many for the 204800 values"):
         Container(data)
     few = opened_alone([1024, 1], lines[:2], 2, 2 * 523_776, 1 << 14)
     with pytest.raises(FormatError, match="stream"):
         Container(few)
+
+
+def test_angles_that_are_shared_count_for_every_tensor():
+    """For matrices of five bases in turn are made anew for each tensor."""
+    own = [["r", number, 0, 1023, 8] for number in range(5)]
+    shared = [["s", number, number % 5] for number in range(5, 200)]
+    data = opened_alone([1024, 1], [*own, *shared], 200, 5 * 523_776, 1 << 14)
+    with pytest.raises(FormatError, match="are turned by 104755200 angles, too many for the 204800 values"):
+        Container(data)
 
 
 @pytest.mark.parametrize("shape", [[1, 1, *[1] * 62], [1, 1, 0, *[2] * 40], [0, 1, *[2] * 9]])

@@ -96,6 +96,21 @@ def numbers_of_angles(line: BasisLine | None, layout: Layout) -> list[int]:
     return []
 
 
+def angles_of_tensors(lines: Sequence[BasisLine | None], layouts: Sequence[Layout]) -> list[int]:
+    """With how many angles every tensor is turned, those of others included.
+
+    Raises:
+        FormatError: a tensor cannot have its basis.
+    """
+    found: list[int] = []
+    for line, layout in zip(lines, layouts, strict=True):
+        if isinstance(line, SharedLine):
+            found.append(found[line.of] if line.of < len(found) else 0)
+        else:
+            found.append(sum(numbers_of_angles(line, layout)))
+    return found
+
+
 def _number_of_rotations(axis: int, directions: int, layout: Layout) -> int:
     length = layout.axes[axis]
     if not directions < length <= rotations.LONGEST_ROTATED:

@@ -80,7 +80,7 @@ MAX_UNITS_PER_BYTE = {"a": 1 << 13, "s": 1 << 13, "x": 1 << 15}
 """No table symbol takes less than 1/1000 bit, and a zstandard block of four bytes holds 128 KiB at most."""
 
 SPARE_ANGLES = 1 << 20
-"""So many more angles than values may a file have: of its tensors it may have small parts alone."""
+"""By so many more angles than it has values a file may turn tensors: it may have small parts of them alone."""
 
 PHRASES_SHA256 = "f5e15af28ae616e30a75ac323962b587a50ad58ecd7597562ac190a5e911314f"
 
@@ -471,7 +471,7 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
         raise FormatError(f"{len(layouts)} tensors are coded, but {len(directory.tensors)} are described")
     lines = list(zip(all_lines(directory), layouts.values(), strict=True))
     side = sum(sum(side_lengths(each, layout)) for each, layout in lines)
-    angles = sum(sum(basis_lines.numbers_of_angles(each.basis, layout)) for each, layout in lines)
+    angles = sum(basis_lines.angles_of_tensors([each.basis for each, _ in lines], list(layouts.values())))
     needed = {
         "a": side,
         "c": sum(codebook_size(line) for line in directory.tensors),
@@ -482,7 +482,9 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
     if constant > needed["s"]:
         raise FormatError(f"{constant} values are constant, more than the {needed['s']} that are coded")
     if angles > needed["s"] + SPARE_ANGLES:  # a matrix of rotations takes time for each
-        raise FormatError(f"bases have {angles} angles, too many for the {needed['s']} values that are coded")
+        raise FormatError(
+            f"tensors are turned by {angles} angles, too many for the {needed['s']} values that are coded"
+        )
     found = dict.fromkeys(needed, 0)
     for chunk in directory.chunks:
         if chunk.kind not in found or not _can_hold(chunk):
