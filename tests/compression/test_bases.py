@@ -16,6 +16,7 @@ from waterfill.compression.encoder import Encoder, decoded_matrix
 from waterfill.files import WaterfillFile
 from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import DiagonalForm, QuarticForm
+from waterfill.processes import Processes
 from waterfill.quantize import Feedback, Prune, Trellis
 from waterfill.records import CHANNELS, OUT, TAPS, Cosines, Flips, Layout, Rotations, Weight
 from waterfill.report.text import file_summary
@@ -169,6 +170,15 @@ def test_a_basis_is_chosen_once_and_parts_of_a_table_share_it(monkeypatch):
     ]
     found = [known.of(part, lambda: None) for part in parts]
     assert isinstance(found[0], Rotations) and found[0] is found[1] is found[2] and len(chosen) == 1
+
+
+def test_all_processes_take_what_the_first_one_chooses():
+    class Second(Processes):
+        def broadcast_made(self, make):  # noqa: ARG002
+            return Cosines(TAPS, 4)
+
+    known = Bases(Trellis(8), 1.0, processes=Second(1, 2))
+    assert known.of(kernels(), lambda: pytest.fail("is for the first one")) == Cosines(TAPS, 4)
 
 
 class Smooth(nn.Module):

@@ -13,6 +13,7 @@ from waterfill.bases.turning import turned
 from waterfill.bundle.parts import part_of
 from waterfill.codec.own import stored_bits
 from waterfill.compression.limits import SourceModels
+from waterfill.processes import ALONE, Processes
 from waterfill.protocols import QuadraticForm, Quantizer, Quartic, traits_of
 from waterfill.quantize.level_table import needs_table
 from waterfill.quantize.prepared import draft_of
@@ -62,11 +63,13 @@ class Bases:
         quantizer: of the tensors.
         level: about which they are quantized.
         kinds: which bases are tried.
+        processes: all of them take what the first one chooses, for others may be a rounding away.
     """
 
     quantizer: Quantizer
     level: float
     kinds: tuple[type[Basis], ...] = (Cosines, Flips, Rotations)
+    processes: Processes = ALONE
     _known: dict[str, Basis | None] = field(default_factory=dict, repr=False)
 
     def of(self, weight: Weight, form: Callable[[], QuadraticForm | None]) -> Basis | None:
@@ -79,7 +82,7 @@ class Bases:
         part = part_of(weight.name)
         name = weight.name if part is None else part.tensor
         if name not in self._known:
-            self._known[name] = self._chosen(weight, form())
+            self._known[name] = self.processes.broadcast_made(lambda: self._chosen(weight, form()))
         return self._known[name]
 
     def _chosen(self, weight: Weight, form: QuadraticForm | None) -> Basis | None:

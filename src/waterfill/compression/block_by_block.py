@@ -194,7 +194,7 @@ def encoder_of(walk: DirectoryWalk, level: float) -> Encoder:
         statistics.zero_cost,
         processes=settings.processes,
         memo=settings.memo,
-        bases=Bases(settings.quantizer, level),
+        bases=Bases(settings.quantizer, level, processes=settings.processes),
     )
 
 

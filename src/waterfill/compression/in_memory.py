@@ -241,7 +241,7 @@ class InMemoryWalk:
 
     def in_bases(self, level: float) -> InMemoryWalk:
         """The walk with the tensors in the bases in which they take the fewest bits about a water level."""
-        bases = Bases(self.settings.quantizer, level)
+        bases = Bases(self.settings.quantizer, level, processes=self.settings.processes)
         found = replace(self, bases=bases)
         self.sources.forget(name for name, job in found.jobs.items() if job.basis is not None)
         return found
