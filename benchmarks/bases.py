@@ -270,6 +270,8 @@ def main() -> None:
         f"At {commit()}, {results.processor()}."
     )
     squared = list(convolutions(1.92, data=False))
+    for quantizer in (Trellis(states), Feedback(states)):  # loads what is compiled
+        compared(squared[:1], quantizer, states)
     sections = [
         Section(
             "Convolutions of ResNet-20, squared error",

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from small_nets import batches, net
@@ -196,3 +197,16 @@ def test_the_format_of_a_picture_is_its_ending(tmp_path):
     assert picture_format(tmp_path / "a.PNG") == "png"
     with pytest.raises(UsageError, match=r"has the ending '\.jpg'; expected \.png, \.svg or \.pdf"):
         picture_format(tmp_path / "a.jpg")
+
+
+def test_a_bound_knows_the_bases_of_files():
+    """Kernels that go on smoothly have a lower limit than independent weights, and the row says why."""
+    every = np.arange(9)
+    root = np.linalg.cholesky(0.9 ** np.abs(every[:, None] - every))
+    conv = nn.Conv1d(16, 32, 9, bias=False)
+    conv.weight.data = torch.from_numpy(np.random.default_rng(0).normal(size=(32, 16, 9)) @ root.T).float()
+    found = waterfill.bound(nn.Sequential(conv), importance=identity())
+    (row,) = found.tensors(2.0)
+    assert row.source_model.endswith("of taps")
+    variance = float(conv.weight.detach().square().mean())
+    assert row.distortion / row.numel < 0.3 * variance / 16

@@ -12,7 +12,7 @@ from waterfill.quantize.feedback import Loop
 from waterfill.quantize.prefilter import DAMPING, OCTAVES, Filters, inverse_powers
 from waterfill.quantize.scalar import in_steps
 from waterfill.reconstruct import step_sizes
-from waterfill.records import Layout, Weight
+from waterfill.records import CHANNELS, Cosines, Layout, Weight
 
 
 def product(out, inputs, groups=1, decades=0.0, seed=0):
@@ -27,7 +27,8 @@ def weights(out, inputs, seed=0):
 
 
 def filters_of(matrix, form, layout=None):
-    return Filters(Weight("w", matrix, layout or Layout(matrix.shape)), form)
+    """Of coefficients: only of these powers of columns are told apart."""
+    return Filters(Weight("w", matrix, layout or Layout(matrix.shape), Cosines(CHANNELS, 2)), form)
 
 
 def noise_of(matrix):
@@ -87,6 +88,15 @@ def test_noise_goes_by_the_powers_of_channels_and_taps():
     found = inverse_powers(Weight("w", matrix, layout))
     powers = np.outer(channels**2, taps**2).reshape(-1)
     np.testing.assert_allclose(np.log(found), np.log(powers.mean() / powers), atol=0.1)
+
+
+def test_weights_in_their_own_basis_have_the_same_noise_in_all_columns():
+    form, matrix = product(6, 8), weights(6, 8) * np.arange(1, 9, dtype=np.float32)
+    target = Filters(Weight("w", matrix, Layout((6, 8))), form).target(0.1)
+    for row in range(6):
+        u = target.factors[target.classes[row]].T.astype(float)
+        added = np.diagonal(u @ u.T - damped(form, row))
+        np.testing.assert_allclose(added, added[0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("out", [8, 64, 512])

@@ -73,20 +73,22 @@ class Bases:
     _known: dict[str, Basis | None] = field(default_factory=dict, repr=False)
 
     def of(self, weight: Weight, form: Callable[[], QuadraticForm | None]) -> Basis | None:
-        """The basis of a tensor, the same for all parts of one; None for its own values.
+        """The basis of a tensor, the same for all slices of one that may be turned; None for its own values.
 
         Args:
             weight: the tensor.
             form: gives what errors cost where it is quantized; None for 1 everywhere.
         """
         part = part_of(weight.name)
-        name = weight.name if part is None else part.tensor
+        is_slice = part is not None and part.stop is not None
+        name = part.tensor if part is not None and is_slice else weight.name
         if name not in self._known:
             self._known[name] = self.processes.broadcast_made(lambda: self._chosen(weight, form()))
-        return self._known[name]
+        found = self._known[name]
+        return None if found is not None and is_slice and not self._may_turn(weight) else found
 
     def _chosen(self, weight: Weight, form: QuadraticForm | None) -> Basis | None:
-        if not self._may_turn(weight, form):
+        if isinstance(form, Quartic) or not self._may_turn(weight):
             return None
         candidates = [each for each in _candidates(weight, form) if isinstance(each, self.kinds)]
         if not candidates:
@@ -101,10 +103,10 @@ class Bases:
                 best, least = basis, price
         return best
 
-    def _may_turn(self, weight: Weight, form: QuadraticForm | None) -> bool:
-        """Whether a tensor is a matrix priced by squares, neither sparse nor of few values nor of extreme ones."""
+    def _may_turn(self, weight: Weight) -> bool:
+        """Whether a tensor is a matrix, neither sparse nor of few values nor of extreme ones."""
         matrix = weight.matrix
-        if weight.is_vector or matrix.size < FEWEST or isinstance(form, Quartic):
+        if weight.is_vector or matrix.size < FEWEST:
             return False
         if not traits_of(self.quantizer).any_basis or 2 * np.count_nonzero(matrix) <= matrix.size:
             return False

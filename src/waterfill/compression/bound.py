@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from waterfill.bundle import Checkpoint
 from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
+from waterfill.compression.bases import Bases, in_basis
 from waterfill.compression.block_by_block import BlockWalk
 from waterfill.compression.calibration import PreparedModel, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
@@ -29,14 +30,20 @@ from waterfill.importance import COST_UNIT
 from waterfill.models.arrangement import masked_text
 from waterfill.models.kept_batches import as_batches, without_empty
 from waterfill.models.surroundings import in_ordinary_surroundings
-from waterfill.protocols import Estimator, Output, Progress
+from waterfill.protocols import Estimator, Output, Progress, QuadraticForm
 from waterfill.quantize import Feedback
+from waterfill.records import Weight
 from waterfill.threads import one_thread
 
 GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Rates at which a curve is told, and the one at which tensors are shown."""
 
 USUAL = 4.0
+
+BASES_AT = 2.0
+"""Bits a weight, about, for which bases are chosen."""
+
+NO_BASES = "Tensors of a directory are taken as they are; in another basis some may take fewer bits than their limit."
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ class ModelBound:
             )
             return BoundRow(name, shape, numel, None, None, reason=reason)
         rate, loss = model.components.rate(level) / numel, self.factor * model.components.distortion(level)
-        return BoundRow(name, shape, numel, rate, loss, model.source.name, model.source.standard_error)
+        return BoundRow(name, shape, numel, rate, loss, model.name, model.source.standard_error)
 
     def to_json(self, rate: float) -> str:
         """The curve, and the tensors at a rate, as JSON text."""
@@ -253,7 +260,7 @@ def bound(
 def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
     inventory = ready.inventory
     _check_values(inventory.floating_values)
-    models = SourceModels().models(inventory.weights, ready.forms)
+    models = _models(inventory.weights, ready.forms, settings)
     exact = ready.lossless
     form = next(iter(ready.forms.values()), None)
     return ModelBound(
@@ -268,6 +275,25 @@ def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
         models=models,
         notes=settings.notes.texts,
     )
+
+
+def _models(
+    weights: Mapping[str, Weight], forms: Mapping[str, QuadraticForm], settings: Settings
+) -> dict[str, TensorModel]:
+    """Source models of tensors in the bases in which they take the fewest bits about `BASES_AT`."""
+    sources = SourceModels()
+    plain = sources.models(weights, forms)
+    whole = sum((model.components for model in plain.values()), VarianceHistogram.none())
+    bases = Bases(settings.quantizer, whole.level_at_rate(BASES_AT * whole.number))
+    turned = {name: in_basis(weight, bases.of(weight, partial(forms.get, name))) for name, weight in weights.items()}
+    changed = {name: weight for name, weight in turned.items() if weight.basis is not None and name in plain}
+    sources.forget(changed)
+    return plain | sources.models(changed, {name: _turned_form(weight, forms) for name, weight in changed.items()})
+
+
+def _turned_form(weight: Weight, forms: Mapping[str, QuadraticForm]) -> QuadraticForm | None:
+    form = forms.get(weight.name)
+    return form if form is None or weight.basis is None else form.turned(weight.basis, weight.layout)
 
 
 def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> ModelBound:
@@ -293,6 +319,7 @@ def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequenc
         factor=factor,
         shapes=shapes,
         models=known.models,
+        notes=(*settings.notes.texts, NO_BASES),
     )
 
 

@@ -243,7 +243,7 @@ class InMemoryWalk:
         """The walk with the tensors in the bases in which they take the fewest bits about a water level."""
         bases = Bases(self.settings.quantizer, level, processes=self.settings.processes)
         found = replace(self, bases=bases)
-        self.sources.forget(name for name, job in found.jobs.items() if job.basis is not None)
+        self.sources.forget(name for walk in (self, found) for name, job in walk.jobs.items() if job.basis is not None)
         return found
 
     # Candidates

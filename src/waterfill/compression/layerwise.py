@@ -231,7 +231,7 @@ class _Coder:
             self.coded.unit = self.coded.unit if importance is None else importance.unit
             if name in models:
                 distortion = quantized[name].distortion
-                limit = entry_limit(models[name], distortion, weight.matrix.size, weight.basis)
+                limit = entry_limit(models[name], distortion, weight.matrix.size)
                 components = models[name].components
                 report = replace(report, limit=limit, components=components, distortion=distortion)
             self.coded.reports[name] = report

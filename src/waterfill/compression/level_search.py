@@ -86,28 +86,25 @@ def search(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool = Fals
 
 def _found(walks: Sequence[InMemoryWalk], target: Target, *, curves: bool) -> FileCandidate:
     """The candidate that meets a target; arguments and errors as in `search`."""
-    walks = _in_bases(walks, target)
     first = walks[0]
     if target.is_size:
         size = target.size(first.inventory.floating_values)
+        walks = _in_bases(walks, first.level_of(8 * size))
         return _of_size(_best_allocation(walks, size, curves=curves), target, size)
     losses = losses_of(first.calibrated, target)
     start = guessed_level(first, target)
+    walks = _in_bases(walks, start)
     if len(walks) == 1 and not curves:
-        return _of_quality(first, target, losses, start)
-    some = _about(replace(first, tune=None), target, losses, start)
+        return _of_quality(walks[0], target, losses, start)
+    some = _about(replace(walks[0], tune=None), target, losses, start)
+    walks = _in_bases(walks, some.water_level)
     best = _best_allocation(walks, some.size_bytes, curves=curves).walk
     return _of_quality(best, target, losses, some.water_level)
 
 
-def _in_bases(walks: Sequence[InMemoryWalk], target: Target) -> list[InMemoryWalk]:
-    """The walks with all tensors in the bases that suit the level at which the first one begins."""
-    first = walks[0]
-    if target.is_size:
-        level = first.level_of(8 * target.size(first.inventory.floating_values))
-    else:
-        level = guessed_level(first, target)
-    chosen = first.in_bases(level)
+def _in_bases(walks: Sequence[InMemoryWalk], level: float) -> list[InMemoryWalk]:
+    """The walks with all tensors in the bases that suit a level of the first one."""
+    chosen = walks[0].in_bases(level)
     return [chosen, *(replace(walk, bases=chosen.bases) for walk in walks[1:])]
 
 

@@ -58,10 +58,17 @@ class TensorModel:
     Attributes:
         source: the fitted source of its weights.
         components: variances of independent components of its error, under its source and its form.
+        basis: in which the source is fitted; None for the values themselves.
     """
 
     source: ScaledSource
     components: VarianceHistogram
+    basis: Basis | None = None
+
+    @property
+    def name(self) -> str:
+        """Short name of the source for tables."""
+        return self.source.name if self.basis is None else f"{self.source.name}, {self.basis.name}"
 
 
 class SourceModels:
@@ -129,7 +136,8 @@ class SourceModels:
             variances = source.entropy_powers(matrix)
         else:
             variances = sample.form(form).component_variances(source, matrix)
-        self._found[weight.name] = form, TensorModel(source, VarianceHistogram.of(variances, sample.times))
+        components = VarianceHistogram.of(variances, sample.times)
+        self._found[weight.name] = form, TensorModel(source, components, weight.basis)
 
     def forget(self, names: Iterable[str]) -> None:
         """Let go of what is kept of tensors that are done with."""
@@ -169,19 +177,17 @@ class EntryLimit:
     source_model: str
 
 
-def entry_limit(model: TensorModel, distortion: float, numel: int, basis: Basis | None = None) -> EntryLimit:
+def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit:
     """The limit of a tensor.
 
     Args:
         model: its source and components.
         distortion: that was reached, by the form of the components, above 0.
         numel: number of its values.
-        basis: in which the source is fitted; None for the values themselves.
 
     Source:
         Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); with cross terms reverse
         water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
     bits = model.components.rate_at_distortion(distortion)
-    name = model.source.name if basis is None else f"{model.source.name}, {basis.name}"
-    return EntryLimit(bits, numel * model.source.standard_error, name)
+    return EntryLimit(bits, numel * model.source.standard_error, model.name)

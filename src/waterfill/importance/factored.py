@@ -168,7 +168,7 @@ class KroneckerForm(Form):
         return products.reshape(-1), np.ones(1)
 
     def turned(self, basis: Basis, layout: Layout) -> QuadraticForm:
-        """The form in a basis; of factors that are diagonals the diagonal.
+        """The form in a basis; of factors that are diagonals, and of groups whose rows are mixed, the diagonal.
 
         Args:
             basis: in which the weights are.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression.calibration import PreparedModel
-from waterfill.compression.encoder import Encoder
+from waterfill.compression.encoder import Encoder, decoded_matrix
 from waterfill.compression.in_memory import InMemoryWalk
 from waterfill.compression.level_search import search
 from waterfill.compression.limits import SourceModels
@@ -27,7 +27,6 @@ from waterfill.models import torch_module
 from waterfill.models.cloning import clone
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import Threshold
-from waterfill.reconstruct import reconstruct
 from waterfill.records import Inventory, Quantized
 from waterfill.reproduce.experiments import Task
 
@@ -122,8 +121,7 @@ class Subject:
         values: dict[str, Tensor] = {}
         for name, item in quantized.items():
             layout = self.inventory.weights[name].layout
-            matrix = reconstruct(item.symbols.reshape(-1), item.rule, layout).reshape(item.symbols.shape)
-            values[name] = torch.from_numpy(layout.from_matrix(matrix))
+            values[name] = torch.from_numpy(layout.from_matrix(decoded_matrix(layout, item)))
         self.copy.load_state_dict(values, strict=False)
 
     def load(self, data: bytes) -> None:
