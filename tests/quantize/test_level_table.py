@@ -9,6 +9,7 @@ from waterfill.compression.encoder import Encoder
 from waterfill.errors import UnsupportedModelError
 from waterfill.importance.forms import DiagonalForm
 from waterfill.quantize import Prune, Scalar, Threshold, Trellis, Vector
+from waterfill.quantize.floating import relative
 from waterfill.quantize.level_table import LevelTable, needs_table
 from waterfill.records import Codebook, Layout, Relative, Uniform
 
@@ -27,6 +28,17 @@ def test_tiny_weights_come_back_within_the_step_that_is_asked_for(log_scale, bit
         assert isinstance(found.rule, Codebook | Relative)
         half = max(step / 2, 2.0**-149)
         assert np.abs(w_hat(found, LAYOUT).astype(np.float64) - some.matrix).max() <= 1.001 * half
+
+
+@pytest.mark.parametrize("mantissa", [20, 23])
+def test_short_floating_point_numbers_have_no_scales_of_rows(mantissa):
+    """A file has none of them. Numbers so small that their bits count differ from row to row."""
+    every, layout = np.arange(96), Layout((96, 96))
+    smooth = np.linalg.cholesky(0.95 ** np.abs(every[:, None] - every)).T
+    some = weight(layout, np.random.default_rng(0).normal(size=(96, 96)) @ smooth * 1e-40)
+    found = relative(some, None, mantissa)
+    assert found.spread.scales == (None, None, None)
+    conformance.check_file(found, layout)
 
 
 def test_tiny_weights_take_as_many_bits_as_others():

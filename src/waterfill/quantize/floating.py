@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from waterfill.protocols import QuadraticForm
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.scalar import finish
-from waterfill.records import Quantized, Relative, Weight
+from waterfill.records import Layout, Quantized, Relative, Weight
 
 
 def relative(weight: Weight, form: QuadraticForm | None, mantissa: int) -> Quantized:
@@ -20,7 +20,8 @@ def relative(weight: Weight, form: QuadraticForm | None, mantissa: int) -> Quant
     q = _round_shift(pattern, 23 - mantissa)
     offset = int(np.median(q)) if q.size else 0
     symbols = (2 * (q - offset) + sign if signed else q - offset).astype(np.int32)
-    return finish(weight, form, symbols, Relative(mantissa, offset, signed), spreads.fit(symbols, weight.layout))
+    fit = spreads.fit(symbols.reshape(1, -1), Layout((symbols.size,)))  # without scales, of which a file has none here
+    return finish(weight, form, symbols, Relative(mantissa, offset, signed), fit)
 
 
 def _round_shift(pattern: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
