@@ -51,6 +51,13 @@ def table(rank=6, tokens=3000, width=24):
     return Weight("w", values.astype(np.float32), Layout((tokens, width)))
 
 
+def two_lumps():
+    """Signs that change from place to place, about 1."""
+    rng, every = np.random.default_rng(0), np.arange(112)
+    values = (1 - 2.0 * ((every[:, None] + every) % 2)) * (1 + 0.05 * rng.normal(size=(112, 112)))
+    return Weight("w", values.astype(np.float32), Layout((112, 112)))
+
+
 def level_of(weight, bits=2):
     return float(np.square(weight.matrix, dtype=float).mean()) * 4.0**-bits
 
@@ -144,6 +151,7 @@ REFUSED = {
     "a vector": (Weight("w", kernels().matrix.reshape(1, -1), Layout((4608,))), None, None),
     "sparse": (replace(kernels(), matrix=kernels().matrix * (np.arange(144) % 3 == 0)), None, None),
     "one value": (replace(kernels(), matrix=np.full((32, 144), 0.3, np.float32)), None, None),
+    "two lumps": (two_lumps(), None, None),
     "few values": (replace(kernels(), matrix=np.sign(kernels().matrix)), None, None),
     "very large": (replace(kernels(), matrix=kernels().matrix * np.float32(2.0**120)), None, None),
 }

@@ -420,7 +420,7 @@ def test_another_try_of_a_segment_begins_with_what_there_was(tmp_path):
     network.save_pretrained(tmp_path / "lm")
     source = CheckpointSource.of(Checkpoint(tmp_path / "lm"), (), (), ties=False)
     walk = BlockWalk(source, Settings(Feedback(8)), batches())
-    encoder, moved = encoder_of(walk, 1e-5), 0
+    encoder, moved = encoder_of(walk), 0
     for segment in walk.segments():
         tries = [quantize_segment(segment, 1e-5, encoder, walk.statistics.sources) for _ in range(2)]
         first, second = (each.pack().data for each in tries)

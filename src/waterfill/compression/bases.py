@@ -24,14 +24,23 @@ from waterfill.theory.checks import Array
 LEAST_GAIN = 0.01
 """Bits per weight that a basis has to save."""
 
-LINE_BITS = 24.0
+RATE = 2.5
+"""Bits a weight, about, for which bases are chosen where the level is not known."""
+
+LINE_BITS = 64.0
 """What the line of a basis takes in the directory, about."""
+
+LEAST_BITS = 400.0
+"""That a basis has to save beside its line: the first one brings a key of the directory, and often a chunk."""
 
 FEWEST, MOST_BITS = 64, 16
 """Fewest weights of a tensor that is turned, and most bits of each: beyond them rounding in single precision shows."""
 
 LOOKED_AT, TIMES_A_VALUE = 1 << 16, 64
 """Values occur so often each in tensors that keep their basis, among the first so many weights."""
+
+FLAT = 3.5
+"""Shape of the density of weights from which they keep their basis; that of a Gaussian is 2."""
 
 LARGEST = 2.0**100
 """Magnitude of the weights of a tensor that is turned, at most: sums stay in range."""
@@ -61,13 +70,13 @@ class Bases:
 
     Attributes:
         quantizer: of the tensors.
-        level: about which they are quantized.
+        level: about which they are quantized; None for that at which each takes `RATE`.
         kinds: which bases are tried.
         processes: all of them take what the first one chooses, for others may be a rounding away.
     """
 
     quantizer: Quantizer
-    level: float
+    level: float | None = None
     kinds: tuple[type[Basis], ...] = (Cosines, Flips, Rotations)
     processes: Processes = ALONE
     _known: dict[str, Basis | None] = field(default_factory=dict, repr=False)
@@ -85,20 +94,26 @@ class Bases:
         if name not in self._known:
             self._known[name] = self.processes.broadcast_made(lambda: self._chosen(weight, form()))
         found = self._known[name]
-        return None if found is not None and is_slice and not self._may_turn(weight) else found
+        if found is None or not is_slice:
+            return found
+        along_rows = isinstance(found, Rotations) and found.axis == OUT  # of which another slice has others
+        return found if self._may_turn(weight) and not along_rows else None
 
     def _chosen(self, weight: Weight, form: QuadraticForm | None) -> Basis | None:
         if isinstance(form, Quartic) or not self._may_turn(weight):
             return None
         candidates = [each for each in _candidates(weight, form) if isinstance(each, self.kinds)]
-        if not candidates:
+        if not candidates or _has_lumps(weight):
             return None
-        best, least = None, self._price(weight, form, None)
+        level = self.level
+        if level is None:
+            level = SourceModels().forecast(weight, form).level_at_forecast(RATE * weight.matrix.size)
+        best, least = None, self._price(weight, form, None, level)
         if least > MOST_BITS * weight.matrix.size:
             return None
-        least -= LEAST_GAIN * weight.matrix.size
+        least -= max(LEAST_GAIN * weight.matrix.size, LEAST_BITS)
         for basis in candidates:
-            price = self._price(weight, form, basis)
+            price = self._price(weight, form, basis, level)
             if price < least:
                 best, least = basis, price
         return best
@@ -112,17 +127,17 @@ class Bases:
             return False
         return not (needs_table(matrix) or _has_few_values(matrix)) and float(np.abs(matrix).max()) < LARGEST
 
-    def _price(self, weight: Weight, form: QuadraticForm | None, basis: Basis | None) -> float:
+    def _price(self, weight: Weight, form: QuadraticForm | None, basis: Basis | None, level: float) -> float:
         """Bits of a tensor in a basis at the level, with what its errors cost in bits."""
         weight = in_basis(weight, basis)
         if basis is not None and form is not None:
             form = form.turned(basis, weight.layout)
         if weight.matrix.size <= SMALL:
-            found = draft_of(self.quantizer).quantize(weight, form, self.level)
-            return _side_bits(basis) + lagrangian(found, self.level) / (PRICE_OF_BIT * self.level)
+            found = draft_of(self.quantizer).quantize(weight, form, level)
+            return _side_bits(basis) + lagrangian(found, level) / (PRICE_OF_BIT * level)
         components = SourceModels().forecast(weight, form)
-        cost = components.distortion(self.level) / (PRICE_OF_BIT * self.level)
-        return _side_bits(basis) + components.rate(self.level) + cost
+        cost = components.distortion(level) / (PRICE_OF_BIT * level)
+        return _side_bits(basis) + components.rate(level) + cost
 
 
 def in_basis(weight: Weight, basis: Basis | None) -> Weight:
@@ -130,6 +145,12 @@ def in_basis(weight: Weight, basis: Basis | None) -> Weight:
     if basis is None:
         return weight
     return replace(weight, matrix=turned(weight.matrix, basis, weight.layout), basis=basis)
+
+
+def _has_lumps(weight: Weight) -> bool:
+    """Whether a large tensor has a flat density, as that of two lumps: a code may know them, a forecast does not."""
+    source = SourceModels().source(weight) if weight.matrix.size > SMALL else None
+    return source is not None and source.shape > FLAT
 
 
 def _has_few_values(matrix: Floats) -> bool:

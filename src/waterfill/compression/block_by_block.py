@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from waterfill.batch_statistics import BatchStatistics, OutputBatch, batch_statistics
 from waterfill.bundle import BundleWriter
-from waterfill.compression.bases import Bases
 from waterfill.compression.block_forward import BlockForward, as_keywords
 from waterfill.compression.calibration import chosen_by, held_out
 from waterfill.compression.checkpoint_groups import TensorGroup
@@ -155,13 +154,11 @@ def walk_directory(
     Raises:
         TargetError: the size that is to be spent is too small.
     """
-    statistics, settings = walk.statistics, walk.settings
-    encoder: Encoder | None = None
+    statistics, settings, encoder = walk.statistics, walk.settings, encoder_of(walk)
     report, kept, water_level = ReportBuilder(), [], 0.0
     for number, segment in enumerate(walk.segments()):
         while True:
             level, budget = schedule.level(segment.name), schedule.filling(segment.name)
-            encoder = encoder or encoder_of(walk, level)
             last = None if budget is None else LastSegmentEncoder(encoder, budget, budget.matrices(segment.name))
             coded = quantize_segment(segment, level, last or encoder, statistics.sources)
             packed = coded.pack()
@@ -179,13 +176,8 @@ def walk_directory(
     return Walked(report, water_level, walk.measure(), kept)
 
 
-def encoder_of(walk: DirectoryWalk, level: float) -> Encoder:
-    """Make the encoder of a directory.
-
-    Args:
-        walk: the way through the directory.
-        level: about which tensors are quantized.
-    """
+def encoder_of(walk: DirectoryWalk) -> Encoder:
+    """Make the encoder of a directory."""
     statistics, settings = walk.statistics, walk.settings
     return Encoder(
         settings.quantizer,
@@ -194,7 +186,7 @@ def encoder_of(walk: DirectoryWalk, level: float) -> Encoder:
         statistics.zero_cost,
         processes=settings.processes,
         memo=settings.memo,
-        bases=Bases(settings.quantizer, level, processes=settings.processes),
+        bases=statistics.bases,
     )
 
 
@@ -232,7 +224,7 @@ def _pilot(walk: DirectoryWalk, forecast: SegmentForecast, level: float) -> tupl
         forecast: of the segment.
         level: the water level.
     """
-    encoder = encoder_of(walk, level)
+    encoder = encoder_of(walk)
     jobs = {name: encoder.job(weight, form) for name, (weight, form) in walk.statistics.pilot.items()}
     taken = encoder.estimate_bits(jobs, level)
     wholes = {name: each for name, each in forecast.matrices.items() if name in jobs and each.number}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.bundle import Checkpoint, part_name
+from waterfill.compression.bases import Bases, in_basis
 from waterfill.compression.block_forward import BlockForward, Call, as_keywords
 from waterfill.compression.checkpoint_groups import TensorGroup
 from waterfill.compression.checkpoint_source import CheckpointSource
@@ -38,6 +39,7 @@ from waterfill.compression.limits import SourceModels, TensorModel
 from waterfill.compression.loaded_parts import LoadedPart, PartLoader, tensor_or_matrix
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.settings import Settings
+from waterfill.compression.tensor_slices import WholeTensor, rows_of_slice
 from waterfill.importance import kronecker
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
@@ -88,6 +90,10 @@ class CrossedSensitivity(TensorSensitivity):
         return cls(layout, reason=reason, form=diagonal, rows=rows)
 
 
+Head: TypeAlias = tuple[Weight, QuadraticForm]
+"""The first rows of a matrix, as many as are coded in one piece, and what their errors cost."""
+
+
 @dataclass(eq=False)
 class ModelStatistics:
     """Statistics of a model before it is coded.
@@ -107,11 +113,13 @@ class ModelStatistics:
         late: names of tensors outside of the blocks that are first used behind the last block.
         exactly: whether components are those of the limit, by eigenvalues, and kept tensor by tensor.
         models: of all tensors that have one, where they are kept.
+        bases: in which the tensors are coded.
     """
 
     groups: Sequence[TensorGroup]
     power: float
     exactly: bool = False
+    bases: Bases | None = None
     models: dict[str, TensorModel] = field(default_factory=dict)
     sources: SourceModels = field(default_factory=SourceModels)
     known: dict[str, TensorSensitivity] = field(default_factory=dict)
@@ -149,14 +157,35 @@ class ModelStatistics:
         if self.exactly:
             self._exact(weight, form)
 
-    def add_matrix(self, group: str, weight: Weight, form: QuadraticForm, times: float = 1.0) -> None:
-        """Count a matrix, or some rows of one, each of which stands for several."""
+    def add_matrix(
+        self, group: str, weight: Weight, form: QuadraticForm, times: float = 1.0, head: Head | None = None
+    ) -> None:
+        """Count a matrix, or some rows of one.
+
+        Args:
+            group: of the matrix.
+            weight: it, or some of its rows.
+            form: of these.
+            times: how many times as many there are.
+            head: its first rows as they are coded, with their form, by which a basis is chosen; None for the matrix.
+        """
         priced = tempered(form, weight.matrix, 1.0, self.power)
         self._scale_total += times * form.scale_total * weight_excess(weight.matrix) ** 2
         self._count += round(times * weight.matrix.size)
         self._zero_total += times * zero_cost(weight, priced)
-        found = self._exact(weight, priced) if self.exactly else self.sources.forecast(weight, priced)
-        self.components[group][weight.name] = found.repeated(times)
+        found = self._exact(weight, priced) if self.exactly else self._in_basis(head or (weight, form))
+        if found is None:
+            found = self.sources.forecast(weight, priced)
+        self.components[group][weight.name] = found.repeated(times * weight.matrix.size / max(1.0, found.number))
+
+    def _in_basis(self, head: Head) -> VarianceHistogram | None:
+        """Components of the first rows of a matrix in their basis; None where that is their own."""
+        weight, form = head
+        priced = tempered(form, weight.matrix, 1.0, self.power)
+        basis = None if self.bases is None else self.bases.of(weight, lambda: priced)
+        if basis is None:
+            return None
+        return SourceModels().forecast(in_basis(weight, basis), priced.turned(basis, weight.layout))
 
     def _exact(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:
         """Components of the limit; the model of the tensor is kept, but not its form."""
@@ -164,6 +193,11 @@ class ModelStatistics:
         self.sources.forget([weight.name])
         known = self.models.get(weight.name)
         return VarianceHistogram.none() if known is None else known.components
+
+
+def bases_of(settings: Settings) -> Bases:
+    """Bases of the tensors of a directory, of which no level is known before they are chosen."""
+    return Bases(settings.quantizer, processes=settings.processes)
 
 
 # Without data
@@ -196,7 +230,7 @@ def survey_forms(
         exactly: see `ModelStatistics`.
         most: values of a matrix that are looked at, about; what is found of them alone is not kept. None for all.
     """
-    survey = _Survey(source, power, exactly=exactly)
+    survey = _Survey(source, power, bases_of(settings), exactly=exactly)
     for done, group in enumerate(source.groups):
         survey.learn_forms(group, form_of, most)
         settings.tell("look", done + 1, len(source.groups))
@@ -285,7 +319,8 @@ class BackwardPass:
             passed: the batches in the original.
             power: to which importances are taken.
         """
-        statistics, processes = _Survey(self.source, power, exactly=self.exactly), self.settings.processes
+        statistics = _Survey(self.source, power, bases_of(self.settings), exactly=self.exactly)
+        processes = self.settings.processes
         outside = self.loader.outside
         ends = ExactSum(processes)
         gradients = self._from_output(passed, outside, ends)
@@ -345,8 +380,8 @@ class BackwardPass:
 class _Survey:
     """Statistics of a model as they are found out, group by group."""
 
-    def __init__(self, source: CheckpointSource, power: float, *, exactly: bool) -> None:
-        self.found = ModelStatistics(source.groups, power, exactly)
+    def __init__(self, source: CheckpointSource, power: float, bases: Bases, *, exactly: bool) -> None:
+        self.found = ModelStatistics(source.groups, power, exactly, bases=bases)
         self._source = source
         self._checkpoint: Checkpoint = source.checkpoint
         self._prices = LeastPrices()
@@ -388,7 +423,8 @@ class _Survey:
             if form is not None and most is None:
                 self.found.known[key] = TensorSensitivity(weight.layout, form)
                 self._prices.note(weight, form)
-            self._count(group.name, weight, form, pilot, tensor.numel() / some.numel())
+            head = None if step == 1 else self._head(key, tensor, form_of)
+            self._count(group.name, weight, form, pilot, tensor.numel() / some.numel(), head)
         if most is not None:
             self.found.sources.forget(keys_of(group, self._checkpoint.shapes))
         self._take_pilot(group, pilot)
@@ -405,14 +441,23 @@ class _Survey:
         form: QuadraticForm | None,
         pilot: dict[str, tuple[Weight, QuadraticForm]],
         times: float = 1.0,
+        head: Head | None = None,
     ) -> None:
         if weight.is_vector:
             self.found.add_vector(group, weight, form)
         elif form is None:
             self._unknown.append((group, weight.name))
         else:
-            self.found.add_matrix(group, weight, form, times)
-            pilot[weight.name] = weight, form
+            head = head or _head_of(weight, form)
+            self.found.add_matrix(group, weight, form, times, head)
+            turned = self.found.bases is not None and self.found.bases.of(head[0], lambda: form) is not None
+            pilot[weight.name] = head if turned else (weight, form)
+
+    def _head(self, key: str, tensor: Tensor, form_of: FormFinder) -> Head | None:
+        """The first rows of a tensor, whatever of it was looked at before."""
+        (piece, *_) = WholeTensor(key, tensor, Layout(tuple(tensor.shape))).slices()
+        form = None if piece.weight is None else form_of(piece.weight)
+        return None if piece.weight is None or form is None else (piece.weight, form)
 
     def _know(self, weight: Weight, rows: slice, each: ParameterStatistics, *, keep: bool) -> QuadraticForm:
         """Note what errors in one tensor cost."""
@@ -449,6 +494,16 @@ class _Survey:
             form = self._prices.form(weight, UNUSED)
             self.found.known[key] = TensorSensitivity(weight.layout, form, f"{UNUSED}: {LIKE_THE_LEAST}")
             self.found.add_matrix(group, weight, form)
+
+
+def _head_of(weight: Weight, form: QuadraticForm) -> Head:
+    """The first rows of a matrix that are coded in one piece."""
+    layout = weight.layout
+    rows = rows_of_slice(layout)
+    if rows >= len(weight.matrix):
+        return weight, form
+    some = Weight(part_name(weight.name, 0, rows), weight.matrix[:rows], Layout((rows, *layout.shape[1:])))
+    return some, form.rows_of(slice(0, rows))
 
 
 def _names(sums: Mapping[str, Tensor]) -> set[str]:

@@ -46,6 +46,14 @@ class TensorSlice:
         return self.before or self.weight
 
 
+def rows_of_slice(layout: Layout) -> int:
+    """How many rows of a matrix are coded in one piece: all of those that are small, transposed, or have taps."""
+    rows = layout.shape[0] if layout.shape else 1
+    if len(layout.shape) != 2 or layout.transposed or layout.numel <= LARGEST_SLICE:
+        return rows
+    return -(-rows // -(-layout.numel // LARGEST_SLICE))
+
+
 @dataclass(frozen=True, eq=False)
 class WholeTensor:
     """A tensor of a checkpoint, or a matrix of one, with what is known of it.
@@ -73,11 +81,10 @@ class WholeTensor:
             WaterfillError: a value is NaN or infinite.
         """
         rows = len(self.values) if self.values.ndim else 1
-        cuttable = self.values.ndim == 2 and not self.layout.transposed
-        if not cuttable or self.values.numel() <= LARGEST_SLICE:
+        step = rows_of_slice(self.layout)
+        if step >= rows:
             yield self._slice(self.name, self.values, self.layout, slice(None))
             return
-        step = -(-rows // -(-self.values.numel() // LARGEST_SLICE))
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             some = self.values[start:stop]

@@ -120,7 +120,7 @@ class _LoadedModel:
 def _with_vectors(run: DirectorySearch, coded: CodedSegment, values: Mapping[str, Tensor]) -> CodedSegment:
     """A segment with other vectors, quantized at its level."""
     vectors = StoredTensors(coded.name, partial(_slices, run, coded, values))
-    encoder = encoder_of(run.walk, coded.water_level)
+    encoder = encoder_of(run.walk)
     return coded.replaced(quantize_segment(vectors, coded.water_level, encoder, run.walk.statistics.sources))
 
 
