@@ -19,6 +19,7 @@ from waterfill.quantize.level_table import needs_table
 from waterfill.quantize.prepared import draft_of
 from waterfill.quantize.trellis import PRICE_OF_BIT, lagrangian
 from waterfill.records import CHANNELS, OUT, TAPS, Basis, Cosines, Flips, Floats, Rotations, Weight
+from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.theory.checks import Array
 
 LEAST_GAIN = 0.01
@@ -73,12 +74,14 @@ class Bases:
         level: about which they are quantized; None for that at which each takes `RATE`.
         kinds: which bases are tried.
         processes: all of them take what the first one chooses, for others may be a rounding away.
+        memo: of what is quantized already.
     """
 
     quantizer: Quantizer
     level: float | None = None
     kinds: tuple[type[Basis], ...] = (Cosines, Flips, Rotations)
     processes: Processes = ALONE
+    memo: Memo = NOTHING_KEPT
     _known: dict[str, Basis | None] = field(default_factory=dict, repr=False)
 
     def of(self, weight: Weight, form: Callable[[], QuadraticForm | None]) -> Basis | None:
@@ -133,7 +136,9 @@ class Bases:
         if basis is not None and form is not None:
             form = form.turned(basis, weight.layout)
         if weight.matrix.size <= SMALL:
-            found = draft_of(self.quantizer).quantize(weight, form, level)
+            draft = draft_of(self.quantizer)
+            key = ("quantized", weight, draft, form, level)
+            found = self.memo.once(key, lambda: draft.quantize(weight, form, level))
             return _side_bits(basis) + lagrangian(found, level) / (PRICE_OF_BIT * level)
         components = SourceModels().forecast(weight, form)
         cost = components.distortion(level) / (PRICE_OF_BIT * level)

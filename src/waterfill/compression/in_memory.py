@@ -241,7 +241,8 @@ class InMemoryWalk:
 
     def in_bases(self, level: float) -> InMemoryWalk:
         """The walk with the tensors in the bases in which they take the fewest bits about a water level."""
-        bases = Bases(self.settings.quantizer, level, processes=self.settings.processes)
+        settings = self.settings
+        bases = Bases(settings.quantizer, level, processes=settings.processes, memo=settings.memo)
         found = replace(self, bases=bases)
         self.sources.forget(name for walk in (self, found) for name, job in walk.jobs.items() if job.basis is not None)
         return found

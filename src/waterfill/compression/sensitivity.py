@@ -197,7 +197,7 @@ class ModelStatistics:
 
 def bases_of(settings: Settings) -> Bases:
     """Bases of the tensors of a directory, of which no level is known before they are chosen."""
-    return Bases(settings.quantizer, processes=settings.processes)
+    return Bases(settings.quantizer, processes=settings.processes, memo=settings.memo)
 
 
 # Without data
