@@ -500,7 +500,7 @@ def _head_of(weight: Weight, form: QuadraticForm) -> Head:
     """The first rows of a matrix that are coded in one piece."""
     layout = weight.layout
     rows = rows_of_slice(layout)
-    if rows >= len(weight.matrix):
+    if rows >= layout.shape[0]:  # the first axis of the tensor, which is not that of the rows of a transposed one
         return weight, form
     some = Weight(part_name(weight.name, 0, rows), weight.matrix[:rows], Layout((rows, *layout.shape[1:])))
     return some, form.rows_of(slice(0, rows))
