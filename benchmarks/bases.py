@@ -25,7 +25,7 @@ from measure import say
 from results import Section
 from waterfill import importance, zoo
 from waterfill.codec import container
-from waterfill.compression.bases import Bases, in_basis
+from waterfill.compression.bases import Bases, form_in_basis, in_basis
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.importance.factored import KroneckerForm
@@ -92,10 +92,8 @@ def coded(task: Task, quantizer: Quantizer, kinds: tuple[type[Basis], ...]) -> t
     """Quantize in the best basis of some kinds; gives the seconds of CPU, too."""
     start = time.process_time()
     basis = Bases(quantizer, task.level, kinds).of(task.weight, lambda: task.form)
-    weight, form = in_basis(task.weight, basis), task.form
-    if basis is not None and form is not None:
-        form = form.turned(basis, weight.layout)
-    item = replace(quantizer.quantize(weight, form, task.level), basis=basis)
+    form = form_in_basis(task.form, basis, task.weight.layout)
+    item = replace(quantizer.quantize(in_basis(task.weight, basis), form, task.level), basis=basis)
     return item, time.process_time() - start
 
 

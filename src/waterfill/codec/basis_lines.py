@@ -56,9 +56,9 @@ def line_of(tensor: int, basis: Basis, shared: int | None, code: int) -> BasisLi
     return RotationsLine(tensor, basis.axis, basis.directions, code)
 
 
-def has_angles(line: BasisLine | None) -> bool:
-    """Whether there are angles with a line."""
-    return isinstance(line, FlipsLine | RotationsLine)
+def codes_of(line: BasisLine | None) -> list[int]:
+    """How the angles with a line are coded, if there are any."""
+    return [line.code] if isinstance(line, FlipsLine | RotationsLine) else []
 
 
 def by_tensor(lines: Sequence[BasisLine], tensors: int) -> list[BasisLine | None]:

@@ -28,11 +28,9 @@ from waterfill.codec.lines import (
     Codes3,
     Directory,
     EntryLine,
-    FlipsLine,
     LimitLine,
     OwnLine,
     RelativeLine,
-    RotationsLine,
     TableLine,
     TensorLine,
     TrellisLine,
@@ -337,7 +335,7 @@ def adapted(spread: Spread, model: Adaptive | None) -> Spread:
 def side_codes(lines: Lines) -> tuple[int, ...]:
     """The codes of the six vectors of scales, of the own tables and of the angles."""
     others = [table.code for table in lines.tables]
-    others += [lines.basis.code] if isinstance(lines.basis, FlipsLine | RotationsLine) else []
+    others += basis_lines.codes_of(lines.basis)
     match lines.tensor:
         case UniformLine() | TrellisLine():
             return (*lines.tensor.scales, *others)

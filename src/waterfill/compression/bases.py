@@ -11,6 +11,7 @@ from waterfill.bases.fitting import fitted_flips, fitted_rotations
 from waterfill.bases.rotations import LONGEST_BLOCK, LONGEST_ROTATED, MOST_TAPS, number_of_angles
 from waterfill.bases.turning import turned
 from waterfill.bundle.parts import part_of
+from waterfill.codec.basis_lines import angles_of
 from waterfill.codec.own import stored_bits
 from waterfill.compression.limits import SourceModels
 from waterfill.processes import ALONE, Processes
@@ -18,7 +19,7 @@ from waterfill.protocols import QuadraticForm, Quantizer, Quartic, traits_of
 from waterfill.quantize.level_table import needs_table
 from waterfill.quantize.prepared import draft_of
 from waterfill.quantize.trellis import PRICE_OF_BIT, lagrangian
-from waterfill.records import CHANNELS, OUT, TAPS, Basis, Cosines, Flips, Floats, Rotations, Weight
+from waterfill.records import CHANNELS, OUT, TAPS, Basis, Cosines, Flips, Floats, Layout, Rotations, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.theory.checks import Array
 
@@ -106,17 +107,19 @@ class Bases:
         if isinstance(form, Quartic) or not self._may_turn(weight):
             return None
         candidates = [each for each in _candidates(weight, form) if isinstance(each, self.kinds)]
-        if not candidates or _has_lumps(weight):
+        sources = SourceModels()
+        if not candidates or _has_lumps(weight, sources):
             return None
         level = self.level
         if level is None:
-            level = SourceModels().forecast(weight, form).level_at_forecast(RATE * weight.matrix.size)
-        best, least = None, self._price(weight, form, None, level)
+            level = sources.forecast(weight, form).level_at_forecast(RATE * weight.matrix.size)
+        best, least = None, self._price(weight, form, level, sources)
         if least > MOST_BITS * weight.matrix.size:
             return None
         least -= max(LEAST_GAIN * weight.matrix.size, LEAST_BITS)
         for basis in candidates:
-            price = self._price(weight, form, basis, level)
+            form_there = form_in_basis(form, basis, weight.layout)
+            price = _side_bits(basis) + self._price(in_basis(weight, basis), form_there, level, SourceModels())
             if price < least:
                 best, least = basis, price
         return best
@@ -130,19 +133,15 @@ class Bases:
             return False
         return not (needs_table(matrix) or _has_few_values(matrix)) and float(np.abs(matrix).max()) < LARGEST
 
-    def _price(self, weight: Weight, form: QuadraticForm | None, basis: Basis | None, level: float) -> float:
-        """Bits of a tensor in a basis at the level, with what its errors cost in bits."""
-        weight = in_basis(weight, basis)
-        if basis is not None and form is not None:
-            form = form.turned(basis, weight.layout)
+    def _price(self, weight: Weight, form: QuadraticForm | None, level: float, sources: SourceModels) -> float:
+        """Bits of a tensor at the level, with what its errors cost in bits."""
         if weight.matrix.size <= SMALL:
             draft = draft_of(self.quantizer)
             key = ("quantized", weight, draft, form, level)
             found = self.memo.once(key, lambda: draft.quantize(weight, form, level))
-            return _side_bits(basis) + lagrangian(found, level) / (PRICE_OF_BIT * level)
-        components = SourceModels().forecast(weight, form)
-        cost = components.distortion(level) / (PRICE_OF_BIT * level)
-        return _side_bits(basis) + components.rate(level) + cost
+            return lagrangian(found, level) / (PRICE_OF_BIT * level)
+        components = sources.forecast(weight, form)
+        return components.rate(level) + components.distortion(level) / (PRICE_OF_BIT * level)
 
 
 def in_basis(weight: Weight, basis: Basis | None) -> Weight:
@@ -152,9 +151,14 @@ def in_basis(weight: Weight, basis: Basis | None) -> Weight:
     return replace(weight, matrix=turned(weight.matrix, basis, weight.layout), basis=basis)
 
 
-def _has_lumps(weight: Weight) -> bool:
+def form_in_basis(form: QuadraticForm | None, basis: Basis | None, layout: Layout) -> QuadraticForm | None:
+    """What errors of a tensor cost in a basis; None where that is not known."""
+    return form if form is None or basis is None else form.turned(basis, layout)
+
+
+def _has_lumps(weight: Weight, sources: SourceModels) -> bool:
     """Whether a large tensor has a flat density, as that of two lumps: a code may know them, a forecast does not."""
-    source = SourceModels().source(weight) if weight.matrix.size > SMALL else None
+    source = sources.source(weight) if weight.matrix.size > SMALL else None
     return source is not None and source.shape > FLAT
 
 
@@ -164,11 +168,9 @@ def _has_few_values(matrix: Floats) -> bool:
     return bool(np.unique(some).size * TIMES_A_VALUE <= some.size)
 
 
-def _side_bits(basis: Basis | None) -> float:
-    if basis is None:
-        return 0.0
-    angles = basis.angles if isinstance(basis, Flips | Rotations) else np.zeros(0, np.int8)
-    return LINE_BITS + (float(stored_bits(angles.astype(np.int32)).min()) if angles.size else 0.0)
+def _side_bits(basis: Basis) -> float:
+    """What a file says of a basis."""
+    return LINE_BITS + sum(float(stored_bits(angles).min()) for angles in angles_of(basis) if angles.size)
 
 
 def _candidates(weight: Weight, form: QuadraticForm | None) -> Iterator[Basis]:

@@ -15,7 +15,7 @@ import torch
 from waterfill.bundle import Checkpoint
 from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
-from waterfill.compression.bases import Bases, in_basis
+from waterfill.compression.bases import Bases, form_in_basis, in_basis
 from waterfill.compression.block_by_block import BlockWalk
 from waterfill.compression.calibration import PreparedModel, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
@@ -288,12 +288,8 @@ def _models(
     turned = {name: in_basis(weight, bases.of(weight, partial(forms.get, name))) for name, weight in weights.items()}
     changed = {name: weight for name, weight in turned.items() if weight.basis is not None and name in plain}
     sources.forget(changed)
-    return plain | sources.models(changed, {name: _turned_form(weight, forms) for name, weight in changed.items()})
-
-
-def _turned_form(weight: Weight, forms: Mapping[str, QuadraticForm]) -> QuadraticForm | None:
-    form = forms.get(weight.name)
-    return form if form is None or weight.basis is None else form.turned(weight.basis, weight.layout)
+    their = {name: form_in_basis(forms.get(name), weight.basis, weight.layout) for name, weight in changed.items()}
+    return plain | sources.models(changed, their)
 
 
 def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> ModelBound:

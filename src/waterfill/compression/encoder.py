@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from waterfill.bases.turning import turn_back
-from waterfill.compression.bases import Bases, in_basis
+from waterfill.compression.bases import Bases, form_in_basis, in_basis
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.importance.weight_excess import tempered, weight_excess
 from waterfill.processes import ALONE, Processes
@@ -114,8 +114,7 @@ class Encoder:
             return None
         made = self.made.get(importance, {})
         if weight.name not in made:
-            form = self._form(weight, importance)
-            form = form if basis is None or form is None else form.turned(basis, weight.layout)
+            form = form_in_basis(self._form(weight, importance), basis, weight.layout)
             if form is None or form is importance:  # which would keep itself in memory
                 return form
             self.made[importance] = made | {weight.name: form}

@@ -45,10 +45,9 @@ def lengths(family: int, wide: bool) -> NDArray[np.float32]:
     return widened(known) if wide else known
 
 
-def rows_of(exponents: Offsets, *, wide: bool) -> Offsets:
-    """The rows of tables that exponents have: those below the first and above the last one theirs."""
-    last = tables.SCALES - 1 + (WIDER if wide else 0)
-    return np.minimum(np.maximum(exponents, 0), last)
+def rows_of(exponents: Offsets) -> Offsets:
+    """The rows of widened tables that exponents have: those below the first and above the last one theirs."""
+    return np.minimum(np.maximum(exponents, 0), tables.SCALES - 1 + WIDER)
 
 
 def widened(bits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -124,7 +123,7 @@ def fit(symbols: Symbols, layout: Layout, start: Fit | None = None, steps: AxisS
     widest = sum(int(each.max(initial=0)) for each in found.exponents(layout))
     if start is not None or found.shift or widest < tables.SCALES - 1:
         return found
-    other, magnitudes = _fitted(symbols, layout, start, steps, True), _magnitudes(symbols, layout, 0)
+    other, magnitudes = _fitted(symbols, layout, None, steps, True), _magnitudes(symbols, layout, 0)
     return min((found, other), key=lambda each: _wide_bits(magnitudes, layout, each))
 
 
@@ -136,9 +135,8 @@ def _wide_bits(magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit) -> float
     low, high = (sum(int(end(each)) for each in exponents) for end in (np.min, np.max))
     counts = kernels.exponent_histogram(magnitudes, *exponents, low, high)
     prices = lengths(fit.family, True)
-    return float(np.vdot(counts, prices[rows_of(np.arange(low, high + 1), wide=True)])) + axes_bits(
-        fit.offsets, fit.steps
-    )
+    bits = float(np.vdot(counts, prices[rows_of(np.arange(low, high + 1))]))
+    return bits + axes_bits(fit.offsets, fit.steps)
 
 
 def _fitted(symbols: Symbols, layout: Layout, start: Fit | None, steps: AxisScales, wide: bool) -> Fit:
