@@ -16,7 +16,7 @@ from torch import nn
 
 import waterfill
 from waterfill.compression import limits
-from waterfill.compression.bases import in_basis
+from waterfill.compression.bases import Bases, in_basis
 from waterfill.compression.encoder import Encoder, Job
 from waterfill.compression.layerwise import CodedSegment, EntryReport, _Coder
 from waterfill.compression.limits import Sample, SourceModels
@@ -226,6 +226,15 @@ def test_what_is_known_of_a_model_larger_than_memory_holds_neither_weights_nor_f
     gc.collect()
     assert [each() for each in kept] == [None, None]
     assert statistics.components["block"]["large"].number == 600
+
+
+@pytest.mark.parametrize("times", [1.0, 3.0])
+def test_weights_that_are_zero_have_no_components_in_a_directory(times):
+    statistics = ModelStatistics((), 1.0, bases=Bases(Trellis(8)))
+    sparse = weight("sparse", 30, 20)
+    matrix = sparse.matrix * (np.arange(20) % 4 == 0)
+    statistics.add_matrix("block", replace(sparse, matrix=matrix.astype(np.float32)), form(sparse), times)
+    assert statistics.components["block"]["sparse"].number == pytest.approx(150 * times)
 
 
 def test_structure_that_the_source_lacks_lies_below_the_limit_and_says_so():

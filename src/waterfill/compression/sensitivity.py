@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.bundle import Checkpoint, part_name
-from waterfill.compression.bases import Bases, in_basis
+from waterfill.compression.bases import Bases, form_in_basis, in_basis
 from waterfill.compression.block_forward import BlockForward, Call, as_keywords
 from waterfill.compression.checkpoint_groups import TensorGroup
 from waterfill.compression.checkpoint_source import CheckpointSource
@@ -113,7 +113,7 @@ class ModelStatistics:
         late: names of tensors outside of the blocks that are first used behind the last block.
         exactly: whether components are those of the limit, by eigenvalues, and kept tensor by tensor.
         models: of all tensors that have one, where they are kept.
-        bases: in which the tensors are coded.
+        bases: in which the tensors are coded; None where nothing is.
     """
 
     groups: Sequence[TensorGroup]
@@ -173,19 +173,18 @@ class ModelStatistics:
         self._scale_total += times * form.scale_total * weight_excess(weight.matrix) ** 2
         self._count += round(times * weight.matrix.size)
         self._zero_total += times * zero_cost(weight, priced)
-        found = self._exact(weight, priced) if self.exactly else self._in_basis(head or (weight, form))
-        if found is None:
-            found = self.sources.forecast(weight, priced)
-        self.components[group][weight.name] = found.repeated(times * weight.matrix.size / max(1.0, found.number))
+        found = self._exact(weight, priced) if self.exactly else self._coded(weight, priced, head or (weight, form))
+        self.components[group][weight.name] = found.repeated(times)
 
-    def _in_basis(self, head: Head) -> VarianceHistogram | None:
-        """Components of the first rows of a matrix in their basis; None where that is their own."""
-        weight, form = head
-        priced = tempered(form, weight.matrix, 1.0, self.power)
-        basis = None if self.bases is None else self.bases.of(weight, lambda: priced)
+    def _coded(self, weight: Weight, priced: QuadraticForm, head: Head) -> VarianceHistogram:
+        """Components of a matrix as it is coded: by its first rows, if that is in another basis."""
+        first, form = head
+        of_first = tempered(form, first.matrix, 1.0, self.power)
+        basis = None if self.bases is None else self.bases.of(first, lambda: of_first)
         if basis is None:
-            return None
-        return SourceModels().forecast(in_basis(weight, basis), priced.turned(basis, weight.layout))
+            return self.sources.forecast(weight, priced)
+        found = SourceModels().forecast(in_basis(first, basis), form_in_basis(of_first, basis, first.layout))
+        return found.repeated(weight.matrix.size / first.matrix.size)
 
     def _exact(self, weight: Weight, form: QuadraticForm | None) -> VarianceHistogram:
         """Components of the limit; the model of the tensor is kept, but not its form."""
@@ -381,7 +380,7 @@ class _Survey:
     """Statistics of a model as they are found out, group by group."""
 
     def __init__(self, source: CheckpointSource, power: float, bases: Bases, *, exactly: bool) -> None:
-        self.found = ModelStatistics(source.groups, power, exactly, bases=bases)
+        self.found = ModelStatistics(source.groups, power, exactly, bases=None if exactly else bases)
         self._source = source
         self._checkpoint: Checkpoint = source.checkpoint
         self._prices = LeastPrices()
