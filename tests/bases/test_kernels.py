@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import slow_bases
 
-from waterfill.bases.kernels import LANES, multiply, rotate
+from waterfill.bases.kernels import LANES, multiply_vectors, rotate_vectors
 from waterfill.bases.rotations import cosines_and_sines
 
 NUMBERS = [0, 1, LANES - 1, LANES, LANES + 1, 2 * LANES + 9]
@@ -29,7 +29,7 @@ def test_rotations_give_the_bits_of_a_plain_loop(number):
         for turn in turns:
             slow_bases.rotated(vector, *turn)
     firsts, seconds, angles = np.array(turns, np.int32).T.copy()
-    rotate(values, firsts, seconds, *(table[angles] for table in cosines_and_sines()))
+    rotate_vectors(values, firsts, seconds, *(table[angles] for table in cosines_and_sines()))
     assert same_bits(values, expected)
 
 
@@ -39,5 +39,5 @@ def test_products_give_the_bits_of_a_plain_loop(number, length):
     matrix = np.random.default_rng(2).standard_normal((length, length)).astype(np.float32)
     values = vectors(number, length)
     expected = [slow_bases.multiplied(vector, matrix.tolist()) for vector in values.tolist()]
-    multiply(values, matrix)
+    multiply_vectors(values, matrix)
     assert same_bits(values, expected)

@@ -90,7 +90,7 @@ def test_blocks_are_the_longest_that_fit(block):
         while left:
             naive.append(next(each for each in rotations.LENGTHS if each <= min(left, block)))
             left -= naive[-1]
-        found = list(rotations.blocks(length, block))
+        found = list(rotations.block_lengths(length, block))
         assert [each for each, count in found for _ in range(count)] == naive
         assert len(found) <= len(rotations.LENGTHS)
 

@@ -7,7 +7,7 @@ import pytest
 import slow_bases
 
 from waterfill.bases import rotations
-from waterfill.bases.turning import matrix_of, turn_back, turned, turned_both, turned_diagonal
+from waterfill.bases.turning import coefficients, matrix_of, turn_back, turned_both, turned_diagonal
 from waterfill.records import CHANNELS, OUT, TAPS, Cosines, Flips, Layout, Rotations
 
 LAYOUTS = {
@@ -64,7 +64,7 @@ def test_the_way_back_gives_the_bits_of_the_specification(kind, layout):
 def test_there_and_back_again(kind, layout):
     basis, _ = made(kind, layout)
     matrix = weights(layout)
-    found = turned(matrix, basis, layout)
+    found = coefficients(matrix, basis, layout)
     assert np.square(found).sum() == pytest.approx(np.square(matrix).sum(), rel=1e-5)
     turn_back(found, basis, layout)
     assert np.abs(found - matrix).max() < 1e-5
@@ -82,13 +82,15 @@ def test_matrices_are_orthonormal(kind, layout):
 def test_columns_that_lie_together_are_turned_alike(kind, layout):
     basis, _ = made(kind, layout)
     matrix = weights(layout)
-    for turn in (turned, turned_diagonal):
+    for turn in (coefficients, turned_diagonal):
         assert (turn(np.asfortranarray(matrix), basis, layout) == turn(matrix, basis, layout)).all()
 
 
 def dense(basis, layout):
     """The matrix that turns all values of a tensor, one after the other."""
-    columns = [turned(unit.reshape(layout.axes[0], -1), basis, layout).reshape(-1) for unit in np.eye(layout.numel)]
+    columns = [
+        coefficients(unit.reshape(layout.axes[0], -1), basis, layout).reshape(-1) for unit in np.eye(layout.numel)
+    ]
     return np.array(columns, np.float64).T
 
 
@@ -134,7 +136,7 @@ def test_infinities_become_the_values_of_the_specification(kind, layout):
 def test_very_many_blocks_are_turned_at_once():
     layout = Layout((1 << 19, 1))
     matrix = weights(layout)
-    found = turned(matrix, Cosines(OUT, 2), layout)
+    found = coefficients(matrix, Cosines(OUT, 2), layout)
     assert np.abs(found[::2, 0] - (matrix[::2, 0] + matrix[1::2, 0]) / math.sqrt(2)).max() < 1e-6
     turn_back(found, Cosines(OUT, 2), layout)
     assert np.abs(found - matrix).max() < 1e-5

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import waterfill
-from waterfill.bases.turning import turned
+from waterfill.bases.turning import coefficients
 from waterfill.codec.container import Container
 from waterfill.codec.lines import RotationsLine, SharedLine
 from waterfill.compression import bases, tensor_slices
@@ -107,7 +107,7 @@ def test_two_thirds_of_what_an_autoregression_saves_at_two_bits_is_saved():
     """Rows of AR(0.9) have 1.19 bit less than independent weights of their variance."""
     weight = STRUCTURED["channels"][0]
     basis, level = basis_of(weight), level_of(weight)
-    other = replace(weight, matrix=turned(weight.matrix, basis, weight.layout))
+    other = replace(weight, matrix=coefficients(weight.matrix, basis, weight.layout))
     bits = [Trellis(8).quantize(each, None, level).bits / weight.matrix.size for each in (weight, other)]
     assert bits[0] - bits[1] > 0.8
 

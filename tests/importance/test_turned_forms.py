@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from waterfill.bases.rotations import number_of_angles, number_of_pairs
-from waterfill.bases.turning import turned
+from waterfill.bases.turning import coefficients
 from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import DiagonalForm
 from waterfill.records import CHANNELS, OUT, TAPS, Cosines, Flips, Layout, Rotations
@@ -74,7 +74,7 @@ def test_a_turned_form_is_that_of_dense_matrices(name, basis):
     """On its diagonal, and where its factors have no other entries than it had, in the price of every error."""
     form = FORMS[name]
     units = np.eye(LAYOUT.numel, dtype=np.float32).reshape(-1, ROWS, COLUMNS)
-    turn = np.array([turned(unit, BASES[basis], LAYOUT).reshape(-1) for unit in units], np.float64).T
+    turn = np.array([coefficients(unit, BASES[basis], LAYOUT).reshape(-1) for unit in units], np.float64).T
     along, before = 0 if BASES[basis].axis == OUT else 1, dense(form)
     if along == 0 and name.startswith("groups"):  # rows with columns of their own go on as a diagonal
         before = np.diag(before.diagonal())

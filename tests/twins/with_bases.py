@@ -8,7 +8,7 @@ from with_paths import WithPaths
 from with_tables import TABLES, WithTables
 
 from waterfill.bases.fitting import fitted_flips, fitted_rotations
-from waterfill.bases.turning import turned
+from waterfill.bases.turning import coefficients
 from waterfill.codec import container
 from waterfill.quantize import KMeans, Scalar, Trellis
 from waterfill.records import (
@@ -109,7 +109,7 @@ def packed(cases):
     entries, quantized = [], {}
     for number, case in enumerate(cases):
         name, matrix = f"{number}.weight", smooth(case.layout, number)
-        matrix = matrix if case.basis is None else turned(matrix, case.basis, case.layout)
+        matrix = matrix if case.basis is None else coefficients(matrix, case.basis, case.layout)
         found = case.quantizer.quantize(Weight(name, matrix, case.layout), None, case.level)
         quantized[name] = replace(found, basis=case.basis)
         entries.append(Entry(name, case.layout.shape, case.dtype, Coded(case.layout)))

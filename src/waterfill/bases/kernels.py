@@ -16,7 +16,7 @@ LANES, WIDE = 32, 64
 
 
 @kernel
-def rotate(values, firsts, seconds, cosines, sines):
+def rotate_vectors(values, firsts, seconds, cosines, sines):
     """Rotate pairs of coordinates of vectors, one after the other: `x_p' = c x_p + s x_q`, `x_q' = c x_q - s x_p`.
 
     Args:
@@ -47,7 +47,7 @@ def rotate(values, firsts, seconds, cosines, sines):
 
 
 @kernel
-def multiply(values, matrix):
+def multiply_vectors(values, matrix):
     """Multiply vectors with a matrix: `y_j = sum_i matrix[i, j] x_i`, added in the order of i in double precision.
 
     Args:

@@ -55,7 +55,7 @@ Signed: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class PlaneRotations:
     """Coordinates of an axis that are rotated among themselves.
 
     Attributes:
@@ -90,7 +90,7 @@ def cosines_and_sines() -> tuple[Floats, Floats]:
     return cosines, sines
 
 
-def parts(basis: Basis, layout: Layout) -> Iterator[Part]:
+def parts(basis: Basis, layout: Layout) -> Iterator[PlaneRotations]:
     """The rotations along the axis of a basis, from values to coefficients."""
     match basis:
         case Cosines() if basis.axis != TAPS:
@@ -103,33 +103,33 @@ def parts(basis: Basis, layout: Layout) -> Iterator[Part]:
             yield _rotated(basis, layout.axes[basis.axis])
 
 
-def _along_axis(length: int, block: int) -> Iterator[Part]:
+def _along_axis(length: int, block: int) -> Iterator[PlaneRotations]:
     """Cosines, block by block; those of one length together, for there may be millions."""
     start = 0
-    for some, count in blocks(length, block):
+    for some, count in block_lengths(length, block):
         if some > 1:
             yield replace(_part(some, _of_cosines(some)), start=start, count=count)
         start += some * count
 
 
 @functools.lru_cache(KEPT)
-def _along_kernel(shape: tuple[int, ...], block: int) -> Part:
+def _along_kernel(shape: tuple[int, ...], block: int) -> PlaneRotations:
     return _part(math.prod(shape), list(_of_kernels(shape, block)))
 
 
 @functools.lru_cache(KEPT)
-def _flipped(basis: Flips, shape: tuple[int, ...]) -> Part:
+def _flipped(basis: Flips, shape: tuple[int, ...]) -> PlaneRotations:
     return _part(math.prod(shape), [*_opposite(shape), *_by_angles(pairs(shape), basis.angles)])
 
 
 @functools.lru_cache(KEPT)
-def _rotated(basis: Rotations, length: int) -> Part:
+def _rotated(basis: Rotations, length: int) -> PlaneRotations:
     angles = basis.angles.astype(np.int32) * (TURN // LEARNT)
-    return Part(0, length, *leading_pairs(length, basis.directions), angles, is_dense=True)
+    return PlaneRotations(0, length, *leading_pairs(length, basis.directions), angles, is_dense=True)
 
 
-def _part(length: int, rotations: Sequence[Rotation]) -> Part:
-    return Part(0, length, *np.array(rotations, np.int32).reshape(-1, 3).T.copy())
+def _part(length: int, rotations: Sequence[Rotation]) -> PlaneRotations:
+    return PlaneRotations(0, length, *np.array(rotations, np.int32).reshape(-1, 3).T.copy())
 
 
 def _by_angles(places: Iterator[tuple[int, int]], angles: NDArray[np.int8]) -> Iterator[Rotation]:
@@ -188,7 +188,7 @@ def _opposite(shape: Sequence[int]) -> Iterator[Rotation]:
 # Cosines
 
 
-def blocks(length: int, block: int) -> Iterator[tuple[int, int]]:
+def block_lengths(length: int, block: int) -> Iterator[tuple[int, int]]:
     """Lengths of the blocks of an axis, the longest ones that fit, and how many there are of each."""
     for some in LENGTHS:
         if some <= min(length, block):
@@ -202,7 +202,7 @@ def _of_kernels(shape: Sequence[int], block: int) -> Iterator[Rotation]:
     for axis, length in enumerate(shape):
         for line in np.moveaxis(every, axis, -1).reshape(-1, length).tolist():
             start = 0
-            for some in itertools.chain(*(itertools.repeat(*each) for each in blocks(length, block))):
+            for some in itertools.chain(*(itertools.repeat(*each) for each in block_lengths(length, block))):
                 for first, second, angle in _of_cosines(some):
                     yield line[start + first], line[start + second], angle
                 start += some

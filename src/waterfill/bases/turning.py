@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.bases.rotations import KEPT, TURN, Part, cosines_and_sines, parts
+from waterfill.bases.rotations import KEPT, TURN, PlaneRotations, cosines_and_sines, parts
 from waterfill.records import CHANNELS, OUT, Basis, Floats, Layout
 
 
-def turned(matrix: NDArray[Any], basis: Basis, layout: Layout) -> Floats:
+def coefficients(matrix: NDArray[Any], basis: Basis, layout: Layout) -> Floats:
     """The coefficients of a matrix [out, in] in a basis, float32."""
     found = np.array(matrix, np.float32, order="C")  # of which parts are views, in which it is turned
     for part in parts(basis, layout):
@@ -26,7 +26,7 @@ def turn_back(matrix: Floats, basis: Basis, layout: Layout) -> None:
         _rotated(matrix, part, basis, layout, back=True)
 
 
-def _rotated(matrix: Floats, part: Part, basis: Basis, layout: Layout, *, back: bool) -> None:
+def _rotated(matrix: Floats, part: PlaneRotations, basis: Basis, layout: Layout, *, back: bool) -> None:
     view = _blocks(_along(matrix, basis, layout), part)
     vectors = np.ascontiguousarray(view.swapaxes(2, 3))
     _turn(vectors.reshape(-1, part.length), part, back=back)
@@ -34,31 +34,31 @@ def _rotated(matrix: Floats, part: Part, basis: Basis, layout: Layout, *, back: 
         view[...] = vectors.swapaxes(2, 3)
 
 
-def _blocks(along: NDArray[Any], part: Part) -> NDArray[Any]:
+def _blocks(along: NDArray[Any], part: PlaneRotations) -> NDArray[Any]:
     """A view [before, block, coordinate, after] of the blocks of a part in values [before, axis, after]."""
     before, _, after = along.shape
     size = part.count * part.length
     return along[:, part.start : part.start + size].reshape(before, part.count, part.length, after)
 
 
-def _turn(vectors: Floats, part: Part, *, back: bool) -> None:
+def _turn(vectors: Floats, part: PlaneRotations, *, back: bool) -> None:
     """Turn vectors [vectors, length] in place: by rotations, or by their matrix where these are many."""
-    from waterfill.bases.kernels import multiply
+    from waterfill.bases.kernels import multiply_vectors
 
     if part.is_dense:
         matrix = matrix_of(part)
-        multiply(vectors, matrix if back else np.ascontiguousarray(matrix.T))
+        multiply_vectors(vectors, matrix if back else np.ascontiguousarray(matrix.T))
     else:
         _rotate(vectors, part, back=back)
 
 
-def _rotate(vectors: Floats, part: Part, *, back: bool) -> None:
-    from waterfill.bases.kernels import rotate
+def _rotate(vectors: Floats, part: PlaneRotations, *, back: bool) -> None:
+    from waterfill.bases.kernels import rotate_vectors
 
     order = slice(None, None, -1 if back else 1)
     firsts, seconds, angles = (np.ascontiguousarray(each[order]) for each in (part.firsts, part.seconds, part.angles))
     cosines, sines = (each[(-angles if back else angles) % TURN] for each in cosines_and_sines())
-    rotate(vectors, firsts, seconds, cosines, sines)
+    rotate_vectors(vectors, firsts, seconds, cosines, sines)
 
 
 def _along(values: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
@@ -98,7 +98,7 @@ def turned_both(matrix: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[A
 
 
 @functools.lru_cache(KEPT)
-def matrix_of(part: Part) -> Floats:
+def matrix_of(part: PlaneRotations) -> Floats:
     """The orthonormal matrix [coefficients, values] of the rotations of a part."""
     found = np.eye(part.length, dtype=np.float32)
     _rotate(found, part, back=False)

@@ -61,7 +61,7 @@ def codes_of(line: BasisLine | None) -> list[int]:
     return [line.code] if isinstance(line, FlipsLine | RotationsLine) else []
 
 
-def by_tensor(lines: Sequence[BasisLine], tensors: int) -> list[BasisLine | None]:
+def lines_of_tensors(lines: Sequence[BasisLine], tensors: int) -> list[BasisLine | None]:
     """The line of every tensor; None for those without.
 
     Raises:

@@ -284,7 +284,7 @@ def all_lines(directory: Directory) -> list[Lines]:
     Raises:
         FormatError: they are not in the order of the tensors, or of a tensor that is not there.
     """
-    bases = basis_lines.by_tensor(directory.bases, len(directory.tensors))
+    bases = basis_lines.lines_of_tensors(directory.bases, len(directory.tensors))
     every = zip(directory.tensors, own_lines(directory), bases, strict=True)
     return [Lines(*each) for each in every]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from waterfill.bases.fitting import fitted_flips, fitted_rotations
 from waterfill.bases.rotations import LONGEST_BLOCK, LONGEST_ROTATED, MOST_TAPS, number_of_angles
-from waterfill.bases.turning import turned
+from waterfill.bases.turning import coefficients
 from waterfill.bundle.parts import part_of
 from waterfill.codec.basis_lines import angles_of
 from waterfill.codec.own import stored_bits
@@ -148,7 +148,7 @@ def in_basis(weight: Weight, basis: Basis | None) -> Weight:
     """A tensor in a basis; None for its own values."""
     if basis is None:
         return weight
-    return replace(weight, matrix=turned(weight.matrix, basis, weight.layout), basis=basis)
+    return replace(weight, matrix=coefficients(weight.matrix, basis, weight.layout), basis=basis)
 
 
 def form_in_basis(form: QuadraticForm | None, basis: Basis | None, layout: Layout) -> QuadraticForm | None:

@@ -194,7 +194,7 @@ class ModelStatistics:
         return VarianceHistogram.none() if known is None else known.components
 
 
-def bases_of(settings: Settings) -> Bases:
+def directory_bases(settings: Settings) -> Bases:
     """Bases of the tensors of a directory, of which no level is known before they are chosen."""
     return Bases(settings.quantizer, processes=settings.processes, memo=settings.memo)
 
@@ -229,7 +229,7 @@ def survey_forms(
         exactly: see `ModelStatistics`.
         most: values of a matrix that are looked at, about; what is found of them alone is not kept. None for all.
     """
-    survey = _Survey(source, power, bases_of(settings), exactly=exactly)
+    survey = _Survey(source, power, directory_bases(settings), exactly=exactly)
     for done, group in enumerate(source.groups):
         survey.learn_forms(group, form_of, most)
         settings.tell("look", done + 1, len(source.groups))
@@ -318,7 +318,7 @@ class BackwardPass:
             passed: the batches in the original.
             power: to which importances are taken.
         """
-        statistics = _Survey(self.source, power, bases_of(self.settings), exactly=self.exactly)
+        statistics = _Survey(self.source, power, directory_bases(self.settings), exactly=self.exactly)
         processes = self.settings.processes
         outside = self.loader.outside
         ends = ExactSum(processes)

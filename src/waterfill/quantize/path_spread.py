@@ -91,7 +91,7 @@ class PathFit:
         if self.wide:
             return np.zeros((exponents.size, 256), np.float32)
         rows = [
-            wide_lengths(kind, family)[spreads.rows_of(base + exponents)]
+            wide_lengths(kind, family)[spreads.table_rows(base + exponents)]
             for kind, family, base in zip(subsets.KINDS[self.zero], self.families, self.bases, strict=True)
         ]
         return np.concatenate(rows, axis=1)

@@ -45,7 +45,7 @@ def lengths(family: int, wide: bool) -> NDArray[np.float32]:
     return widened(known) if wide else known
 
 
-def rows_of(exponents: Offsets) -> Offsets:
+def table_rows(exponents: Offsets) -> Offsets:
     """The rows of widened tables that exponents have: those below the first and above the last one theirs."""
     return np.minimum(np.maximum(exponents, 0), tables.SCALES - 1 + WIDER)
 
@@ -135,7 +135,7 @@ def _wide_bits(magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit) -> float
     low, high = (sum(int(end(each)) for each in exponents) for end in (np.min, np.max))
     counts = kernels.exponent_histogram(magnitudes, *exponents, low, high)
     prices = lengths(fit.family, True)
-    bits = float(np.vdot(counts, prices[rows_of(np.arange(low, high + 1))]))
+    bits = float(np.vdot(counts, prices[table_rows(np.arange(low, high + 1))]))
     return bits + axes_bits(fit.offsets, fit.steps)
 
 
