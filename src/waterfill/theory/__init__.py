@@ -7,14 +7,17 @@ from waterfill.theory.gaussian import (
     linear_rate_distortion,
 )
 from waterfill.theory.golden_rules import golden_rules
+from waterfill.theory.kronecker import KroneckerTestChannel, kronecker_rate_distortion
 from waterfill.theory.shannon_bound import lemma1, shannon_lower_bound
 from waterfill.theory.waterfilling import WaterLevels, weighted_waterfilling
 
 __all__ = [
     "GaussianTestChannel",
+    "KroneckerTestChannel",
     "WaterLevels",
     "distortion_at_rate",
     "golden_rules",
+    "kronecker_rate_distortion",
     "lemma1",
     "linear_lower_bound",
     "linear_rate_distortion",
