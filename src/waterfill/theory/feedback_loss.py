@@ -80,8 +80,8 @@ def feedback_rates(columns: ArrayLike, variances: ArrayLike, noise: float, granu
     """Bound the bits of every column behind the filter: `1/2 log2(E W_hat_j^2 U_jj^2 / (s kappa)) + loss`.
 
     Steps are `sqrt(12 s kappa) / U_jj` with `s = codebook_power`, and
-    `E W_hat^T W_hat = (A V A' V A + s kappa A'^-1)` between two `A'^-1`, see the body. The sum is at most
-    `universal_rate` and n times the loss of the steps, for every A and kappa.
+    `E W_hat^T W_hat = A'^-1 A V A A'^-1 + s kappa A'^-1`. The sum is at most `universal_rate` and n times the loss of
+    the steps, for every A and kappa.
 
     Args:
         columns: A, positive semidefinite [n, n].
