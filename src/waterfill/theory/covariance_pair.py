@@ -28,6 +28,7 @@ class CovariancePair:
 
     def __init__(self, sigma_w: ArrayLike, sigma_x: ArrayLike) -> None:
         self.sigma_w, self.sigma_x = covariance("sigma_w", sigma_w), covariance("sigma_x", sigma_x)
+        self._diagonal = np.ndim(sigma_w) == np.ndim(sigma_x) == 1
         if len(self.sigma_w) != len(self.sigma_x):
             raise UsageError(
                 f"sigma_w is for {len(self.sigma_w)} weights, sigma_x for {len(self.sigma_x)} inputs; expected as many."
@@ -49,9 +50,11 @@ class CovariancePair:
         noise = len(values) * np.finfo(float).eps * float(values.max(initial=0.0))
         return np.where(values > noise, values, 0.0), vectors
 
-    @property
+    @cached_property
     def eigenvalues(self) -> Array:
-        """The `g_k`, with what is only rounding set to zero."""
+        """The `g_k`, the smallest first, with what is only rounding set to zero."""
+        if self._diagonal:
+            return np.sort(np.diag(self.sigma_w) * np.diag(self.sigma_x))
         return self._decomposition[0]
 
     @cached_property
