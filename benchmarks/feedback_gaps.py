@@ -22,6 +22,8 @@ Array = NDArray[np.float64]
 OUTPUTS, INPUTS = 2048, 256
 RATES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 STATES = 64
+WAYS = {"steps": 1, f"{STATES} states": STATES}
+STEPS = step_loss()
 IDENTITY = "identity"
 
 
@@ -48,32 +50,31 @@ def _hidden_inputs() -> Array:
 
 def gaps() -> list[dict[str, Any]]:
     """Gaps of files with uniform steps and with a trellis, beside what the theorem allows and what A = I has."""
-    rows: list[dict[str, Any]] = []
-    flat: dict[tuple[float, int], float] = {}
+    flat = {rate: files(IDENTITY, np.eye(INPUTS), rate) for rate in RATES}
+    rows = []
     for name, columns in forms().items():
-        drawn = np.random.default_rng(0).normal(size=(OUTPUTS, len(columns))).astype(np.float32)
-        weight, form = Weight("w", drawn, Layout(drawn.shape)), KroneckerForm(np.ones(OUTPUTS), columns[None])
         for rate in RATES:
-            found = {states: at_rate(weight, Feedback(states), form, rate) for states in (1, STATES)}
-            own = {states: each.rate - limit(weight, form, each.distortion) for states, each in found.items()}
-            if name == IDENTITY:
-                flat |= {(rate, states): gap for states, gap in own.items()}
-            excess = universal_gap(weight, form, found[STATES])
-            rows.append(
-                {
-                    "A": name,
-                    "bit/weight, steps": round(found[1].rate, 3),
-                    "gap, steps": round(own[1], 4),
-                    "theorem, steps": round(step_loss() + universal_gap(weight, form, found[1]), 4),
-                    f"bit/weight, {STATES} states": round(found[STATES].rate, 3),
-                    f"gap, {STATES} states": round(own[STATES], 4),
-                    "price of A, steps": round(own[1] - flat[rate, 1], 4),
-                    f"price of A, {STATES} states": round(own[STATES] - flat[rate, STATES], 4),
-                    "isotropic codebook": round(excess, 4),
-                }
-            )
-            say(f"feedback {rows[-1]}")
+            found = flat[rate] if name == IDENTITY else files(name, columns, rate)
+            prices = {f"price of A, {way}": round(found[f"gap, {way}"] - flat[rate][f"gap, {way}"], 4) for way in WAYS}
+            rows.append(found | prices)
     return rows
+
+
+def files(name: str, columns: Array, rate: float) -> dict[str, Any]:
+    """Measure files of Gaussian weights under one form near one rate."""
+    drawn = np.random.default_rng(0).normal(size=(OUTPUTS, len(columns))).astype(np.float32)
+    weight, form = Weight("w", drawn, Layout(drawn.shape)), KroneckerForm(np.ones(OUTPUTS), columns[None])
+    row: dict[str, Any] = {"A": name}
+    for way, states in WAYS.items():
+        found = at_rate(weight, Feedback(states), form, rate)
+        excess = universal_gap(weight, form, found)
+        row |= {
+            f"bit/weight, {way}": round(found.rate, 3),
+            f"gap, {way}": round(found.rate - limit(weight, form, found.distortion), 4),
+        }
+        row |= {"isotropic codebook": round(excess, 4)} if states > 1 else {f"theorem, {way}": round(STEPS + excess, 4)}
+    say(f"feedback {row}")
+    return row
 
 
 def universal_gap(weight: Weight, form: KroneckerForm, found: Measured) -> float:
