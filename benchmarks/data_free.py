@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import package_networks
 import peer_codecs
 import results
 import waterfill
+from commits import commit
 from data_free_networks import NETWORKS, Network
 from measure import say
 from peer_codecs import NearestZstd, NnCodec
@@ -74,7 +74,7 @@ def measured(network: Network, codec: str, save: Callable[[list[Row]], None]) ->
     """Measure a codec, and save what is there after each file."""
     rows = []
     for setting, size, error in settings(network, codec):
-        rows.append({"codec": codec, "setting": setting, "bytes": size, "error": error, "commit": _commit()})
+        rows.append({"codec": codec, "setting": setting, "bytes": size, "error": error, "commit": commit()})
         say(f"{network.key} {rows[-1]}")
         save(rows)
 
@@ -84,12 +84,6 @@ def keep(network: Network, codec: str, rows: list[Row]) -> None:
     with results.alone("data_free") as known:
         kept = [row for row in known.get(network.key, []) if row["codec"] != codec]
         results.keep("data_free", known | {network.key: [*kept, *rows]})
-
-
-def _commit() -> str:
-    command = ["git", "log", "-1", "--format=%h"]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 # Bytes at equal error
@@ -161,9 +155,9 @@ def write() -> None:
 
 def _page(sections: list[results.Section]) -> None:
     known = results.read("data_free")
-    results.write_page(
-        "data_free", "Without data", "Trained networks of many kinds, compressed without data.", sections
-    )
+    text = "Trained networks of many kinds, compressed without data."
+    named = [row["commit"] for rows in known.values() for row in rows if row["codec"] in OURS]
+    results.write_page("data_free", "Without data", text, sections, named=named)
     results.keep("data_free", known)
 
 
