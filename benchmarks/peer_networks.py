@@ -89,6 +89,13 @@ _LANGUAGE: dict[str, Any] = {
     "deep": ((0.25, 8), (0.0, 8), (0.0, 16), (0.0, 32), (0.0, 64)),
     "bits": (3, 4, 5, 6, 7),
 }
+_PAPER: dict[str, Any] = {
+    "tested": "10,000 test images",
+    "rates": (0.6, 0.65, 0.7, 0.75, 0.85, 0.95, 1.15, 1.3),
+    "free_rates": (1.5, 2.0, 2.5, 3.0, 3.5),
+    "qps": tuple(range(-33, -19)),
+    "lambdas": (1.0, 0.5, 0.0),
+}
 
 NETWORKS = (
     Network("resnet20", "ResNet-20", **_CIFAR),
@@ -137,10 +144,13 @@ NETWORKS = (
         "The paper's convolutional network, a quarter as wide",
         zoo.paper_cifar10_calibration,
         partial(zoo.paper_cifar10_test, batch_size=50),
-        "10,000 test images",
-        rates=(0.8, 0.9, 1.0, 1.15, 1.3, 1.45, 1.6),
-        free_rates=(1.5, 2.0, 2.5, 3.0, 3.5),
-        qps=tuple(range(-33, -19)),
-        lambdas=(1.0, 0.5, 0.0),
+        **_PAPER,
+    ),
+    Network(
+        "paper_conv_w32_cifar100",
+        "The paper's convolutional network for CIFAR-100, a quarter as wide",
+        zoo.paper_cifar100_calibration,
+        partial(zoo.paper_cifar100_test, batch_size=50),
+        **_PAPER,
     ),
 )
