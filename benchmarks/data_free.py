@@ -42,9 +42,7 @@ LEAST_ERROR = 1e-4
 def settings(network: Network, codec: str) -> Iterator[tuple[str, int, float]]:
     """Setting, bytes and error of every file of a codec."""
     if codec in OURS:
-        for rate in RATES:
-            result = waterfill.compress(network.original(), rate=rate, importance=OURS[codec], effort="fast")
-            yield f"rate {rate:g}", result.size_bytes, network.error(_loaded(network, result))
+        yield from (own(network, codec, rate) for rate in RATES)
         return
     state = peer_codecs.folded(network.original())
     peers = [NearestZstd(bits) for bits in BITS] if codec == NEAREST else []
@@ -56,6 +54,12 @@ def settings(network: Network, codec: str) -> Iterator[tuple[str, int, float]]:
             yield found
             if found[2] < LEAST_ERROR:
                 break
+
+
+def own(network: Network, codec: str, rate: float) -> tuple[str, int, float]:
+    """Setting, bytes and error of one file of ours."""
+    result = waterfill.compress(network.original(), rate=rate, importance=OURS[codec], effort="fast")
+    return f"rate {rate:g}", result.size_bytes, network.error(_loaded(network, result))
 
 
 def _peer(network: Network, peer: peer_codecs.Codec, state: peer_codecs.Arrays) -> tuple[str, int, float]:

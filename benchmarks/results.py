@@ -57,7 +57,7 @@ def write(name: str, title: str, text: str, rows: Sequence[dict[str, Any]]) -> N
         rows: one dictionary a row, all with the same keys.
     """
     keep(name, {ROWS: rows}, [WHOLE])
-    _write(name, [f"# {title}", text, _table(rows)])
+    _write(name, [f"# {title}", text, table(rows)])
 
 
 def write_page(
@@ -82,7 +82,7 @@ def write_page(
     for section in sections:
         parts += [f"## {section.title}", section.text]
         parts += [f"![{section.title}](../pictures/{section.picture})"] if section.picture else []
-        parts.append(_table(section.rows))
+        parts.append(table(section.rows))
     titles = [section.title for section in sections]
     keep(name, {each.title: each.rows for each in sections}, titles if measured is None else measured, named)
     _write(name, parts)
@@ -136,6 +136,14 @@ def processor() -> str:
     return f"{facts['model name']}, {os.cpu_count()} cores, {vectors}"
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a table of Markdown."""
+    heads = list(rows[0])
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(_cell(row[head]) for head in heads) + " |" for row in rows]
+    return "\n".join(lines)
+
+
 @contextmanager
 def alone(name: str) -> Iterator[dict[str, Any]]:
     """What `docs/results/<name>.json` has, while every other process that asks for it in this way waits.
@@ -172,13 +180,6 @@ def _write(name: str, parts: list[str]) -> None:
     (FOLDER / f"{name}.md").write_text("\n\n".join(parts) + "\n")
     (FOLDER / f"{name}.md").write_text(dressed(name))
     print("\n\n".join(part for part in parts if part.startswith(("|", "## "))))
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    heads = list(rows[0])
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(_cell(row[head]) for head in heads) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:

@@ -234,11 +234,16 @@ def measured_row(title: str, tree: str, found: Row) -> Row:
         "commit": found["commit"],
         "bytes": found["bytes"],
         "bit/value": round(found["rate"], 4),
-        "quality": ", ".join(f"{name} {value:.4g}" for name, value in found["quality"].items()),
+        "quality": qualities(found),
         **{name: round(found[key], 1) for name, key in TAKEN.items()},
         "peak MB": round(found["peak_memory"] / 1e6),
         "compiling s": round(found["compiling"], 1),
     }
+
+
+def qualities(found: Row) -> str:
+    """The qualities of a case as text, the loss first."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in found["quality"].items())
 
 
 def ratio_row(title: str, tree: str, found: Row, first: Row) -> Row:
