@@ -77,7 +77,8 @@ def main() -> None:
             known[part.title] = part.measure()
     text = "Measurements for [the theory](../theory.md). Rates are in bits a weight unless said otherwise."
     sections = [_section(part, known[part.title]) for part in PARTS if part.title in known]
-    results.write_page("losses", "What codes lose and what files know", text, sections)
+    measured = [part.title for part in PARTS if part.key in options.only]
+    results.write_page("losses", "What codes lose and what files know", text, sections, measured)
 
 
 def _section(part: Part, rows: Rows) -> Section:
