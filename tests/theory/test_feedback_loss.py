@@ -89,6 +89,30 @@ def test_no_form_loses_more_than_steps_and_the_worst_excess(seed):
         assert (feedback_rates(a, v, noise).sum() - limit) / 9 <= step_loss() + worst_excess()
 
 
+@pytest.mark.parametrize("noise", [0.01, 1.0])
+def test_correlated_weights_coded_given_those_before_lose_no_more(noise):
+    a, v = form(7, 4, 7), form(7, 2, 8)
+    filtered = a + noise * np.linalg.inv(v)
+    g = np.linalg.eigvals(v @ a).real
+    s = codebook_power(g, noise)
+    wiener = np.linalg.solve(filtered, a)
+    moments = wiener @ v @ wiener.T + s * noise * np.linalg.inv(filtered)
+    rate = (np.linalg.slogdet(moments)[1] + np.linalg.slogdet(filtered)[1] - 7 * np.log(s * noise)) / np.log(4)
+    assert rate <= universal_rate(g, noise)
+
+
+@pytest.mark.parametrize("step", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.5])
+def test_without_dither_errors_of_gaussian_targets_are_those_of_steps(step, shift):
+    x = np.linspace(-12, 12, 2_000_001)
+    density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    aim = x + shift * step
+    found = (density * (aim - step * np.rint(aim / step)) ** 2).sum() * (x[1] - x[0])
+    theta = step**2 / 12
+    assert abs(found - theta) <= 2 * theta * np.exp(-2 * np.pi**2 / step**2) + 1e-9
+    assert abs(found - theta) <= 0.015 * theta
+
+
 @pytest.mark.parametrize("decades", [0.5, 2])
 def test_the_quantizer_has_the_loss_of_its_steps_at_high_rate(decades):
     a, n = form(32, decades, 5), 32
