@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check results-check clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/waterfill demo
@@ -14,6 +14,9 @@ test: $(VENV)/installed-dev
 
 check: $(VENV)/installed-dev
 	scripts/check
+
+results-check: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/results_check.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing waterfill into $(VENV) (once; PyTorch is large) ..."

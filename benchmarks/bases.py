@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 import minilm
 import results
-from hf_commit import commit
 from measure import say
 from results import Section
 from waterfill import importance, zoo
@@ -265,7 +264,7 @@ def main() -> None:
         f"*prediction*: every weight from those decoded before, by coefficients of {COEFFICIENT_BITS} bits in steps of "
         "1/32, in the feedback loop, where that is better than none; no file has it. Bits are those of a tensor in a "
         f"file, at the distortion that *none* reaches (6 dB a bit). {states} states. CPU seconds include the choice. "
-        f"At {commit()}, {results.processor()}."
+        f"Measured on {results.processor()}."
     )
     squared = list(convolutions(1.92, data=False))
     for quantizer in (Trellis(states), Feedback(states)):  # loads what is compiled

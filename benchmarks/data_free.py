@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import package_networks
 import peer_codecs
 import results
 import waterfill
+from commits import commit
 from data_free_networks import NETWORKS, Network
 from measure import say
 from peer_codecs import NearestZstd, NnCodec
@@ -42,9 +42,7 @@ LEAST_ERROR = 1e-4
 def settings(network: Network, codec: str) -> Iterator[tuple[str, int, float]]:
     """Setting, bytes and error of every file of a codec."""
     if codec in OURS:
-        for rate in RATES:
-            result = waterfill.compress(network.original(), rate=rate, importance=OURS[codec], effort="fast")
-            yield f"rate {rate:g}", result.size_bytes, network.error(_loaded(network, result))
+        yield from (own(network, codec, rate) for rate in RATES)
         return
     state = peer_codecs.folded(network.original())
     peers = [NearestZstd(bits) for bits in BITS] if codec == NEAREST else []
@@ -56,6 +54,12 @@ def settings(network: Network, codec: str) -> Iterator[tuple[str, int, float]]:
             yield found
             if found[2] < LEAST_ERROR:
                 break
+
+
+def own(network: Network, codec: str, rate: float) -> tuple[str, int, float]:
+    """Setting, bytes and error of one file of ours."""
+    result = waterfill.compress(network.original(), rate=rate, importance=OURS[codec], effort="fast")
+    return f"rate {rate:g}", result.size_bytes, network.error(_loaded(network, result))
 
 
 def _peer(network: Network, peer: peer_codecs.Codec, state: peer_codecs.Arrays) -> tuple[str, int, float]:
@@ -74,7 +78,7 @@ def measured(network: Network, codec: str, save: Callable[[list[Row]], None]) ->
     """Measure a codec, and save what is there after each file."""
     rows = []
     for setting, size, error in settings(network, codec):
-        rows.append({"codec": codec, "setting": setting, "bytes": size, "error": error, "commit": _commit()})
+        rows.append({"codec": codec, "setting": setting, "bytes": size, "error": error, "commit": commit()})
         say(f"{network.key} {rows[-1]}")
         save(rows)
 
@@ -84,12 +88,6 @@ def keep(network: Network, codec: str, rows: list[Row]) -> None:
     with results.alone("data_free") as known:
         kept = [row for row in known.get(network.key, []) if row["codec"] != codec]
         results.keep("data_free", known | {network.key: [*kept, *rows]})
-
-
-def _commit() -> str:
-    command = ["git", "log", "-1", "--format=%h"]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 # Bytes at equal error
@@ -161,9 +159,9 @@ def write() -> None:
 
 def _page(sections: list[results.Section]) -> None:
     known = results.read("data_free")
-    results.write_page(
-        "data_free", "Without data", "Trained networks of many kinds, compressed without data.", sections
-    )
+    text = "Trained networks of many kinds, compressed without data."
+    named = [row["commit"] for rows in known.values() for row in rows if row["codec"] in OURS]
+    results.write_page("data_free", "Without data", text, sections, named=named)
     results.keep("data_free", known)
 
 

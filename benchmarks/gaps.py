@@ -27,11 +27,18 @@ CORRELATION = 0.9
 def independent(values: int, states: Sequence[int]) -> list[dict[str, Any]]:
     """Independent weights of one distribution at fixed water levels."""
     rng = np.random.default_rng(0)
-    shape = values // WIDTH, WIDTH
-    gaussian, laplace = rng.normal(size=shape), rng.laplace(size=shape) / np.sqrt(2)
+    rows = gaussian(rng, values, states, (0.265, 0.0625, 0.0039))
+    laplace = rng.laplace(size=(values // WIDTH, WIDTH)) / np.sqrt(2)
     exact: Callable[[float], float] = lambda d: rate_at_distortion(LAPLACE, d).rate  # noqa: E731
-    rows = _distribution("Gaussian", gaussian, lambda d: -0.5 * float(np.log2(d)), (0.265, 0.0625, 0.0039), states)
     return rows + _distribution("Laplace", laplace, exact, (0.46, 0.235, 0.06, 0.0035), states)
+
+
+def gaussian(
+    rng: np.random.Generator, values: int, states: Sequence[int], levels: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Independent Gaussian weights at some water levels."""
+    drawn = rng.normal(size=(values // WIDTH, WIDTH))
+    return _distribution("Gaussian", drawn, lambda d: -0.5 * float(np.log2(d)), levels, states)
 
 
 def _distribution(

@@ -17,8 +17,8 @@ import hf_lstm
 import hf_page
 import hf_scale
 import results
+from commits import commit
 from hf_baselines import values
-from hf_commit import commit
 from hf_page import PAGE
 from hf_tasks import TASKS, Task, filled
 from hf_ways import BITS, LOW_RATES, METHODS, RATES, Asked, ways

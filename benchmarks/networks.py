@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -20,32 +21,34 @@ NAMES = {"resnet20": "ResNet-20", "lenet300": "LeNet-300-100"}
 
 @cache
 def results() -> dict[tuple[str, float], CompressionResult]:
-    found = {}
-    for net, rates in RATES.items():
-        model = zoo.pretrained(net)
-        data = list(zoo.cifar10_calibration() if net == "resnet20" else zoo.mnist_calibration())
-        estimator: Any = Once(importance.kronecker())
-        for rate in rates:
-            found[net, rate] = waterfill.compress(model, data, rate=rate, importance=estimator)
-    return found
+    return {(net, rate): found for net, rates in RATES.items() for rate, found in compressed_at(net, rates).items()}
+
+
+def compressed_at(net: str, rates: Sequence[float]) -> dict[float, CompressionResult]:
+    """A network at several rates, with one estimate of its importance."""
+    model = zoo.pretrained(net)
+    data = list(zoo.cifar10_calibration() if net == "resnet20" else zoo.mnist_calibration())
+    estimator: Any = Once(importance.kronecker())
+    return {rate: waterfill.compress(model, data, rate=rate, importance=estimator) for rate in rates}
+
+
+def row(net: str, result: CompressionResult) -> dict[str, Any]:
+    return {
+        "network": NAMES[net],
+        "bytes": result.size_bytes,
+        "bit/value": round(result.rate, 3),
+        "limit": round(result.limit, 3),
+        "its error": round(result.limit_error, 4),
+        "gap": round(result.gap, 3),
+        "gap, %": None if result.gap_percent is None else round(result.gap_percent, 1),
+        "of it overhead": round(8 * result.overhead_bytes / result.floating_values, 3),
+        "measured by": result.limit_measure,
+        "KL on the calibration data": result.distortion,
+    }
 
 
 def files() -> Section:
-    rows = [
-        {
-            "network": NAMES[net],
-            "bytes": result.size_bytes,
-            "bit/value": round(result.rate, 3),
-            "limit": round(result.limit, 3),
-            "its error": round(result.limit_error, 4),
-            "gap": round(result.gap, 3),
-            "gap, %": None if result.gap_percent is None else round(result.gap_percent, 1),
-            "of it overhead": round(8 * result.overhead_bytes / result.floating_values, 3),
-            "measured by": result.limit_measure,
-            "KL on the calibration data": result.distortion,
-        }
-        for (net, _), result in results().items()
-    ]
+    rows = [row(net, result) for (net, _), result in results().items()]
     text = (
         "Whole files of `compress(model, data, rate=...)`, 1,024 training images, against the limit at the distortion "
         "that each file reached: all tensors under one water level, by the importance that was kept. *Its error* is "

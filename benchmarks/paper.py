@@ -119,7 +119,7 @@ def main() -> None:
             run(name)
         (JSON / "why.json").write_text(json.dumps(list(why("cifar10")), indent=1) + "\n")
     everything = {name: json.loads((JSON / f"{name}.json").read_text()) for name in EXPERIMENTS}
-    page(everything, json.loads((JSON / "why.json").read_text()))
+    page(everything, json.loads((JSON / "why.json").read_text()), [] if "page" in sys.argv else None)
 
 
 def run(name: str) -> None:
@@ -129,7 +129,7 @@ def run(name: str) -> None:
     shutil.copy(WORK / name / "results.json", JSON / f"{name}.json")
 
 
-def page(everything: Mapping[str, Results], reasons: Sequence[dict[str, Any]]) -> None:
+def page(everything: Mapping[str, Results], reasons: Sequence[dict[str, Any]], measured: Sequence[str] | None) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     sections = [
         Section("The networks", NETWORKS, [network(results) for results in everything.values()]),
@@ -146,7 +146,7 @@ def page(everything: Mapping[str, Results], reasons: Sequence[dict[str, Any]]) -
     ]
     for name, results in everything.items():
         sections += figures(name, results)
-    write_page("paper", "The experiments of the paper", INTRODUCTION, sections)
+    write_page("paper", "The experiments of the paper", INTRODUCTION, sections, measured)
 
 
 def why(name: str) -> Iterator[dict[str, Any]]:

@@ -68,7 +68,8 @@ def write() -> None:
             sections = [*_compared(there), *_others(known), *(_network(*pair) for pair in there)]
             sections += _measured(known, CODE, CODE_TEXT)
             text = TOP_TEXT if any(_has_nncodec(rows) for _, rows in there) else f"{TOP_TEXT}\n\n{NO_NNCODEC}"
-            results.write_page("peers", "Beside other codecs", text, [each for each in sections if each.rows])
+            named = [row["commit"] for row in known.get(CODE, [])]
+            results.write_page("peers", "Beside other codecs", text, [s for s in sections if s.rows], (), named)
 
 
 def _compared(there: Sequence[tuple[Network, Rows]]) -> list[Section]:

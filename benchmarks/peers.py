@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import peer_costs
 import peer_page
 import results
 import waterfill
+from commits import commit
 from measure import say
 from peer_networks import CODECS, KL, NETWORKS, NNCODEC, ORIGINAL, OURS, TOP1, Network
 from peer_page import CODE
@@ -83,14 +83,7 @@ def _codes(known: Rows, network: Network, codecs: Sequence[str]) -> Rows:
     """The commits whose code made files of waterfill."""
     own = [codec for codec in codecs if codec in OURS]
     kept = [row for row in known if row["network"] != network.title or row["codec"] not in own]
-    return kept + [{"network": network.title, "codec": codec, "commit": _commit()} for codec in own]
-
-
-@cache
-def _commit() -> str:
-    command = ["git", "log", "-1", "--format=%h", "--", "src"]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    return kept + [{"network": network.title, "codec": codec, "commit": commit()} for codec in own]
 
 
 def main() -> None:

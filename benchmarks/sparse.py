@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 import waterfill
+from commits import commit
 from results import Section, read, write_page
 from waterfill import zoo
 from waterfill.codec import adaptive
@@ -82,6 +83,7 @@ def measure(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         "top-1 after %": round(100 * float(after.accuracy or 0), 2),
         "not zero after": not_zero(copy),
         "KL (nats)": round(float(after.kl or 0), 5),
+        "commit": commit(),
     }
     return row, parts(name, raw), floors(name, net)
 
@@ -171,7 +173,9 @@ def main(names: list[str]) -> None:
         "here and there.",
     )
     sections = [Section(title, text, list(rows[title].values())) for title, text in zip(TITLES, texts, strict=True)]
-    write_page("sparse", "Pruned networks", "LeNets after Dynamic Network Surgery, SqueezeNet decompressed.", sections)
+    text = "LeNets after Dynamic Network Surgery, SqueezeNet decompressed."
+    named = [row["commit"] for row in rows["Files"].values()]
+    write_page("sparse", "Pruned networks", text, sections, named=named)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,8 @@ def main() -> None:
         sections.append(peers(options.tree[-1], options.keep, options.write))
     commits = ", ".join(f"*{tree.name}* is {tree.commit}" for tree in options.tree)
     text = f"{commits}. Measured on {results.processor()}. Whole compressions are [on a page of their own](cases.md)."
-    results.write_page("speed", "Speed", text, sections)
+    named = [] if options.write else [tree.commit for tree in options.tree]
+    results.write_page("speed", "Speed", text, sections, (), named)
 
 
 def _options() -> argparse.Namespace:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import results
+from commits import commit
 from walk_goals import BUSY_RATIO, CPU, GOALS, MODEL_BLOCKS, Goal
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -78,8 +79,7 @@ class Tree:
         root = Path(path).resolve()
         if not (name and (root / "src" / "waterfill").is_dir()):
             raise argparse.ArgumentTypeError(f"{text!r} is no tree; expected NAME=PATH with PATH/src/waterfill.")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
-        return cls(name, root, _git(root, "log", "-1", "--format=%h", "--", "src") + "+" * bool(changed))
+        return cls(name, root, commit(root))
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,6 @@ def _cpu_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _git(root: Path, *command: str) -> str:
-    return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def merged(rows: Sequence[Row]) -> Row:
     """One row of several runs of the same code: the least seconds and memory.
 
@@ -238,11 +234,16 @@ def measured_row(title: str, tree: str, found: Row) -> Row:
         "commit": found["commit"],
         "bytes": found["bytes"],
         "bit/value": round(found["rate"], 4),
-        "quality": ", ".join(f"{name} {value:.4g}" for name, value in found["quality"].items()),
+        "quality": qualities(found),
         **{name: round(found[key], 1) for name, key in TAKEN.items()},
         "peak MB": round(found["peak_memory"] / 1e6),
         "compiling s": round(found["compiling"], 1),
     }
+
+
+def qualities(found: Row) -> str:
+    """The qualities of a case as text, the loss first."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in found["quality"].items())
 
 
 def ratio_row(title: str, tree: str, found: Row, first: Row) -> Row:
@@ -282,7 +283,8 @@ def write(trees: Sequence[Tree], found: Found) -> None:
         sections.append(results.Section("Ratios", text, ratios))
     commits = ", ".join(f"*{tree.name}* is {tree.commit}" for tree in trees)
     text = f"{commits}. Measured on {results.processor()}."
-    results.write_page("cases", "Whole compressions: seconds, memory, bytes", text, sections, script="walks")
+    named = [row["commit"] for rows in files.values() for row in rows.values()]
+    results.write_page("cases", "Whole compressions: seconds, memory, bytes", text, sections, named=named)
 
 
 def collected(trees: Sequence[Tree], repeats: int, keep: Path, any_commit: bool) -> Found:
