@@ -14,9 +14,13 @@ from waterfill.atomic import check_suffix, write_atomically
 from waterfill.records import Codebook, Constant, Entry, Exact, NormMean, NormVariance, Quantized, Relative, Tied
 
 
+LEAST_LIMIT = 0.05
+"""Bits per value from which a limit has a percentage: the gap to one near zero is a matter of bits."""
+
+
 def percent_above(rate: float, limit: float) -> float | None:
-    """How many percent a rate lies above a limit; None where the limit is less than anybody would print."""
-    return 100 * (rate / limit - 1) if limit >= 5e-4 else None
+    """How many percent a rate lies above a limit; None where the limit is near zero."""
+    return 100 * (rate / limit - 1) if limit >= LEAST_LIMIT else None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class TensorReport:
 
     @property
     def gap_percent(self) -> float | None:
-        """The gap in percent of the limit; None without a limit above zero."""
+        """The gap in percent of the limit; None without a limit, and for one near zero."""
         return None if self.limit is None else percent_above(self.rate, self.limit)
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,7 +143,7 @@ class Outcome(ABC):
 
     @property
     def gap_percent(self) -> float | None:
-        """The gap in percent of the limit; None where that is zero."""
+        """The gap in percent of the limit; None where that is near zero."""
         return percent_above(self.rate, self.limit)
 
     @property

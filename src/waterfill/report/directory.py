@@ -71,5 +71,5 @@ def bundle_table(summary: Mapping[str, Any]) -> Group:
         f"written by {printable(summary['producer'])}; all checksums are right"
     )
     if summary["limit"] is not None:
-        lines.append(f"limit {summary['limit']:.3f} bit/value at this distortion")
+        lines.append(f"limit of the fitted source {summary['limit']:.3f} bit/value at this distortion")
     return Group(table, *map(Text, lines))

@@ -58,7 +58,7 @@ def _near(result: SavedResult) -> str:
     if result.gap is None or result.gap_percent is None:
         return ""
     if result.gap < 0:
-        return " That is below the limit of the source model: the network has structure that the model lacks."
+        return " That is below the limit of the fitted source: the network has structure that the source lacks."
     return f" No code is expected to save more than {100 * result.gap / result.rate:.0f} % of that at the same loss."
 
 
@@ -69,7 +69,7 @@ def tiles(shown: Sequence[Shown]) -> str:
         ("rate", lambda r: fixed(r.rate, 3), lambda _: "bit per value", "of the whole file"),
         ("ratio", lambda r: f"{fixed(r.ratio, 1)}{TIMES}", lambda r: f"from {size_text(r.original_bytes)}",
          "smaller than before"),
-        ("limit", lambda r: fixed(r.limit, 3), _gap_words, "what codes need at this loss"),
+        ("limit of the fitted source", lambda r: fixed(r.limit, 3), _gap_words, "what codes need at this loss"),
         ("measured loss", lambda r: short(r.distortion), lambda r: unit(r) if r.distortion is not None else "no data",
          "on the calibration data"),
     )  # fmt: skip

@@ -31,10 +31,10 @@ ASKED = {
 """How a target is told."""
 
 OVERHEAD = "header, directory"
-BELOW = "below the limit: chance in the fit, or structure that the source model lacks"
+BELOW = "below it: chance in the fit, or structure that the source model lacks"
 CAVEAT = (
-    "A limit is a lower bound under a source model (generalized Gaussian weights, fitted to every tensor): proven for "
-    "the average over such networks, not for this one."
+    "It is a lower bound under a source model that is fitted to every tensor: proven for the average over such "
+    "networks, not for this one."
 )
 
 
@@ -125,7 +125,7 @@ def _limit_line(rate: float, limit: float, measure: str) -> str:
     share = "" if percent is None else f" ({percent:.1f} %)"
     where = f"{abs(rate - limit):.3f} bit/value {BELOW if rate < limit else f'above it{share}'}"
     by = f"at this distortion (measured by {printable(measure)})"
-    return f"limit {limit:.3f} bit/value {by}; the file is {where}. {CAVEAT}"
+    return f"limit of the fitted source {limit:.3f} bit/value {by}; the file is {where}. {CAVEAT}"
 
 
 def file_summary(path: str, file: WaterfillFile) -> dict[str, Any]:
