@@ -13,7 +13,6 @@ from typing import Any
 from waterfill.atomic import check_suffix, write_atomically
 from waterfill.records import Codebook, Constant, Entry, Exact, NormMean, NormVariance, Quantized, Relative, Tied
 
-
 LEAST_LIMIT = 0.05
 """Bits per value from which a limit has a percentage: the gap to one near zero is a matter of bits."""
 
