@@ -219,3 +219,37 @@ def peers(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], codecs: Seq
 
 def _columns(rows: Sequence[Mapping[str, Any]], *names: str) -> tuple[Any, ...]:
     return tuple([row[name] for row in rows] for name in names)
+
+
+def feedback(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Gap against rate, a line per form; uniform steps with what the theorem allows, and a trellis."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for name, (color, marker) in zip(dict.fromkeys(row["A"] for row in rows), STYLES, strict=False):
+        own = [row for row in rows if row["A"] == name]
+        left.plot(*_columns(own, "bit/weight, steps", "gap, steps"), color=color, marker=marker, label=name)
+        left.plot(*_columns(own, "bit/weight, steps", "theorem, steps"), color=color, linestyle=":", linewidth=1)
+        right.plot(*_columns(own, "bit/weight, 64 states", "gap, 64 states"), color=color, marker=marker, label=name)
+    left.set(title="uniform steps (dotted: the theorem)", ylabel="rate above the limit, bit per weight", ylim=(0, None))
+    right.set(title="64 states")
+    for axes in (left, right):
+        axes.set(xlabel="rate, bit per weight")
+        axes.grid(alpha=0.3)
+    right.legend(frameon=False)
+    return save(figure, "feedback-loss")
+
+
+def population(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Training and test loss of networks against the size of their files; dashed lines are the originals'."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    names = dict.fromkeys(row["trained on"] for row in rows)
+    for axes, name, limits in zip(figure.subplots(1, 2), names, ((-0.03, 0.25), (-0.95, 2.2)), strict=True):
+        *files, original = [row for row in rows if row["trained on"] == name]
+        for column, (color, marker) in zip(("training loss", "test loss", "test - training"), STYLES, strict=False):
+            axes.plot(*_columns(files, "bytes", column), color=color, marker=marker, markersize=4, label=column)
+            axes.axhline(original[column], color=color, linestyle="--", linewidth=1)
+        axes.set(title=f"trained on {name}", xlabel="file, bytes", xscale="log", ylim=limits)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("cross-entropy, nats (dashed: original)")
+    figure.axes[0].legend(frameon=False)
+    return save(figure, "population-risk")

@@ -17,6 +17,7 @@ import numpy as np
 
 import bases
 import data_free
+import feedback_gaps
 import gaps
 import hf
 import hf_ways
@@ -125,6 +126,10 @@ def _limits() -> Row:
     return gaps.gaussian(np.random.default_rng(0), 1 << 20, (64,), (0.0625,))[-1]
 
 
+def _losses() -> Row:
+    return feedback_gaps.files("AR(.9)", feedback_gaps.forms()["AR(.9)"], 3.0)
+
+
 def _paper() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         lab = open_lab(EXPERIMENTS["cifar10"], Path(folder), Options(samples=1, test_samples=100), None)
@@ -199,6 +204,13 @@ SAMPLES: dict[str, Sample | str] = {
         lambda row: (row["source"], row["states"]) == ("Gaussian", 64) and round(row["bit/weight"]) == 2,
         _limits,
         {"bit/weight": RATE, "gap": ERROR},
+    ),
+    "losses": Sample(
+        "AR(.9), 3 bit",
+        "Feedback against the limit, form by form",
+        lambda row: row["A"] == "AR(.9)" and round(row["bit/weight, steps"]) == 3,
+        _losses,
+        {"bit/weight, 64 states": RATE, "gap, steps": ERROR, "gap, 64 states": ERROR},
     ),
     "paper": Sample(
         "CIFAR-10, half of the weights, baseline",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from waterfill.records import Basis, Layout, Quantized, Weight
+from waterfill.records import Layout, Quantized, Turn, Weight
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
@@ -59,7 +59,7 @@ class QuadraticForm(Protocol):
         """The form of some rows of the matrix."""
         ...
 
-    def turned(self, basis: Basis, layout: Layout) -> QuadraticForm:
+    def turned(self, basis: Turn, layout: Layout) -> QuadraticForm:
         """The form of the coefficients of a matrix of a layout in a basis."""
         ...
 

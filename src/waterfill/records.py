@@ -268,6 +268,28 @@ Basis: TypeAlias = Cosines | Flips | Rotations
 """An orthonormal basis along one axis of the normal form."""
 
 
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Any orthonormal basis along one axis of the normal form: of models of weights, never of a file.
+
+    Attributes:
+        axis: `OUT`, `CHANNELS` or `TAPS`.
+        matrix: float32 [coefficients, values].
+    """
+
+    axis: int
+    matrix: Floats
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        return f"covariance of {AXIS_NAMES[self.axis]}"
+
+
+Turn: TypeAlias = Basis | Directions
+"""Any change of coordinates along one axis."""
+
+
 # What a quantizer decides
 
 

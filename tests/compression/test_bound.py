@@ -117,7 +117,7 @@ def test_most_weights_being_zero_moves_the_usual_rates():
     assert waterfill.bound(model).usual_rates() == list(GRID)
     model.weight.data[torch.rand(100, 100, generator=torch.Generator().manual_seed(0)) < 0.9] = 0
     live = int((model.weight != 0).sum()) / 10_000
-    assert waterfill.bound(model).usual_rates([4.0]) == pytest.approx([4 * live])
+    assert waterfill.bound(model).usual_rates([4.0]) == pytest.approx([4 * live], rel=0.01)  # shares are rounded
 
 
 def test_what_is_stored_without_loss_is_in_every_rate():

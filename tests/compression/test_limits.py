@@ -57,7 +57,7 @@ def fitted(*weights):
     """The sources of those that have one."""
     models = SourceModels()
     models.fit(weights)
-    return {each.name: source for each in weights if (source := models.source(each)) is not None}
+    return {each.name: source.unbiased() for each in weights if (source := models.source(each)) is not None}
 
 
 def reported(jobs, quantized, exact_bits=0.0):
@@ -106,10 +106,8 @@ def test_a_tensor_is_priced_by_the_shannon_lower_bound_of_its_source():
     importance = plan["conv"].form.diagonal().reshape(12, 5, 9).astype(np.float64)
     source = sources["conv"].source(plan["conv"].weight.matrix.reshape(12, 5, 9))
     assert found.rate == pytest.approx(shannon_lower_bound(source, importance, 3.0) / 540, abs=2e-3)
-    assert (found.source_model, found.standard_error) == (
-        sources["conv"].name,
-        pytest.approx(sources["conv"].standard_error),
-    )
+    assert found.source_model == sources["conv"].name
+    assert found.standard_error == pytest.approx(sources["conv"].standard_error, rel=0.01)
 
 
 def test_all_tensors_share_the_sum_of_their_distortions():
@@ -122,7 +120,7 @@ def test_all_tensors_share_the_sum_of_their_distortions():
     assert found.bits - 7.0 < apart
     assert found.measure == "kl^0.5"
     errors = [sources[name].standard_error * plan[name].weight.matrix.size for name in plan]
-    assert found.standard_error == pytest.approx(math.hypot(*errors))
+    assert 0.9 * math.hypot(*errors) < found.standard_error <= math.hypot(*errors)  # some weights take no bits
 
 
 def test_a_common_water_level_has_no_gain_from_sharing():
@@ -237,22 +235,33 @@ def test_weights_that_are_zero_have_no_components_in_a_directory(times):
     assert statistics.components["block"]["sparse"].number == pytest.approx(150 * times)
 
 
-def test_structure_that_the_source_lacks_lies_below_the_limit_and_says_so():
+def test_two_values_with_a_spread_have_a_limit_that_knows_them():
     model = nn.Linear(128, 128, bias=False)
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (128, 128), generator=generator) * 2.0 - 1
     model.weight.data = 0.5 * signs + 1e-4 * torch.randn(128, 128, generator=generator)
-    result = waterfill.compress(model, rate=4)
+    result = waterfill.compress(model, rate=1.2)
     (row,) = result.tensors
-    assert row.gap < 0 and row.gap_percent < 0
-    assert row.reason == "below the limit: it has structure that the source model lacks"
-    assert result.gap < 0 and json.loads(result.to_json())["gap"] == result.gap
+    assert row.source_model == "2 lumps" and row.rate == 1.0
+    assert row.limit == pytest.approx(1.0, abs=0.15)  # its error is as wide as the spread
+    assert json.loads(result.to_json())["gap"] == result.gap
+
+
+def test_structure_that_the_source_lacks_is_named_in_the_row():
+    model = nn.Linear(128, 128, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.exp(torch.randn(128, 8, generator=generator)).repeat_interleave(16, dim=1)
+    model.weight.data = 0.1 * blocks * torch.randn(128, 128, generator=generator)
+    (row,) = waterfill.compress(model, rate=4).tensors
+    assert row.reason.startswith("the source model lacks structure: scales change along channels (0.")
+    (bounded,) = waterfill.bound(model).tensors(4.0)
+    assert bounded.reason == row.reason
 
 
 def test_a_small_gap_below_the_limit_may_be_chance():
     assert _why_below(0.0, 0.1) == _why_below(0.3, 0.1) == ""
     assert _why_below(-0.2, 0.1) == "below the limit within two standard errors of the fitted entropy"
-    assert "structure" in _why_below(-0.21, 0.1)
+    assert _why_below(-0.21, 0.1) == "below the limit of the fitted source"
 
 
 def test_a_vector_of_unknown_sensitivity_has_no_limit():
@@ -345,7 +354,7 @@ def test_what_costs_nothing_is_not_counted():
     form = KroneckerForm(np.ones(4), np.ones((1, 6, 6)))  # only the sum of a row counts
     models = SourceModels()
     components = models.models({"w": each}, {"w": form})["w"].components
-    powers = volumes(each, models.source(each), None).reshape(4, 6).sum(1)
+    powers = volumes(each, models.source(each).unbiased(), None).reshape(4, 6).sum(1)
     assert components.rate_at_distortion(1e-3) == close(by_bisection(powers, 1e-3), 24)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from waterfill.distortion import KL_DIVERGENCE, SQUARED_ERROR, distortion_for
+from waterfill.distortion.kl_divergence import divergence
 from waterfill.importance.fisher import of_distortion
 from waterfill.models.batches import IGNORED
 from waterfill.protocols import Output
@@ -90,3 +91,16 @@ def test_a_class_that_cannot_be_is_allowed_and_a_value_beyond_all_numbers_is_not
     found = torch.tensor([[1.0, -torch.inf, torch.inf, torch.nan]])
     assert KL_DIVERGENCE.allowed(found).tolist() == [[True, True, False, False]]
     assert SQUARED_ERROR.allowed(found).tolist() == [[True, False, False, False]]
+
+
+def test_both_divergences_agree_to_second_order_and_differ_by_a_sixth_of_the_third_cumulant():
+    draw = torch.Generator().manual_seed(0)
+    logits, change = torch.randn(2, 50, 10, generator=draw, dtype=torch.float64)
+    change *= 2e-3
+    p = logits.softmax(1)
+    centred = change - (p * change).sum(1, keepdim=True)
+    variance, third = ((p * centred**power).sum(1) for power in (2, 3))
+    forward, backward = divergence(logits, logits + change), divergence(logits + change, logits)
+    assert torch.allclose(forward, variance / 2 + third / 6, rtol=0, atol=1e-10)
+    assert torch.allclose(backward, variance / 2 + third / 3, rtol=0, atol=1e-10)
+    assert (forward - variance / 2).abs().max() > 1e-9

@@ -10,13 +10,13 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.records import TAPS, Basis, Cosines, Flips, Floats, Layout, Rotations
+from waterfill.records import TAPS, Cosines, Directions, Flips, Floats, Layout, Rotations, Turn
 
 TURN = 2048
 """Angles are whole multiples of this part of a turn."""
@@ -77,6 +77,23 @@ class PlaneRotations:
     count: int = 1
 
 
+@dataclass(frozen=True, eq=False)
+class WholeMatrix(PlaneRotations):
+    """Coordinates of an axis that are turned by any orthonormal matrix.
+
+    Attributes:
+        matrix: float32 [coefficients, values].
+    """
+
+    matrix: Floats = field(kw_only=True)
+
+    @classmethod
+    def of(cls, matrix: Floats) -> WholeMatrix:
+        """Turn as many coordinates as the matrix has."""
+        none = np.zeros(0, np.int32)
+        return cls(0, len(matrix), none, none, none, is_dense=True, matrix=matrix)
+
+
 @functools.cache
 def cosines_and_sines() -> tuple[Floats, Floats]:
     """Of all angles from 0 to `TURN - 1`, float32 [TURN].
@@ -90,7 +107,7 @@ def cosines_and_sines() -> tuple[Floats, Floats]:
     return cosines, sines
 
 
-def parts(basis: Basis, layout: Layout) -> Iterator[PlaneRotations]:
+def parts(basis: Turn, layout: Layout) -> Iterator[PlaneRotations]:
     """The rotations along the axis of a basis, from values to coefficients."""
     match basis:
         case Cosines() if basis.axis != TAPS:
@@ -101,6 +118,8 @@ def parts(basis: Basis, layout: Layout) -> Iterator[PlaneRotations]:
             yield _flipped(basis, layout.shape[2:])
         case Rotations():
             yield _rotated(basis, layout.axes[basis.axis])
+        case Directions():
+            yield WholeMatrix.of(basis.matrix)
 
 
 def _along_axis(length: int, block: int) -> Iterator[PlaneRotations]:

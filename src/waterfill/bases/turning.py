@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.bases.rotations import KEPT, TURN, PlaneRotations, cosines_and_sines, parts
-from waterfill.records import CHANNELS, OUT, Basis, Floats, Layout
+from waterfill.bases.rotations import KEPT, TURN, PlaneRotations, WholeMatrix, cosines_and_sines, parts
+from waterfill.records import CHANNELS, OUT, Floats, Layout, Turn
 
 
-def coefficients(matrix: NDArray[Any], basis: Basis, layout: Layout) -> Floats:
+def coefficients(matrix: NDArray[Any], basis: Turn, layout: Layout) -> Floats:
     """The coefficients of a matrix [out, in] in a basis, float32."""
     found = np.array(matrix, np.float32, order="C")  # of which parts are views, in which it is turned
     for part in parts(basis, layout):
@@ -20,13 +20,13 @@ def coefficients(matrix: NDArray[Any], basis: Basis, layout: Layout) -> Floats:
     return found
 
 
-def turn_back(matrix: Floats, basis: Basis, layout: Layout) -> None:
+def turn_back(matrix: Floats, basis: Turn, layout: Layout) -> None:
     """Put values in the place of coefficients in a matrix [out, in], in place; 0 where sums of infinities are none."""
     for part in parts(basis, layout):
         _rotated(matrix, part, basis, layout, back=True)
 
 
-def _rotated(matrix: Floats, part: PlaneRotations, basis: Basis, layout: Layout, *, back: bool) -> None:
+def _rotated(matrix: Floats, part: PlaneRotations, basis: Turn, layout: Layout, *, back: bool) -> None:
     view = _blocks(_along(matrix, basis, layout), part)
     vectors = np.ascontiguousarray(view.swapaxes(2, 3))
     _turn(vectors.reshape(-1, part.length), part, back=back)
@@ -61,7 +61,7 @@ def _rotate(vectors: Floats, part: PlaneRotations, *, back: bool) -> None:
     rotate_vectors(vectors, firsts, seconds, cosines, sines)
 
 
-def _along(values: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
+def _along(values: NDArray[Any], basis: Turn, layout: Layout) -> NDArray[Any]:
     """A view [before, axis, after] of the matrix [out, in] along the axis of a basis."""
     out, channels, taps = layout.axes
     if basis.axis == OUT:
@@ -71,7 +71,7 @@ def _along(values: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
     return values.reshape(out * channels, taps, 1)
 
 
-def turned_diagonal(diagonal: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
+def turned_diagonal(diagonal: NDArray[Any], basis: Turn, layout: Layout) -> NDArray[Any]:
     """The diagonal [out, in] that a diagonal matrix over the weights has in a basis, in its precision."""
     found = np.array(diagonal, order="C")
     for part in parts(basis, layout):
@@ -80,7 +80,7 @@ def turned_diagonal(diagonal: NDArray[Any], basis: Basis, layout: Layout) -> NDA
     return found
 
 
-def turned_both(matrix: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
+def turned_both(matrix: NDArray[Any], basis: Turn, layout: Layout) -> NDArray[Any]:
     """A symmetric matrix in a basis, in its precision: over the rows where it is one of rows, else over the columns.
 
     Args:
@@ -100,12 +100,14 @@ def turned_both(matrix: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[A
 @functools.lru_cache(KEPT)
 def matrix_of(part: PlaneRotations) -> Floats:
     """The orthonormal matrix [coefficients, values] of the rotations of a part."""
+    if isinstance(part, WholeMatrix):
+        return part.matrix
     found = np.eye(part.length, dtype=np.float32)
     _rotate(found, part, back=False)
     return np.ascontiguousarray(found.T)
 
 
-def _along_columns(matrix: NDArray[Any], basis: Basis, layout: Layout) -> NDArray[Any]:
+def _along_columns(matrix: NDArray[Any], basis: Turn, layout: Layout) -> NDArray[Any]:
     """A view [before, axis, after] of a square matrix whose rows are along the axis of a basis."""
     out, channels, taps = layout.axes
     if basis.axis == OUT:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ import torch
 from waterfill.bundle import Checkpoint
 from waterfill.codec import container
 from waterfill.codec.directory import original_bytes
-from waterfill.compression.bases import Bases, form_in_basis, in_basis
 from waterfill.compression.block_by_block import BlockWalk
 from waterfill.compression.calibration import PreparedModel, prepare
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.estimated_forms import without_module
+from waterfill.compression.limit_components import Components
 from waterfill.compression.limits import FEWEST, SourceModels, TensorModel
-from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.sensitivity import survey_forms
 from waterfill.compression.settings import Settings
 from waterfill.compression.whole_model_forms import form_finder
@@ -30,20 +29,14 @@ from waterfill.importance import COST_UNIT
 from waterfill.models.arrangement import masked_text
 from waterfill.models.kept_batches import as_batches, without_empty
 from waterfill.models.surroundings import in_ordinary_surroundings
-from waterfill.protocols import Estimator, Output, Progress, QuadraticForm
+from waterfill.protocols import Estimator, Output, Progress
 from waterfill.quantize import Feedback
-from waterfill.records import Weight
 from waterfill.threads import one_thread
 
 GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Rates at which a curve is told, and the one at which tensors are shown."""
 
 USUAL = 4.0
-
-BASES_AT = 2.0
-"""Bits a weight, about, for which bases are chosen."""
-
-NO_BASES = "Tensors of a directory are taken as they are; in another basis some may take fewer bits than their limit."
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class BoundRow:
         distortion: its share, in the unit of the bound.
         source_model: what the weights are taken to be drawn from; empty for a tensor that is left out.
         standard_error: of the fitted entropy, bits per value.
-        reason: why a tensor is left out.
+        reason: why a tensor is left out, or what structure of its weights the source model lacks.
     """
 
     name: str
@@ -104,8 +97,8 @@ class ModelBound:
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def _whole(self) -> VarianceHistogram:
-        return sum((model.components for model in self.models.values()), VarianceHistogram.none())
+    def _whole(self) -> Components:
+        return sum((model.components for model in self.models.values()), Components())
 
     @property
     def largest_distortion(self) -> float:
@@ -152,7 +145,7 @@ class ModelBound:
 
         They are the grid itself, unless most of the weights are zero or much is stored without loss.
         """
-        live = self._whole.number / self.floating_values
+        live = self._whole.spread_number / self.floating_values
         plain = self.lowest_rate < GRID[0] and (live > 0.5 or not live)
         return list(grid) if plain else [self.lowest_rate + rate * live for rate in grid]
 
@@ -178,7 +171,7 @@ class ModelBound:
             )
             return BoundRow(name, shape, numel, None, None, reason=reason)
         rate, loss = model.components.rate(level) / numel, self.factor * model.components.distortion(level)
-        return BoundRow(name, shape, numel, rate, loss, model.name, model.source.standard_error)
+        return BoundRow(name, shape, numel, rate, loss, model.name, model.standard_error, model.note)
 
     def to_json(self, rate: float) -> str:
         """The curve, and the tensors at a rate, as JSON text."""
@@ -260,7 +253,7 @@ def bound(
 def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
     inventory = ready.inventory
     _check_values(inventory.floating_values)
-    models = _models(inventory.weights, ready.forms, settings)
+    models = SourceModels().models(inventory.weights, ready.forms)
     exact = ready.lossless
     form = next(iter(ready.forms.values()), None)
     return ModelBound(
@@ -275,21 +268,6 @@ def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
         models=models,
         notes=settings.notes.texts,
     )
-
-
-def _models(
-    weights: Mapping[str, Weight], forms: Mapping[str, QuadraticForm], settings: Settings
-) -> dict[str, TensorModel]:
-    """Source models of tensors in the bases in which they take the fewest bits about `BASES_AT`."""
-    sources = SourceModels()
-    plain = sources.models(weights, forms)
-    whole = sum((model.components for model in plain.values()), VarianceHistogram.none())
-    bases = Bases(settings.quantizer, whole.level_at_rate(BASES_AT * whole.number))
-    turned = {name: in_basis(weight, bases.of(weight, partial(forms.get, name))) for name, weight in weights.items()}
-    changed = {name: weight for name, weight in turned.items() if weight.basis is not None and name in plain}
-    sources.forget(changed)
-    their = {name: form_in_basis(forms.get(name), weight.basis, weight.layout) for name, weight in changed.items()}
-    return plain | sources.models(changed, their)
 
 
 def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> ModelBound:
@@ -315,7 +293,7 @@ def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequenc
         factor=factor,
         shapes=shapes,
         models=known.models,
-        notes=(*settings.notes.texts, NO_BASES),
+        notes=settings.notes.texts,
     )
 
 

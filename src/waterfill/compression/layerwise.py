@@ -15,9 +15,9 @@ from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression.bases import in_basis
 from waterfill.compression.encoder import Job, decoded
+from waterfill.compression.limit_components import Components
 from waterfill.compression.limits import EntryLimit, SourceModels, entry_limit
 from waterfill.compression.lossless import LosslessTensors
-from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.segments import Segment
 from waterfill.compression.target_correction import LayerInputs
 from waterfill.compression.tensor_slices import TensorSlice
@@ -42,7 +42,7 @@ AT_ONCE = 1 << 25
 """Weights that are quantized at once, about."""
 
 NOTHING: Mapping[str, Quantized] = MappingProxyType({})
-NO_COMPONENTS = VarianceHistogram.none()
+NO_COMPONENTS = Components()
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class EntryReport:
     tensor: str
     loss: float | None = None
     limit: EntryLimit | None = None
-    components: VarianceHistogram = NO_COMPONENTS
+    components: Components = NO_COMPONENTS
     distortion: float = 0.0
     reason: str = ""
 
@@ -89,7 +89,7 @@ class CodedSegment:
     unit: str = ""
 
     @property
-    def components(self) -> VarianceHistogram:
+    def components(self) -> Components:
         """Of all tensors that have a limit."""
         return sum((report.components for report in self.reports.values()), NO_COMPONENTS)
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from waterfill.compression.limit_components import Components
+from waterfill.compression.limit_models import LimitSource, limit_source
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
-from waterfill.records import Basis, Layout, Weight
+from waterfill.records import Layout, Weight
 from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
 
 FEWEST = 8
@@ -53,22 +55,19 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class TensorModel:
-    """Source and components of a tensor.
+    """What the limit of a tensor is made of.
 
     Attributes:
-        source: the fitted source of its weights.
-        components: variances of independent components of its error, under its source and its form.
-        basis: in which the source is fitted; None for the values themselves.
+        name: of the source of its weights, for tables.
+        components: of its error, under its source and its form.
+        standard_error: of the mean entropy of the source, bits a weight.
+        note: structure that the source lacks; empty for none.
     """
 
-    source: ScaledSource
-    components: VarianceHistogram
-    basis: Basis | None = None
-
-    @property
-    def name(self) -> str:
-        """Short name of the source for tables."""
-        return self.source.name if self.basis is None else f"{self.source.name}, {self.basis.name}"
+    name: str
+    components: Components
+    standard_error: float
+    note: str = ""
 
 
 class SourceModels:
@@ -79,6 +78,7 @@ class SourceModels:
 
     def __init__(self) -> None:
         self._fitted: dict[str, ScaledSource | None] = {}
+        self._chosen: dict[str, LimitSource] = {}
         self._found: dict[str, tuple[QuadraticForm | None, TensorModel]] = {}
 
     def fit(self, weights: Iterable[Weight]) -> None:
@@ -131,18 +131,18 @@ class SourceModels:
         if source is None or (known is not None and known[0] is form):
             return
         sample = Sample.of(weight)
-        matrix = sample.weight.matrix
-        if form is None:
-            variances = source.entropy_powers(matrix)
-        else:
-            variances = sample.form(form).component_variances(source, matrix)
-        components = VarianceHistogram.of(variances, sample.times)
-        self._found[weight.name] = form, TensorModel(source, components, weight.basis)
+        if weight.name not in self._chosen:
+            self._chosen[weight.name] = limit_source(sample.weight, source, rows=sample.step == 1)
+        chosen = self._chosen[weight.name]
+        components = chosen.components(sample.weight.matrix, None if form is None else sample.form(form), sample.times)
+        model = TensorModel(chosen.name, components, chosen.standard_error, chosen.note)
+        self._found[weight.name] = form, model
 
     def forget(self, names: Iterable[str]) -> None:
         """Let go of what is kept of tensors that are done with."""
         for name in names:
             self._found.pop(name, None)
+            self._chosen.pop(name, None)
             self._fitted.pop(name, None)
 
 
@@ -170,15 +170,19 @@ class EntryLimit:
         bits: of all its values together.
         standard_error: of these, from the fitted entropy.
         source_model: what the weights are taken to be drawn from.
+        note: structure that the source lacks; empty for none.
     """
 
     bits: float
     standard_error: float
     source_model: str
+    note: str = ""
 
 
 def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit:
     """The limit of a tensor.
+
+    An entropy that is off by a bit moves the limit by one bit for every weight that takes any.
 
     Args:
         model: its source and components.
@@ -190,4 +194,5 @@ def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit
         water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
     bits = model.components.rate_at_distortion(distortion)
-    return EntryLimit(bits, numel * model.source.standard_error, model.name)
+    open_ones = min(float(numel), distortion / model.components.level_at_distortion(distortion))
+    return EntryLimit(bits, open_ones * model.standard_error, model.name, model.note)

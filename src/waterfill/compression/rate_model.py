@@ -6,6 +6,7 @@ there are of every variance is kept, by the 64th of an octave, so that a model m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +21,6 @@ OCTAVE = 64
 
 LOWEST, HIGHEST = -256, 192
 """Octaves between which variances are told apart."""
-
-POINTS = 40
-"""Points of a curve."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,28 +95,39 @@ class VarianceHistogram:
         return float(self.counts @ self._variances)
 
     @cached_property
-    def _logs(self) -> Array:
-        """Of all bins; kept, for searches of a level ask for them again and again."""
+    def logs(self) -> Array:
+        """Base-2 logarithms of all variances; kept, for searches of a level ask for them again and again."""
         return (self.first + np.arange(self.counts.size)) / OCTAVE
 
     @cached_property
     def _variances(self) -> Array:
-        return np.exp2(self._logs)
+        return np.exp2(self.logs)
 
     def forecast(self, level: float) -> float:
         """Bits that codes take at a level, about: `1/2 log2(1 + v / level)` each.
 
         That is the lower bound at high rate, and never zero, so that there is a level for every number of bits.
         """
-        return float(self.counts @ np.log2(1 + np.exp2(np.minimum(self._logs - np.log2(level), 500)))) / 2
+        return float(self.counts @ np.log2(1 + np.exp2(np.minimum(self.logs - np.log2(level), 500)))) / 2
 
     def rate(self, level: float) -> float:
         """The least bits of any code at a level: `max(0, 1/2 log2(v / level))` each."""
-        return float(self.counts @ np.maximum(self._logs - np.log2(level), 0)) / 2
+        return float(self.counts @ np.maximum(self.logs - np.log2(level), 0)) / 2
 
     def distortion(self, level: float) -> float:
         """Distortion at a level: `min(level, v)` each."""
         return float(self.counts @ np.minimum(self._variances, level))
+
+    def lagrangian(self, log2_level: float) -> float:
+        """The least of rate and of distortion times the slope of a level: of each at most what no rate costs."""
+        above = self.logs - log2_level
+        none = np.exp2(np.minimum(above, 0)) / math.log(4)
+        return float(self.counts @ (np.maximum(above, 0) / 2 + none))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Base-2 logarithms of the least and of the largest variance."""
+        return float(self.logs[0]), float(self.logs[-1])
 
     def level_at_forecast(self, bits: float) -> float:
         """The level at which codes take so many bits; the highest one where there are no components."""
@@ -133,16 +142,6 @@ class VarianceHistogram:
         if not self.counts.size or distortion >= self.total:
             return 0.0
         return self.rate(_lowest(lambda level: self.distortion(level) >= distortion))
-
-    def curve(self, bits: float) -> list[tuple[float, float]]:
-        """(bits, least distortion) from no bits to twice as many and one for every component.
-
-        The points are closer together near no bits, where the curve bends most.
-        """
-        if not self.counts.size:
-            return []
-        places = (2 * bits + self.number) * np.linspace(0.0, 1.0, POINTS) ** 2
-        return [(float(each), self.distortion(self.level_at_rate(float(each)))) for each in places]
 
 
 def _bins(variances: Array) -> NDArray[np.int64]:

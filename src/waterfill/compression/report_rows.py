@@ -10,7 +10,7 @@ from typing import Any
 from waterfill.codec.container import Packed
 from waterfill.codec.directory import original_bytes
 from waterfill.compression.layerwise import CodedSegment, EntryReport
-from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.limit_components import Components
 from waterfill.compression.shortfall import is_zero
 from waterfill.records import Entry, Limits, Quantized, TensorLimit, count_floating
 from waterfill.results import TensorReport, reconstruction
@@ -27,6 +27,7 @@ class _Row:
     limit: float | None = None
     variance: float = 0.0
     source_model: str = ""
+    note: str = ""
     reconstruction: str = ""
     reason: str = ""
 
@@ -42,6 +43,7 @@ class _Row:
             self.limit = (self.limit or 0.0) + report.limit.bits
             self.variance += report.limit.standard_error**2
             self.source_model = report.limit.source_model
+            self.note = report.limit.note or self.note
 
 
 @dataclass(eq=False)
@@ -64,7 +66,7 @@ class ReportBuilder:
 
     corrections: Mapping[str, float] = field(default_factory=dict)
     rows: dict[str, _Row] = field(default_factory=dict)
-    components: VarianceHistogram = field(default_factory=VarianceHistogram.none)
+    components: Components = field(default_factory=Components)
     distortion: float = 0.0
     stored_bits: float = 0.0
     variance: float = 0.0
@@ -178,7 +180,7 @@ class ReportBuilder:
             rate,
             row.loss,
             row.reconstruction,
-            "; ".join(filter(None, (row.reason, below))),
+            "; ".join(filter(None, (row.reason, below, row.note))),
             limit,
             error,
             row.source_model,
@@ -191,4 +193,4 @@ def _why_below(gap: float, standard_error: float) -> str:
         return ""
     if -gap <= 2 * standard_error:
         return "below the limit within two standard errors of the fitted entropy"
-    return "below the limit: it has structure that the source model lacks"
+    return "below the limit of the fitted source"

@@ -191,7 +191,7 @@ class ModelStatistics:
         self.models |= self.sources.models({weight.name: weight}, {weight.name: form})
         self.sources.forget([weight.name])
         known = self.models.get(weight.name)
-        return VarianceHistogram.none() if known is None else known.components
+        return VarianceHistogram.none() if known is None else known.components.variances
 
 
 def directory_bases(settings: Settings) -> Bases:

@@ -14,7 +14,7 @@ from waterfill.bases.turning import turned_both, turned_diagonal
 from waterfill.errors import UsageError
 from waterfill.importance.forms import DiagonalForm, Doubles, Form, Reals
 from waterfill.protocols import QuadraticForm
-from waterfill.records import OUT, Basis, Floats, Layout
+from waterfill.records import OUT, Floats, Layout, Turn
 from waterfill.theory.cholesky import factor_in_place
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products, kronecker_products, pivots
@@ -167,7 +167,7 @@ class KroneckerForm(Form):
         products = rows.reshape(groups, -1, 1) * columns[:, None, :]
         return products.reshape(-1), np.ones(1)
 
-    def turned(self, basis: Basis, layout: Layout) -> QuadraticForm:
+    def turned(self, basis: Turn, layout: Layout) -> QuadraticForm:
         """The form in a basis; of factors that are diagonals, and of groups whose rows are mixed, the diagonal.
 
         Args:

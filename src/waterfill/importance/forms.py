@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from waterfill.bases.turning import turned_diagonal
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm, Quartic
-from waterfill.records import Basis, Floats, Layout
+from waterfill.records import Floats, Layout, Turn
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
@@ -98,7 +98,7 @@ class _EntryByEntry(Form):
         """The component variances, which do not depend on each other, and a one."""
         return self.component_variances(source, matrix), np.ones(1)
 
-    def turned(self, basis: Basis, layout: Layout) -> DiagonalForm:
+    def turned(self, basis: Turn, layout: Layout) -> DiagonalForm:
         """The diagonal of the squares in a basis, in which they have cross terms: those are left out.
 
         Args:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from waterfill.errors import UsageError
-from waterfill.theory.checks import Array, finite, not_negative, number, root
+from waterfill.theory.checks import Array, finite, not_negative, number
 from waterfill.theory.checks import covariance as as_covariance
+from waterfill.theory.covariance_pair import CovariancePair
+from waterfill.theory.kronecker import KroneckerTestChannel, kronecker_rate_distortion
 from waterfill.theory.waterfilling import Rectangles, weighted_waterfilling
 
 
@@ -91,7 +90,7 @@ def linear_rate_distortion(sigma_w: ArrayLike, sigma_x: ArrayLike, distortion: f
         >>> round(linear_rate_distortion([3, 2, 1], [3, 2, 1], 9.0), 6)  # 1/2 log2(9 / 4)
         0.584963
     """
-    return Rectangles(_Pair(sigma_w, sigma_x).eigenvalues).rate_at_distortion(number("distortion", distortion))
+    return kronecker_rate_distortion([(sigma_w, sigma_x)], distortion)
 
 
 def distortion_at_rate(sigma_w: ArrayLike, sigma_x: ArrayLike, rate: float) -> float:
@@ -109,66 +108,11 @@ def distortion_at_rate(sigma_w: ArrayLike, sigma_x: ArrayLike, rate: float) -> f
         >>> round(distortion_at_rate([3, 2, 1], [3, 2, 1], 0.5 * np.log2(9 / 4)), 6)
         9.0
     """
-    spectrum = Rectangles(_Pair(sigma_w, sigma_x).eigenvalues)
+    spectrum = Rectangles(CovariancePair(sigma_w, sigma_x).eigenvalues)
     return spectrum.distortion(spectrum.level_at_rate(number("rate", rate)))
 
 
-class _Pair:
-    """Two covariance matrices and the coordinates in which both are diagonal.
-
-    `u = U^T B W` with `Sigma_X = B^T B` has independent components of variance `g_k`, and the distortion is the
-    squared error of `u`. Where both matrices are diagonal, so is the map.
-    """
-
-    def __init__(self, sigma_w: ArrayLike, sigma_x: ArrayLike) -> None:
-        self.sigma_w, self.sigma_x = as_covariance("sigma_w", sigma_w), as_covariance("sigma_x", sigma_x)
-        if len(self.sigma_w) != len(self.sigma_x):
-            raise UsageError(
-                f"sigma_w is for {len(self.sigma_w)} weights, sigma_x for {len(self.sigma_x)} inputs; expected as many."
-            )
-
-    @cached_property
-    def root_x(self) -> Array:
-        """B."""
-        return root(self.sigma_x)
-
-    @cached_property
-    def _decomposition(self) -> tuple[Array, Array]:
-        values, vectors = np.linalg.eigh(self.root_x @ self.sigma_w @ self.root_x.T)
-        noise = len(values) * np.finfo(float).eps * float(values.max(initial=0.0))
-        return np.where(values > noise, values, 0.0), vectors
-
-    @property
-    def eigenvalues(self) -> Array:
-        """The `g_k`, with what is only rounding set to zero."""
-        return self._decomposition[0]
-
-    @property
-    def to_components(self) -> Array:
-        """`U^T B`: from weights to components."""
-        return np.asarray(self._decomposition[1].T @ self.root_x)
-
-
-@dataclass(frozen=True)
-class MonteCarlo:
-    """What a sampled test channel shows.
-
-    Attributes:
-        rate: mutual information `I(W; W_hat)` in bits.
-        rate_error: its standard error.
-        distortion: mean distortion.
-        distortion_error: its standard error.
-        samples: number of draws.
-    """
-
-    rate: float
-    rate_error: float
-    distortion: float
-    distortion_error: float
-    samples: int
-
-
-class GaussianTestChannel:
+class GaussianTestChannel(KroneckerTestChannel):
     """Algorithm 1 as a sampler: the compressor that achieves the rate-distortion function of a linear model.
 
     Every component `u_k` of variance `g_k` is full (`D_k = g_k`, then `u_hat_k = 0`: the paper's print has the two
@@ -195,58 +139,4 @@ class GaussianTestChannel:
     """
 
     def __init__(self, sigma_w: ArrayLike, sigma_x: ArrayLike, distortion: float) -> None:
-        self._pair = _Pair(sigma_w, sigma_x)
-        spectrum = Rectangles(self._pair.eigenvalues)
-        self.level = spectrum.level_at_distortion(number("distortion", distortion, above=0.0))
-        self.rate = spectrum.rate(self.level)
-        self.noise: Array = np.minimum(self.level, self._pair.eigenvalues)
-        signal = self._pair.eigenvalues - self.noise
-        self.signal: Array = np.where(signal > 1e-12 * self._pair.eigenvalues, signal, 0.0)  # not only rounding
-
-    @cached_property
-    def _from_components(self) -> Array:
-        """Components to the weights that they say most about: `E[W | u] = Sigma_W T^T diag(1 / g) u`."""
-        gains = np.divide(1.0, self._pair.eigenvalues, out=np.zeros_like(self.noise), where=self._pair.eigenvalues > 0)
-        return np.asarray(self._pair.sigma_w @ self._pair.to_components.T * gains)
-
-    @cached_property
-    def _rest(self) -> Array:
-        """A root of the covariance of W given all components: what no input sees."""
-        seen = self._from_components
-        return root(self._pair.sigma_w - (seen * self._pair.eigenvalues) @ seen.T)
-
-    def sample(self, samples: int, seed: int) -> tuple[Array, Array]:
-        """Draw weights together with their compressed versions.
-
-        Args:
-            samples: number of draws n.
-            seed: of the draws.
-
-        Returns:
-            `w` and `w_hat`, both [n, m].
-        """
-        rng = np.random.default_rng(seed)
-        u_hat = rng.standard_normal((samples, self.signal.size)) * np.sqrt(self.signal)
-        u = u_hat + rng.standard_normal(u_hat.shape) * np.sqrt(self.noise)
-        unseen = rng.standard_normal(u.shape) @ self._rest
-        return u @ self._from_components.T + unseen, u_hat @ self._from_components.T
-
-    def monte_carlo(self, samples: int, seed: int) -> MonteCarlo:
-        """Measure rate and distortion on draws: the mean of `log2 p(w | w_hat) / p(w)`, and of the weighted error.
-
-        Args:
-            samples: number of draws.
-            seed: of the draws.
-        """
-        w, w_hat = self.sample(samples, seed)
-        error = w - w_hat
-        losses = np.einsum("ni,ij,nj->n", error, self._pair.sigma_x, error)
-        u, u_hat = w @ self._pair.to_components.T, w_hat @ self._pair.to_components.T
-        used = self.signal > 0
-        noise, power = self.noise[used], self._pair.eigenvalues[used]
-        information = np.log2(power / noise) + (u[:, used] ** 2 / power - (u - u_hat)[:, used] ** 2 / noise) / np.log(2)
-        bits = information.sum(axis=1) / 2
-        root = np.sqrt(samples)
-        return MonteCarlo(
-            float(bits.mean()), float(bits.std() / root), float(losses.mean()), float(losses.std() / root), samples
-        )
+        super().__init__([(sigma_w, sigma_x)], distortion)

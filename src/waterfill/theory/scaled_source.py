@@ -32,6 +32,11 @@ SHAPES_AN_OCTAVE = 256
 KEPT_SHAPES = 4
 """To how many shapes the magnitudes are kept raised."""
 
+FEWEST_SHAPED = 256
+SHAPED_FROM = 32
+"""Fewest values that have a shape of their own, and fewest for every scale: 16 values over a scale of their own were
+taken for another shape than theirs in 18 of 100 draws from Gaussians."""
+
 LEAST_SCALE = 1e-12
 """Of the largest scale along an axis."""
 
@@ -54,6 +59,8 @@ class ScaledSource:
         axes: names of the axes along which it changes.
         zeros: fraction of the weights that are exactly zero.
         standard_error: of the mean entropy of all weights, bits; those that are exactly zero have no error.
+        count: how many weights are not known.
+        parameters: how many numbers were fitted to them.
     """
 
     shape: float
@@ -62,14 +69,20 @@ class ScaledSource:
     axes: tuple[str, ...]
     zeros: float
     standard_error: float
+    count: int = 1
+    parameters: int = 0
 
     @property
     def name(self) -> str:
         """Short name for tables."""
         scales = f", {' x '.join(self.axes)} scales" if self.axes else ""
         zeros = f", {100 * self.zeros:.3g} % zeros known" if self.zeros else ""
-        density = "Gaussian" if self.shape == 2 else f"generalized Gaussian {self.shape:.2f}"
-        return f"{density}{scales}{zeros}"
+        return f"{self.density}{scales}{zeros}"
+
+    @property
+    def density(self) -> str:
+        """Name of the density."""
+        return "Gaussian" if self.shape == 2 else f"generalized Gaussian {self.shape:.2f}"
 
     def source(self, weights: ArrayLike) -> Source:
         """Entropies and variances of the weights that it was fitted to, [out, channels, taps]."""
@@ -93,6 +106,29 @@ class ScaledSource:
     def live(self, weights: ArrayLike) -> NDArray[np.bool_]:
         """Which of the weights that it was fitted to are not known, in their shape."""
         return np.asarray((np.asarray(weights) != 0) | (self.zeros <= 0))
+
+    @property
+    def mean_entropy(self) -> float:
+        """Of a weight, where none is known, bits."""
+        return scale_entropy(self.shape) + sum(float(scales.mean()) for scales in self.log2_scales)
+
+    def unbiased(self, others: int = 0) -> ScaledSource:
+        """The source with entropies that are right on average over what weights it may be fitted to.
+
+        A fit of k parameters makes the weights `k / 2` nats more likely, in all, than what they are drawn from does:
+        half of what the likelihood ratio of Wilks 1938 is on average.
+
+        Args:
+            others: how many more numbers were fitted to the same weights, such as angles of a basis.
+        """
+        bias = (self.parameters + others) / (2 * math.log(2) * self.count)
+        rows, channels, taps = self.log2_scales
+        return replace(self, log2_scales=(rows + bias, channels, taps), parameters=0)
+
+    def standardized(self, weights: Array) -> Array:
+        """The weights over their scales, around the mean, [out, channels, taps]."""
+        rows, channels, taps = (np.exp2(-each) for each in self.log2_scales)
+        return np.asarray((weights - self.mean) * rows[:, None, None] * (channels[:, None] * taps))
 
     def power_factors(self) -> tuple[Array, Array]:
         """Entropy powers of what is not known, as a product of rows [out] and columns [channels * taps]."""
@@ -137,6 +173,8 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
         axes=tuple(AXES[axis] for axis in sorted(best.axes)),
         zeros=1 - fit.count / values.size,
         standard_error=fit.standard_error(best) * fit.count / values.size,
+        count=fit.count,
+        parameters=fit.all_parameters(best),
     )
 
 
@@ -268,7 +306,12 @@ class _Fit:
             yield found
 
     def _shape(self, found: _Found) -> float:
-        """The shape of largest likelihood if it pays for itself, else that of a Gaussian."""
+        """The shape of largest likelihood if it pays for itself, else that of a Gaussian.
+
+        Values over scales that few of them were fitted to have thin tails, whatever their own density is.
+        """
+        if self.count < max(FEWEST_SHAPED, SHAPED_FROM * self.parameters(found)):
+            return 2.0
         logs = (self._logs - self._log_powers(found) / found.shape).reshape(-1)[self._some]
         largest = float(logs.max())
         if largest == -math.inf:  # all that are looked at are equal to the mean
@@ -301,18 +344,30 @@ class _Fit:
         """The smallest of all scales."""
         return float(math.prod(power.min() for power in found.powers) ** (1 / found.shape))
 
+    def parameters(self, found: _Found) -> int:
+        """How many scales are fitted."""
+        return 1 + sum(int(self.sizes[axis]) - 1 for axis in found.axes)
+
     def price(self, found: _Found) -> float:
         """Total entropy, and what the scales of the axes cost."""
-        scales = sum(self.sizes[axis] - 1 for axis in found.axes)
-        return float(self.bits(found) + scales * math.log2(self.count) / 2)
+        return float(self.bits(found) + (self.parameters(found) - 1) * math.log2(self.count) / 2)
 
     def bits(self, found: _Found) -> float:
         """Total entropy of the weights under their own fit."""
         logs = sum(float(count @ np.log(power)) for count, power in zip(self._counts, found.powers, strict=True))
         return self.count * scale_entropy(found.shape) + logs / math.log(2) / found.shape
 
+    def all_parameters(self, found: _Found) -> int:
+        """How many scales are fitted, and the mean and the shape where they are."""
+        return self.parameters(found) + int(self.mean != 0) + int(found.shape != 2)
+
     def standard_error(self, found: _Found) -> float:
-        """Standard error of the mean of `-log2 p(w)`: the spread of `|w / scale|^b / ln 2`."""
+        """Standard error of the mean of `-log2 p(w)`: the spread of `|w / scale|^b / ln 2`.
+
+        Scales that were fitted to few values make it look small: it is at least that of the density, `b^(-1/2)`, and
+        of as many values as are left when every parameter has used up one.
+        """
         scales = np.maximum(np.exp(self._log_powers(found).reshape(-1)[self._some]), LEAST_POWER)
         some = found.raised.reshape(-1)[self._some] / scales
-        return float(some.std()) / math.log(2) / math.sqrt(self.count)
+        spread = max(float(some.std()), 1 / math.sqrt(found.shape))
+        return spread / math.log(2) / math.sqrt(max(1, self.count - self.all_parameters(found)))

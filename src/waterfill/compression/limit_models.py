@@ -1,0 +1,258 @@
+"""The source of a tensor for its limit: structure, density and places of zeros, chosen by description length."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waterfill.compression.limit_components import Components
+from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.source_structure import StructuredSource, structured
+from waterfill.importance import DiagonalForm, KroneckerForm
+from waterfill.protocols import QuadraticForm
+from waterfill.records import OUT, Floats, Layout, Turn, Weight
+from waterfill.theory.checks import Array
+from waterfill.theory.gaussian_mixture import fit_gaussian_mixture
+from waterfill.theory.scalar_rate import ScalarSource
+from waterfill.theory.scaled_source import ScaledSource
+from waterfill.theory.sources import scale_entropy
+from waterfill.theory.structure_left import Finding, excess_of_density, excess_of_zeros, findings
+
+MOST_LETTERS = 16
+TIMES_A_LETTER = 16
+"""Weights of so few different values are drawn from these, if each comes so often on average."""
+
+FEWEST_ZEROS = 0.002
+"""Share of zeros from which their places count: fewer take .02 bit a weight."""
+
+MISSED = 0.01
+"""Bits by which a generalized Gaussian misses the density, from which lumps are tried."""
+
+SHAPES_AN_OCTAVE = 8
+SHARES_A_NAT = 32
+"""Shapes and shares of zeros are rounded for tables of the same density to be one."""
+
+WIDEST_WHOLE = 2048
+"""Coordinates of a factor that is made a matrix, if it is the vector of its diagonal."""
+
+
+@dataclass(frozen=True, eq=False)
+class LimitSource:
+    """What the weights of a tensor are taken to be drawn from, without the weights.
+
+    Attributes:
+        name: for tables.
+        layout: of the weights.
+        turns: to the coordinates in which they are independent, in order.
+        scaled: their scales there.
+        scalar: the density of each over its scale; None for that of `scaled`, by its entropy.
+        parameters: how many numbers were fitted beside scales and shape.
+        standard_error: of the mean entropy, bits a weight.
+        left: structure that it lacks.
+    """
+
+    name: str
+    layout: Layout
+    turns: tuple[Turn, ...]
+    scaled: ScaledSource
+    scalar: ScalarSource | None = None
+    parameters: int = 0
+    standard_error: float = 0.0
+    left: tuple[Finding, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """For the row of a tensor; empty where the source fits."""
+        if not self.left:
+            return ""
+        return "the source model lacks structure: " + ", ".join(map(str, self.left))
+
+    def components(self, matrix: Floats, form: QuadraticForm | None, times: float) -> Components:
+        """Components of the limit under a form.
+
+        Args:
+            matrix: the weights [out, in], of which only the places of zeros are looked at.
+            form: what errors cost; None for their squares.
+            times: how often each counts.
+        """
+        if form is not None:
+            form = functools.reduce(lambda found, turn: _turned(found, turn, self.layout), self.turns, form)
+        scaled = self.scaled.unbiased(self.parameters)
+        if self.scalar is None:
+            variances = scaled.entropy_powers(matrix) if form is None else form.component_variances(scaled, matrix)
+            return Components(VarianceHistogram.of(variances, times))
+        scaled = _of_unit_variance(scaled)
+        if form is None:
+            return Components(others={self.scalar: VarianceHistogram.of(scaled.entropy_powers(matrix), times)})
+        factors = form.conditional_variances(scaled, matrix)
+        return Components(others={self.scalar: VarianceHistogram.of_products(*factors, times)})
+
+
+def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSource:
+    """Choose the source of a tensor.
+
+    Few different values are letters of their own probabilities; zeros are a letter beside a density. Other weights have
+    the coordinates in which their description is shortest, and there a generalized Gaussian or lumps.
+
+    Args:
+        weight: the tensor, or some of its rows.
+        scaled: fitted to it.
+        rows: whether it has all of its rows.
+    """
+    letters = _letters(weight.matrix)
+    if letters is not None:
+        return _of_letters(weight, letters)
+    if scaled.zeros >= FEWEST_ZEROS:
+        return _of_zeros(weight, scaled)
+    if scaled.zeros > 0:
+        return _named(StructuredSource(weight, scaled))
+    plain = StructuredSource(weight, scaled)
+    best = structured(weight, scaled, rows=rows)
+    found = _with_density(best)
+    if best.turns and found.scalar is None and _missed(plain) > MISSED:  # lumps are gone once they are turned
+        other = _with_density(plain)
+        if other.scalar is not None and plain.description - _gain(plain, other) < best.description:
+            best, found = plain, other
+    scalar = found.scalar or ScalarSource(shape=best.scaled.shape)
+    return replace(found, left=tuple(findings(best.values, scalar.cumulative)))
+
+
+def _named(structure: StructuredSource) -> LimitSource:
+    weight, scaled = structure.weight, structure.scaled
+    turns = "".join(f", {turn.name}" for turn in (*((weight.basis,) if weight.basis else ()), *structure.turns))
+    name = f"{scaled.name}{turns}"
+    return LimitSource(name, weight.layout, structure.turns, scaled, None, structure.angles, scaled.standard_error)
+
+
+# Letters
+
+
+def _letters(matrix: Floats) -> tuple[Array, Array] | None:
+    """The different values and how often each comes; None where they are not few."""
+    some = np.unique(matrix.reshape(-1)[: MOST_LETTERS * TIMES_A_LETTER])
+    if some.size > MOST_LETTERS:
+        return None
+    values, counts = np.unique(matrix, return_counts=True)
+    few = values.size <= MOST_LETTERS and values.size * TIMES_A_LETTER <= matrix.size
+    return (values.astype(np.float64), counts.astype(np.float64)) if few else None
+
+
+def _of_letters(weight: Weight, letters: tuple[Array, Array]) -> LimitSource:
+    values, counts = letters
+    deviation = math.sqrt(float(np.average(np.square(values), weights=counts)))
+    shares = counts / counts.sum()
+    scalar = ScalarSource(tuple(values / deviation), tuple(shares))
+    scaled = _one_scale(weight, deviation)
+    entropy = -float(shares @ np.log2(shares))
+    error = math.sqrt(max(0.0, float(shares @ np.square(np.log2(shares))) - entropy**2) / weight.matrix.size)
+    left = _zeros_left(weight.matrix == values[counts.argmax()], "places of the commonest value")
+    name = f"{values.size} values"
+    return LimitSource(name, weight.layout, (), scaled, scalar, 0, error, left)
+
+
+def _one_scale(weight: Weight, deviation: float) -> ScaledSource:
+    """One scale for all weights."""
+    out, channels, taps = weight.layout.axes
+    rows = np.full(out, math.log2(deviation))
+    return ScaledSource(2.0, 0.0, (rows, np.zeros(channels), np.zeros(taps)), (), 0.0, 0.0, weight.matrix.size)
+
+
+# Zeros
+
+
+def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
+    """Zeros at random places, and a generalized Gaussian with the entropy of the others."""
+    logit = math.log(scaled.zeros / (1 - scaled.zeros)) if scaled.zeros < 1 else 40.0
+    share = 1 / (1 + math.exp(-round(SHARES_A_NAT * logit) / SHARES_A_NAT))
+    shape = 2.0 ** (round(SHAPES_AN_OCTAVE * math.log2(scaled.shape)) / SHAPES_AN_OCTAVE)
+    scalar = ScalarSource((0.0,), (share,), shape)
+    rows, channels, taps = scaled.log2_scales
+    moved = rows + scale_entropy(scaled.shape) - scale_entropy(shape)
+    everywhere = replace(scaled, shape=shape, zeros=0.0, log2_scales=(moved, channels, taps))
+    size = weight.matrix.size
+    of_places = math.log2((1 - scaled.zeros) / scaled.zeros) ** 2 * scaled.zeros * (1 - scaled.zeros) / size
+    error = math.hypot(scaled.standard_error, math.sqrt(of_places))
+    name = scaled.name.replace(" zeros known", " zeros")
+    left = _zeros_left(weight.matrix == 0, "places of zeros")
+    return LimitSource(name, weight.layout, (), everywhere, scalar, 1, error, left)
+
+
+def _zeros_left(places: NDArray[np.bool_], what: str) -> tuple[Finding, ...]:
+    bits = excess_of_zeros(places)
+    return (Finding(f"{what} go by rows or columns", bits),) if bits > 0 else ()
+
+
+# Densities
+
+
+def _missed(structure: StructuredSource) -> float:
+    scalar = ScalarSource(shape=structure.scaled.shape)
+    return excess_of_density(structure.values.reshape(-1), scalar.cumulative)
+
+
+def _with_density(structure: StructuredSource) -> LimitSource:
+    """Lumps where a generalized Gaussian misses the density and their description is shorter."""
+    plain = _named(structure)
+    if _missed(structure) <= MISSED:
+        return plain
+    values = structure.values.reshape(-1)
+    lumps = fit_gaussian_mixture(values)
+    found = replace(
+        plain,
+        name=f"{lumps.name}{plain.name.removeprefix(structure.scaled.density)}",
+        scalar=ScalarSource(lumps=lumps),
+        parameters=plain.parameters + lumps.parameters,
+        standard_error=float(lumps.log_density(values).std()) / math.log(2) / math.sqrt(values.size),
+    )
+    return found if _gain(structure, found) > 0 else plain
+
+
+def _gain(structure: StructuredSource, source: LimitSource) -> float:
+    """Bits by which lumps shorten the description of all weights."""
+    assert source.scalar is not None and source.scalar.lumps is not None
+    lumps, values = source.scalar.lumps, structure.values.reshape(-1)
+    bits = -float(lumps.log_density(values).mean()) / math.log(2)
+    gained = values.size * (scale_entropy(structure.scaled.shape) - bits)
+    return gained - lumps.parameters * math.log2(values.size) / 2
+
+
+def _of_unit_variance(scaled: ScaledSource) -> ScaledSource:
+    """A Gaussian whose entropy powers are the squares of the scales."""
+    rows, channels, taps = scaled.log2_scales
+    return replace(scaled, shape=2.0, log2_scales=(rows + 0.5, channels, taps))
+
+
+# Forms
+
+
+def _turned(form: QuadraticForm, turn: Turn, layout: Layout) -> QuadraticForm:
+    """A form in other coordinates, with all of its cross terms where they are a product.
+
+    Of another diagonal only the diagonal is kept, made smaller to have the same determinant: right at high rate.
+    """
+    if isinstance(form, KroneckerForm):
+        form = _with_matrix(form, turn)
+        if form.columns.ndim == 3 or turn.axis == OUT:
+            return form.turned(turn, layout)
+    before, found = form.diagonal(), form.turned(turn, layout)
+    after = found.diagonal()
+    there = (before > 0) & (after > 0)
+    if isinstance(found, DiagonalForm) and there.any():
+        lost = float(np.log(before[there], dtype=np.float64).mean() - np.log(after[there], dtype=np.float64).mean())
+        return found.scaled(math.exp(min(0.0, lost)))
+    return found
+
+
+def _with_matrix(form: KroneckerForm, turn: Turn) -> KroneckerForm:
+    """The factor that is to be turned as a matrix, unless it is the same for all or too large."""
+    if turn.axis == OUT:
+        if form.rows.ndim == 1 and len(form.rows) <= WIDEST_WHOLE and len(form.columns) == 1:
+            return replace(form, rows=np.diag(form.rows))
+        return form
+    if form.columns.ndim == 2 and form.columns.shape[1] <= WIDEST_WHOLE:
+        return replace(form, columns=np.stack([np.diag(each) for each in form.columns]))
+    return form
