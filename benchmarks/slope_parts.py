@@ -32,11 +32,13 @@ class Data:
     Attributes:
         calibration: that compression sees.
         test: that it does not.
-        few: how many batches of the former layers are looked at alone on.
+        taken: how many batches of the former errors are taken apart on.
+        few: how many of these layers are looked at alone on.
     """
 
     calibration: Sequence[Any]
     test: Sequence[Any]
+    taken: int
     few: int
 
 
@@ -52,7 +54,7 @@ def parts(model: nn.Module, compressed: nn.Module, result: CompressionResult, da
     """Divergences, nats, and what of the file belongs to no matrix."""
     original, final = folded(model), folded(compressed)
     own = matrices(result)
-    on_calibration, on_test = Divergence(original, data.calibration), Divergence(original, data.test)
+    on_calibration, on_test = Divergence(original, data.calibration[: data.taken]), Divergence(original, data.test)
     start, end = original.state_dict(), final.state_dict()
     vectors = set(end) - own
     return {
@@ -145,7 +147,8 @@ class Divergence:
 
     @torch.no_grad()
     def _logs(self, x: Tensor) -> Tensor:
-        return self._copy(x).log_softmax(-1)
+        logits: Tensor = self._copy(x)
+        return logits.log_softmax(-1)
 
 
 def _moves(state: State, name: str) -> bool:
