@@ -54,7 +54,7 @@ def _limits(name: str, weights: Array, true: Rate, rates: tuple[float, ...] = RA
             "true R(D)": at,
             "limit - true": round(row.limit - at, 4),
             "fitted": row.source_model,
-            "note": row.reason,
+            "note": row.source_note or row.reason,
         }
 
 

@@ -161,8 +161,8 @@ def main(arguments: Sequence[str]) -> None:
     for page, _, commit in (argument.partition("=") for argument in arguments):
         script = re.search(r"^Made .*`(python benchmarks/\w+\.py.*?)`", (FOLDER / f"{page}.md").read_text(), re.M)
         one = stamps.stamp(commit.split(",") if "," in commit else ())
-        one |= {"command": script[1] if script else "", "afterwards": True}
-        one |= {} if "commits" in one else {"commit": commit}
+        one |= {"command": script[1] if script else ""}
+        one |= {} if "commits" in one else {"commit": commit, "afterwards": True}
         data = read(page)
         titles = [WHOLE] if ROWS in data or "commits" in one else list(data)
         (FOLDER / f"{page}.json").write_text(json.dumps({MADE: dict.fromkeys(titles, one)} | data, indent=1) + "\n")

@@ -45,17 +45,17 @@ def checked(page: str) -> Iterator[Row]:
         page: its name.
 
     Yields:
-        A row for each number: recorded, now, the verdict; the oldest commit of the page and how many changed the
-        library since.
+        A row for each number: recorded, now, the verdict; the commit of the row, or the oldest of the page, and how
+        many changed the library since.
     """
-    commit, since = age(page)
-    end = {"commit of the page": commit, "commits since": since}
     sample = SAMPLES.get(page, f"{FAILED}: it has no line in benchmarks/samples.py")
     if isinstance(sample, str):
         verdict = sample if sample.startswith(FAILED) else f"{NOT_SAMPLED}: {sample}"
-        yield {"page": page, "row": "", "recorded": "", "now": "", "verdict": verdict} | end
+        yield {"page": page, "row": "", "recorded": "", "now": "", "verdict": verdict} | age(page)
         return
-    for name, recorded, now, verdict in compared(sample, results.read(sample.source or page)):
+    data = results.read(sample.source or page)
+    end = age(page, recorded_row(sample, data).get("commit"))
+    for name, recorded, now, verdict in compared(sample, data):
         yield {"page": page, "row": f"{sample.row}: {name}", "recorded": recorded, "now": now, "verdict": verdict} | end
 
 
@@ -66,9 +66,9 @@ def compared(sample: Sample, data: Row) -> Iterator[tuple[str, Any, Any, str]]:
         sample: which row.
         data: of the page.
     """
-    recorded = next(filter(sample.where, data.get(sample.section, [])), None)
+    recorded = recorded_row(sample, data)
     names = ", ".join(sample.columns)
-    if recorded is None:
+    if not recorded:
         yield names, "", "", UNKNOWN
         return
     if not zoo.data_folder().is_dir():
@@ -88,18 +88,23 @@ def compared(sample: Sample, data: Row) -> Iterator[tuple[str, Any, Any, str]]:
         yield name, before, now, AS_RECORDED if within.holds(before, now) else BEHIND
 
 
+def recorded_row(sample: Sample, data: Row) -> Row:
+    """The row as the page has it; empty where it has none."""
+    return dict(next(filter(sample.where, data.get(sample.section, [])), {}))
+
+
 def number(cell: Any) -> float:
     """A number, or the first one of a text like `KL (nats) 0.02, top-1 % 91`."""
     return cell if isinstance(cell, int | float) else float(cell.split(",")[0].split()[-1])
 
 
-def age(page: str) -> tuple[str, int | str]:
-    """The oldest commit of a page, and how many commits changed the library since."""
-    found = stamps.of_pages(results.made(page))
+def age(page: str, commit: str | None = None) -> Row:
+    """How many commits changed the library since a commit, by default the oldest of a page."""
+    found = [commit] if commit else stamps.of_pages(results.made(page))
     since = {commit: commits.behind(commit) for commit in found}
     known = {commit: count for commit, count in since.items() if count is not None}
     oldest = max(known, key=lambda commit: known[commit], default="unknown")
-    return oldest, known.get(oldest, "")
+    return {"commit": oldest, "commits since": known.get(oldest, "")}
 
 
 def readme() -> list[str]:

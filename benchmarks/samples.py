@@ -24,6 +24,7 @@ import hf_ways
 import hostile
 import importance
 import kmeans
+import known_sources
 import lenet
 import networks
 import peer_networks
@@ -229,6 +230,13 @@ SAMPLES: dict[str, Sample | str] = {
     ),
     "sparse": Sample(
         "lenet300", "Files", has(network="lenet300"), lambda: sparse.measure("lenet300")[0], {"bytes": BYTES}
+    ),
+    "sources": Sample(
+        "autoregression, 2 bit",
+        "Sources that are known",
+        lambda row: row["source"] == "autoregression of .9 along rows" and round(row["rate"]) == 2,
+        partial(known_sources.one, "autoregression of .9 along rows", 2.0),
+        {"rate": RATE, "limit": RATE},
     ),
     "speed": Sample(
         "rANS, Laplace, size above the ideal",

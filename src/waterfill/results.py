@@ -13,7 +13,6 @@ from typing import Any
 from waterfill.atomic import check_suffix, write_atomically
 from waterfill.records import Codebook, Constant, Entry, Exact, NormMean, NormVariance, Quantized, Relative, Tied
 
-
 LEAST_LIMIT = 0.05
 """Bits per value from which a limit has a percentage: the gap to one near zero is a matter of bits."""
 
@@ -41,6 +40,8 @@ class TensorReport:
             for a tensor without one. The distortion is the one of `CompressionResult.limit_measure`.
         limit_error: standard error of the limit, from the fitted entropy.
         source_model: what the weights are taken to be drawn from; empty without a limit.
+        source_note: structure of the weights that the source model lacks, with the bits a value that a better one would
+            save at least; empty for none.
     """
 
     name: str
@@ -54,6 +55,7 @@ class TensorReport:
     limit: float | None = None
     limit_error: float | None = None
     source_model: str = ""
+    source_note: str = ""
 
     @property
     def gap(self) -> float | None:

@@ -51,7 +51,8 @@ class BoundRow:
         distortion: its share, in the unit of the bound.
         source_model: what the weights are taken to be drawn from; empty for a tensor that is left out.
         standard_error: of the fitted entropy, bits per value.
-        reason: why a tensor is left out, or what structure of its weights the source model lacks.
+        reason: why a tensor is left out.
+        source_note: structure of the weights that the source model lacks; empty for none.
     """
 
     name: str
@@ -62,6 +63,7 @@ class BoundRow:
     source_model: str = ""
     standard_error: float | None = None
     reason: str = ""
+    source_note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +173,7 @@ class ModelBound:
             )
             return BoundRow(name, shape, numel, None, None, reason=reason)
         rate, loss = model.components.rate(level) / numel, self.factor * model.components.distortion(level)
-        return BoundRow(name, shape, numel, rate, loss, model.name, model.standard_error, model.note)
+        return BoundRow(name, shape, numel, rate, loss, model.name, model.standard_error, "", model.note)
 
     def to_json(self, rate: float) -> str:
         """The curve, and the tensors at a rate, as JSON text."""

@@ -67,9 +67,7 @@ class LimitSource:
     @property
     def note(self) -> str:
         """For the row of a tensor; empty where the source fits."""
-        if not self.left:
-            return ""
-        return "the source model lacks structure: " + ", ".join(map(str, self.left))
+        return ", ".join(map(str, self.left))
 
     def components(self, matrix: Floats, form: QuadraticForm | None, times: float) -> Components:
         """Components of the limit under a form.

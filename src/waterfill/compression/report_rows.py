@@ -180,10 +180,11 @@ class ReportBuilder:
             rate,
             row.loss,
             row.reconstruction,
-            "; ".join(filter(None, (row.reason, below, row.note))),
+            "; ".join(filter(None, (row.reason, below))),
             limit,
             error,
             row.source_model,
+            row.note,
         )
 
 

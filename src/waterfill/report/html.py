@@ -24,9 +24,9 @@ POLICY = (
 """What a browser lets the page do: show its own style, run its own script, and call nobody."""
 
 CAVEAT = (
-    "The limit is a Shannon lower bound under a source model, fitted to every tensor. It is proven for the average "
-    "over networks drawn from such sources, not for this one network; structure that the model lacks can put a tensor "
-    "below."
+    "The limit is that of the fitted source: a lower bound under a source model of every tensor. It is proven for the "
+    "average over networks drawn from such sources, not for this one network; structure that the model lacks can put a "
+    "tensor below."
 )
 
 

@@ -63,6 +63,7 @@ def result_table(result: Outcome, name: str, metric: str = "top-1 accuracy") -> 
     ]
     lines.append(_limit_line(result.rate, result.limit, result.limit_measure))
     notes = _notes((row.reconstruction, row.reason, row.name) for row in result.tensors)
+    notes += _lacking({row.name: row.source_note for row in result.tensors})
     told = [f"note: {printable(note)}" for note in result.notes]
     return Group(table, *map(Text, (*notes, *lines, *told)), _told_table(result, metric))
 
@@ -118,6 +119,16 @@ def _notes(rows: Iterable[tuple[str, str, str]]) -> list[str]:
         f"{kind}, {printable(reason)}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
         for (kind, reason), found in names.items()
     ]
+
+
+def _lacking(notes: Mapping[str, str]) -> list[str]:
+    """A line that says how many source models lack structure, with the first of them; none where all fit."""
+    found = [f"{printable(name)}: {note}" for name, note in notes.items() if note]
+    return (
+        [f"source models of {len(found)} tensors lack structure, see source_note of --json; {found[0]}"]
+        if found
+        else []
+    )
 
 
 def _limit_line(rate: float, limit: float, measure: str) -> str:
@@ -233,9 +244,9 @@ def _bound_rows(rows: Sequence[BoundRow]) -> Table:
         if row.rate is None:
             table.add_row(name, shape, "", "", "", f"left out: {row.reason}")
         else:
-            table.add_row(
-                name, shape, f"{row.rate:.2f}", f"{row.standard_error:.2f}", f"{row.distortion:.3g}", row.source_model
-            )
+            lacks = row.source_note and f"; lacks: {row.source_note}"
+            numbers = f"{row.rate:.2f}", f"{row.standard_error:.2f}", f"{row.distortion:.3g}"
+            table.add_row(name, shape, *numbers, f"{row.source_model}{lacks}")
     return table
 
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from waterfill.theory.checks import Array
 
-POINTS = 2048
-"""Values that stand for their neighbours in the order of size."""
+CHOSEN_BY = 4096
+FITTED_VALUES = 1 << 16
+"""Values by which the number of lumps is chosen, and to which these are fitted then, at most; evenly spaced ones."""
 
 MOST_LUMPS = 6
-ROUNDS = 200
+ROUNDS = 100
 """Of expectation and maximisation, at most."""
 
 ENOUGH = 1e-6
@@ -114,16 +115,19 @@ def fit_gaussian_mixture(values: Array) -> GaussianMixture:
     Source:
         Dempster, Laird and Rubin 1977; Schwarz 1978.
     """
-    points, counts = _points(values)
+    some = np.sort(_evenly(values, CHOSEN_BY))
     best: tuple[GaussianMixture, float] | None = None
     for lumps in range(2, MOST_LUMPS + 1):
-        fits = [_fitted(start, points, counts) for start in _starts(points, counts, lumps)]
-        fit = min(fits, key=lambda each: each[1])
-        if best is not None and not _price(fit, values.size) < _price(best, values.size):
+        fit = min((_fitted(start, some) for start in _starts(some, lumps)), key=lambda each: each[1])
+        if best is not None and not _price(fit, some.size) < _price(best, some.size):
             break
         best = fit
     assert best is not None
-    return best[0]
+    return _fitted(best[0], _evenly(values, FITTED_VALUES))[0]
+
+
+def _evenly(values: Array, most: int) -> Array:
+    return values.reshape(-1)[:: -(-values.size // most)]
 
 
 def _price(fit: tuple[GaussianMixture, float], count: int) -> float:
@@ -131,42 +135,33 @@ def _price(fit: tuple[GaussianMixture, float], count: int) -> float:
     return count * bits + mixture.parameters * math.log2(count) / 2
 
 
-def _points(values: Array) -> tuple[Array, Array]:
-    """Middle ones of neighbours in the order of size, and how many values each stands for."""
-    ordered = np.sort(values.reshape(-1))
-    edges = np.unique(np.linspace(0, ordered.size, min(POINTS, ordered.size) + 1).astype(np.int64))
-    counts = np.diff(edges)
-    return ordered[edges[:-1] + counts // 2], counts.astype(np.float64)
-
-
-def _starts(points: Array, counts: Array, lumps: int) -> Iterator[GaussianMixture]:
+def _starts(ordered: Array, lumps: int) -> Iterator[GaussianMixture]:
     """Lumps at even places, at even ranks, and of one place with several scales."""
-    mean = float(np.average(points, weights=counts))
-    deviation = math.sqrt(float(np.average(np.square(points - mean), weights=counts)))
+    mean, deviation = float(ordered.mean()), float(ordered.std())
     shares = (1 / lumps,) * lumps
     middles = (np.arange(lumps) + 0.5) / lumps
-    ranks = np.interp(middles, np.cumsum(counts) / counts.sum(), points)
-    for means in (points[0] + middles * (points[-1] - points[0]), ranks):
+    ranks = ordered[(middles * ordered.size).astype(np.int64)]
+    for means in (ordered[0] + middles * (ordered[-1] - ordered[0]), ranks):
         yield GaussianMixture(shares, tuple(means), (deviation / lumps,) * lumps)
     scales = deviation * 2.0 ** np.linspace(-lumps, 1, lumps)
     yield GaussianMixture(shares, (mean,) * lumps, tuple(scales))
 
 
-def _fitted(mixture: GaussianMixture, points: Array, counts: Array) -> tuple[GaussianMixture, float]:
+def _fitted(mixture: GaussianMixture, values: Array) -> tuple[GaussianMixture, float]:
     """A local optimum, and its bits of a value."""
-    total, least = counts.sum(), NARROWEST * math.sqrt(float(np.cov(points, aweights=counts)))
+    least = NARROWEST * float(values.std())
     before = math.inf
     for _ in range(ROUNDS):
-        logs = mixture._logs(points)
+        logs = mixture._logs(values)
         whole = np.logaddexp.reduce(logs, axis=0)
-        nats = -float(counts @ whole) / total
+        nats = -float(whole.mean())
         if before - nats < ENOUGH:
             break
         before = nats
-        parts = np.exp(logs - whole) * counts
-        sums = parts.sum(1) + 1e-12 * total
-        means = parts @ points / sums
-        squares = (parts * np.square(points - means[:, None])).sum(1) / sums
+        parts = np.exp(logs - whole)
+        sums = parts.sum(1) + 1e-12 * values.size
+        means = parts @ values / sums
+        squares = (parts * np.square(values - means[:, None])).sum(1) / sums
         deviations = np.maximum(np.sqrt(squares), least)
         mixture = GaussianMixture(tuple(sums / sums.sum()), tuple(means), tuple(deviations))
     return mixture, nats / math.log(2)
