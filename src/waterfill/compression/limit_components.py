@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.theory.checks import Array
 from waterfill.theory.scalar_rate import ScalarSource, scalar_rate
 
-STEPS = 33
-NARROWINGS = 6
-"""Levels that are tried at once, and how often the best one's surroundings are looked at again."""
+AN_OCTAVE = 16
+BELOW, ABOVE = 48, 4
+"""Levels of a table in an octave, and how many octaves it goes beyond the components."""
 
 POINTS = 40
 """Points of a curve."""
@@ -61,51 +63,41 @@ class Components:
         """The distortion at which the rate is zero."""
         return self.gaussian.total + sum(source.variance * scales.total for source, scales in self.others.items())
 
-    def lagrangian(self, log2_level: float) -> float:
-        """Sum of all L at a level, bits."""
-        found = self.gaussian.lagrangian(log2_level)
-        for source, scales in self.others.items():
-            found += _bits(source, scales, log2_level)
-        return found
-
     def rate_at_distortion(self, distortion: float) -> float:
         """The least bits of any code at a distortion: zero from the total on."""
         if not self.number or distortion >= self.total:
             return 0.0
         if not self.others:
             return self.gaussian.rate_at_distortion(distortion)
-        return max(0.0, self._best(distortion)[1])
+        table = self._table
+        return max(0.0, float((table.lagrangians - distortion * table.slopes).max()))
 
     def level_at_distortion(self, distortion: float) -> float:
         """The level of the slope of the rate at a distortion; infinite from the total on."""
         if not self.number or distortion >= self.total:
             return math.inf
-        return float(2.0 ** self._best(distortion)[0])
+        table = self._table
+        return float(2.0 ** table.log2_levels[(table.lagrangians - distortion * table.slopes).argmax()])
 
     def distortion(self, level: float) -> float:
         """Distortion at a level."""
-        found = self.gaussian.distortion(level)
-        for source, scales in self.others.items():
-            found += _distortion(source, scales, math.log2(level))
-        return found
+        if not self.others:
+            return self.gaussian.distortion(level)
+        table = self._table
+        return float(np.exp(np.interp(math.log2(level), table.log2_levels, np.log(table.distortions))))
 
     def rate(self, level: float) -> float:
         """Bits at a level."""
-        found = self.gaussian.rate(level)
-        for source, scales in self.others.items():
-            at = math.log2(level)
-            found += _bits(source, scales, at) - _distortion(source, scales, at) / (math.log(4) * level)
-        return max(0.0, found)
+        if not self.others:
+            return self.gaussian.rate(level)
+        return float(np.interp(math.log2(level), self._table.log2_levels, self._table.rates))
 
     def level_at_rate(self, bits: float) -> float:
         """The level at which the rate is so many bits."""
         if not self.others:
             return self.gaussian.level_at_rate(bits)
-        low, high = self._range
-        for _ in range(48):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self.rate(2.0**middle) <= bits else (middle, high)
-        return float(2.0**high)
+        table = self._table
+        return float(2.0 ** np.interp(-bits, -table.rates, table.log2_levels))
 
     def curve(self, bits: float) -> list[tuple[float, float]]:
         """(bits, least distortion) from no bits to twice as many and one for every component.
@@ -117,31 +109,44 @@ class Components:
         places = (2 * bits + self.number) * np.linspace(0.0, 1.0, POINTS) ** 2
         return [(float(each), self.distortion(self.level_at_rate(float(each)))) for each in places]
 
-    @property
-    def _range(self) -> tuple[float, float]:
-        """Base-2 logarithms of levels between which all rates lie that anybody asks for."""
+    @cached_property
+    def _table(self) -> _Table:
+        """Sums over all components, between levels so high and so low that nobody asks for others."""
         ends = [scales.ends for scales in (self.gaussian, *self.others.values()) if scales.counts.size]
         widest = max([1.0, *(source.variance for source in self.others)])
-        return min(low for low, _ in ends) - 64, max(high for _, high in ends) + math.log2(widest) + 4
-
-    def _best(self, distortion: float) -> tuple[float, float]:
-        """The logarithm of the level that bounds the rate best, and the bits."""
-        low, high = self._range
-        for _ in range(NARROWINGS):
-            levels = np.linspace(low, high, STEPS)
-            bits = np.array([self.lagrangian(at) - distortion / math.log(4) * 2.0**-at for at in levels])
-            best, step = int(bits.argmax()), float(levels[1] - levels[0])
-            low, high = float(levels[best]) - step, float(levels[best]) + step
-        return float(levels[best]), float(bits[best])
+        low, high = min(low for low, _ in ends) - BELOW, max(high for _, high in ends) + math.log2(widest) + ABOVE
+        levels = np.linspace(low, high, math.ceil((high - low) * AN_OCTAVE))
+        lagrangians = np.array([self.gaussian.lagrangian(level) for level in levels])
+        for source, scales in self.others.items():
+            lagrangians += scalar_rate(source).lagrangian(levels[:, None] - scales.logs) @ scales.counts
+        return _Table(levels, lagrangians)
 
 
-def _bits(source: ScalarSource, scales: VarianceHistogram, log2_level: float) -> float:
-    """Sum of all L at a level."""
-    return float(scales.counts @ scalar_rate(source).lagrangian(log2_level - scales.logs))
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Sums of L at evenly spaced levels, and what follows from them.
 
+    Attributes:
+        log2_levels: base-2 logarithms of the levels, from the lowest on.
+        lagrangians: bits.
+    """
 
-def _distortion(source: ScalarSource, scales: VarianceHistogram, log2_level: float) -> float:
-    """`D = -2 mu dL / d log2 mu`, by differences over a 16th of an octave."""
-    step = 1 / 32
-    above, below = (_bits(source, scales, log2_level + move) for move in (step, -step))
-    return (below - above) / step * float(2.0**log2_level)
+    log2_levels: Array
+    lagrangians: Array
+
+    @cached_property
+    def slopes(self) -> Array:
+        """Bits for a unit of distortion."""
+        return np.asarray(np.exp2(-self.log2_levels) / math.log(4))
+
+    @cached_property
+    def distortions(self) -> Array:
+        """`D = dL / ds`: the slope of a concave function, which never falls from a level to a higher one."""
+        found = np.gradient(self.lagrangians, self.slopes)
+        return np.maximum.accumulate(np.maximum(found, 0.0))
+
+    @cached_property
+    def rates(self) -> Array:
+        """`L - s D`, which never rises from a level to a higher one."""
+        found = np.maximum(self.lagrangians - self.slopes * self.distortions, 0.0)
+        return np.maximum.accumulate(found[::-1])[::-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -77,7 +78,7 @@ class GaussianMixture:
         widest = np.maximum.outer(self.deviations, self.deviations)
         return bool((apart > widest).any())
 
-    @property
+    @cached_property
     def entropy(self) -> float:
         """Differential entropy in bits, by Gauss-Hermite quadrature of every lump."""
         places, weights = np.polynomial.hermite_e.hermegauss(NODES)
