@@ -253,3 +253,26 @@ def population(rows: Sequence[Mapping[str, Any]]) -> str:
     figure.axes[0].set_ylabel("cross-entropy, nats (dashed: original)")
     figure.axes[0].legend(frameon=False)
     return save(figure, "population-risk")
+
+
+def slopes(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], per_bit: float) -> str:
+    """Distortions in dB against the rate, a picture per network, with lines of the slope at high rate.
+
+    Args:
+        rows: of all networks.
+        columns: the curves.
+        per_bit: the slope, dB a bit.
+    """
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    figure = Figure(figsize=(4 * len(names), 4.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        own = [row for row in rows if row["network"] == name]
+        for column, (color, marker) in zip(columns, STYLES, strict=False):
+            rates, values = (np.array(each) for each in _columns(own, "bit/value", column))
+            axes.plot(rates, values, color=color, marker=marker, markersize=4, label=column)
+            axes.plot(rates, values[-1] + per_bit * (rates[-1] - rates), color=color, linestyle=":", linewidth=1)
+        axes.set(title=name, xlabel="rate, bit per value")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(f"dB above 1 nat (dotted: {per_bit:.2f} dB a bit)")
+    figure.axes[0].legend(frameon=False)
+    return save(figure, "slope")

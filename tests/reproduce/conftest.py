@@ -30,7 +30,7 @@ TINY = dataclasses.replace(
     codebooks=(2, 5),
     sweeps=(
         Sweep(11, "temperature", (0.05,), ("gradient",)),
-        Sweep(12, "mu", (0.05,), ("hessian", "gradient+hessian")),
+        Sweep(12, "mu", (0.05,), ("hessian", "gradient+hessian"), (0.0, 0.1)),
     ),
     temperatures=(1.0, 3.0),
 )

@@ -74,6 +74,7 @@ def made(tiny, tmp_path):
         Objective("plain", None),
         Objective("squares", estimator("two")),
         Objective("both", estimator("four")),
+        Objective("means 1", estimator("four"), normalises="both"),
     )
     experiment = dataclasses.replace(tiny, objectives=objectives)
     return Importances(experiment, SUBJECT, ["data"], 5, tmp_path / "importance"), asked
@@ -94,6 +95,14 @@ def test_importances_are_those_of_the_setting(made):
     ]
     with pytest.raises(UsageError, match="mu is -1"):
         importances(Setting("squares", 2.0, mu=-1))
+
+
+def test_means_are_divided_out_of_what_another_objective_estimates(made):
+    importances, asked = made
+    importances(Setting("both", 2.0))
+    found = importances(Setting("means 1", 2.0, mu=0.5))["w"]
+    assert type(found) is QuarticForm and found.values.tolist() == [[0.5, 1.5]] and found.fourth.tolist() == [[1, 2]]
+    assert len(asked) == 1
 
 
 def test_importances_are_estimated_once(made, tmp_path):

@@ -24,7 +24,7 @@ def test_every_point_of_every_objective_is_there(finished, tiny):
     assert json.loads((folder / "results.json").read_text()) == results
     found = [(row["task"], row["amount"], row["objective"], row["variant"]) for row in results["points"]]
     wanted = []
-    for objective in ("baseline", "kl", "gradient", "hessian", "gradient+hessian"):
+    for objective in ("baseline", "kl", "gradient", "hessian", "gradient+hessian", "gradient+hessian, means 1"):
         wanted += [("prune", keep, objective, "paper") for keep in tiny.keeps]
         wanted += [("quantize", k, objective, v) for k in tiny.codebooks for v in ("paper", "exact")]
         wanted += [
@@ -33,7 +33,7 @@ def test_every_point_of_every_objective_is_there(finished, tiny):
         ]
     assert sorted(found) == sorted(wanted)
     assert [row["temperature"] for row in results["temperature"]] == list(tiny.temperatures)
-    assert [row["mu"] for row in results["mu"]] == [*tiny.objectives[3].regularisers, *tiny.objectives[4].regularisers]
+    assert [row["mu"] for row in results["mu"]] == [0, 0.1, 0.3, 0, 0.1, 1000]
     assert results["test_samples"] == 200 and results["matrix_values"] == 8 * 784 + 80
     assert results["original_bytes"] == 4 * (8 * 784 + 80 + 18)
 
@@ -62,7 +62,7 @@ def test_t_is_the_best_on_the_samples_that_choose(finished, tiny):
     folder, results = finished
     lines = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()]
     choices = {key: value for key, value in lines if key.startswith("choice ")}
-    assert len(choices) == 4 * (len(tiny.keeps) + len(tiny.codebooks))
+    assert len(choices) == 5 * (len(tiny.keeps) + len(tiny.codebooks))
     row = next(r for r in results["points"] if r["objective"] == "kl" and r["task"] == "prune" and r["amount"] == 0.05)
     (chosen,) = [value for key, value in choices.items() if '"prune", 0.05, "kl"' in key]
     assert [row["temperature"], row["mu"]] == chosen

@@ -21,8 +21,9 @@ COLORS = {
     "gradient": "#E69F00",
     "hessian": "#009E73",
     "gradient+hessian": "#D55E00",
+    "gradient+hessian, means 1": "#CC79A7",
 }
-MARKERS = {"baseline": "o", "kl": "s", "gradient": "^", "hessian": "v", "gradient+hessian": "D"}
+MARKERS = dict(zip(COLORS, "os^vDP", strict=True))
 QUALITIES = {"accuracy": "top-1 accuracy, %", "top5": "top-5 accuracy, %", "cross_entropy": "cross-entropy, nats"}
 RATIOS = {"paper_ratio": "compression ratio by the paper's formula, %", "file_ratio": "file / original, bytes, %"}
 VERBS = {"prune": "pruning", "quantize": "quantization"}
@@ -62,6 +63,8 @@ def _plot(experiment: Experiment, plot: Plot, results: Mapping[str, Any]) -> Fig
         for axes, ratio in zip(axes_row, RATIOS, strict=True):
             for name in plot.objectives:
                 rows = curve(results, plot.task, name)
+                if not rows:
+                    continue
                 _line(axes, name, [100 * row[ratio] for row in rows], [row[quality] for row in rows], quality)
             _finish(axes, results["original"][quality], quality)
         axes_row[0].set_ylabel(QUALITIES[quality])
@@ -76,18 +79,20 @@ def _plot(experiment: Experiment, plot: Plot, results: Mapping[str, Any]) -> Fig
 def _sweep(experiment: Experiment, sweep: Sweep, results: Mapping[str, Any]) -> Figure:
     """Qualities in rows, the objectives in columns, a line for every fraction that is kept."""
     qualities = [name for name in QUALITIES if name != "top5"]
-    figure = Figure(figsize=(3.9 * len(sweep.objectives), 6.6), layout="constrained")
-    grid = figure.subplots(len(qualities), len(sweep.objectives), squeeze=False, sharex="col", sharey="row")
+    panels = list(_panels(sweep, results[sweep.option]))
+    figure = Figure(figsize=(3.9 * len(panels), 6.6), layout="constrained")
+    grid = figure.subplots(len(qualities), len(panels), squeeze=False, sharex="col", sharey="row")
     for axes_row, quality in zip(grid, qualities, strict=True):
-        for axes, name in zip(axes_row, sweep.objectives, strict=True):
-            for keep, values in _lines(results[sweep.option], sweep, name, quality):
-                places = [float(value) for value, _ in values]
-                scaled = [100 * each if quality != "cross_entropy" else each for _, each in values]
-                axes.plot(range(len(places)), scaled, marker="o", markersize=4, label=f"{100 * keep:g} % kept")
-                axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
+        for axes, (title, rows) in zip(axes_row, panels, strict=True):
+            values = sorted({row[sweep.option] for row in rows})
+            for keep in sweep.keeps:
+                own = {row[sweep.option]: row[quality] for row in rows if row["amount"] == keep}
+                scaled = [own[value] if quality == "cross_entropy" else 100 * own[value] for value in values]
+                axes.plot(range(len(values)), scaled, marker="o", markersize=4, label=f"{100 * keep:g} % kept")
+            axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
             axes.grid(alpha=0.3)
             if quality == "accuracy":
-                axes.set_title(name, fontsize=10)
+                axes.set_title(title, fontsize=10)
         axes_row[0].set_ylabel(QUALITIES[quality])
     for axes in grid[-1]:
         axes.set_xlabel("temperature T" if sweep.option == "temperature" else "regulariser μ")
@@ -97,13 +102,15 @@ def _sweep(experiment: Experiment, sweep: Sweep, results: Mapping[str, Any]) -> 
     return figure
 
 
-def _lines(
-    rows: Sequence[Row], sweep: Sweep, objective: str, quality: str
-) -> Iterator[tuple[float, list[tuple[float, float]]]]:
-    """For every fraction that is kept: values of the option and qualities."""
-    for keep in sweep.keeps:
-        chosen = [row for row in rows if row["objective"] == objective and row["amount"] == keep]
-        yield keep, [(row[sweep.option], row[quality]) for row in chosen]
+def _panels(sweep: Sweep, rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """A title and rows for every objective that was measured: on the axis of the paper, where it is, and on ours."""
+    for name in sweep.objectives:
+        own = [row for row in rows if row["objective"] == name]
+        paper = [row for row in own if row[sweep.option] in sweep.axis]
+        if len(paper) > len(sweep.keeps):
+            yield f"{name}, as in the paper", paper
+        if wide := [row for row in own if row not in paper or row[sweep.option] == 0]:
+            yield name, wide
 
 
 def _line(axes: Axes, name: str, ratios: Sequence[float], values: Sequence[float], quality: str) -> None:

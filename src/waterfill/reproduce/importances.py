@@ -8,7 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from waterfill.errors import FormatError
 from waterfill.importance.forms import DiagonalForm, QuarticForm
@@ -64,7 +66,8 @@ class Importances:
 
     def estimate_all(self, temperatures: Sequence[float], progress: Progress | None) -> None:
         """Make every file that is missing."""
-        wanted = [(o, t) for o in self._experiment.objectives if o.estimator is not None for t in temperatures]
+        own = [o for o in self._experiment.objectives if o.estimator is not None and not o.normalises]
+        wanted = [(objective, temperature) for objective in own for temperature in temperatures]
         for done, (objective, temperature) in enumerate(wanted, 1):
             self._at(objective, temperature)
             if progress is not None:
@@ -73,13 +76,14 @@ class Importances:
     def _read_or_estimate(self, objective: Objective, temperature: float) -> dict[str, DiagonalForm | QuarticForm]:
         if objective.estimator is None:
             return {}
-        path = self._folder / f"{objective.name}-{temperature:g}.safetensors"
+        path = self._folder / f"{objective.normalises or objective.name}-{temperature:g}.safetensors"
         if not path.exists():
             estimator = objective.estimator(temperature, self._seed)
-            forms = estimator.estimate(self._model, self._batches, "logits", fold_norms=False)
+            estimated = estimator.estimate(self._model, self._batches, "logits", fold_norms=False)
             path.parent.mkdir(exist_ok=True)
-            save_tensors(path, _tensors(path.stem, forms))
-        return self._forms(path)
+            save_tensors(path, _tensors(path.stem, estimated))
+        forms = self._forms(path)
+        return {name: _normalised(form) for name, form in forms.items()} if objective.normalises else forms
 
     def _forms(self, path: Path) -> dict[str, DiagonalForm | QuarticForm]:
         """Forms of a file.
@@ -99,6 +103,18 @@ class Importances:
                 )
             forms[name] = DiagonalForm(values) if fourth is None else QuarticForm(values, fourth)
         return forms
+
+
+def _normalised(form: DiagonalForm | QuarticForm) -> DiagonalForm | QuarticForm:
+    """Divide the coefficients of each power by their mean, as the authors' code does."""
+    if isinstance(form, DiagonalForm):
+        return DiagonalForm(_with_mean_one(form.values))
+    return QuarticForm(_with_mean_one(form.values), _with_mean_one(form.fourth))
+
+
+def _with_mean_one(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    mean = float(np.abs(values).mean(dtype=np.float64))
+    return (values / mean).astype(np.float32) if mean > 0 else values
 
 
 def _tensors(label: str, forms: Mapping[str, QuadraticForm]) -> dict[str, torch.Tensor]:

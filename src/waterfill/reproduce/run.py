@@ -80,7 +80,7 @@ def reproduce(
     lab = open_lab(experiment, folder, options, progress)
     lab.importances.estimate_all(experiment.temperatures, progress)
     rows: dict[str, list[dict[str, Any]]] = {"points": [], **{sweep.option: [] for sweep in experiment.sweeps}}
-    plan = list(_plan(experiment))
+    plan = list(planned(experiment))
     for done, step in enumerate(plan, 1):
         rows[step.sweep or "points"].append(lab.row(step))
         if progress is not None:
@@ -111,7 +111,7 @@ class Step:
     value: float = 0.0
 
 
-def _plan(experiment: Experiment) -> Iterator[Step]:
+def planned(experiment: Experiment) -> Iterator[Step]:
     """All rows: those of the paper, then what it does not have."""
     names = [objective.name for objective in experiment.objectives]
     yield from (Step("prune", keep, name) for name in names for keep in experiment.keeps)
@@ -126,7 +126,8 @@ def _plan(experiment: Experiment) -> Iterator[Step]:
 def _sweep(sweep: Sweep, experiment: Experiment) -> Iterator[Step]:
     for name in sweep.objectives:
         objective = experiment.objective(name)
-        values = experiment.temperatures if sweep.option == "temperature" else objective.regularisers
+        tried = experiment.temperatures if sweep.option == "temperature" else objective.regularisers
+        values = sorted({*tried, *sweep.axis})
         for keep in sweep.keeps:
             for value in values:
                 yield Step("prune", keep, name, sweep=sweep.option, value=value)
@@ -212,6 +213,10 @@ class Lab:
             return dataclasses.replace(chosen, temperature=step.value)
         return dataclasses.replace(chosen, mu=step.value) if step.sweep else chosen
 
+    def know(self, step: Step, setting: Setting) -> None:
+        """Take the T and mu of a step as chosen, as an earlier run did, unless they are known."""
+        self.ledger.once(_choice(step), lambda: [setting.temperature, setting.mu])
+
     def _chosen(self, step: Step) -> Setting:
         """The best T, then the best mu, unless that was found out."""
         objective = self.experiment.objective(step.objective)
@@ -225,7 +230,7 @@ class Lab:
                 best = self._best(step, [dataclasses.replace(best, mu=mu) for mu in objective.regularisers])
             return [best.temperature, best.mu]
 
-        found = self.ledger.once(f"choice {json.dumps(dataclasses.astuple(step))}", choice)
+        found = self.ledger.once(_choice(step), choice)
         return Setting(step.objective, *found)
 
     def _best(self, step: Step, settings: Sequence[Setting]) -> Setting:
@@ -236,6 +241,11 @@ class Lab:
             self.subject.fill(self.subject.quantize(_quantizer(step), self.importances(setting)))
             losses.append(self._quality("validation", self.validation)[loss])
         return settings[losses.index(min(losses))]
+
+
+def _choice(step: Step) -> str:
+    """What the ledger calls the choice of a step."""
+    return f"choice {json.dumps(dataclasses.astuple(step))}"
 
 
 def _quantizer(step: Step) -> Quantizer:
