@@ -32,6 +32,7 @@ from waterfill.quantize.prepared import Prepared
 from waterfill.records import OUT, Coded, Cosines, Entry, Exact, Layout, Quantized, Relative, Spread, Uniform, Weight
 from waterfill.theory import shannon_lower_bound
 from waterfill.theory import spectra as spectra_module
+from waterfill.theory.scaled_source import fit_scaled_source
 
 NO_BITS = {"symbols": np.zeros((1, 1), np.int32), "rule": Uniform(0), "spread": Spread(0, 0)}
 
