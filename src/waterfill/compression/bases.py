@@ -44,6 +44,12 @@ LOOKED_AT, TIMES_A_VALUE = 1 << 16, 64
 FLAT = 3.5
 """Shape of the density of weights from which they keep their basis; that of a Gaussian is 2."""
 
+SMOOTH, LUMPED = 0.5, 8.0
+"""Correlation of neighbours from which a flat density is that of smooth rows, unless it is flatter than this shape.
+
+Rows of an autoregression of .95 over their scales have 3.8, lumps whose spread is a tenth of their distance 30.
+"""
+
 LARGEST = 2.0**100
 """Magnitude of the weights of a tensor that is turned, at most: sums stay in range."""
 
@@ -64,10 +70,6 @@ LONG, VERY_LONG = 2, 16
 
 DIRECTIONS = (4, 32)
 """Of rotations that are tried beside all; of those that are a quarter of all at most."""
-
-SMOOTH, LUMPED = 0.5, 8.0
-"""Correlation of neighbours from which a flat density is that of smooth rows, unless it is flatter than this: rows of an
-autoregression of .95 over their scales have the shape 3.8, lumps whose spread is a tenth of their distance 30."""
 
 
 @dataclass(eq=False)
