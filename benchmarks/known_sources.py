@@ -123,7 +123,7 @@ def _deviations(shape: tuple[int, int], scaled: bool) -> Row:
     found = []
     for _ in range(TRIALS):
         logs = rng.normal(size=shape[0]) / math.log(2) * scaled
-        fit = fit_scaled_source((rng.normal(size=shape) * np.exp2(logs)[:, None])[:, :, None])
+        fit = fit_scaled_source((rng.normal(size=shape) * np.exp2(logs)[:, None])[:, :, None], strict=True)
         found.append((fit.unbiased().mean_entropy - true - logs.mean(), fit.standard_error))
     deviations, standard_errors = np.array(found).T
     return {

@@ -32,6 +32,7 @@ from waterfill.quantize.prepared import Prepared
 from waterfill.records import OUT, Coded, Cosines, Entry, Exact, Layout, Quantized, Relative, Spread, Uniform, Weight
 from waterfill.theory import shannon_lower_bound
 from waterfill.theory import spectra as spectra_module
+from waterfill.theory.scaled_source import fit_scaled_source
 
 NO_BITS = {"symbols": np.zeros((1, 1), np.int32), "rule": Uniform(0), "spread": Spread(0, 0)}
 
@@ -57,7 +58,11 @@ def fitted(*weights):
     """The sources of those that have one."""
     models = SourceModels()
     models.fit(weights)
-    return {each.name: source.unbiased() for each in weights if (source := models.source(each)) is not None}
+    return {each.name: of_limit(each) for each in weights if models.source(each) is not None}
+
+
+def of_limit(each):
+    return fit_scaled_source(each.matrix.reshape(each.layout.axes), strict=True).unbiased()
 
 
 def reported(jobs, quantized, exact_bits=0.0):
@@ -354,7 +359,7 @@ def test_what_costs_nothing_is_not_counted():
     form = KroneckerForm(np.ones(4), np.ones((1, 6, 6)))  # only the sum of a row counts
     models = SourceModels()
     components = models.models({"w": each}, {"w": form})["w"].components
-    powers = volumes(each, models.source(each).unbiased(), None).reshape(4, 6).sum(1)
+    powers = volumes(each, of_limit(each), None).reshape(4, 6).sum(1)
     assert components.rate_at_distortion(1e-3) == close(by_bisection(powers, 1e-3), 24)
 
 

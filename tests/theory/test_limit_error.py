@@ -20,7 +20,7 @@ def test_deviations_are_as_large_as_the_error_says(shape, scaled):
     for _ in range(150):
         logs = rng.normal(size=shape[0]) / math.log(2) * scaled
         weights = rng.normal(size=shape) * np.exp2(logs)[:, None]
-        found = fit_scaled_source(weights[:, :, None])
+        found = fit_scaled_source(weights[:, :, None], strict=True)
         entropy = found.unbiased().mean_entropy
         deviations.append((entropy - TRUE - logs.mean()) / found.standard_error)
     assert abs(np.mean(deviations)) < 0.2 + 2 / math.sqrt(150)
@@ -30,7 +30,8 @@ def test_deviations_are_as_large_as_the_error_says(shape, scaled):
 def test_few_values_over_scales_of_their_own_have_no_shape():
     rng = np.random.default_rng(1)
     shapes = [
-        fit_scaled_source(rng.normal(size=(16, 16, 1)) * np.exp2(np.arange(16.0))[:, None, None]).shape
+        fit_scaled_source(rng.normal(size=(16, 16, 1)) * np.exp2(np.arange(16.0))[:, None, None], strict=strict).shape
+        for strict in (True, False)
         for _ in range(20)
     ]
-    assert set(shapes) == {2.0}
+    assert set(shapes[:20]) == {2.0} and len(set(shapes[20:])) > 1

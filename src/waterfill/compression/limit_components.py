@@ -76,6 +76,8 @@ class Components:
         """The level of the slope of the rate at a distortion; infinite from the total on."""
         if not self.number or distortion >= self.total:
             return math.inf
+        if not self.others:
+            return self.gaussian.level_at_distortion(distortion)
         table = self._table
         return float(2.0 ** table.log2_levels[(table.lagrangians - distortion * table.slopes).argmax()])
 

@@ -18,7 +18,7 @@ from waterfill.records import OUT, Floats, Layout, Turn, Weight
 from waterfill.theory.checks import Array
 from waterfill.theory.gaussian_mixture import fit_gaussian_mixture
 from waterfill.theory.scalar_rate import ScalarSource
-from waterfill.theory.scaled_source import ScaledSource
+from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
 from waterfill.theory.sources import scale_entropy
 from waterfill.theory.structure_left import Finding, excess_of_density, excess_of_zeros, findings
 
@@ -98,12 +98,14 @@ def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSo
 
     Args:
         weight: the tensor, or some of its rows.
-        scaled: fitted to it.
+        scaled: fitted to it for forecasts.
         rows: whether it has all of its rows.
     """
     letters = _letters(weight.matrix)
     if letters is not None:
         return _of_letters(weight, letters)
+    if scaled.has_shape_of_few:
+        scaled = fit_scaled_source(weight.matrix.reshape(weight.layout.axes), strict=True)
     if scaled.zeros >= FEWEST_ZEROS:
         return _of_zeros(weight, scaled)
     if scaled.zeros > 0:

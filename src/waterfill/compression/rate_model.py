@@ -141,7 +141,11 @@ class VarianceHistogram:
         """The least bits of any code at a distortion: zero from the total on."""
         if not self.counts.size or distortion >= self.total:
             return 0.0
-        return self.rate(_lowest(lambda level: self.distortion(level) >= distortion))
+        return self.rate(self.level_at_distortion(distortion))
+
+    def level_at_distortion(self, distortion: float) -> float:
+        """The level at which the distortion is so much."""
+        return _lowest(lambda level: self.distortion(level) >= distortion)
 
 
 def _bins(variances: Array) -> NDArray[np.int64]:

@@ -96,7 +96,10 @@ def _turned(source: StructuredSource, candidate: _Candidate) -> StructuredSource
     matrix = coefficients(weight.matrix, candidate.turn, weight.layout)
     turned = replace(weight, matrix=matrix)
     return StructuredSource(
-        turned, fit_scaled_source(_axes_of(turned)), (*source.turns, candidate.turn), source.angles + candidate.angles
+        turned,
+        fit_scaled_source(_axes_of(turned), strict=True),
+        (*source.turns, candidate.turn),
+        source.angles + candidate.angles,
     )
 
 

@@ -108,6 +108,11 @@ class ScaledSource:
         return np.asarray((np.asarray(weights) != 0) | (self.zeros <= 0))
 
     @property
+    def has_shape_of_few(self) -> bool:
+        """Whether it has a shape that a strict fit would not have."""
+        return self.shape != 2 and self.count < max(FEWEST_SHAPED, SHAPED_FROM * self.parameters)
+
+    @property
     def mean_entropy(self) -> float:
         """Of a weight, where none is known, bits."""
         return scale_entropy(self.shape) + sum(float(scales.mean()) for scales in self.log2_scales)
@@ -137,7 +142,7 @@ class ScaledSource:
         return power_of_two(2 * rows), columns
 
 
-def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
+def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSource:
     """Fit shape and scales by maximum likelihood; an axis has scales where they pay for their description.
 
     The shape is 2 unless another one lowers the total entropy by more than `1/2 log2 n` bits; an axis of length L gets
@@ -148,6 +153,8 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
 
     Args:
         weights: [out, channels, taps], at least two that differ.
+        strict: leave fewer than `FEWEST_SHAPED` weights, and fewer than `SHAPED_FROM` for every scale, without a shape
+            of their own. Entropies of small tensors are then right on average; forecasts of bits do better without.
 
     Raises:
         UsageError: there are fewer than two different weights besides zeros, or one is not finite.
@@ -164,7 +171,7 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
         raise UsageError("The weights have no spread, so they have no density; expected two different ones or more.")
     exponent = math.frexp(float(np.abs(values).max()))[1]
     values = np.ldexp(values, -exponent)  # powers of the magnitudes stay in range
-    fit, best = _fitted(values, live)
+    fit, best = _fitted(values, live, strict=strict)
     rows, channels, taps = (np.log2(power) / best.shape for power in best.powers)
     return ScaledSource(
         shape=best.shape,
@@ -178,16 +185,16 @@ def fit_scaled_source(weights: ArrayLike) -> ScaledSource:
     )
 
 
-def _fitted(values: Array, live: NDArray[np.bool_]) -> tuple[_Fit, _Found]:
+def _fitted(values: Array, live: NDArray[np.bool_], *, strict: bool) -> tuple[_Fit, _Found]:
     """The fit around the mean that goes with it, with the axes that pay for themselves."""
-    fit = _Fit(values, live, float(values.mean()) if live.all() else 0.0)
+    fit = _Fit(values, live, float(values.mean()) if live.all() else 0.0, strict=strict)
     best = _with_paying_axes(fit, fit.refined(fit.start()))
     plain_mean = fit.mean
     for _ in range(ROUNDS if live.all() else 0):
         moved = fit.likely_mean(best)
         if abs(moved - fit.mean) <= 1e-2 * fit.least_scale(best):
             break
-        other = _Fit(values, live, moved)
+        other = _Fit(values, live, moved, strict=strict)
         found = other.refined(other.rescaled(other.raised_as(best), best.axes))
         if not other.price(found) < fit.price(best):
             break
@@ -242,8 +249,9 @@ class _Fit:
     Shapes are whole parts of an octave, of which a fit meets few, so that the magnitudes are raised to each but once.
     """
 
-    def __init__(self, values: Array, live: NDArray[np.bool_], mean: float) -> None:
+    def __init__(self, values: Array, live: NDArray[np.bool_], mean: float, *, strict: bool) -> None:
         self.mean = mean
+        self._strict = strict
         self.sizes = values.shape
         self._values = values
         self._magnitudes = np.abs(values - mean)
@@ -310,7 +318,7 @@ class _Fit:
 
         Values over scales that few of them were fitted to have thin tails, whatever their own density is.
         """
-        if self.count < max(FEWEST_SHAPED, SHAPED_FROM * self.parameters(found)):
+        if self._strict and self.count < max(FEWEST_SHAPED, SHAPED_FROM * self.parameters(found)):
             return 2.0
         logs = (self._logs - self._log_powers(found) / found.shape).reshape(-1)[self._some]
         largest = float(logs.max())
