@@ -30,7 +30,11 @@ the lower half of a digit from those of the upper half. It is a perceptron 392-2
 on the 60,000 training images of MNIST by the squared error. The importance is `regression()` on 1,024 of them, without
 targets. Matrices alone are compressed, as above; squared errors are those of the outputs from the original's, summed
 over the outputs and averaged over the 10,000 test images (Eq. 2), and relative to the mean squared length of the
-original's outputs. *Diagonal*: what the objective says, `sum_i I_i e_i^2`."""
+original's outputs. *Diagonal*: what the objective says, `sum_i I_i e_i^2`. Pruning by Eq. 5 loses 36 to 75 % less
+than by magnitude at every ratio, also at equal bytes (its files are 5 to 16 % larger at equal ratios). Codebooks of
+three and more centroids lose 4 to 23 % less; with two they lose 2.3 times as much, where errors are as large as the
+outputs. The diagonal is far too low where weights are lost, by a factor of three even at 80 % kept: products of errors
+again."""
 
 
 def rows() -> Iterator[Row]:

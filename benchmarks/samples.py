@@ -29,6 +29,7 @@ import lenet
 import networks
 import peer_networks
 import peers
+import slope
 import sparse
 import speed
 import stories
@@ -227,6 +228,13 @@ SAMPLES: dict[str, Sample | str] = {
         has(codec="waterfill", setting="rate 0.46"),
         _peers,
         {"bytes": BYTES, KL: ERROR},
+    ),
+    "slope": Sample(
+        "LeNet-300-100, rate 3",
+        "Distortion against rate",
+        lambda row: row["network"] == "LeNet-300-100" and round(row["bit/value"]) == 3,
+        partial(slope.row, "lenet300", 3.0),
+        {"bit/value": RATE, slope.KL: ERROR, slope.PREDICTED: ERROR, slope.LIMIT: ERROR},
     ),
     "sparse": Sample(
         "lenet300", "Files", has(network="lenet300"), lambda: sparse.measure("lenet300")[0], {"bytes": BYTES}

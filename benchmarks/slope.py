@@ -1,6 +1,6 @@
 """Measured divergence, predicted distortion and the limit of whole networks against the rate, in dB beside 6.02 a bit.
 
-`--only` measures some networks and keeps the rows of the others.
+`--only` measures some networks and keeps the rows of the others; without a name it writes the page again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from torch import nn
+
+import commits
 import pictures
 import results
 import slope_parts
@@ -20,6 +23,7 @@ from compressed import Once
 from measure import say
 from results import Section
 from waterfill import importance, zoo
+from waterfill.compression.bound import ModelBound
 from waterfill.results import CompressionResult
 from waterfill.zoo import Batches
 
@@ -28,9 +32,6 @@ Row = dict[str, Any]
 WHOLE_BITS = (1, 2, 3, 4, 5)
 PER_BIT = 20 * math.log10(2)
 """dB that a bit per weight is worth where every weight takes bits: 6.02."""
-
-TAKEN_APART = 3
-"""The rate at which layers are also looked at alone."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Network:
         test_samples: how many of them errors are taken apart on.
         batches: of the calibration data errors are taken apart on, and layers are looked at alone on.
         rates: bits per value.
+        alone: those at which layers are also looked at alone.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Network:
     test_samples: int
     batches: tuple[int, int]
     rates: Sequence[float] = WHOLE_BITS
+    alone: Sequence[float] = (1, 3)
 
 
 NETWORKS = {
@@ -67,7 +70,7 @@ NETWORKS = {
         (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8),
     ),
     "charlstm": Network("character LSTM", zoo.charlstm_calibration, zoo.charlstm_test, None, 8, (8, 8)),
-    "resnet20": Network("ResNet-20", zoo.cifar10_calibration, zoo.cifar10_test, 2_000, 250, (4, 1)),
+    "resnet20": Network("ResNet-20", zoo.cifar10_calibration, zoo.cifar10_test, 2_000, 250, (4, 1), alone=(3,)),
 }
 
 KL, PREDICTED, LIMIT = "KL, test", "predicted", "limit at this rate"
@@ -105,36 +108,77 @@ TITLES = ("Distortion against rate", "In dB", "From the prediction to the diverg
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--only", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     options = parser.parse_args()
     for key in options.only:
         remember(*measured(key))
-    page([TITLES[0], *TITLES[2:]] if options.only else [])
+    page()
 
 
 def measured(key: str) -> tuple[list[Row], list[Row], list[Row]]:
     """A network at all its rates: distortions, what they are made of, and layers alone."""
-    network, model = NETWORKS[key], zoo.pretrained(key).eval()
-    data, test = list(network.calibration()), list(network.test(samples=network.tested))
-    estimator: Any = Once(importance.kronecker())
-    bound = waterfill.bound(model, data, importance=estimator)
-    images = slope_parts.Data(data, list(network.test(samples=network.test_samples)), *network.batches)
+    network = NETWORKS[key]
+    subject = Subject.of(network, zoo.pretrained(key).eval())
+    taken = list(network.test(samples=network.test_samples))
+    images = slope_parts.Data(subject.data, taken, *network.batches)
     rows, parts, layers = [], [], []
     for rate in network.rates:
-        result = compressed(model, data, rate, estimator)
-        decoded = slope_parts.decoded(result, model)
+        result = subject.compressed(rate)
+        decoded = slope_parts.decoded(result, subject.model)
+        rows.append(subject.row(result, decoded))
         start = {"network": network.name, "bit/value": round(result.rate, 3)}
-        kl = waterfill.evaluate(decoded, test, reference=model).kl
-        rows.append(start | {KL: kl} | distortions(result) | {LIMIT: bound.distortion(result.rate)})
-        parts.append(start | slope_parts.parts(model, decoded, result, images))
-        if rate == TAKEN_APART:
-            layers.append(start | slope_parts.layers(model, decoded, result, images))
+        parts.append(start | slope_parts.parts(subject.model, decoded, result, images))
+        if rate in network.alone:
+            layers.append(start | slope_parts.layers(subject.model, decoded, result, images))
         say(f"{rows[-1]} {parts[-1]}")
     return rows, parts, layers
 
 
-def compressed(model: Any, data: Any, rate: float, estimator: Any) -> CompressionResult:
-    return waterfill.compress(model, data, rate=rate, importance=estimator, effort="fast")
+def row(key: str, rate: float) -> Row:
+    """Distortions of a network at one rate."""
+    subject = Subject.of(NETWORKS[key], zoo.pretrained(key).eval())
+    result = subject.compressed(rate)
+    return subject.row(result, slope_parts.decoded(result, subject.model))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What all rates of a network share.
+
+    Attributes:
+        network: which one.
+        model: with its weights.
+        data: for calibration.
+        test: on which the divergence is measured.
+        estimator: of the importance.
+        bound: the limit.
+        commit: of the code that measures.
+    """
+
+    network: Network
+    model: nn.Module
+    data: list[Any]
+    test: list[Any]
+    estimator: Any
+    bound: ModelBound
+    commit: str
+
+    @classmethod
+    def of(cls, network: Network, model: nn.Module) -> Subject:
+        commit = commits.commit(also=("benchmarks",))
+        data, test = list(network.calibration()), list(network.test(samples=network.tested))
+        estimator: Any = Once(importance.kronecker())
+        return cls(network, model, data, test, estimator, waterfill.bound(model, data, importance=estimator), commit)
+
+    def compressed(self, rate: float) -> CompressionResult:
+        return waterfill.compress(self.model, self.data, rate=rate, importance=self.estimator, effort="fast")
+
+    def row(self, result: CompressionResult, decoded: nn.Module) -> Row:
+        """Distortions at the rate of a file."""
+        start = {"network": self.network.name, "bit/value": round(result.rate, 3)}
+        kl = waterfill.evaluate(decoded, self.test, reference=self.model).kl
+        end = {LIMIT: self.bound.distortion(result.rate), "commit": self.commit}
+        return start | {KL: kl} | distortions(result) | end
 
 
 def distortions(result: CompressionResult) -> Row:
@@ -183,10 +227,10 @@ def remember(rows: list[Row], parts: list[Row], layers: list[Row]) -> None:
     for title, new in ((TITLES[0], rows), (TITLES[2], parts), (TITLES[3], layers)):
         kept = [row for row in known.get(title, []) if row["network"] != name]
         known[title] = sorted([*kept, *new], key=lambda row: order.index(row["network"]))
-    results.keep("slope", known, [TITLES[0], *TITLES[2:]])
+    results.keep("slope", known, named=[row["commit"] for row in known[TITLES[0]]])
 
 
-def page(now: Sequence[str]) -> None:
+def page() -> None:
     known = results.read("slope")
     rows = known[TITLES[0]]
     decibels = in_decibels(rows)
@@ -197,7 +241,7 @@ def page(now: Sequence[str]) -> None:
         Section(TITLES[3], LAYERS, known[TITLES[3]]),
     ]
     text = "Measurements for [the theory](../theory.md#what-a-bit-is-worth), which says where and why the curves part."
-    results.write_page("slope", "What a bit is worth", text, sections, [*now, TITLES[1]])
+    results.write_page("slope", "What a bit is worth", text, sections, named=[row["commit"] for row in rows])
 
 
 if __name__ == "__main__":

@@ -87,8 +87,10 @@ def _sweep(experiment: Experiment, sweep: Sweep, results: Mapping[str, Any]) -> 
             values = sorted({row[sweep.option] for row in rows})
             for keep in sweep.keeps:
                 own = {row[sweep.option]: row[quality] for row in rows if row["amount"] == keep}
-                scaled = [own[value] if quality == "cross_entropy" else 100 * own[value] for value in values]
-                axes.plot(range(len(values)), scaled, marker="o", markersize=4, label=f"{100 * keep:g} % kept")
+                places = [place for place, value in enumerate(values) if value in own]
+                factor = 1 if quality == "cross_entropy" else 100
+                scaled = [factor * own[values[place]] for place in places]
+                axes.plot(places, scaled, marker="o", markersize=4, label=f"{100 * keep:g} % kept")
             axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
             axes.grid(alpha=0.3)
             if quality == "accuracy":
