@@ -35,13 +35,13 @@ class TensorReport:
         distortion: quadratic form of its error: half of `e^T I_w e` in nats under a KL importance, `e^T I_w e` in
             squared output under a regression importance, the squared error without data; None when it has none.
         reconstruction: how symbols become values: `uniform`, `relative`, `codebook`, `exact`, `tied`, `constant`.
-        reason: why a tensor is not quantized, or is quantized in a special way, or lies below its limit; else empty.
+        reason: why a tensor is not quantized, or is quantized in a special way; else empty.
         limit: lower bound on the rate at the distortion that was reached, bits per value, under the source model; None
             for a tensor without one. The distortion is the one of `CompressionResult.limit_measure`.
         limit_error: standard error of the limit, from the fitted entropy.
         source_model: what the weights are taken to be drawn from; empty without a limit.
-        source_note: structure of the weights that the source model lacks, with the bits a value that a better one would
-            save at least; empty for none.
+        source_note: why a tensor lies below its limit, and structure of the weights that the source model lacks, with
+            the bits a value that a better one would save at least; empty for none.
     """
 
     name: str

@@ -54,7 +54,7 @@ def test_zeros_that_go_by_rows_are_noted():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(100, 80)) * (rng.random((100, 80)) < np.where(np.arange(100) % 2, 0.02, 0.6)[:, None])
     source, _ = source_of(values)
-    assert source.note.startswith("places of zeros go by rows or columns (0.")
+    assert source.note.startswith("the source lacks: places of zeros go by rows or columns (0.")
 
 
 def test_a_turned_source_has_the_eigenvalues_of_both_covariances():

@@ -258,9 +258,9 @@ def test_structure_that_the_source_lacks_is_named_in_the_row():
     blocks = torch.exp(torch.randn(128, 8, generator=generator)).repeat_interleave(16, dim=1)
     model.weight.data = 0.1 * blocks * torch.randn(128, 128, generator=generator)
     (row,) = waterfill.compress(model, rate=4).tensors
-    assert row.source_note.startswith("scales change along channels (0.") and row.reason == ""
+    assert row.source_note.startswith("the source lacks: scales change along channels (0.") and row.reason == ""
     (bounded,) = waterfill.bound(model).tensors(4.0)
-    assert bounded.source_note == row.source_note
+    assert bounded.source_note == row.source_note and row.source_note.endswith(" bit)")
 
 
 def test_a_small_gap_below_the_limit_may_be_chance():

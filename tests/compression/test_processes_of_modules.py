@@ -211,7 +211,7 @@ def test_the_command_writes_in_the_first_process_alone(tmp_path, monkeypatch):
     options = ["--json", "out.json", "--memory", "30GB", "--work", "work"]
     (code, shown, err), other = by_hand("-m", "waterfill", *command.split(), *options)
     assert (code, other[0]) == (0, 0), err + other[2]
-    assert (shown + other[1]).count("3.weight") == 1
+    assert (shown + other[1]).count("\n3.weight ") == 1
     assert (tmp_path / "out.wf").read_bytes() == waterfill.compress(mlp(), batches(), effort="fast").data
     assert json.loads((tmp_path / "out.json").read_text())["tensors"]
     assert sorted(each.name for each in (tmp_path / "work").iterdir()) == ["process-0-of-2", "process-1-of-2"]

@@ -9,7 +9,9 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "theory.md"
 TEXT, TABLE = PAGE.read_text().split("\n## Symbols\n")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.splitlines() if line.startswith("| $")]
-OPERATORS = "approx arccos cdot det exp frac ge hat infty lbrace le left ln log max mid min nabla otimes pi preceq prod"
+OPERATORS = (
+    "approx arccos cdot det exp frac ge hat infty lbrace ldots le left ln log max mid min nabla otimes pi preceq prod"
+)
 OPERATORS += (
     " propto qquad quad rbrace right sim sqrt sum textstyle tfrac thinspace tilde to underbrace Vert Gamma mathrm"
 )

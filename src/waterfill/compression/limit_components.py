@@ -20,6 +20,8 @@ BELOW, ABOVE = 48, 4
 POINTS = 40
 """Points of a curve."""
 
+TINY = 1e-300
+
 
 @dataclass(frozen=True, eq=False)
 class Components:
@@ -86,7 +88,9 @@ class Components:
         if not self.others:
             return self.gaussian.distortion(level)
         table = self._table
-        return float(np.exp(np.interp(math.log2(level), table.log2_levels, np.log(table.distortions))))
+        return float(
+            np.exp(np.interp(math.log2(level), table.log2_levels, np.log(np.maximum(table.distortions, TINY))))
+        )
 
     def rate(self, level: float) -> float:
         """Bits at a level."""

@@ -67,7 +67,7 @@ class LimitSource:
     @property
     def note(self) -> str:
         """For the row of a tensor; empty where the source fits."""
-        return ", ".join(map(str, self.left))
+        return f"the source lacks: {', '.join(map(str, self.left))}" if self.left else ""
 
     def components(self, matrix: Floats, form: QuadraticForm | None, times: float) -> Components:
         """Components of the limit under a form.

@@ -180,11 +180,11 @@ class ReportBuilder:
             rate,
             row.loss,
             row.reconstruction,
-            "; ".join(filter(None, (row.reason, below))),
+            row.reason,
             limit,
             error,
             row.source_model,
-            row.note,
+            "; ".join(filter(None, (below, row.note))),
         )
 
 

@@ -136,6 +136,7 @@ def _along(source: StructuredSource, axis: int) -> Array:
     scales = [np.exp2(-each) if other != axis else each * 0 + 1 for other, each in enumerate(source.scaled.log2_scales)]
     values = _axes_of(source.weight) - source.scaled.mean
     values *= scales[0][:, None, None] * (scales[1][:, None] * scales[2])
+    values /= np.abs(values).max() or 1.0  # squares stay in range
     return np.ascontiguousarray(np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]))
 
 
@@ -145,12 +146,12 @@ def _directions(covariance: Array, plain: float, count: int, axis: int) -> Itera
     The coordinates beside the leading ones have one variance, and are any ones: eigenvectors of noise look better than
     they are.
     """
-    length = len(covariance)
+    length, largest = len(covariance), float(covariance.diagonal().max())
     most = min(length - 1, count // VECTORS_A_DIRECTION)
-    if most < 1 or bits_of_correlations(covariance, count) < WORTH:
+    if most < 1 or not largest or bits_of_correlations(covariance, count) < WORTH:
         return
-    covariance = covariance.astype(np.float32)
-    values = np.maximum(np.linalg.eigvalsh(covariance).astype(np.float64)[::-1], LEAST * covariance.diagonal().max())
+    covariance = (covariance / largest).astype(np.float32)
+    values = np.maximum(largest * np.linalg.eigvalsh(covariance).astype(np.float64)[::-1], LEAST * largest)
     taken = np.arange(1, most + 1)
     rest = np.cumsum(values[::-1])[::-1][taken] / (length - taken)
     left = np.cumsum(np.log2(values))[:most] + (length - taken) * np.log2(rest)

@@ -53,8 +53,7 @@ def one_table(each: Shown) -> str:
 def _one_row(index: int, row: TensorReport, total: float) -> list[Cell]:
     share = 100 * row.distortion / total if row.distortion is not None and total > 0 else None
     gap, percent = row.gap, row.gap_percent
-    lacks = row.source_note and f"the source lacks: {row.source_note}"
-    remark = "; ".join(filter(None, (row.source_model, lacks, row.reason)))
+    remark = "; ".join(filter(None, (row.source_model, row.source_note, row.reason)))
     return [
         _number(index, f"{index}"),
         _words(row.name, "name"),

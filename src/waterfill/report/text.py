@@ -63,7 +63,7 @@ def result_table(result: Outcome, name: str, metric: str = "top-1 accuracy") -> 
     ]
     lines.append(_limit_line(result.rate, result.limit, result.limit_measure))
     notes = _notes((row.reconstruction, row.reason, row.name) for row in result.tensors)
-    notes += _lacking({row.name: row.source_note for row in result.tensors})
+    notes += _remarks({row.name: row.source_note for row in result.tensors})
     told = [f"note: {printable(note)}" for note in result.notes]
     return Group(table, *map(Text, (*notes, *lines, *told)), _told_table(result, metric))
 
@@ -121,14 +121,10 @@ def _notes(rows: Iterable[tuple[str, str, str]]) -> list[str]:
     ]
 
 
-def _lacking(notes: Mapping[str, str]) -> list[str]:
-    """A line that says how many source models lack structure, with the first of them; none where all fit."""
+def _remarks(notes: Mapping[str, str]) -> list[str]:
+    """A line that says how many limits have a note, with the first of them; none where all sources fit."""
     found = [f"{printable(name)}: {note}" for name, note in notes.items() if note]
-    return (
-        [f"source models of {len(found)} tensors lack structure, see source_note of --json; {found[0]}"]
-        if found
-        else []
-    )
+    return [f"limits of {len(found)} tensors have notes (source_note of --json), first {found[0]}"] if found else []
 
 
 def _limit_line(rate: float, limit: float, measure: str) -> str:
@@ -244,9 +240,8 @@ def _bound_rows(rows: Sequence[BoundRow]) -> Table:
         if row.rate is None:
             table.add_row(name, shape, "", "", "", f"left out: {row.reason}")
         else:
-            lacks = row.source_note and f"; lacks: {row.source_note}"
             numbers = f"{row.rate:.2f}", f"{row.standard_error:.2f}", f"{row.distortion:.3g}"
-            table.add_row(name, shape, *numbers, f"{row.source_model}{lacks}")
+            table.add_row(name, shape, *numbers, "; ".join(filter(None, (row.source_model, row.source_note))))
     return table
 
 
