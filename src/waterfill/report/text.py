@@ -124,7 +124,7 @@ def _notes(rows: Iterable[tuple[str, str, str]]) -> list[str]:
 def _remarks(notes: Mapping[str, str]) -> list[str]:
     """A line that says how many limits have a note, with the first of them; none where all sources fit."""
     found = [f"{printable(name)}: {note}" for name, note in notes.items() if note]
-    return [f"limits of {len(found)} tensors have notes (source_note of --json), first {found[0]}"] if found else []
+    return [f"notes on limits (source_note of --json): {len(found)}, the first on {found[0]}"] if found else []
 
 
 def _limit_line(rate: float, limit: float, measure: str) -> str:
