@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -47,9 +48,9 @@ class StructuredSource:
     turns: tuple[Turn, ...] = ()
     angles: int = 0
 
-    @property
+    @cached_property
     def values(self) -> Array:
-        """The weights over their scales, [out, channels, taps]."""
+        """The weights over their scales, [out, channels, taps]; several tests look at them."""
         return self.scaled.standardized(_axes_of(self.weight))
 
     @property
@@ -111,7 +112,7 @@ def _candidates(source: StructuredSource, axis: int) -> Iterator[_Candidate]:
     """Turns along an axis that seem to save bits: by its covariance, with the scales along the others divided out."""
     layout = source.weight.layout
     length = layout.axes[axis]
-    if length < 2 or length > (MOST_TAPS if axis == TAPS else layout.axes[axis]) or length == source.weight.matrix.size:
+    if length < 2 or (axis == TAPS and length > MOST_TAPS) or length == source.weight.matrix.size:
         return
     vectors = _along(source, axis)
     if length <= WIDEST:

@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TypeAlias
 
 import numpy as np
 
@@ -50,8 +49,6 @@ ENOUGH = 2e-4
 """It ends when so many updates gain no more bits than that."""
 
 LEAST = 1e-300
-
-Masses: TypeAlias = Callable[[Array, float], Array]
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class ScalarSource:
         return max(ends)
 
     def masses(self, nodes: Array, width: float) -> Array:
-        """Probability near each of evenly spaced nodes; letters are shared between the two nodes around them.
+        """Probability near each of evenly spaced nodes; letters are at the nearest one.
 
         Args:
             nodes: evenly spaced [n], beyond `reach` on both sides.
@@ -110,8 +107,7 @@ class ScalarSource:
         """
         found = self._spread(nodes, width)
         for letter, probability in zip(self.letters, self.probabilities, strict=True):
-            place = (letter - nodes[0]) / width
-            found[int(place + 0.5)] += probability
+            found[int((letter - nodes[0]) / width + 0.5)] += probability
         return np.asarray(found / found.sum())
 
     def cumulative(self, values: Array) -> Array:
