@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import waterfill
+from decoding import decoded
 from waterfill import zoo
 from waterfill.protocols import Estimator, QuadraticForm
 from waterfill.results import CompressionResult
@@ -34,11 +33,7 @@ class Once:
 
 def tested(model: torch.nn.Module, result: CompressionResult, test: list[Any]) -> dict[str, float]:
     """Quality of the network that comes back from the file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "resnet20.wf"
-        result.save(path)
-        copy = waterfill.load(path, into=zoo.resnet20()).eval()
-    measured = waterfill.evaluate(copy, test, reference=model)
+    measured = waterfill.evaluate(decoded(result.data, zoo.resnet20()), test, reference=model)
     return {
         "KL (nats)": round(float(measured.kl or 0), 4),
         "top-1 %": round(100 * float(measured.accuracy or 0), 2),

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import minilm
 import package_networks
@@ -24,6 +21,7 @@ import results
 import waterfill
 from commits import commit
 from data_free_networks import NETWORKS, Network
+from decoding import decoded
 from measure import say
 from peer_codecs import NearestZstd, NnCodec
 from waterfill import importance
@@ -59,19 +57,12 @@ def settings(network: Network, codec: str) -> Iterator[tuple[str, int, float]]:
 def own(network: Network, codec: str, rate: float) -> tuple[str, int, float]:
     """Setting, bytes and error of one file of ours."""
     result = waterfill.compress(network.original(), rate=rate, importance=OURS[codec], effort="fast")
-    return f"rate {rate:g}", result.size_bytes, network.error(_loaded(network, result))
+    return f"rate {rate:g}", result.size_bytes, network.error(decoded(result.data, network.original()))
 
 
 def _peer(network: Network, peer: peer_codecs.Codec, state: peer_codecs.Arrays) -> tuple[str, int, float]:
     data = peer.encode(state)
     return peer.setting, len(data), network.error(peer_codecs.unfolded(peer.decode(data), network.original()))
-
-
-def _loaded(network: Network, result: Any) -> nn.Module:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.wf"
-        result.save(path)
-        return waterfill.load(path, into=network.original()).eval()
 
 
 def measured(network: Network, codec: str, save: Callable[[list[Row]], None]) -> None:

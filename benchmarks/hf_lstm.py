@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp
-from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 import waterfill
 from commits import commit
+from decoding import decoded
 from hf_tasks import AGREEMENT, KL, PERPLEXITY
 from waterfill import zoo
-from waterfill.results import CompressionResult
 
 Row = dict[str, Any]
 
@@ -66,7 +62,9 @@ def measure(rates: Sequence[float], save: Callable[[str, Row], None], known: Seq
 def _row(network: Network, rate: float) -> Row:
     model = zoo.pretrained(network.key)
     result = waterfill.compress(model, network.calibration(), rate=rate)
-    found = waterfill.evaluate(_decoded(result, model), network.test(samples=STREAMS), reference=model)
+    found = waterfill.evaluate(
+        decoded(result.data, copy.deepcopy(model)), network.test(samples=STREAMS), reference=model
+    )
     return {
         "method": network.name,
         "setting": f"rate {rate:g}",
@@ -77,9 +75,3 @@ def _row(network: Network, rate: float) -> Row:
         AGREEMENT: 100 * float(found.agreement or 0),
         "commit": commit(),
     }
-
-
-def _decoded(result: CompressionResult, model: nn.Module) -> nn.Module:
-    with tempfile.TemporaryDirectory() as place:
-        result.save(Path(place) / "net.wf")
-        return waterfill.load(Path(place) / "net.wf", into=copy.deepcopy(model))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import waterfill
+from decoding import decoded
 from results import write
 from waterfill import zoo
 
@@ -17,10 +16,7 @@ def row(name: str) -> dict[str, Any]:
     model = zoo.pretrained(name)
     data, test = list(zoo.mnist_calibration(samples=8192)), list(zoo.mnist_test())
     result = waterfill.compress(model, data, tolerance=ALLOWED)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.wf"
-        result.save(path)
-        copy = waterfill.load(path, into=getattr(zoo, name)()).eval()
+    copy = decoded(result.data, getattr(zoo, name)())
     before, after = waterfill.evaluate(model, test), waterfill.evaluate(copy, test, reference=model)
     return {
         "network": name,

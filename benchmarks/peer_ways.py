@@ -14,6 +14,7 @@ from torch import nn
 
 import peer_codecs
 import waterfill
+from decoding import decoded
 from peer_codecs import DeepCompression, NearestZstd, NnCodec
 from peer_networks import DEEP, FREE, NEAREST, NNCODEC, TUNED, WATERFILL, Network
 
@@ -57,7 +58,7 @@ def spread(settings: Sequence[Any]) -> list[Any]:
 
 
 def _own(network: Network, codec: str, rate: float, run: Callable[..., Any]) -> Way:
-    return Way(codec, f"rate {rate:g}", lambda: bytes(run(rate=rate).data), partial(_loaded, network))
+    return Way(codec, f"rate {rate:g}", lambda: bytes(run(rate=rate).data), lambda data: decoded(data, network.empty()))
 
 
 def _peer(network: Network, codec: str, peer: peer_codecs.Codec, state: peer_codecs.Arrays) -> Way:
@@ -67,13 +68,6 @@ def _peer(network: Network, codec: str, peer: peer_codecs.Codec, state: peer_cod
         lambda: peer.encode(state),
         lambda data: peer_codecs.unfolded(peer.decode(data), network.empty()),
     )
-
-
-def _loaded(network: Network, data: bytes) -> nn.Module:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.wf"
-        path.write_bytes(data)
-        return waterfill.load(path, into=network.empty()).eval()
 
 
 def warm(codec: str) -> None:

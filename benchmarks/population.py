@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +9,9 @@ from torch import Tensor, nn
 
 import waterfill
 from compressed import Once
+from decoding import decoded
 from measure import say
 from waterfill import importance, zoo
-from waterfill.results import CompressionResult
 from waterfill.theory.generalization import generalization_bound
 from waterfill.theory.symmetry import permutation_bits
 
@@ -71,18 +69,10 @@ def _at_all_rates(name: str, model: nn.Module, train: list[Any], data: list[Any]
     rows = []
     for rate in RATES:
         result = waterfill.compress(model, data, rate=rate, importance=estimator, effort="fast")
-        cells = _row(f"{result.rate:.3f}", result.size_bytes, _decoded(result), model, train, test)
+        cells = _row(f"{result.rate:.3f}", result.size_bytes, decoded(result.data, zoo.lenet300()), model, train, test)
         rows.append({"trained on": name} | cells)
         say(f"population {rows[-1]}")
     return [*rows, {"trained on": name} | _row(ORIGINAL, None, model, model, train, test)]
-
-
-def _decoded(result: CompressionResult) -> nn.Module:
-    """The network that comes back from the file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lenet300.wf"
-        result.save(path)
-        return waterfill.load(path, into=zoo.lenet300()).eval()
 
 
 def _row(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ import results
 import slope_parts
 import waterfill
 from compressed import Once
+from decoding import decoded
 from measure import say
 from results import Section
 from waterfill import importance, zoo
@@ -124,12 +126,12 @@ def measured(key: str) -> tuple[list[Row], list[Row], list[Row]]:
     rows, parts, layers = [], [], []
     for rate in network.rates:
         result = subject.compressed(rate)
-        decoded = slope_parts.decoded(result, subject.model)
-        rows.append(subject.row(result, decoded))
+        compressed = decoded(result.data, deepcopy(subject.model))
+        rows.append(subject.row(result, compressed))
         start = {"network": network.name, "bit/value": round(result.rate, 3)}
-        parts.append(start | slope_parts.parts(subject.model, decoded, result, images))
+        parts.append(start | slope_parts.parts(subject.model, compressed, result, images))
         if rate in network.alone:
-            layers.append(start | slope_parts.layers(subject.model, decoded, result, images))
+            layers.append(start | slope_parts.layers(subject.model, compressed, result, images))
         say(f"{rows[-1]} {parts[-1]}")
     return rows, parts, layers
 
@@ -138,7 +140,7 @@ def row(key: str, rate: float) -> Row:
     """Distortions of a network at one rate."""
     subject = Subject.of(NETWORKS[key], zoo.pretrained(key).eval())
     result = subject.compressed(rate)
-    return subject.row(result, slope_parts.decoded(result, subject.model))
+    return subject.row(result, decoded(result.data, deepcopy(subject.model)))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,14 +38,6 @@ class Data:
     test: Sequence[Any]
     taken: int
     few: int
-
-
-def decoded(result: CompressionResult, model: nn.Module) -> nn.Module:
-    """The network that comes back from the file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.wf"
-        result.save(path)
-        return waterfill.load(path, into=deepcopy(model)).eval()
 
 
 def parts(model: nn.Module, compressed: nn.Module, result: CompressionResult, data: Data) -> Row:

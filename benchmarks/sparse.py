@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from safetensors.torch import load_file
 
 import waterfill
 from commits import commit
+from decoding import decoded
 from results import Section, read, write_page
 from waterfill import zoo
 from waterfill.codec import adaptive
@@ -65,11 +64,7 @@ def compressed(name: str, net: torch.nn.Module) -> tuple[CompressionResult, str]
 def measure(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     net = network(name)
     result, call = compressed(name, net)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.wf"
-        result.save(path)
-        copy = waterfill.load(path, into=getattr(zoo, name)()).eval()
-        raw = path.read_bytes()
+    copy, raw = decoded(result.data, getattr(zoo, name)()), result.data
     test = list(zoo.imagenet_squeezenet_test(samples=TESTED) if name == "squeezenet" else zoo.mnist_test())
     before, after = waterfill.evaluate(net, test), waterfill.evaluate(copy, test, reference=net)
     row = {

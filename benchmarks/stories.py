@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import waterfill
+from decoding import decoded
 from results import write
 from waterfill import importance, zoo
 
@@ -16,11 +15,7 @@ RATES = (3.0, 4.0, 5.0, 6.0)
 def row(rate: float, estimator: Any, reference: Any, test: Any) -> dict[str, Any]:
     file = zoo.data_folder() / "models" / "lm_stories260k.safetensors"
     result = waterfill.compress(file, rate=rate, importance=estimator)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stories.wf"
-        result.save(path)
-        copy = waterfill.load(path, into=zoo.stories260k()).eval()
-    measured = waterfill.evaluate(copy, test, reference=reference)
+    measured = waterfill.evaluate(decoded(result.data, zoo.stories260k()), test, reference=reference)
     return {
         "importance": result.importance,
         "asked bit/value": rate,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 import compressed
 import minilm
 import waterfill
+from decoding import decoded
 from measure import say
 from waterfill import importance, zoo
 from waterfill.quantize import Scalar
@@ -114,10 +113,6 @@ def transformer(sentences: Sequence[int], tested: int) -> list[dict[str, Any]]:
 
 def _cosine(model: minilm.MiniLm, result: CompressionResult, test: Sequence[torch.Tensor]) -> float:
     """Mean cosine of the embeddings of a decoded file to the original ones."""
-    copy = minilm.pretrained()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "minilm.wf"
-        result.save(path)
-        waterfill.load(path, into=copy)
+    copy = decoded(result.data, minilm.pretrained())
     with torch.no_grad():
-        return float(np.mean([c for batch in test for c in (model(batch) * copy.eval()(batch)).sum(1).tolist()]))
+        return float(np.mean([c for batch in test for c in (model(batch) * copy(batch)).sum(1).tolist()]))
