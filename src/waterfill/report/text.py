@@ -33,7 +33,7 @@ ASKED = {
 OVERHEAD = "header, directory"
 BELOW = "below it: chance in the fit, or structure that the source model lacks"
 CAVEAT = (
-    "It is a lower bound under a source model that is fitted to every tensor: proven for the average over such "
+    "A limit is a lower bound under a source model that is fitted to every tensor: proven for the average over such "
     "networks, not for this one."
 )
 
