@@ -104,10 +104,10 @@ def test_gaussian_components_alone_are_water_filling():
     found = Components(VarianceHistogram.of(variances))
     rectangles = Rectangles(variances)
     for distortion in (1.0, 50.0, 300.0):
-        assert found.rate_at_distortion(distortion) == pytest.approx(rectangles.rate_at_distortion(distortion), abs=1.5)
-        level = found.level_at_distortion(distortion)
+        bits, level = found.at_distortion(distortion)
+        assert bits == pytest.approx(rectangles.rate_at_distortion(distortion), abs=1.5)
         assert level == pytest.approx(rectangles.level_at_distortion(distortion), rel=0.03)
-    assert found.level_at_distortion(2 * found.total) == math.inf and found.rate_at_distortion(2 * found.total) == 0.0
+    assert found.at_distortion(2 * found.total) == (0.0, math.inf)
 
 
 def test_components_of_several_densities_share_one_slope():

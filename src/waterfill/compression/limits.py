@@ -193,6 +193,6 @@ def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit
         Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); with cross terms reverse
         water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
-    bits = model.components.rate_at_distortion(distortion)
-    open_ones = min(float(numel), distortion / model.components.level_at_distortion(distortion))
+    bits, level = model.components.at_distortion(distortion)
+    open_ones = min(float(numel), distortion / level)
     return EntryLimit(bits, open_ones * model.standard_error, model.name, model.note)
