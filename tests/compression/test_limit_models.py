@@ -26,6 +26,10 @@ def source_of(values):
     return limit_source(weight, fit_scaled_source(matrix[:, :, None]), rows=True), matrix
 
 
+def name_of(values):
+    return source_of(values)[0].summary.name
+
+
 def rate(values, form, distortion):
     """Bits a weight at a distortion a weight."""
     source, matrix = source_of(values)
@@ -40,21 +44,21 @@ def autoregression(length, coefficient):
 def test_every_kind_of_weights_has_its_source():
     rng = np.random.default_rng(0)
     shape = (128, 96)
-    assert source_of(rng.normal(size=shape))[0].name == "Gaussian"
-    assert source_of(rng.choice((-1.0, 0.0, 2.0), shape))[0].name == "3 values"
-    assert source_of(rng.choice((-1.0, 1.0), shape) + 0.05 * rng.normal(size=shape))[0].name == "2 lumps"
-    assert source_of(rng.choice((0.2, 2.0), shape) * rng.normal(size=shape))[0].name == "2 scales at random"
+    assert name_of(rng.normal(size=shape)) == "Gaussian"
+    assert name_of(rng.choice((-1.0, 0.0, 2.0), shape)) == "3 values"
+    assert name_of(rng.choice((-1.0, 1.0), shape) + 0.05 * rng.normal(size=shape)) == "2 lumps"
+    assert name_of(rng.choice((0.2, 2.0), shape) * rng.normal(size=shape)) == "2 scales at random"
     sparse, _ = source_of(rng.normal(size=shape) * (rng.random(shape) < 0.2))
-    assert sparse.name == "Gaussian, 80 % zeros" and sparse.note == ""
-    smooth, _ = source_of(rng.normal(size=shape) @ np.linalg.cholesky(autoregression(96, 0.9)).T)
-    assert smooth.name == "Gaussian, channel scales, DCT of channels"
+    assert sparse.summary.name == "Gaussian, 80 % zeros" and sparse.summary.note == ""
+    smooth = rng.normal(size=shape) @ np.linalg.cholesky(autoregression(96, 0.9)).T
+    assert name_of(smooth) == "Gaussian, channel scales, DCT of channels"
 
 
 def test_zeros_that_go_by_rows_are_noted():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(100, 80)) * (rng.random((100, 80)) < np.where(np.arange(100) % 2, 0.02, 0.6)[:, None])
     source, _ = source_of(values)
-    assert source.note.startswith("the source lacks: places of zeros go by rows or columns (0.")
+    assert source.summary.note.startswith("the source lacks: places of zeros go by rows or columns (0.")
 
 
 def test_a_turned_source_has_the_eigenvalues_of_both_covariances():

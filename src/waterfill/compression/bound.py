@@ -173,7 +173,8 @@ class ModelBound:
             )
             return BoundRow(name, shape, numel, None, None, reason=reason)
         rate, loss = model.components.rate(level) / numel, self.factor * model.components.distortion(level)
-        return BoundRow(name, shape, numel, rate, loss, model.name, model.standard_error, "", model.note)
+        source = model.source
+        return BoundRow(name, shape, numel, rate, loss, source.name, source.standard_error, "", source.note)
 
     def to_json(self, rate: float) -> str:
         """The curve, and the tensors at a rate, as JSON text."""

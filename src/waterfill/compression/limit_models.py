@@ -40,34 +40,45 @@ WIDEST_WHOLE = 2048
 """Coordinates of a factor that is made a matrix, if it is the vector of its diagonal."""
 
 
-@dataclass(frozen=True, eq=False)
-class LimitSource:
-    """What the weights of a tensor are taken to be drawn from, without the weights.
+@dataclass(frozen=True)
+class SourceSummary:
+    """Report of the source of a tensor, which is kept when the source is gone.
 
     Attributes:
         name: for tables.
-        layout: of the weights.
-        turns: to the coordinates in which they are independent, in order.
-        scaled: their scales there.
-        scalar: the density of each over its scale; None for that of `scaled`, by its entropy.
-        parameters: how many numbers were fitted beside scales and shape.
         standard_error: of the mean entropy, bits a weight.
-        left: structure that it lacks.
+        left: structure that the source lacks.
     """
 
     name: str
-    layout: Layout
-    turns: tuple[Turn, ...]
-    scaled: ScaledSource
-    scalar: ScalarSource | None = None
-    parameters: int = 0
-    standard_error: float = 0.0
+    standard_error: float
     left: tuple[Finding, ...] = ()
 
     @property
     def note(self) -> str:
         """For the row of a tensor; empty where the source fits."""
         return f"the source lacks: {', '.join(map(str, self.left))}" if self.left else ""
+
+
+@dataclass(frozen=True, eq=False)
+class LimitSource:
+    """Source from which the weights of a tensor are taken to be drawn, without the weights.
+
+    Attributes:
+        summary: for reports.
+        layout: of the weights.
+        turns: to the coordinates in which they are independent, in order.
+        scaled: their scales there.
+        scalar: the density of each over its scale; None for that of `scaled`, by its entropy.
+        parameters: how many numbers were fitted beside scales and shape.
+    """
+
+    summary: SourceSummary
+    layout: Layout
+    turns: tuple[Turn, ...]
+    scaled: ScaledSource
+    scalar: ScalarSource | None = None
+    parameters: int = 0
 
     def components(self, matrix: Floats, form: QuadraticForm | None, times: float) -> Components:
         """Components of the limit under a form.
@@ -118,14 +129,15 @@ def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSo
         if other.scalar is not None and plain.description - _gain(plain, other) < best.description:
             best, found = plain, other
     scalar = found.scalar or ScalarSource(shape=best.scaled.shape)
-    return replace(found, left=tuple(findings(best.values, scalar.cumulative)))
+    left = tuple(findings(best.values, scalar.cumulative))
+    return replace(found, summary=replace(found.summary, left=left))
 
 
 def _named(structure: StructuredSource) -> LimitSource:
     weight, scaled = structure.weight, structure.scaled
     turns = "".join(f", {turn.name}" for turn in (*((weight.basis,) if weight.basis else ()), *structure.turns))
-    name = f"{scaled.name}{turns}"
-    return LimitSource(name, weight.layout, structure.turns, scaled, None, structure.angles, scaled.standard_error)
+    summary = SourceSummary(f"{scaled.name}{turns}", scaled.standard_error)
+    return LimitSource(summary, weight.layout, structure.turns, scaled, None, structure.angles)
 
 
 # Letters
@@ -150,8 +162,7 @@ def _of_letters(weight: Weight, letters: tuple[Array, Array]) -> LimitSource:
     entropy = -float(shares @ np.log2(shares))
     error = math.sqrt(max(0.0, float(shares @ np.square(np.log2(shares))) - entropy**2) / weight.matrix.size)
     left = _zeros_left(weight.matrix == values[counts.argmax()], "places of the commonest value")
-    name = f"{values.size} values"
-    return LimitSource(name, weight.layout, (), scaled, scalar, 0, error, left)
+    return LimitSource(SourceSummary(f"{values.size} values", error, left), weight.layout, (), scaled, scalar)
 
 
 def _one_scale(weight: Weight, deviation: float) -> ScaledSource:
@@ -176,9 +187,9 @@ def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
     size = weight.matrix.size
     of_places = math.log2((1 - scaled.zeros) / scaled.zeros) ** 2 * scaled.zeros * (1 - scaled.zeros) / size
     error = math.hypot(scaled.standard_error, math.sqrt(of_places))
-    name = scaled.name.replace(" zeros known", " zeros")
     left = _zeros_left(weight.matrix == 0, "places of zeros")
-    return LimitSource(name, weight.layout, (), everywhere, scalar, 1, error, left)
+    summary = SourceSummary(scaled.name.replace(" zeros known", " zeros"), error, left)
+    return LimitSource(summary, weight.layout, (), everywhere, scalar, parameters=1)
 
 
 def _zeros_left(places: NDArray[np.bool_], what: str) -> tuple[Finding, ...]:
@@ -201,12 +212,13 @@ def _with_density(structure: StructuredSource) -> LimitSource:
         return plain
     values = structure.values.reshape(-1)
     lumps = fit_gaussian_mixture(values)
+    name = f"{lumps.name}{plain.summary.name.removeprefix(structure.scaled.density)}"
+    error = float(lumps.log_density(values).std()) / math.log(2) / math.sqrt(values.size)
     found = replace(
         plain,
-        name=f"{lumps.name}{plain.name.removeprefix(structure.scaled.density)}",
+        summary=SourceSummary(name, error),
         scalar=ScalarSource(lumps=lumps),
         parameters=plain.parameters + lumps.parameters,
-        standard_error=float(lumps.log_density(values).std()) / math.log(2) / math.sqrt(values.size),
     )
     return found if _gain(structure, found) > 0 else plain
 
