@@ -16,7 +16,7 @@ from waterfill.importance import DiagonalForm, KroneckerForm
 from waterfill.protocols import QuadraticForm
 from waterfill.records import OUT, Floats, Layout, Turn, Weight
 from waterfill.theory.checks import Array
-from waterfill.theory.gaussian_mixture import fit_gaussian_mixture
+from waterfill.theory.gaussian_mixture import GaussianMixture, fit_gaussian_mixture
 from waterfill.theory.scalar_rate import ScalarSource
 from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
 from waterfill.theory.sources import scale_entropy
@@ -121,16 +121,7 @@ def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSo
         return _of_zeros(weight, scaled)
     if scaled.zeros > 0:
         return _named(StructuredSource(weight, scaled))
-    plain = StructuredSource(weight, scaled)
-    best = structured(weight, scaled, rows=rows)
-    found = _with_density(best)
-    if best.turns and found.scalar is None and _missed(plain) > MISSED:  # lumps are gone once they are turned
-        other = _with_density(plain)
-        if other.scalar is not None and plain.description - _gain(plain, other) < best.description:
-            best, found = plain, other
-    scalar = found.scalar or ScalarSource(shape=best.scaled.shape)
-    left = tuple(findings(best.values, scalar.cumulative))
-    return replace(found, summary=replace(found.summary, left=left))
+    return _described(weight, scaled, rows=rows).tested()
 
 
 def _named(structure: StructuredSource) -> LimitSource:
@@ -200,36 +191,51 @@ def _zeros_left(places: NDArray[np.bool_], what: str) -> tuple[Finding, ...]:
 # Densities
 
 
-def _missed(structure: StructuredSource) -> float:
-    scalar = ScalarSource(shape=structure.scaled.shape)
-    return excess_of_density(structure.values.reshape(-1), scalar.cumulative)
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """A tensor in coordinates of its own, its source there, and the bits of all weights under it, up to a constant."""
+
+    structure: StructuredSource
+    source: LimitSource
+    bits: float
+
+    def tested(self) -> LimitSource:
+        """The source with what tests of the weights find that it lacks."""
+        scalar = self.source.scalar or ScalarSource(shape=self.structure.scaled.shape)
+        left = tuple(findings(self.structure.values, scalar.cumulative))
+        return replace(self.source, summary=replace(self.source.summary, left=left))
 
 
-def _with_density(structure: StructuredSource) -> LimitSource:
+def _described(weight: Weight, scaled: ScaledSource, *, rows: bool) -> _Described:
+    """The density and coordinates of shortest description; lumps are gone once they are turned."""
+    best = _with_density(structured(weight, scaled, rows=rows))
+    if not best.structure.turns or best.source.scalar is not None:
+        return best
+    plain = _with_density(StructuredSource(weight, scaled))
+    return best if plain.source.scalar is None else min(best, plain, key=lambda each: each.bits)
+
+
+def _with_density(structure: StructuredSource) -> _Described:
     """Lumps where a generalized Gaussian misses the density and their description is shorter."""
-    plain = _named(structure)
-    if _missed(structure) <= MISSED:
-        return plain
+    plain = _Described(structure, _named(structure), structure.description)
     values = structure.values.reshape(-1)
+    if excess_of_density(values, ScalarSource(shape=structure.scaled.shape).cumulative) <= MISSED:
+        return plain
     lumps = fit_gaussian_mixture(values)
-    name = f"{lumps.name}{plain.summary.name.removeprefix(structure.scaled.density)}"
-    error = float(lumps.log_density(values).std()) / math.log(2) / math.sqrt(values.size)
-    found = replace(
-        plain,
-        summary=SourceSummary(name, error),
-        scalar=ScalarSource(lumps=lumps),
-        parameters=plain.parameters + lumps.parameters,
-    )
-    return found if _gain(structure, found) > 0 else plain
+    logs = lumps.log_density(values) / math.log(2)
+    gained = values.size * (scale_entropy(structure.scaled.shape) + float(logs.mean()))
+    gained -= lumps.parameters * math.log2(values.size) / 2
+    if gained <= 0:
+        return plain
+    error = float(logs.std()) / math.sqrt(values.size)
+    return _Described(structure, _of_lumps(plain.source, lumps, error), plain.bits - gained)
 
 
-def _gain(structure: StructuredSource, source: LimitSource) -> float:
-    """Bits by which lumps shorten the description of all weights."""
-    assert source.scalar is not None and source.scalar.lumps is not None
-    lumps, values = source.scalar.lumps, structure.values.reshape(-1)
-    bits = -float(lumps.log_density(values).mean()) / math.log(2)
-    gained = values.size * (scale_entropy(structure.scaled.shape) - bits)
-    return gained - lumps.parameters * math.log2(values.size) / 2
+def _of_lumps(plain: LimitSource, lumps: GaussianMixture, standard_error: float) -> LimitSource:
+    """Lumps in the place of a generalized Gaussian."""
+    name = f"{lumps.name}{plain.summary.name.removeprefix(plain.scaled.density)}"
+    summary, parameters = SourceSummary(name, standard_error), plain.parameters + lumps.parameters
+    return replace(plain, summary=summary, scalar=ScalarSource(lumps=lumps), parameters=parameters)
 
 
 def _of_unit_variance(scaled: ScaledSource) -> ScaledSource:
