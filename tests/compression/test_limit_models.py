@@ -10,6 +10,7 @@ import pytest
 from waterfill.compression.limit_components import Components
 from waterfill.compression.limit_models import limit_source
 from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.source_structure import structured
 from waterfill.importance import DiagonalForm, KroneckerForm
 from waterfill.records import Layout, Weight
 from waterfill.theory.gaussian_mixture import GaussianMixture
@@ -87,6 +88,36 @@ def test_a_diagonal_over_columns_keeps_its_cross_terms_in_other_coordinates():
     diagonal = DiagonalForm(np.broadcast_to(prices, (400, 48)).astype(np.float32))
     fine = expected.rate_at_distortion(48 * 1e-4) / 48
     assert rate(values, diagonal, 1e-4) == pytest.approx(fine, abs=0.04)  # of the same determinant
+
+
+def test_a_diagonal_over_rows_keeps_its_cross_terms_in_other_coordinates():
+    rng = np.random.default_rng(8)
+    root = np.linalg.cholesky(autoregression(96, 0.8))
+    values = root @ rng.normal(size=(96, 48))
+    prices = np.exp(rng.normal(size=96))
+    expected = Rectangles(np.linalg.eigvalsh(root.T @ np.diag(prices) @ root))
+    form = KroneckerForm(prices, np.ones((1, 48)))
+    assert rate(values, form, 0.05) == pytest.approx(expected.rate_at_distortion(96 * 0.05) / 96, abs=0.04)
+
+
+def test_lumps_whose_places_go_on_are_not_turned():
+    """Cosines save bits, and take the lumps away, which save more."""
+    rng = np.random.default_rng(0)
+    signs = np.sign(rng.normal(size=(256, 64)) @ np.linalg.cholesky(autoregression(64, 0.95)).T)
+    values = (signs + 0.3 * rng.normal(size=signs.shape)).astype(np.float32)
+    weight = Weight("w", values, Layout(values.shape))
+    assert structured(weight, fit_scaled_source(values[:, :, None]), rows=True).turns
+    assert name_of(values) == "2 lumps"
+    smoother = signs + rng.normal(size=signs.shape)
+    assert name_of(smoother) == "Gaussian, channel scales, DCT of channels"
+
+
+def test_few_zeros_are_known_and_keep_weights_from_being_turned():
+    values = np.random.default_rng(9).normal(size=(64, 64)) @ np.linalg.cholesky(autoregression(64, 0.9)).T
+    assert source_of(values)[0].turns
+    values[3, 5] = 0
+    source, _ = source_of(values)
+    assert source.summary.name.endswith(", 0.0244 % zeros known") and source.turns == ()
 
 
 def test_letters_and_zeros_under_cross_terms_take_no_more_than_without():
