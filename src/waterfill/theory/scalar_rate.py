@@ -49,6 +49,7 @@ ENOUGH = 2e-4
 """It ends when so many updates gain no more bits than that."""
 
 LEAST = 1e-300
+"""Of a probability, so that it can be divided by and grow."""
 
 
 @dataclass(frozen=True)
@@ -179,26 +180,42 @@ def scalar_rate(source: ScalarSource) -> ScalarRate:
     """
     highest = math.log2(source.variance) + HIGHEST_LEVEL
     found: list[float] = []
-    grid: Array = np.zeros(1)
+    before: Array = np.zeros(1)
     q: Array = np.ones(1)
     for step in range(OCTAVES * STEPS_AN_OCTAVE):
-        level = 2.0 ** (highest - step / STEPS_AN_OCTAVE)
-        width = math.sqrt(level) / (NODES_A_LUMP if source.is_scattered else NODES_A_WIDTH)
-        half = math.ceil(source.reach / width) + 1
-        if 2 * half + 1 > MOST_NODES:
+        grid = _Grid.of(source, 2.0 ** (highest - step / STEPS_AN_OCTAVE))
+        if grid.nodes.size > MOST_NODES:
             break
-        nodes: Array = width * np.arange(-half, half + 1, dtype=np.float64)
-        start = np.interp(nodes, grid, q)
-        value, q = _lagrangian(source.masses(nodes, width), start, level, width)
-        grid = nodes
+        value, q = _lagrangian(source, grid, np.interp(grid.nodes, before, q))
+        before = grid.nodes
         found.append(value)
     return ScalarRate(source, highest, np.array(found))
 
 
-def _lagrangian(masses: Array, start: Array, level: float, width: float) -> tuple[float, Array]:
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Values and reproductions of a weight at a level: evenly spaced, beyond its reach on both sides."""
+
+    level: float
+    width: float
+    nodes: Array
+
+    @classmethod
+    def of(cls, source: ScalarSource, level: float) -> _Grid:
+        width = math.sqrt(level) / (NODES_A_LUMP if source.is_scattered else NODES_A_WIDTH)
+        half = math.ceil(source.reach / width) + 1
+        return cls(level, width, width * np.arange(-half, half + 1, dtype=np.float64))
+
+    @property
+    def kernel(self) -> Array:
+        """`K = exp(-d / 2 mu)` of the squared distance d between nodes."""
+        reach = math.ceil(WIDTHS * math.sqrt(self.level) / self.width)
+        return np.asarray(np.exp(-np.square(np.arange(-reach, reach + 1) * self.width) / (2 * self.level)))
+
+
+def _lagrangian(source: ScalarSource, grid: _Grid, start: Array) -> tuple[float, Array]:
     """`-sum p log2 (Kq)` at the q that comes out of `UPDATES`, and that q."""
-    reach = math.ceil(WIDTHS * math.sqrt(level) / width)
-    kernel = np.exp(-np.square(np.arange(-reach, reach + 1) * width) / (2 * level))
+    masses, kernel = source.masses(grid.nodes, grid.width), grid.kernel
     q = np.maximum(start, LEAST) + masses / UPDATES
     there = masses > 0
     before = math.inf
