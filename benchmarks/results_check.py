@@ -1,4 +1,4 @@
-"""Which pages of results fell behind the code: one cheap row of each is made again and compared; README beside pages.
+"""Find pages of results that fell behind the code: make one cheap row of each again, and compare README with pages.
 
 Made for `make results-check`: minutes on two cores. Times are never compared. Data are found through `$WATERFILL_DATA`;
 rows are not sampled without.

@@ -125,6 +125,7 @@ def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSo
 
 
 def _named(structure: StructuredSource) -> LimitSource:
+    """The generalized Gaussian source of weights in coordinates of their own."""
     weight, scaled = structure.weight, structure.scaled
     turns = "".join(f", {turn.name}" for turn in (*((weight.basis,) if weight.basis else ()), *structure.turns))
     summary = SourceSummary(f"{scaled.name}{turns}", scaled.standard_error)
@@ -145,6 +146,7 @@ def _letters(matrix: Floats) -> tuple[Array, Array] | None:
 
 
 def _of_letters(weight: Weight, letters: tuple[Array, Array]) -> LimitSource:
+    """Values drawn independently, each as often as it comes."""
     values, counts = letters
     deviation = math.sqrt(float(np.average(np.square(values), weights=counts)))
     shares = counts / counts.sum()
@@ -184,6 +186,7 @@ def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
 
 
 def _zeros_left(places: NDArray[np.bool_], what: str) -> tuple[Finding, ...]:
+    """Places that are not random, if they are not."""
     bits = excess_of_zeros(places)
     return (Finding(f"{what} go by rows or columns", bits),) if bits > 0 else ()
 

@@ -1,4 +1,4 @@
-"""Coordinates in which the weights of a tensor depend on each other least, for its limit: whatever the code uses."""
+"""Find coordinates in which the weights of a tensor depend on each other least, for its limit, whatever a code uses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WIDEST = 512
 VECTORS_A_DIRECTION = 4
 """Vectors along an axis for every eigenvector of their covariance that is taken to be known."""
 
-LEAST = 1e-9
-"""Of the largest variance."""
+LEAST_VARIANCE = 1e-9
+"""Along an eigenvector, of the largest variance of a coordinate: single precision shows no smaller one."""
 
 CHANCE = 16.0
 """Bits that some turn or other saves by chance, besides three for the square root of the coordinates."""
@@ -94,6 +94,7 @@ def structured(weight: Weight, scaled: ScaledSource, *, rows: bool) -> Structure
 
 
 def _turned(source: StructuredSource, candidate: _Candidate) -> StructuredSource:
+    """The tensor turned once more, and the source that is fitted to it there."""
     weight = source.weight
     matrix = coefficients(weight.matrix, candidate.turn, weight.layout)
     turned = replace(weight, matrix=matrix)
@@ -106,6 +107,7 @@ def _turned(source: StructuredSource, candidate: _Candidate) -> StructuredSource
 
 
 def _axes_of(weight: Weight) -> Array:
+    """The weights, [out, channels, taps]."""
     return weight.matrix.reshape(weight.layout.axes).astype(np.float64)
 
 
@@ -126,7 +128,7 @@ def _candidates(source: StructuredSource, axis: int) -> Iterator[_Candidate]:
 
 
 def _of_vectors(vectors: Array, layout: Layout, axis: int) -> Layout:
-    """Of vectors along an axis, one a row."""
+    """The layout of vectors along an axis, one a row: as taps of one channel, or as channels."""
     return Layout((len(vectors), 1, *layout.shape[2:]) if axis == TAPS else vectors.shape)
 
 
@@ -152,7 +154,7 @@ def _directions(vectors: Array, plain: float, axis: int) -> Iterator[_Candidate]
     if most < 1 or not largest or bits_of_correlations(covariance, count) < WORTH:
         return
     covariance = (covariance / largest).astype(np.float32)
-    variances = np.maximum(largest * np.linalg.eigvalsh(covariance).astype(np.float64)[::-1], LEAST * largest)
+    variances = np.maximum(largest * np.linalg.eigvalsh(covariance).astype(np.float64)[::-1], LEAST_VARIANCE * largest)
     saved, angles = _savings(variances, plain, count)
     best = int(saved[:most].argmax())
     if saved[best] > 0:

@@ -56,12 +56,12 @@ class GaussianMixture:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were fitted."""
+        """How many numbers say which mixture it is."""
         return 3 * len(self.shares) - 1
 
     @property
     def mean(self) -> float:
-        """Of the density."""
+        """`E w`."""
         return float(np.dot(self.shares, self.means))
 
     @property

@@ -114,7 +114,7 @@ class ScaledSource:
 
     @property
     def mean_entropy(self) -> float:
-        """Of a weight, where none is known, bits."""
+        """Mean entropy of the weights, bits, where none of them is known."""
         return scale_entropy(self.shape) + sum(float(scales.mean()) for scales in self.log2_scales)
 
     def unbiased(self, others: int = 0) -> ScaledSource:
