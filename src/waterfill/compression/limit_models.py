@@ -127,9 +127,14 @@ def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSo
 def _named(structure: StructuredSource) -> LimitSource:
     """The generalized Gaussian source of weights in coordinates of their own."""
     weight, scaled = structure.weight, structure.scaled
-    turns = "".join(f", {turn.name}" for turn in (*((weight.basis,) if weight.basis else ()), *structure.turns))
-    summary = SourceSummary(f"{scaled.name}{turns}", scaled.standard_error)
+    summary = SourceSummary(f"{scaled.name}{_names_of_turns(structure)}", scaled.standard_error)
     return LimitSource(summary, weight.layout, structure.turns, scaled, None, structure.angles)
+
+
+def _names_of_turns(structure: StructuredSource) -> str:
+    """The basis that a file has and the turns beyond it, for names."""
+    basis = structure.weight.basis
+    return "".join(f", {turn.name}" for turn in (*([basis] if basis else []), *structure.turns))
 
 
 # Letters
@@ -170,7 +175,7 @@ def _one_scale(weight: Weight, deviation: float) -> ScaledSource:
 
 def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
     """Zeros at random places, and a generalized Gaussian with the entropy of the others."""
-    logit = math.log(scaled.zeros / (1 - scaled.zeros)) if scaled.zeros < 1 else 40.0
+    logit = math.log(scaled.zeros / (1 - scaled.zeros))
     share = 1 / (1 + math.exp(-round(SHARES_A_NAT * logit) / SHARES_A_NAT))
     shape = 2.0 ** (round(SHAPES_AN_OCTAVE * math.log2(scaled.shape)) / SHAPES_AN_OCTAVE)
     scalar = ScalarSource((0.0,), (share,), shape)
@@ -181,7 +186,8 @@ def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
     of_places = math.log2((1 - scaled.zeros) / scaled.zeros) ** 2 * scaled.zeros * (1 - scaled.zeros) / size
     error = math.hypot(scaled.standard_error, math.sqrt(of_places))
     left = _zeros_left(weight.matrix == 0, "places of zeros")
-    summary = SourceSummary(scaled.name.replace(" zeros known", " zeros"), error, left)
+    name = f"{scaled.density}{scaled.name_of_scales}, {100 * scaled.zeros:.3g} % zeros"
+    summary = SourceSummary(name, error, left)
     return LimitSource(summary, weight.layout, (), everywhere, scalar, parameters=1)
 
 
@@ -231,14 +237,14 @@ def _with_density(structure: StructuredSource) -> _Described:
     if gained <= 0:
         return plain
     error = float(logs.std()) / math.sqrt(values.size)
-    return _Described(structure, _of_lumps(plain.source, lumps, error), plain.bits - gained)
+    name = f"{lumps.name}{structure.scaled.name_of_scales}{_names_of_turns(structure)}"
+    return _Described(structure, _of_lumps(plain.source, lumps, SourceSummary(name, error)), plain.bits - gained)
 
 
-def _of_lumps(plain: LimitSource, lumps: GaussianMixture, standard_error: float) -> LimitSource:
+def _of_lumps(plain: LimitSource, lumps: GaussianMixture, summary: SourceSummary) -> LimitSource:
     """Lumps in the place of a generalized Gaussian."""
-    name = f"{lumps.name}{plain.summary.name.removeprefix(plain.scaled.density)}"
-    summary, parameters = SourceSummary(name, standard_error), plain.parameters + lumps.parameters
-    return replace(plain, summary=summary, scalar=ScalarSource(lumps=lumps), parameters=parameters)
+    scalar, parameters = ScalarSource(lumps=lumps), plain.parameters + lumps.parameters
+    return replace(plain, summary=summary, scalar=scalar, parameters=parameters)
 
 
 def _of_unit_variance(scaled: ScaledSource) -> ScaledSource:

@@ -75,14 +75,18 @@ class ScaledSource:
     @property
     def name(self) -> str:
         """Short name for tables."""
-        scales = f", {' x '.join(self.axes)} scales" if self.axes else ""
         zeros = f", {100 * self.zeros:.3g} % zeros known" if self.zeros else ""
-        return f"{self.density}{scales}{zeros}"
+        return f"{self.density}{self.name_of_scales}{zeros}"
 
     @property
     def density(self) -> str:
         """Name of the density."""
         return "Gaussian" if self.shape == 2 else f"generalized Gaussian {self.shape:.2f}"
+
+    @property
+    def name_of_scales(self) -> str:
+        """Axes with scales, to follow the name of the density; empty for none."""
+        return f", {' x '.join(self.axes)} scales" if self.axes else ""
 
     def source(self, weights: ArrayLike) -> Source:
         """Entropies and variances of the weights that it was fitted to, [out, channels, taps]."""
