@@ -40,6 +40,9 @@ taken for another shape than theirs in 18 of 100 draws from Gaussians."""
 LEAST_SCALE = 1e-12
 """Of the largest scale along an axis."""
 
+LEAST_MOVE = 1e-2
+"""Of the mean, of the smallest scale, for another round: what a hundredth costs is no thousandth of a bit."""
+
 LEAST_POWER = 1e-300
 """Of a scale to the power of a shape, so that it can be divided by."""
 
@@ -191,21 +194,26 @@ def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSour
 
 def _fitted(values: Array, live: NDArray[np.bool_], *, strict: bool) -> tuple[_Fit, _Found]:
     """The fit around the mean that goes with it, with the axes that pay for themselves."""
-    fit = _Fit(values, live, float(values.mean()) if live.all() else 0.0, strict=strict)
-    best = _with_paying_axes(fit, fit.refined(fit.start()))
-    plain_mean = fit.mean
-    for _ in range(ROUNDS if live.all() else 0):
-        moved = fit.likely_mean(best)
-        if abs(moved - fit.mean) <= 1e-2 * fit.least_scale(best):
+    plain = _Fit(values, live, float(values.mean()) if live.all() else 0.0, strict=strict)
+    best = _with_paying_axes(plain, plain.refined(plain.start()))
+    if not live.all():
+        return plain, plain.settled(best)
+    fit, best = _around_likely_mean(plain, best)
+    return fit, fit.settled(best if fit is plain else _with_paying_axes(fit, best))
+
+
+def _around_likely_mean(fit: _Fit, best: _Found) -> tuple[_Fit, _Found]:
+    """Fit mean and scales to each other, as long as that shortens the description of the weights."""
+    for _ in range(ROUNDS):
+        mean = fit.likely_mean(best)
+        if abs(mean - fit.mean) <= LEAST_MOVE * fit.least_scale(best):
             break
-        other = _Fit(values, live, moved, strict=strict)
+        other = fit.around(mean)
         found = other.refined(other.rescaled(other.raised_as(best), best.axes))
         if not other.price(found) < fit.price(best):
             break
         fit, best = other, found
-    if fit.mean != plain_mean:
-        best = _with_paying_axes(fit, best)
-    return fit, fit.settled(best)
+    return fit, best
 
 
 def _with_paying_axes(fit: _Fit, best: _Found) -> _Found:
@@ -258,6 +266,7 @@ class _Fit:
         self._strict = strict
         self.sizes = values.shape
         self._values = values
+        self._live = live
         self._magnitudes = np.abs(values - mean)
         self.count = int(np.count_nonzero(live))
         self._counts = [live.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
@@ -271,6 +280,10 @@ class _Fit:
         """Logarithms of the magnitudes; minus infinity for those that are zero."""
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(self._magnitudes))
+
+    def around(self, mean: float) -> _Fit:
+        """A fit of the same weights around another mean."""
+        return _Fit(self._values, self._live, mean, strict=self._strict)
 
     def start(self) -> _Found:
         """A Gaussian of one scale."""
