@@ -26,6 +26,9 @@ VECTORS_A_DIRECTION = 4
 LEAST_VARIANCE = 1e-9
 """Along an eigenvector, of the largest variance of a coordinate: single precision shows no smaller one."""
 
+SMALLEST = 1e-30
+"""In the place of a variance of zero, for its logarithm; the largest weight is 1."""
+
 CHANCE = 16.0
 """Bits that some turn or other saves by chance, besides three for the square root of the coordinates."""
 
@@ -182,4 +185,4 @@ def _savings(variances: Array, plain: float, count: int) -> tuple[Array, NDArray
 
 def _bits(variances: Array) -> float:
     """`1/2 log2` of all variances."""
-    return float(np.log2(np.maximum(variances, 1e-30)).sum()) / 2
+    return float(np.log2(np.maximum(variances, SMALLEST)).sum()) / 2

@@ -32,7 +32,7 @@ NODES = 64
 """Of a quadrature over a lump."""
 
 OUTERMOST = 5.7
-"""Deviations beyond which there is one value in 1e8."""
+"""Deviations beyond which there is one value in 1e8, as beyond the grid of a generalized Gaussian."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,9 @@ NODES_A_LUMP = 8
 WIDTHS = 6
 """How many `sqrt(mu)` the kernel reaches; beyond it is below 2e-8."""
 
+SELDOM = 1e8
+"""One weight of so many is beyond the reach of a grid, about."""
+
 MOST_NODES = 1 << 15
 """With more of them tables end, and the bounds of high rate go on."""
 
@@ -96,7 +99,7 @@ class ScalarSource:
         if self.lumps is not None:
             ends.append(self.lumps.reach)
         elif self.shape:
-            ends.append((math.log(1e8)) ** (1 / self.shape))
+            ends.append(math.log(SELDOM) ** (1 / self.shape))
         return max(ends)
 
     def masses(self, nodes: Array, width: float) -> Array:

@@ -38,6 +38,12 @@ LOOKED_AT = 1 << 16
 NEIGHBOURS = 8
 """Of a weight, along an axis, whose magnitudes tell its scale."""
 
+SMALLEST = 1e-30
+"""In the place of a variance of zero, so that it can be divided by; weights over their scales have about 1."""
+
+LEAST_EIGENVALUE = 1e-6
+"""Of a correlation matrix in single precision, below which there is only rounding."""
+
 LEAST_VARIANCE = 1e-3
 """Of neighbours, of the mean: where all are zero, a weight beside them would cost any number of bits."""
 
@@ -166,14 +172,14 @@ def _may_correlate(vectors: Array) -> bool:
 
 def _held_out(fitted: Array, tested: Array) -> tuple[float, float]:
     """Bits a weight that a shrunk covariance saves on other vectors [n, length], and their standard error."""
-    variances = np.maximum(np.square(fitted).mean(0), 1e-30)
+    variances = np.maximum(np.square(fitted).mean(0), SMALLEST)
     fitted, tested = fitted / np.sqrt(variances), tested / np.sqrt(variances)
     length = fitted.shape[1]
     share = length / (length + len(fitted))
     covariance = (1 - share) * (fitted.T @ fitted) / len(fitted)
     covariance[np.diag_indices(length)] += share
     values, vectors = np.linalg.eigh(covariance.astype(np.float32))
-    values = np.maximum(values.astype(np.float64), 1e-6)
+    values = np.maximum(values.astype(np.float64), LEAST_EIGENVALUE)
     squares = np.square(tested @ vectors)
     each = (np.square(tested).sum(1) - (squares / values).sum(1) - np.log(values).sum()) / (2 * math.log(2) * length)
     return float(each.mean()), float(each.std()) / math.sqrt(len(each))
