@@ -50,6 +50,14 @@ def test_every_kind_of_weights_has_its_source():
     assert smooth.name == "Gaussian, channel scales, DCT of channels"
 
 
+def test_letters_far_from_zero_have_the_limit_of_those_around_it():
+    letters = np.random.default_rng(9).integers(-1, 2, (64, 64)) * 0.125
+    for distortion in (1e-6, 2e-3):
+        expected = rate(letters + 1, None, distortion)
+        assert rate(letters + 4096, None, distortion) == pytest.approx(expected)
+    assert rate(letters + 1, None, 1e-9) == pytest.approx(math.log2(3), abs=0.01)
+
+
 def test_zeros_that_go_by_rows_are_noted():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(100, 80)) * (rng.random((100, 80)) < np.where(np.arange(100) % 2, 0.02, 0.6)[:, None])

@@ -143,9 +143,10 @@ def _letters(matrix: Floats) -> tuple[Array, Array] | None:
 
 def _of_letters(weight: Weight, letters: tuple[Array, Array]) -> LimitSource:
     values, counts = letters
-    deviation = math.sqrt(float(np.average(np.square(values), weights=counts)))
     shares = counts / counts.sum()
-    scalar = ScalarSource(tuple(values / deviation), tuple(shares))
+    around = values - float(shares @ values)
+    deviation = math.sqrt(float(shares @ np.square(around)))
+    scalar = ScalarSource(tuple(around / deviation), tuple(shares))
     scaled = _one_scale(weight, deviation)
     entropy = -float(shares @ np.log2(shares))
     error = math.sqrt(max(0.0, float(shares @ np.square(np.log2(shares))) - entropy**2) / weight.matrix.size)

@@ -73,6 +73,13 @@ class ScalarSource:
         return 1.0 - sum(self.probabilities)
 
     @property
+    def most_bits(self) -> float:
+        """The entropy of letters; infinite where the weight may be none of them."""
+        if self.lumps is not None or self.shape:
+            return math.inf
+        return -sum(p * math.log2(p) for p in self.probabilities)
+
+    @property
     def is_scattered(self) -> bool:
         """Whether it has lumps that lie apart."""
         return self.lumps is not None and self.lumps.is_scattered
@@ -143,7 +150,7 @@ class ScalarRate:
     lagrangians: Array
 
     def lagrangian(self, log2_levels: Array) -> Array:
-        """`L` at levels: beyond the table what no rate gives, and below it the high-rate slope.
+        """`L` at levels: above the table no more than at its first one, and below it the high-rate slope.
 
         Args:
             log2_levels: base-2 logarithms of the levels, any shape.
@@ -152,8 +159,7 @@ class ScalarRate:
         last = self.lagrangians.size - 1
         inside = self._curve(np.clip(places, 0, last))
         nothing = self.source.variance * np.exp2(-log2_levels) / math.log(4)
-        found = np.where(places < 0, nothing, np.minimum(inside, nothing))
-        return np.where(places > last, self._below(log2_levels), found)
+        return np.where(places > last, self._below(log2_levels), np.minimum(inside, nothing))
 
     def _below(self, log2_levels: Array) -> Array:
         """`L` below the table: of lumps what it is there until their own spread counts, by the Shannon lower bound."""
@@ -191,7 +197,7 @@ def scalar_rate(source: ScalarSource) -> ScalarRate:
         start = np.interp(nodes, grid, q)
         value, q = _lagrangian(source.masses(nodes, width), start, level, width)
         grid = nodes
-        found.append(value)
+        found.append(min(value, source.most_bits))
     return ScalarRate(source, highest, np.array(found))
 
 
