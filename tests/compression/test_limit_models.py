@@ -65,6 +65,26 @@ def test_zeros_that_go_by_rows_are_noted():
     assert source.note.startswith("the source lacks: places of zeros go by rows or columns (0.")
 
 
+def test_a_single_zero_hides_no_structure():
+    rng = np.random.default_rng(7)
+    values = rng.normal(size=(128, 96)) @ np.linalg.cholesky(autoregression(96, 0.9)).T
+    values[3, 5] = 0.0
+    assert source_of(values)[0].name == "Gaussian, channel scales, DCT of channels"
+    pairs = rng.choice((-1.0, 1.0), (128, 96)) + 0.05 * rng.normal(size=(128, 96))
+    pairs[3, 5] = 0.0
+    assert rate(pairs, None, 0.0025) == pytest.approx(1.0, abs=0.05)
+
+
+def test_structure_of_weights_among_zeros_is_noted():
+    rng = np.random.default_rng(8)
+    zeros = rng.random((128, 96)) < 0.3
+    smooth = rng.normal(size=(128, 96)) @ np.linalg.cholesky(autoregression(96, 0.9)).T
+    assert "neighbours along channels correlate" in source_of(np.where(zeros, 0.0, smooth))[0].note
+    assert "the density differs" in source_of(np.maximum(rng.normal(size=(128, 96)), 0.0))[0].note
+    blocks = np.kron(np.eye(4), np.ones((32, 24)))
+    assert "scales change along" in source_of(blocks * rng.normal(size=(128, 96)))[0].note
+
+
 def test_a_turned_source_has_the_eigenvalues_of_both_covariances():
     rng = np.random.default_rng(2)
     covariance = autoregression(48, 0.9)

@@ -104,12 +104,13 @@ def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSo
     letters = _letters(weight.matrix)
     if letters is not None:
         return _of_letters(weight, letters)
+    axes = weight.matrix.reshape(weight.layout.axes)
     if scaled.has_shape_of_few:
-        scaled = fit_scaled_source(weight.matrix.reshape(weight.layout.axes), strict=True)
+        scaled = fit_scaled_source(axes, strict=True)
     if scaled.zeros >= FEWEST_ZEROS:
         return _of_zeros(weight, scaled)
     if scaled.zeros > 0:
-        return _named(StructuredSource(weight, scaled))
+        scaled = fit_scaled_source(axes, strict=True, zeros_known=False)
     plain = StructuredSource(weight, scaled)
     best = structured(weight, scaled, rows=rows)
     found = _with_density(best)
@@ -178,7 +179,9 @@ def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
     of_places = math.log2((1 - scaled.zeros) / scaled.zeros) ** 2 * scaled.zeros * (1 - scaled.zeros) / size
     error = math.hypot(scaled.standard_error, math.sqrt(of_places))
     name = scaled.name.replace(" zeros known", " zeros")
-    left = _zeros_left(weight.matrix == 0, "places of zeros")
+    others = ScalarSource(shape=scaled.shape)
+    tested = scaled.standardized(weight.matrix.reshape(weight.layout.axes).astype(np.float64))
+    left = (*_zeros_left(weight.matrix == 0, "places of zeros"), *findings(tested, others.cumulative))
     return LimitSource(name, weight.layout, (), everywhere, scalar, 1, error, left)
 
 

@@ -142,7 +142,7 @@ class ScaledSource:
         return power_of_two(2 * rows), columns
 
 
-def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSource:
+def fit_scaled_source(weights: ArrayLike, *, strict: bool = False, zeros_known: bool = True) -> ScaledSource:
     """Fit shape and scales by maximum likelihood; an axis has scales where they pay for their description.
 
     The shape is 2 unless another one lowers the total entropy by more than `1/2 log2 n` bits; an axis of length L gets
@@ -155,6 +155,7 @@ def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSour
         weights: [out, channels, taps], at least two that differ.
         strict: leave fewer than `FEWEST_SHAPED` weights, and fewer than `SHAPED_FROM` for every scale, without a shape
             of their own. Entropies of small tensors are then right on average; forecasts of bits do better without.
+        zeros_known: take weights that are exactly zero to be known; else they are small weights like others.
 
     Raises:
         UsageError: there are fewer than two different weights besides zeros, or one is not finite.
@@ -166,7 +167,7 @@ def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSour
     values = finite("weights", weights)
     if values.ndim != 3:
         raise UsageError(f"weights have the shape {list(values.shape)}; expected [out, channels, taps].")
-    live = values != 0
+    live = values != 0 if zeros_known else np.ones(values.shape, np.bool_)
     if not live.any() or np.ptp(values[live]) == 0:
         raise UsageError("The weights have no spread, so they have no density; expected two different ones or more.")
     exponent = math.frexp(float(np.abs(values).max()))[1]
