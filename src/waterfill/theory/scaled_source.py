@@ -43,6 +43,9 @@ LEAST_SCALE = 1e-12
 LEAST_POWER = 1e-300
 """Of a scale to the power of a shape, so that it can be divided by."""
 
+LARGEST_EXPONENT = 900.0
+"""Of a scale to the power of a shape, base 2: larger ones belong to a shape that does not fit, and lose."""
+
 SWEEPS = 2
 """How often the scales of several axes are fitted to each other, each time."""
 
@@ -234,6 +237,11 @@ def _floored(powers: Array, shape: float) -> Array:
     return np.maximum(powers, max(LEAST_SCALE**shape * float(powers.max()), LEAST_POWER))
 
 
+def _to(powers: Array, exponent: float) -> Array:
+    """Scales to another power, none beyond what can be divided by."""
+    return np.asarray(np.exp2(np.minimum(exponent * np.log2(powers), LARGEST_EXPONENT)))
+
+
 def _sums(raised: Array, powers: Sequence[Array], axis: int) -> Array:
     """Sums along one axis of `raised` [out, channels, taps] over the scales of the others."""
     out, channels, taps = raised.shape
@@ -310,7 +318,7 @@ class _Fit:
             shape = self._shape(found)
             if shape == found.shape:
                 return
-            powers = tuple(_floored(power ** (shape / found.shape), shape) for power in found.powers)
+            powers = tuple(_floored(_to(power, shape / found.shape), shape) for power in found.powers)
             found = self.rescaled(_Found(shape, self._to_power(shape), powers, found.axes), found.axes)
             yield found
 
