@@ -19,7 +19,7 @@ from waterfill.compression import limits
 from waterfill.compression.bases import Bases, in_basis
 from waterfill.compression.encoder import Encoder, Job
 from waterfill.compression.layerwise import CodedSegment, EntryReport, _Coder
-from waterfill.compression.limits import Sample, SourceModels
+from waterfill.compression.limits import Sample, SourceModels, entry_limit
 from waterfill.compression.report_rows import ReportBuilder, _why_below
 from waterfill.compression.segments import StoredTensors
 from waterfill.compression.sensitivity import ModelStatistics
@@ -250,6 +250,18 @@ def test_two_values_with_a_spread_have_a_limit_that_knows_them():
     assert row.source_model == "2 lumps" and row.rate == 1.0
     assert row.limit == pytest.approx(1.0, abs=0.15)  # its error is as wide as the spread
     assert json.loads(result.to_json())["gap"] == result.gap
+
+
+def test_the_error_of_letters_is_that_of_their_entropy_at_every_small_distortion():
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(40):
+        matrix = rng.choice((-1.0, 0.0, 2.0), (16, 24), p=(0.2, 0.5, 0.3)).astype(np.float32)
+        weight = Weight("w", matrix, Layout(matrix.shape))
+        model = SourceModels().models({"w": weight}, {"w": DiagonalForm(np.ones_like(matrix))})["w"]
+        found.append(entry_limit(model, 1e-3 * matrix.size, matrix.size))
+    spread = np.std([each.bits for each in found])
+    assert np.mean([each.standard_error for each in found]) == pytest.approx(spread, rel=0.3)
 
 
 def test_structure_that_the_source_lacks_is_named_in_the_row():

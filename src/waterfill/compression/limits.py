@@ -182,7 +182,8 @@ class EntryLimit:
 def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit:
     """The limit of a tensor.
 
-    An entropy that is off by a bit moves the limit by one bit for every weight that takes any.
+    An entropy that is off by a bit moves the limit by one bit for every weight that takes any: letters, and the places
+    of zeros, do so at every distortion.
 
     Args:
         model: its source and components.
@@ -194,5 +195,7 @@ def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit
         water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
     bits = model.components.rate_at_distortion(distortion)
-    open_ones = min(float(numel), distortion / model.components.level_at_distortion(distortion))
+    level = model.components.level_at_distortion(distortion)
+    has_letters = any(source.letters for source in model.components.others)
+    open_ones = float(numel) if has_letters and bits > 0 else min(float(numel), distortion / level)
     return EntryLimit(bits, open_ones * model.standard_error, model.name, model.note)
