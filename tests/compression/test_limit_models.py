@@ -55,11 +55,39 @@ def test_every_kind_of_weights_has_its_source():
     assert name_of(smooth) == "Gaussian, channel scales, DCT of channels"
 
 
+def test_letters_far_from_zero_have_the_limit_of_those_around_it():
+    letters = np.random.default_rng(9).integers(-1, 2, (64, 64)) * 0.125
+    for distortion in (1e-6, 2e-3):
+        expected = rate(letters + 1, None, distortion)
+        assert rate(letters + 4096, None, distortion) == pytest.approx(expected)
+    assert rate(letters + 1, None, 1e-9) == pytest.approx(math.log2(3), abs=0.01)
+
+
 def test_zeros_that_go_by_rows_are_noted():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(100, 80)) * (rng.random((100, 80)) < np.where(np.arange(100) % 2, 0.02, 0.6)[:, None])
     source, _ = source_of(values)
     assert source.summary.note.startswith("the source lacks: places of zeros go by rows or columns (0.")
+
+
+def test_a_single_zero_hides_no_structure():
+    rng = np.random.default_rng(7)
+    values = rng.normal(size=(128, 96)) @ np.linalg.cholesky(autoregression(96, 0.9)).T
+    values[3, 5] = 0.0
+    assert name_of(values) == "Gaussian, channel scales, DCT of channels"
+    pairs = rng.choice((-1.0, 1.0), (128, 96)) + 0.05 * rng.normal(size=(128, 96))
+    pairs[3, 5] = 0.0
+    assert rate(pairs, None, 0.0025) == pytest.approx(1.0, abs=0.05)
+
+
+def test_structure_of_weights_among_zeros_is_noted():
+    rng = np.random.default_rng(8)
+    zeros = rng.random((128, 96)) < 0.3
+    smooth = rng.normal(size=(128, 96)) @ np.linalg.cholesky(autoregression(96, 0.9)).T
+    assert "neighbours along channels correlate" in source_of(np.where(zeros, 0.0, smooth))[0].summary.note
+    assert "the density differs" in source_of(np.maximum(rng.normal(size=(128, 96)), 0.0))[0].summary.note
+    blocks = np.kron(np.eye(4), np.ones((32, 24)))
+    assert "scales change along" in source_of(blocks * rng.normal(size=(128, 96)))[0].summary.note
 
 
 def test_a_turned_source_has_the_eigenvalues_of_both_covariances():
@@ -110,14 +138,6 @@ def test_lumps_whose_places_go_on_are_not_turned():
     assert name_of(values) == "2 lumps"
     smoother = signs + rng.normal(size=signs.shape)
     assert name_of(smoother) == "Gaussian, channel scales, DCT of channels"
-
-
-def test_few_zeros_are_known_and_keep_weights_from_being_turned():
-    values = np.random.default_rng(9).normal(size=(64, 64)) @ np.linalg.cholesky(autoregression(64, 0.9)).T
-    assert source_of(values)[0].turns
-    values[3, 5] = 0
-    source, _ = source_of(values)
-    assert source.summary.name.endswith(", 0.0244 % zeros known") and source.turns == ()
 
 
 def test_letters_and_zeros_under_cross_terms_take_no_more_than_without():

@@ -115,12 +115,13 @@ def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSo
     letters = _letters(weight.matrix)
     if letters is not None:
         return _of_letters(weight, letters)
+    axes = weight.matrix.reshape(weight.layout.axes)
     if scaled.has_shape_of_few:
-        scaled = fit_scaled_source(weight.matrix.reshape(weight.layout.axes), strict=True)
+        scaled = fit_scaled_source(axes, strict=True)
     if scaled.zeros >= FEWEST_ZEROS:
         return _of_zeros(weight, scaled)
     if scaled.zeros > 0:
-        return _named(StructuredSource(weight, scaled))
+        scaled = fit_scaled_source(axes, strict=True, zeros_known=False)
     return _described(weight, scaled, rows=rows).tested()
 
 
@@ -153,9 +154,10 @@ def _letters(matrix: Floats) -> tuple[Array, Array] | None:
 def _of_letters(weight: Weight, letters: tuple[Array, Array]) -> LimitSource:
     """Values drawn independently, each as often as it comes."""
     values, counts = letters
-    deviation = math.sqrt(float(np.average(np.square(values), weights=counts)))
     shares = counts / counts.sum()
-    scalar = ScalarSource(tuple(values / deviation), tuple(shares))
+    around = values - float(shares @ values)
+    deviation = math.sqrt(float(shares @ np.square(around)))
+    scalar = ScalarSource(tuple(around / deviation), tuple(shares))
     scaled = _one_scale(weight, deviation)
     entropy = -float(shares @ np.log2(shares))
     error = math.sqrt(max(0.0, float(shares @ np.square(np.log2(shares))) - entropy**2) / weight.matrix.size)
@@ -185,7 +187,9 @@ def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
     size = weight.matrix.size
     of_places = math.log2((1 - scaled.zeros) / scaled.zeros) ** 2 * scaled.zeros * (1 - scaled.zeros) / size
     error = math.hypot(scaled.standard_error, math.sqrt(of_places))
-    left = _zeros_left(weight.matrix == 0, "places of zeros")
+    tested = scaled.standardized(weight.matrix.reshape(weight.layout.axes).astype(np.float64))
+    others = findings(tested, ScalarSource(shape=scaled.shape).cumulative)
+    left = (*_zeros_left(weight.matrix == 0, "places of zeros"), *others)
     name = f"{scaled.density}{scaled.name_of_scales}, {100 * scaled.zeros:.3g} % zeros"
     summary = SourceSummary(name, error, left)
     return LimitSource(summary, weight.layout, (), everywhere, scalar, parameters=1)

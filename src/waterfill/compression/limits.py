@@ -177,7 +177,8 @@ class EntryLimit:
 def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit:
     """The limit of a tensor.
 
-    An entropy that is off by a bit moves the limit by one bit for every weight that takes any.
+    An entropy that is off by a bit moves the limit by one bit for every weight that takes any: letters, and the places
+    of zeros, do so at every distortion.
 
     Args:
         model: its source and components.
@@ -189,5 +190,6 @@ def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit
         water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
     bits, level = model.components.at_distortion(distortion)
-    open_ones = min(float(numel), distortion / level)
+    has_letters = any(source.letters for source in model.components.others)
+    open_ones = float(numel) if has_letters and bits > 0 else min(float(numel), distortion / level)
     return EntryLimit(bits, open_ones * model.source.standard_error, model.source.name, model.source.note)

@@ -103,7 +103,7 @@ def _turned(source: StructuredSource, candidate: _Candidate) -> StructuredSource
     turned = replace(weight, matrix=matrix)
     return StructuredSource(
         turned,
-        fit_scaled_source(_axes_of(turned), strict=True),
+        fit_scaled_source(_axes_of(turned), strict=True, zeros_known=False),
         (*source.turns, candidate.turn),
         source.angles + candidate.angles,
     )

@@ -77,6 +77,13 @@ class ScalarSource:
         return 1.0 - sum(self.probabilities)
 
     @property
+    def most_bits(self) -> float:
+        """The entropy of letters; infinite where the weight may be none of them."""
+        if self.lumps is not None or self.shape:
+            return math.inf
+        return -sum(p * math.log2(p) for p in self.probabilities)
+
+    @property
     def is_scattered(self) -> bool:
         """Whether it has lumps that lie apart."""
         return self.lumps is not None and self.lumps.is_scattered
@@ -147,7 +154,7 @@ class ScalarRate:
     lagrangians: Array
 
     def lagrangian(self, log2_levels: Array) -> Array:
-        """`L` at levels: beyond the table what no rate gives, and below it the high-rate slope.
+        """`L` at levels: above the table the chord to no slope, and below it the high-rate slope.
 
         Args:
             log2_levels: base-2 logarithms of the levels, any shape.
@@ -156,7 +163,8 @@ class ScalarRate:
         last = self.lagrangians.size - 1
         inside = self._curve(np.clip(places, 0, last))
         nothing = self.source.variance * np.exp2(-log2_levels) / math.log(4)
-        found = np.where(places < 0, nothing, np.minimum(inside, nothing))
+        above = np.exp2(self.highest - log2_levels) * self.lagrangians[0]  # concave in the slope, and 0 at 0
+        found = np.minimum(np.where(places < 0, above, inside), nothing)
         return np.where(places > last, self._below(log2_levels), found)
 
     def _below(self, log2_levels: Array) -> Array:
@@ -191,7 +199,7 @@ def scalar_rate(source: ScalarSource) -> ScalarRate:
             break
         value, q = _lagrangian(source, grid, np.interp(grid.nodes, before, q))
         before = grid.nodes
-        found.append(value)
+        found.append(min(value, source.most_bits))
     return ScalarRate(source, highest, np.array(found))
 
 

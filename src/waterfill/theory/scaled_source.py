@@ -46,6 +46,9 @@ LEAST_MOVE = 1e-2
 LEAST_POWER = 1e-300
 """Of a scale to the power of a shape, so that it can be divided by."""
 
+LARGEST_EXPONENT = 900.0
+"""Of a scale to the power of a shape, base 2: larger ones belong to a shape that does not fit, and lose."""
+
 SWEEPS = 2
 """How often the scales of several axes are fitted to each other, each time."""
 
@@ -149,7 +152,7 @@ class ScaledSource:
         return power_of_two(2 * rows), columns
 
 
-def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSource:
+def fit_scaled_source(weights: ArrayLike, *, strict: bool = False, zeros_known: bool = True) -> ScaledSource:
     """Fit shape and scales by maximum likelihood; an axis has scales where they pay for their description.
 
     The shape is 2 unless another one lowers the total entropy by more than `1/2 log2 n` bits; an axis of length L gets
@@ -162,6 +165,7 @@ def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSour
         weights: [out, channels, taps], at least two that differ.
         strict: leave fewer than `FEWEST_SHAPED` weights, and fewer than `SHAPED_FROM` for every scale, without a shape
             of their own. Entropies of small tensors are then right on average; forecasts of bits do better without.
+        zeros_known: take weights that are exactly zero to be known; else they are small weights like others.
 
     Raises:
         UsageError: there are fewer than two different weights besides zeros, or one is not finite.
@@ -173,7 +177,7 @@ def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSour
     values = finite("weights", weights)
     if values.ndim != 3:
         raise UsageError(f"weights have the shape {list(values.shape)}; expected [out, channels, taps].")
-    live = values != 0
+    live = values != 0 if zeros_known else np.ones(values.shape, np.bool_)
     if not live.any() or np.ptp(values[live]) == 0:
         raise UsageError("The weights have no spread, so they have no density; expected two different ones or more.")
     exponent = math.frexp(float(np.abs(values).max()))[1]
@@ -243,6 +247,11 @@ class _Found:
 def _floored(powers: Array, shape: float) -> Array:
     """Scales to the power of a shape, none of them zero: a row of equal weights has no scale of its own."""
     return np.maximum(powers, max(LEAST_SCALE**shape * float(powers.max()), LEAST_POWER))
+
+
+def _to(powers: Array, exponent: float) -> Array:
+    """Scales to another power, none beyond what can be divided by."""
+    return np.asarray(np.exp2(np.minimum(exponent * np.log2(powers), LARGEST_EXPONENT)))
 
 
 def _sums(raised: Array, powers: Sequence[Array], axis: int) -> Array:
@@ -326,7 +335,7 @@ class _Fit:
             shape = self._shape(found)
             if shape == found.shape:
                 return
-            powers = tuple(_floored(power ** (shape / found.shape), shape) for power in found.powers)
+            powers = tuple(_floored(_to(power, shape / found.shape), shape) for power in found.powers)
             found = self.rescaled(_Found(shape, self._to_power(shape), powers, found.axes), found.axes)
             yield found
 

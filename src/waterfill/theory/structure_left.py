@@ -69,7 +69,7 @@ def findings(weights: Array, cumulative: Callable[[Array], Array] | None) -> lis
 
     Args:
         weights: over their scales, [out, channels, taps].
-        cumulative: probability below values, of the density of all of them; None for none.
+        cumulative: probability below values, of the density of all that are not exactly zero; None for none.
     """
     weights = weights[: max(1, LOOKED_AT * len(weights) // max(1, weights.size))]
     found = [*_of_density(weights, cumulative), *_of_neighbours(weights), *_of_covariances(weights)]
@@ -138,7 +138,7 @@ def _binary_entropy(share: NDArray[np.float64] | float) -> NDArray[np.float64]:
 
 def _of_density(weights: Array, cumulative: Callable[[Array], Array] | None) -> Iterator[Finding]:
     if cumulative is not None:
-        yield Finding("the density differs", excess_of_density(weights.reshape(-1), cumulative))
+        yield Finding("the density differs", excess_of_density(weights[weights != 0], cumulative))
 
 
 def _of_neighbours(weights: Array) -> Iterator[Finding]:
