@@ -192,7 +192,7 @@ class ReportBuilder:
 
 
 def _why_below(gap: float, standard_error: float) -> str:
-    """Why a tensor takes fewer bits than its limit; empty when it does not, or by less than limits are worked out to."""
+    """Why a tensor takes fewer bits than its limit; empty when it does not, or by less than limits are exact to."""
     if gap >= -ACCURACY:
         return ""
     if -gap <= 2 * standard_error:
