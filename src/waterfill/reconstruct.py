@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import tables
+from waterfill.codec.lanes import LaneSymbols
 from waterfill.codec.order import Places, place, places
 from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform, Weight
 
@@ -34,14 +35,32 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, do
     return found.scaled(symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
 
 
-def fill(matrix: Floats, symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> None:
+def fill(
+    matrix: Floats, symbols: Symbols | LaneSymbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False
+) -> None:
     """Put the values of `reconstruct` where they belong in the matrix [out, in] of a tensor."""
+    if isinstance(symbols, LaneSymbols) and isinstance(rule, Uniform):
+        _fill_lanes(matrix, symbols, rule, layout, start, down)
+        return
+    assert not isinstance(symbols, LaneSymbols)
     tables_of = _level_table(symbols, rule) if down and isinstance(rule, Uniform) else None
     if tables_of is None or not isinstance(rule, Uniform):
         place(reconstruct(symbols, rule, layout, start, down), matrix, start, down)
         return
     found = places(layout, rule.scales, start, start + symbols.size, down)
     found.scale_down(matrix, symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
+
+
+def _fill_lanes(matrix: Floats, symbols: LaneSymbols, rule: Uniform, layout: Layout, start: int, down: bool) -> None:
+    """The same of levels in the order of lanes."""
+    from waterfill.codec import lane_kernels
+
+    found = places(layout, rule.scales, start, start + symbols.levels.size, down)
+    most = lane_kernels.MOST
+    levels = _levels(np.concatenate([np.arange(most), np.arange(-most, 0)]).astype(np.int32), rule)
+    made = lane_kernels.Values(levels, rule.shrink[2], _powers(rule, found, LEVEL_UNIT), found.lines, found.within)
+    fill_lines = lane_kernels.fill_columns if down else lane_kernels.fill_rows
+    fill_lines(symbols.levels, symbols.lanes, symbols.span // symbols.length, made, found.first, matrix)
 
 
 def _level_table(symbols: Symbols, rule: Uniform) -> tuple[int, Floats] | None:
