@@ -56,11 +56,12 @@ def _fill_lanes(matrix: Floats, symbols: LaneSymbols, rule: Uniform, layout: Lay
     from waterfill.codec import lane_kernels
 
     found = places(layout, rule.scales, start, start + symbols.levels.size, down)
-    most = lane_kernels.MOST
-    levels = _levels(np.concatenate([np.arange(most), np.arange(-most, 0)]).astype(np.int32), rule)
-    made = lane_kernels.Values(levels, rule.shrink[2], _powers(rule, found, LEVEL_UNIT), found.lines, found.within)
+    shrink = np.array([0, *rule.shrink], np.float32)
+    made = lane_kernels.Values(shrink, _powers(rule, found, LEVEL_UNIT), found.lines, found.within)
     fill_lines = lane_kernels.fill_columns if down else lane_kernels.fill_rows
-    fill_lines(symbols.levels, symbols.lanes, symbols.span // symbols.length, made, found.first, matrix)
+    assert matrix.flags.c_contiguous  # else its reshaped copy would be filled
+    depth = symbols.span // symbols.length
+    fill_lines(symbols.levels, symbols.lanes, depth, made, found.first, matrix.shape[1], matrix.reshape(-1))
 
 
 def _level_table(symbols: Symbols, rule: Uniform) -> tuple[int, Floats] | None:

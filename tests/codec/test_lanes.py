@@ -13,12 +13,12 @@ from slow_decoder import Stream
 from slow_paths import levels_of
 
 from waterfill.codec import container, lane_kernels, lane_vectors, pieces
-from waterfill.codec.lanes import LAYOUTS, best_lanes, in_order
+from waterfill.codec.lanes import LAYOUTS, LaneSymbols, best_lanes, in_order
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
 from waterfill.importance.factored import KroneckerForm
 from waterfill.quantize import Feedback, Trellis
-from waterfill.reconstruct import reconstruct
+from waterfill.reconstruct import fill, reconstruct
 from waterfill.records import ALL, Coded, Entry, Lanes, Layout, Paths, Quantized, Spread, Uniform, Weight
 
 SHAPES = (1, 1), (1, 50), (50, 1), (3, 40), (9, 7), (33, 12), (75, 5)
@@ -142,6 +142,25 @@ def test_chunks_have_whole_rounds_and_values_are_those_of_the_levels(monkeypatch
         found = file["w"].numpy()
     assert starts == list(range(0, 2800, 8 * 2 * (shape[0] if down else shape[1])))
     assert found.tobytes() == reconstruct(item.symbols.reshape(-1), rule, layout).tobytes()
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 90), (90, 5), (40, 70), (64, 64), (257, 33)], ids=str)
+def test_values_are_those_of_the_levels_however_large_they_are(shape, down):
+    rng, layout = np.random.default_rng(0), Layout(shape)
+    scales = scaled(shape)
+    rule = Uniform(-200, 0, (64, -64, 9), scales.rows, scales.channels)
+    for count, lines, largest in ((8, 3, 4), (32, 1, 300), (8, 9, 1 << 30), (32, 17, (1 << 24) + 3)):
+        flat = rng.integers(-largest, largest + 1, layout.numel).astype(np.int32)
+        length = layout.line_length(down)
+        span = length * min(lines, layout.numel // length)
+        order = LaneSymbols(np.arange(layout.numel, dtype=np.int32), count, span, length).in_order()
+        levels = np.empty_like(flat)
+        levels[order] = flat
+        found, expected = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        fill(found, LaneSymbols(levels, count, span, length), rule, layout, 0, down)
+        fill(expected, flat, rule, layout, 0, down)
+        assert found.tobytes() == expected.tobytes()
 
 
 def test_small_tensors_and_cheap_ones_have_no_lanes():

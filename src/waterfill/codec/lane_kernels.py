@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from waterfill.codec.kernels import BITS, BYTE, EIGHT, LOW, MASK, PADDING, SIXTEEN, TWENTY
-from waterfill.codec.lane_vectors import WIDTH, decode_group, look_up
+from waterfill.codec.lane_vectors import WIDTH, decode_group, fill_square, look_up
 from waterfill.codec.order_kernels import _flat
 from waterfill.codec.path_kernels import BEYOND, ENDED, _rest
 from waterfill.compiled import kernel
@@ -175,84 +175,117 @@ def in_order(levels, lanes, span, found):
                 done += 1
 
 
-HEIGHT = 16
-"""So many neighbours of each lane are written together."""
-
-MOST = 256
-"""Levels without escapes and low bits are from -MOST to MOST - 1."""
+RUN = 16
+"""So many neighbours in a row of a matrix are written together: a line of a cache."""
 
 
 class Values(NamedTuple):
     """What makes values of levels.
 
     Attributes:
-        levels: float32 [2 MOST], in 1/64 step, those from 0 on and then from -MOST on.
-        shrink: how far all others lie towards zero, in 1/64 step.
+        shrink: float32 [4], how far the levels 0, 1, 2, and 3 and above lie towards zero, in 1/64 step.
         steps: float32, 1/64 step of every sum of scales.
         lines: int32 [lines], the part of every line of the sum of scales.
         within: int32 [length of a line], the same of every place in a line.
     """
 
-    levels: NDArray[np.float32]
-    shrink: int
+    shrink: NDArray[np.float32]
     steps: NDArray[np.float32]
     lines: NDArray[np.int32]
     within: NDArray[np.int32]
 
 
+class Run(NamedTuple):
+    """Neighbours in a row of a matrix, as many of each lane.
+
+    Attributes:
+        length: how many there are.
+        lanes: of as many lanes.
+        at: the first level of the first lane.
+        apart: levels from neighbour to neighbour.
+        own: where the parts of the sum of scales begin that neighbours do not share.
+        own_apart: these from lane to lane.
+        common: where the part is that they share.
+        common_apart: the same from lane to lane.
+        place: the first value in the matrix.
+        place_apart: values from lane to lane.
+    """
+
+    length: int
+    lanes: int
+    at: int
+    apart: int
+    own: int
+    own_apart: int
+    common: int
+    common_apart: int
+    place: int
+    place_apart: int
+
+
 @kernel
-def fill_rows(symbols, lanes, depth, values, first, matrix):
+def fill_rows(levels, lanes, depth, values, first, width, matrix):
     """Put the values of levels in the order of lanes into the rows from `first` on of a matrix.
 
     Args:
-        symbols: int32 [n].
+        levels: int32 [n].
         lanes: how many take turns.
         depth: lines of a lane in a round.
         values: what makes values of levels.
         first: the first row.
-        matrix: float32 [out, in], filled.
+        width: of the matrix.
+        matrix: float32 [out * in], filled.
     """
-    levels, shrink, steps, lines, within = values
-    done = 0
+    lines, within, done = values.lines, values.within, 0
     for start in range(0, lines.size, lanes * depth):
         left = min(lines.size - start, lanes * depth)
-        for line in range(min(depth, left)):
-            many = (left - line - 1) // depth + 1
-            for place in range(0, within.size, HEIGHT):
-                height = min(HEIGHT, within.size - place)
-                for lane in range(many):
-                    row, at = start + lane * depth + line, done + place * many + lane
-                    part = lines[row]
-                    for h in range(height):
-                        symbol = np.int64(symbols[at + h * many])
-                        value = levels[np.uint64(symbol & 511)]
-                        if symbol != (symbol << 55) >> 55:
-                            value = np.float32(64 * symbol - (shrink if symbol > 0 else -shrink))
-                        matrix[first + row, place + h] = value * steps[np.uint64(part + within[place + h])]
+        for row in range(start, start + min(depth, left)):
+            many = (left - (row - start) - 1) // depth + 1
+            for place in range(0, within.size, RUN):
+                where = (first + row) * width + place
+                known = done + place * many, many, place, 0, row, depth, where, depth * width
+                run = Run(min(RUN, within.size - place), many, *known)
+                _fill_run(levels, run, within, lines, values.steps, values.shrink, matrix)
             done += many * within.size
 
 
 @kernel
-def fill_columns(symbols, lanes, depth, values, first, matrix):
+def fill_columns(levels, lanes, depth, values, first, width, matrix):
     """Put the values of levels in the order of lanes into the columns from `first` on; see `fill_rows`."""
-    levels, shrink, steps, lines, within = values
-    starts, counts = np.empty(HEIGHT, np.int64), np.empty(HEIGHT, np.int64)
-    done = 0
+    lines, within, done = values.lines, values.within, 0
     for start in range(0, lines.size, lanes * depth):
         left = min(lines.size - start, lanes * depth)
-        for line in range(0, min(depth, left), HEIGHT):
-            height = min(HEIGHT, min(depth, left) - line)
-            for h in range(height):
-                starts[h], counts[h] = done, (left - line - h - 1) // depth + 1
-                done += counts[h] * within.size
+        column, end = start, start + min(depth, left)
+        while column < end:
+            many = (left - (column - start) - 1) // depth + 1
+            whole = start + left - (many - 1) * depth  # where the last of these lanes ends
+            length = min(RUN, min(whole, end) - column)
             for place in range(within.size):
-                part = within[place]
-                for lane in range(counts[0]):
-                    column = start + lane * depth + line
-                    for h in range(height):
-                        if lane < counts[h]:
-                            symbol = np.int64(symbols[starts[h] + place * counts[h] + lane])
-                            value = levels[np.uint64(symbol & 511)]
-                            if symbol != (symbol << 55) >> 55:
-                                value = np.float32(64 * symbol - (shrink if symbol > 0 else -shrink))
-                            matrix[place, first + column + h] = value * steps[np.uint64(part + lines[column + h])]
+                where = place * width + first + column
+                known = done + place * many, within.size * many, column, depth, place, 0, where, depth
+                run = Run(length, many, *known)
+                _fill_run(levels, run, lines, within, values.steps, values.shrink, matrix)
+            done += length * many * within.size
+            column += length
+
+
+@njit
+def _fill_run(levels, run, own, common, steps, shrink, matrix):
+    """Put the values of a run of every lane into the matrix, eight of eight lanes at once where there are as many."""
+    for lane in range(0, run.lanes, WIDTH):
+        for near in range(0, run.length, WIDTH):
+            rest = True
+            at, place = run.at + near * run.apart + lane, run.place + near + lane * run.place_apart
+            one, other = run.own + near + lane * run.own_apart, run.common + lane * run.common_apart
+            if lane + WIDTH <= run.lanes and near + WIDTH <= run.length:
+                sums = own, one, run.own_apart, common, other, run.common_apart
+                rest = fill_square(levels, at, run.apart, *sums, steps, shrink, matrix, place, run.place_apart)
+            if rest:
+                some = min(WIDTH, run.lanes - lane), min(WIDTH, run.length - near)
+                for i in range(some[0]):
+                    for j in range(some[1]):
+                        level = np.int64(levels[at + j * run.apart + i])
+                        towards = np.int64(shrink[min(abs(level), 3)])
+                        value = np.float32(64 * level - (towards if level > 0 else -towards))
+                        total = own[one + i * run.own_apart + j] + common[other + i * run.common_apart]
+                        matrix[place + i * run.place_apart + j] = value * steps[np.uint64(total)]

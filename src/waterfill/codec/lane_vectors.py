@@ -120,6 +120,107 @@ def _decode_group(target: Any, builder: Any, signature: Any, values: Any) -> Any
     return target.make_tuple(builder, signature.return_type, [after, rare])
 
 
+@intrinsic
+def fill_square(
+    _context,
+    levels,
+    _at,
+    _apart,
+    own,
+    _one,
+    _own_apart,
+    common,
+    _other,
+    _common_apart,
+    steps,
+    shrink,
+    matrix,
+    _place,
+    _place_apart,
+):
+    """Put the values of eight neighbours of eight lanes into a matrix.
+
+    Where a level is 2^24 or more, so that float32 does not have it, nothing is changed.
+
+    Args:
+        _context: of numba.
+        levels: int32, those of the lanes side by side.
+        _at: the first one.
+        _apart: from there to the next neighbour.
+        own: int32, parts of the sum of scales that neighbours do not share.
+        _one: the first one.
+        _own_apart: from lane to lane.
+        common: int32, those that they share.
+        _other: that of the first lane.
+        _common_apart: from lane to lane.
+        steps: float32, of every sum.
+        shrink: float32 [4], how far the levels 0, 1, 2, and 3 and above lie towards zero.
+        matrix: float32, filled.
+        _place: the first value.
+        _place_apart: from lane to lane.
+
+    Returns:
+        Whether nothing is changed.
+    """
+    number = types.int64
+    signature = types.boolean(
+        levels, number, number, own, number, number, common, number, number, steps, shrink, matrix, number, number
+    )
+    return signature, _fill_square
+
+
+def _fill_square(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+    pointers = _Pointers(target, builder, signature, values)
+    found = [_load(builder, pointers(0, _moved(builder, values[1], values[2], n))) for n in range(WIDTH)]
+    large = _same(0)
+    for each in found:
+        large = builder.or_(large, builder.xor(each, builder.ashr(each, _same(31))))
+    rest = builder.icmp_unsigned(
+        "!=", builder.bitcast(builder.icmp_unsigned(">=", large, _same(1 << 24)), BYTE), BYTE(0)
+    )
+    shrink = [_splat(builder, builder.load(pointers(10, LONG(n)))) for n in (1, 2, 3)]
+    lanes = _turned(builder, [_towards_zero(builder, each, shrink) for each in found])
+    with builder.if_then(builder.not_(rest), likely=True):
+        for n, lane in enumerate(lanes):
+            part = builder.load(pointers(6, _moved(builder, values[7], values[8], n)))
+            sums = builder.add(
+                _load(builder, pointers(3, _moved(builder, values[4], values[5], n))), _splat(builder, part)
+            )
+            step = builder.bitcast(_gather(builder, pointers(9), sums, WORD), lane.type)
+            _store(builder, builder.fmul(lane, step), pointers(11, _moved(builder, values[12], values[13], n)))
+    return rest
+
+
+def _moved(builder: Any, start: Any, stride: Any, times: int) -> Any:
+    """A place some strides on."""
+    return builder.add(start, builder.mul(stride, LONG(times)))
+
+
+def _towards_zero(builder: Any, levels: Any, shrink: Any) -> Any:
+    """Levels in 1/64 step, moved towards zero; float32, exact up to its own rounding."""
+    number = ir.VectorType(ir.FloatType(), WIDTH)
+    x = builder.sitofp(levels, number)
+    size = builder.select(builder.icmp_signed("<", levels, _same(0)), builder.sub(_same(0), levels), levels)
+    moved = ir.Constant(number, [0.0] * WIDTH)
+    for least, each in enumerate(shrink, 1):
+        moved = builder.select(builder.icmp_signed(">=", size, _same(least)), each, moved)
+    scaled = builder.fmul(x, ir.Constant(number, [64.0] * WIDTH))
+    negative = builder.icmp_signed("<", levels, _same(0))
+    return builder.select(negative, builder.fadd(scaled, moved), builder.fsub(scaled, moved))
+
+
+def _turned(builder: Any, rows: list[Any]) -> list[Any]:
+    """The transpose of eight vectors."""
+    for bit in (4, 2, 1):
+        for n in (n for n in range(WIDTH) if not n & bit):
+            pair = rows[n], rows[n | bit]
+            low = [k if not k & bit else WIDTH + (k ^ bit) for k in range(WIDTH)]
+            high = [k | bit if not k & bit else WIDTH + k for k in range(WIDTH)]
+            order = (ir.Constant(ir.VectorType(WORD, WIDTH), each) for each in (low, high))
+            rows[n], rows[n | bit] = (builder.shuffle_vector(*pair, each) for each in order)
+    return rows
+
+
 def _slots(builder: Any, slots: Any, entry: Any, subset: Any, x: Any) -> Any:
     """What the tables have where the states of the coder are."""
     table = builder.add(builder.and_(entry, _same(~3)), builder.shl(subset, _same(12)))
