@@ -17,13 +17,15 @@ import torch
 from waterfill.bases.turning import turn_back
 from waterfill.codec.container import EXACT_CHUNK, Container
 from waterfill.codec.directory import original_bytes
+from waterfill.codec.lanes import LaneSymbols
 from waterfill.codec.opened import FilePart
 from waterfill.codec.pieces import Part
 from waterfill.errors import FormatError
-from waterfill.models.state_dict import assemble
+from waterfill.models.state_dict import Matrix, assemble, put_rounded
 from waterfill.models.torch_module import fill
 from waterfill.reconstruct import fill as fill_matrix
-from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, count_floating
+from waterfill.reconstruct import lines_of
+from waterfill.records import Coded, Entry, Exact, NormMean, NormVariance, Tied, Uniform, count_floating
 
 T = TypeVar("T")
 
@@ -221,43 +223,59 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
             matrices = _Arriving(self._matrices(coded, pool))
             yield from assemble(entries, matrices, _Arriving(self._exact(exact)))
 
-    def _matrices(self, names: set[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Floats]]:
+    def _matrices(self, names: set[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Matrix]]:
         """Values of coded tensors in normal form, in order, decoded a few chunks ahead."""
         layouts = self.container.layouts
         for name in names:
             if not layouts[name].numel:
                 yield name, np.zeros((layouts[name].axes[0], 0), np.float32)
-        matrices: dict[str, Floats] = {}
+        matrices: dict[str, Matrix] = {}
         for places in _ahead(pool, self._jobs(names, matrices), 2 * self._threads):
             for place in places:
                 if place.stop == layouts[place.name].numel:
                     yield place.name, self._in_values(place.name, matrices.pop(place.name))
 
-    def _in_values(self, name: str, matrix: Floats) -> Floats:
+    def _in_values(self, name: str, matrix: Matrix) -> Matrix:
         """The matrix of a tensor, which may be in another basis."""
         basis = self.container.bases[name]
         if basis is not None:
             turn_back(matrix, basis, self.container.layouts[name])
         return matrix
 
-    def _jobs(self, names: set[str], matrices: dict[str, Floats]) -> Iterator[Callable[[], list[_Place]]]:
+    def _jobs(self, names: set[str], matrices: dict[str, Matrix]) -> Iterator[Callable[[], list[_Place]]]:
         """One for every chunk, which fills its part of the matrices; these are there when the job is."""
         for chunk, places in self._wanted(names):
             for name in (place.name for place in places):
-                layout = self.container.layouts[name]
                 if name not in matrices:
-                    matrices[name] = np.empty((layout.axes[0], layout.numel // layout.axes[0]), np.float32)
+                    matrices[name] = self._empty_matrix(name)
             yield functools.partial(self._fill, chunk, places, {place.name: matrices[place.name] for place in places})
 
-    def _fill(self, chunk: int, places: list[_Place], matrices: Mapping[str, Floats]) -> list[_Place]:
+    def _empty_matrix(self, name: str) -> Matrix:
+        """Room for a matrix: of 16-bit floats at once where chunks have whole lines of it, else float32."""
+        layout, path = self.container.layouts[name], self.container.rules[name][1].trellis
+        entry, shape = self._entries[name], (layout.axes[0], layout.numel // layout.axes[0])
+        in_lines = path is not None and path.lanes is not None and self.container.bases[name] is None
+        if in_lines and isinstance(entry.origin, Coded) and entry.dtype in ("float16", "bfloat16"):
+            return np.empty(shape, np.int16)
+        return np.empty(shape, np.float32)
+
+    def _fill(self, chunk: int, places: list[_Place], matrices: Mapping[str, Matrix]) -> list[_Place]:
         """Decode one chunk and reconstruct some of its pieces; returns these."""
         pieces = self.container.symbol_spans[chunk]
         decode = functools.partial(self.container.symbols, chunk, pieces)
         parts = self._last_symbols.of(chunk, decode, keep=self._is_shared(chunk, len(pieces) - len(places)))
         for place in places:
             rule, spread = self.container.rules[place.name]
-            layout = self.container.layouts[place.name]
-            fill_matrix(matrices[place.name], parts[place.number], rule, layout, place.start, spread.down)
+            layout, matrix = self.container.layouts[place.name], matrices[place.name]
+            part = parts[place.number]
+            if matrix.dtype == np.float32:
+                fill_matrix(matrix, part, rule, layout, place.start, spread.down)
+                continue
+            assert isinstance(part, LaneSymbols)
+            assert isinstance(rule, Uniform)
+            some, values = lines_of(part, rule, layout, place.start, spread.down)
+            into = matrix[:, some] if spread.down else matrix[some]
+            put_rounded(values, into, self._entries[place.name].dtype)
         return places
 
     def _is_shared(self, chunk: int, others: int) -> bool:

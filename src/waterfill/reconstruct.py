@@ -6,6 +6,8 @@ same on every machine.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +42,8 @@ def fill(
 ) -> None:
     """Put the values of `reconstruct` where they belong in the matrix [out, in] of a tensor."""
     if isinstance(symbols, LaneSymbols) and isinstance(rule, Uniform):
-        _fill_lanes(matrix, symbols, rule, layout, start, down)
+        found = places(layout, rule.scales, start, start + symbols.levels.size, down)
+        _fill_lanes(matrix, symbols, rule, found, down)
         return
     assert not isinstance(symbols, LaneSymbols)
     tables_of = _level_table(symbols, rule) if down and isinstance(rule, Uniform) else None
@@ -51,11 +54,19 @@ def fill(
     found.scale_down(matrix, symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
 
 
-def _fill_lanes(matrix: Floats, symbols: LaneSymbols, rule: Uniform, layout: Layout, start: int, down: bool) -> None:
-    """The same of levels in the order of lanes."""
+def lines_of(symbols: LaneSymbols, rule: Uniform, layout: Layout, start: int, down: bool) -> tuple[slice, Floats]:
+    """Which rows of a tensor's matrix a piece with lanes has, or with `down` which columns, and their values."""
+    many = symbols.levels.size // symbols.length
+    values = np.empty((symbols.length, many) if down else (many, symbols.length), np.float32)
+    found = places(layout, rule.scales, start, start + symbols.levels.size, down)
+    _fill_lanes(values, symbols, rule, replace(found, first=0), down)
+    return slice(found.first, found.first + many), values
+
+
+def _fill_lanes(matrix: Floats, symbols: LaneSymbols, rule: Uniform, found: Places, down: bool) -> None:
+    """Put values of levels in the order of lanes into the lines from that of the first place on."""
     from waterfill.codec import lane_kernels
 
-    found = places(layout, rule.scales, start, start + symbols.levels.size, down)
     shrink = np.array([0, *rule.shrink], np.float32)
     made = lane_kernels.Values(shrink, _powers(rule, found, LEVEL_UNIT), found.lines, found.within)
     fill_lines = lane_kernels.fill_columns if down else lane_kernels.fill_rows

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slow_decoder
+import torch
 from slow_decoder import Stream
 from slow_paths import levels_of
 
@@ -161,6 +162,29 @@ def test_values_are_those_of_the_levels_however_large_they_are(shape, down):
         fill(found, LaneSymbols(levels, count, span, length), rule, layout, 0, down)
         fill(expected, flat, rule, layout, 0, down)
         assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("down", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("step", [-200, 900])
+def test_short_types_are_rounded_as_a_whole_tensor_is(monkeypatch, down, dtype, step):
+    monkeypatch.setattr(container, "LARGE_CHUNK", 100)
+    monkeypatch.setattr(container, "SMALL_CHUNK", 1)
+    layout = Layout((9, 4, 10), transposed=True)
+    shape = (4, 90)
+    levels, _, spread = piece(shape, Lanes(8, 1), down=down, largest=300)
+    matrix = np.ascontiguousarray(levels.reshape(shape[::-1]).T if down else levels.reshape(shape))
+    rule = Uniform(step, 0, (3, -2, 9))
+    item = Quantized(matrix, rule, spread)
+    data = container.pack((Entry("w", layout.shape, dtype, Coded(layout)),), {"w": item}, {}, "test").data
+    kind = getattr(torch, dtype)
+    wide = layout.from_matrix(reconstruct(matrix.reshape(-1), rule, layout).reshape(shape))
+    expected = torch.from_numpy(wide).clamp(-torch.finfo(kind).max, torch.finfo(kind).max).to(kind)
+    with torch.inference_mode():
+        found = WaterfillFile(data, threads=2)["w"]
+    assert found.dtype == kind
+    assert found.is_contiguous()
+    assert torch.equal(found, expected)
 
 
 def test_small_tensors_and_cheap_ones_have_no_lanes():

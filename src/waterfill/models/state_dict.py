@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import safetensors
@@ -50,7 +50,10 @@ _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 LARGEST = 2.0**92
 """Of the magnitudes of a tensor that is quantized: the largest step of a file is 2^93.75."""
 
-Matrices: TypeAlias = Callable[[str], Floats] | Mapping[str, Floats]
+Matrix: TypeAlias = NDArray[Any]
+"""Values of a tensor in normal form: float32, or its own type of 16 bits as int16."""
+
+Matrices: TypeAlias = Callable[[str], Matrix] | Mapping[str, Matrix]
 """The values [out, in] of every coded entry, by name."""
 
 
@@ -201,7 +204,10 @@ def _tensor(entry: Entry, matrices: Matrices, exact: Mapping[str, Tensor]) -> Te
         case Exact():
             return exact[entry.name]
         case Coded(layout):
-            return _rounded(layout.from_matrix(matrix(entry.name)), entry)
+            values = matrix(entry.name)
+            if values.dtype == np.int16:
+                return torch.from_numpy(layout.from_matrix(values)).view(getattr(torch, entry.dtype))
+            return _rounded(layout.from_matrix(values), entry)
         case Constant(value):
             return _rounded(np.full(entry.shape, value), entry)
         case NormVariance(_, eps):
@@ -218,6 +224,14 @@ def _rounded(values: NDArray[np.float64] | Floats, entry: Entry) -> Tensor:
     small = values.size and values.flags.writeable and -limit <= values.min() and values.max() <= limit
     clipped = np.asarray(values if small else np.clip(values, -limit, limit), np.float32)
     return torch.from_numpy(clipped.reshape(entry.shape)).to(dtype)
+
+
+def put_rounded(values: Floats, matrix: NDArray[np.int16], dtype: str) -> None:
+    """Put values into a matrix of 16-bit floats of the same shape; what is too large becomes the largest value."""
+    wide, into = torch.from_numpy(values), torch.from_numpy(matrix).view(getattr(torch, dtype))
+    limit = torch.finfo(into.dtype).max
+    low, high = wide.aminmax()
+    into.copy_(wide if -limit <= float(low) and float(high) <= limit else wide.clamp(-limit, limit))
 
 
 def _variance(scale: Floats, eps: float) -> NDArray[np.float64]:
