@@ -95,3 +95,18 @@ def test_a_large_tensor_is_given_back_to_the_system_at_once():
     del large
     gc.collect()
     assert before - resident() > 4000
+
+
+@pytest.mark.parametrize("length", [1 << 61, 1 << 80])
+def test_a_tensor_that_does_not_fit_is_a_lack_of_memory(length):
+    with pytest.raises(MemoryError, match="does not fit"):
+        empty((length,), torch.bfloat16)
+
+
+def test_a_tensor_that_is_given_is_filled():
+    layout = Layout((4, 4))
+    entry = Entry("w", layout.shape, "bfloat16", Coded(layout))
+    whole = empty((8, 4), torch.bfloat16)
+    target = target_of(entry, layout, None, whole[4:])
+    target.put(np.arange(16, dtype=np.int32), Uniform(step=0), 0, down=True)
+    assert target.finished().data_ptr() == whole[4:].data_ptr() and whole[4:].T.flatten().tolist() == list(range(16))

@@ -171,19 +171,26 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         """
         return dict(self.tensors([name]))[name]
 
-    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(
+        self, names: Collection[str] | None = None, into: Mapping[str, torch.Tensor] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """Decode everything in order, or what is asked for; what is not kept by the caller is freed.
+
+        Args:
+            names: what is asked for.
+            into: contiguous tensors by name, of its shape and type, that are filled and come back where a tensor can be
+                decoded in its own type; the others are new ones.
 
         Raises:
             KeyError: there is no such tensor.
             FormatError: the file is damaged.
         """
         if names is None:
-            return self._decode(list(self.entries))
+            return self._decode(list(self.entries), into or {})
         asked = set(names)
         needed = asked.union(*map(self._needed, asked))
         chosen = [self._entries[name] for name in sorted(needed, key=self._order.__getitem__)]
-        return ((name, tensor) for name, tensor in self._decode(chosen) if name in asked)
+        return ((name, tensor) for name, tensor in self._decode(chosen, into or {}) if name in asked)
 
     def _needed(self, name: str) -> set[str]:
         """The entries that a tensor is made from: itself, what it is tied to, the scale of a mean."""
@@ -212,32 +219,36 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         for chunk, some in itertools.groupby(places, key=lambda place: place.chunk):
             yield chunk, list(some)
 
-    def _decode(self, entries: list[Entry]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _decode(self, entries: list[Entry], into: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         coded = {e.name for e in entries if isinstance(e.origin, Coded | NormVariance | NormMean)}
         exact = {e.name for e in entries if isinstance(e.origin, Exact)}
         with ThreadPoolExecutor(self._threads) as pool:
-            matrices = _Arriving(self._matrices(coded, pool))
+            matrices = _Arriving(self._matrices(coded, into, pool))
             yield from assemble(entries, matrices, _Arriving(self._exact(exact)))
 
-    def _matrices(self, names: set[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Floats | torch.Tensor]]:
+    def _matrices(
+        self, names: set[str], into: Mapping[str, torch.Tensor], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[str, Floats | torch.Tensor]]:
         """What coded tensors are made from, in order, decoded a few chunks ahead."""
         layouts = self.container.layouts
         for name in names:
             if not layouts[name].numel:
                 yield name, np.zeros((layouts[name].axes[0], 0), np.float32)
         targets: dict[str, Target] = {}
-        for places in _ahead(pool, self._jobs(names, targets), 2 * self._threads):
+        for places in _ahead(pool, self._jobs(names, into, targets), 2 * self._threads):
             for place in places:
                 if place.stop == layouts[place.name].numel:
                     yield place.name, targets.pop(place.name).finished()
 
-    def _jobs(self, names: set[str], targets: dict[str, Target]) -> Iterator[Callable[[], list[_Place]]]:
+    def _jobs(
+        self, names: set[str], into: Mapping[str, torch.Tensor], targets: dict[str, Target]
+    ) -> Iterator[Callable[[], list[_Place]]]:
         """One for every chunk, which fills its part of the targets; these are there when the job is."""
         for chunk, places in self._wanted(names):
             for name in (place.name for place in places):
                 if name not in targets:
                     layout, basis = self.container.layouts[name], self.container.bases[name]
-                    targets[name] = target_of(self._entries[name], layout, basis)
+                    targets[name] = target_of(self._entries[name], layout, basis, into.get(name))
             yield functools.partial(self._fill, chunk, places, {place.name: targets[place.name] for place in places})
 
     def _fill(self, chunk: int, places: list[_Place], targets: Mapping[str, Target]) -> list[_Place]:

@@ -62,11 +62,10 @@ class FloatMatrix:
 class InItsType:
     """A tensor whose matrix is a view of it."""
 
-    def __init__(self, entry: Entry, layout: Layout) -> None:
-        dtype: torch.dtype = getattr(torch, entry.dtype)
-        self._tensor = empty(entry.shape, dtype)
-        self._matrix = self._tensor.mT if layout.transposed else self._tensor.flatten(1)
-        self._layout, self._limit = layout, largest_value(dtype)
+    def __init__(self, tensor: Tensor, layout: Layout) -> None:
+        self._tensor = tensor
+        self._matrix = tensor.mT if layout.transposed else tensor.flatten(1)
+        self._layout, self._limit = layout, largest_value(tensor.dtype)
 
     def put(self, symbols: Symbols, rule: Rule, start: int, down: bool) -> None:
         """Round values to the type, some lines at a time; what is too large becomes the largest value."""
@@ -98,12 +97,19 @@ class InItsType:
         return self._tensor
 
 
-def target_of(entry: Entry, layout: Layout, basis: Basis | None) -> Target:
-    """What the pieces of a coded tensor go into: straight where it has two axes or more, and another type or order."""
+def target_of(entry: Entry, layout: Layout, basis: Basis | None, into: Tensor | None = None) -> Target:
+    """What the pieces of a coded tensor go into: itself where it has two axes or more, and another type or order.
+
+    Args:
+        entry: the tensor.
+        layout: how it is read as a matrix.
+        basis: of that.
+        into: a contiguous tensor to fill, where it is filled itself; by default a new one.
+    """
     is_view = len(layout.shape) == 2 if layout.transposed else len(layout.shape) >= 2
     is_matrix = entry.dtype == "float32" and not layout.transposed
     if isinstance(entry.origin, Coded) and basis is None and layout.groups == 1 and is_view and not is_matrix:
-        return InItsType(entry, layout)
+        return InItsType(empty(entry.shape, getattr(torch, entry.dtype)) if into is None else into, layout)
     return FloatMatrix(layout, basis)
 
 
@@ -117,7 +123,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if size < MAPPED:
         return torch.empty(shape, dtype=dtype, device="cpu")
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=dtype).reshape(shape)
+    try:
+        mapping = mmap.mmap(-1, size, **private)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"a tensor {list(shape)} of {size} bytes does not fit into memory") from error
+    return torch.frombuffer(mapping, dtype=dtype).reshape(shape)
 
 
 def rectangles(at: int, size: int, length: int) -> Iterator[tuple[slice, slice]]:
