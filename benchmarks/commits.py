@@ -1,4 +1,4 @@
-"""Which code made a page or a row: commits of the tree from which the library is imported."""
+"""Name the code that makes a page or a row: commits of the tree from which the library is imported."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def named(text: str) -> list[str]:
 
 
 def _git(root: Path, *command: str) -> str:
-    """What git says, or nothing where it knows nothing or is not there."""
+    """The output of git, or nothing where it knows nothing or is not there."""
     try:
         done = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What codes lose to the limit, what orderings of units weigh, and what a file knows of its training data.
+"""Measure losses of codes to the limit, bits of orderings of units, and losses of networks on training and test data.
 
 `--only` measures some sections and keeps what the others had in the JSON file.
 """

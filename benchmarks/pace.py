@@ -10,9 +10,10 @@ import numpy as np
 
 from measure import measured
 from waterfill.codec import pieces
-from waterfill.codec.trellis import parities
 from waterfill.quantize import Trellis
-from waterfill.quantize import trellis_kernels as kernels
+from waterfill.quantize.branch_kernels import level_prices
+from waterfill.quantize.trellis import code_for
+from waterfill.quantize.viterbi_kernels import best_path
 from waterfill.reconstruct import reconstruct
 from waterfill.records import Layout, Weight
 
@@ -52,18 +53,15 @@ def decoding(values: int) -> list[dict[str, Any]]:
 def viterbi(states: Sequence[int]) -> list[dict[str, Any]]:
     """One pass of the search over a span: costs of branches, best path."""
     rng, size, rows = np.random.default_rng(0), 1 << 14, []
-    x, one, row = (rng.normal(size=size) * 2).astype(np.float32), np.ones(1, np.float32), np.zeros(1, np.int32)
+    x, weights = (rng.normal(size=size) * 2).astype(np.float32), np.ones(size, np.float32)
+    starts, none, levels = np.zeros(size, np.int32), np.zeros(size, np.bool_), np.empty(size, np.int32)
     lengths = np.tile(np.arange(128, dtype=np.float32), 2)[None]
-    costs, choices = np.empty((size, 4), np.float32), np.empty((size, 4), np.int32)
-    none, prices = np.zeros(1, np.bool_), kernels.level_prices(lengths, 0.35, False, np.zeros(4))
-    levels = np.empty(size, np.int32)
+    bits, shrink = level_prices(lengths, 0.35, False).reshape(-1), np.zeros(4, np.float32)
     for count in states:
-        flips, picks = (part.astype(np.bool_) for part in parities(count.bit_length() - 1))
-        decisions = np.zeros((size, count // 2), np.uint8)
+        code = code_for(count.bit_length() - 1, weights)
 
-        def once(f: Any = flips, p: Any = picks, d: Any = decisions) -> None:
-            kernels.branch_costs(x, one, row, *prices, False, costs, choices)
-            kernels.best_path(costs, choices, row, none, f, p, d, levels)
+        def once(c: Any = code) -> None:
+            best_path(x, weights, starts, bits, False, shrink, none, c, levels)
 
         once()
         speed = round(size / _best(once, 20) / 1e6, 1)

@@ -1,4 +1,4 @@
-"""What README says of results, and what the pages say: every line with numbers and the page that they are from."""
+"""Compare README with the pages of results: every line with numbers, and the page that they are from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Claim:
 
 
 def missing(claim: Claim, readme: Path = README) -> list[str]:
-    """What a line of README lacks of what its page says.
+    """Find what a line of README lacks of what its page says.
 
     Args:
         claim: which line.

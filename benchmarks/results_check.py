@@ -1,4 +1,4 @@
-"""Which pages of results fell behind the code: one cheap row of each is made again and compared; README beside pages.
+"""Find pages of results that fell behind the code: make one cheap row of each again, and compare README with pages.
 
 Made for `make results-check`: minutes on two cores. Times are never compared. Data are found through `$WATERFILL_DATA`;
 rows are not sampled without.
@@ -67,25 +67,33 @@ def compared(sample: Sample, data: Row) -> Iterator[tuple[str, Any, Any, str]]:
         data: of the page.
     """
     recorded = recorded_row(sample, data)
-    names = ", ".join(sample.columns)
+    made = _why_not(recorded) or _made(sample)
+    if isinstance(made, str):
+        yield ", ".join(sample.columns), "", "", made
+        return
+    for name, within in sample.columns.items():
+        before, now = number(recorded[name]), made[name]
+        yield name, before, now, AS_RECORDED if within.holds(before, now) else BEHIND
+
+
+def _why_not(recorded: Row) -> str:
+    """Why a row is not made again; empty where it is."""
     if not recorded:
-        yield names, "", "", UNKNOWN
-        return
-    if not zoo.data_folder().is_dir():
-        yield names, "", "", f"{NOT_SAMPLED}: $WATERFILL_DATA has no data"
-        return
+        return UNKNOWN
+    return "" if zoo.data_folder().is_dir() else f"{NOT_SAMPLED}: $WATERFILL_DATA has no data"
+
+
+def _made(sample: Sample) -> dict[str, float] | str:
+    """The numbers of a row as it is made now, or why it cannot be."""
     start, cpu = time.perf_counter(), sum(os.times()[:4])
     try:
         with one_thread():  # which is not slower for networks so small, and much faster on a busy machine
             made = sample.make()
         found = {name: number(made[name]) for name in sample.columns}
     except Exception as error:  # noqa: BLE001 (the other pages are checked all the same)
-        yield names, "", "", f"{FAILED}: {type(error).__name__}: {error}"
-        return
+        return f"{FAILED}: {type(error).__name__}: {error}"
     say(f"{sample.row}: {time.perf_counter() - start:.1f} s, {sum(os.times()[:4]) - cpu:.1f} CPU s")
-    for name, within in sample.columns.items():
-        before, now = number(recorded[name]), found[name]
-        yield name, before, now, AS_RECORDED if within.holds(before, now) else BEHIND
+    return found
 
 
 def recorded_row(sample: Sample, data: Row) -> Row:

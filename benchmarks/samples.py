@@ -1,4 +1,4 @@
-"""One cheap row of every page, made again by the functions that made it; why there is none for the others.
+"""Make one cheap row of every page again, by the functions that made it; say why there is none of the others.
 
 A new page of `docs/results` needs a line in `SAMPLES`.
 """

@@ -145,7 +145,7 @@ def row(key: str, rate: float) -> Row:
 
 @dataclass(frozen=True)
 class Subject:
-    """What all rates of a network share.
+    """A network with its data, importance and limit, which all of its rates share.
 
     Attributes:
         network: which one.
@@ -184,7 +184,7 @@ class Subject:
 
 
 def distortions(result: CompressionResult) -> Row:
-    """What a file says of itself."""
+    """Distortions and limits that a file has of itself."""
     return {
         "KL, calibration": result.distortion,
         PREDICTED: result.predicted_distortion,

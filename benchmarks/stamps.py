@@ -1,4 +1,4 @@
-"""What a page says of its own age: the commit and command it was made by, and notes on what changed since.
+"""Stamp pages of results: the commit and command it was made by, and notes on what changed since.
 
 Notes are in `docs/results/notes.json`, a list of `{"changed": COMMIT, "pages": [NAME, ...], "text": TEXT}`. One is at
 the top of a page until everything on the page was made by code that has the commit.

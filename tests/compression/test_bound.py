@@ -210,3 +210,39 @@ def test_a_bound_knows_the_bases_of_files():
     assert row.source_model.endswith("of taps")
     variance = float(conv.weight.detach().square().mean())
     assert row.distortion / row.numel < 0.3 * variance / 16
+
+
+# Directories
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    pytest.importorskip("transformers").utils.logging.disable_progress_bar()
+    import families
+
+    place = tmp_path_factory.mktemp("bound") / "lm"
+    families.model("llama").save_pretrained(place)
+    return place
+
+
+def test_a_directory_without_data_has_the_bound_of_its_file(directory):
+    found, file = waterfill.bound(directory), waterfill.bound(directory / "model.safetensors")
+    assert (found.importance, found.unit) == (file.importance, "I e^2")
+    assert found.floating_values == file.floating_values
+    np.testing.assert_allclose(found.curve(), file.curve(), rtol=1e-9)
+    assert found.left_out == file.left_out and len(found.left_out) == 7
+    assert any("No data were given" in note for note in found.notes)
+
+
+def test_a_directory_with_data_is_priced_by_what_it_sees(directory):
+    import families
+
+    found = waterfill.bound(directory, families.batches(2))
+    assert (found.importance, found.unit, found.factor) == ("kronecker", "nats of KL", 0.5)
+    assert found.left_out == () and set(found.models) == set(found.shapes)
+    assert found.rate(found.distortion(3.0)) == pytest.approx(3.0)
+
+
+def test_a_directory_says_itself_what_it_returns(directory):
+    with pytest.raises(UsageError, match=r"Got output='values' for .*; a directory says itself what it returns"):
+        waterfill.bound(directory, output="values")

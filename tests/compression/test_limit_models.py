@@ -10,6 +10,7 @@ import pytest
 from waterfill.compression.limit_components import Components
 from waterfill.compression.limit_models import limit_source
 from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.compression.source_structure import structured
 from waterfill.importance import DiagonalForm, KroneckerForm
 from waterfill.records import Layout, Weight
 from waterfill.theory.gaussian_mixture import GaussianMixture
@@ -26,6 +27,10 @@ def source_of(values):
     return limit_source(weight, fit_scaled_source(matrix[:, :, None]), rows=True), matrix
 
 
+def name_of(values):
+    return source_of(values)[0].summary.name
+
+
 def rate(values, form, distortion):
     """Bits a weight at a distortion a weight."""
     source, matrix = source_of(values)
@@ -40,21 +45,49 @@ def autoregression(length, coefficient):
 def test_every_kind_of_weights_has_its_source():
     rng = np.random.default_rng(0)
     shape = (128, 96)
-    assert source_of(rng.normal(size=shape))[0].name == "Gaussian"
-    assert source_of(rng.choice((-1.0, 0.0, 2.0), shape))[0].name == "3 values"
-    assert source_of(rng.choice((-1.0, 1.0), shape) + 0.05 * rng.normal(size=shape))[0].name == "2 lumps"
-    assert source_of(rng.choice((0.2, 2.0), shape) * rng.normal(size=shape))[0].name == "2 scales at random"
+    assert name_of(rng.normal(size=shape)) == "Gaussian"
+    assert name_of(rng.choice((-1.0, 0.0, 2.0), shape)) == "3 values"
+    assert name_of(rng.choice((-1.0, 1.0), shape) + 0.05 * rng.normal(size=shape)) == "2 lumps"
+    assert name_of(rng.choice((0.2, 2.0), shape) * rng.normal(size=shape)) == "2 scales at random"
     sparse, _ = source_of(rng.normal(size=shape) * (rng.random(shape) < 0.2))
-    assert sparse.name == "Gaussian, 80 % zeros" and sparse.note == ""
-    smooth, _ = source_of(rng.normal(size=shape) @ np.linalg.cholesky(autoregression(96, 0.9)).T)
-    assert smooth.name == "Gaussian, channel scales, DCT of channels"
+    assert sparse.summary.name == "Gaussian, 80 % zeros" and sparse.summary.note == ""
+    smooth = rng.normal(size=shape) @ np.linalg.cholesky(autoregression(96, 0.9)).T
+    assert name_of(smooth) == "Gaussian, channel scales, DCT of channels"
+
+
+def test_letters_far_from_zero_have_the_limit_of_those_around_it():
+    letters = np.random.default_rng(9).integers(-1, 2, (64, 64)) * 0.125
+    for distortion in (1e-6, 2e-3):
+        expected = rate(letters + 1, None, distortion)
+        assert rate(letters + 4096, None, distortion) == pytest.approx(expected)
+    assert rate(letters + 1, None, 1e-9) == pytest.approx(math.log2(3), abs=0.01)
 
 
 def test_zeros_that_go_by_rows_are_noted():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(100, 80)) * (rng.random((100, 80)) < np.where(np.arange(100) % 2, 0.02, 0.6)[:, None])
     source, _ = source_of(values)
-    assert source.note.startswith("the source lacks: places of zeros go by rows or columns (0.")
+    assert source.summary.note.startswith("the source lacks: places of zeros go by rows or columns (0.")
+
+
+def test_a_single_zero_hides_no_structure():
+    rng = np.random.default_rng(7)
+    values = rng.normal(size=(128, 96)) @ np.linalg.cholesky(autoregression(96, 0.9)).T
+    values[3, 5] = 0.0
+    assert name_of(values) == "Gaussian, channel scales, DCT of channels"
+    pairs = rng.choice((-1.0, 1.0), (128, 96)) + 0.05 * rng.normal(size=(128, 96))
+    pairs[3, 5] = 0.0
+    assert rate(pairs, None, 0.0025) == pytest.approx(1.0, abs=0.05)
+
+
+def test_structure_of_weights_among_zeros_is_noted():
+    rng = np.random.default_rng(8)
+    zeros = rng.random((128, 96)) < 0.3
+    smooth = rng.normal(size=(128, 96)) @ np.linalg.cholesky(autoregression(96, 0.9)).T
+    assert "neighbours along channels correlate" in source_of(np.where(zeros, 0.0, smooth))[0].summary.note
+    assert "the density differs" in source_of(np.maximum(rng.normal(size=(128, 96)), 0.0))[0].summary.note
+    blocks = np.kron(np.eye(4), np.ones((32, 24)))
+    assert "scales change along" in source_of(blocks * rng.normal(size=(128, 96)))[0].summary.note
 
 
 def test_a_turned_source_has_the_eigenvalues_of_both_covariances():
@@ -85,6 +118,28 @@ def test_a_diagonal_over_columns_keeps_its_cross_terms_in_other_coordinates():
     assert rate(values, diagonal, 1e-4) == pytest.approx(fine, abs=0.04)  # of the same determinant
 
 
+def test_a_diagonal_over_rows_keeps_its_cross_terms_in_other_coordinates():
+    rng = np.random.default_rng(8)
+    root = np.linalg.cholesky(autoregression(96, 0.8))
+    values = root @ rng.normal(size=(96, 48))
+    prices = np.exp(rng.normal(size=96))
+    expected = Rectangles(np.linalg.eigvalsh(root.T @ np.diag(prices) @ root))
+    form = KroneckerForm(prices, np.ones((1, 48)))
+    assert rate(values, form, 0.05) == pytest.approx(expected.rate_at_distortion(96 * 0.05) / 96, abs=0.04)
+
+
+def test_lumps_whose_places_go_on_are_not_turned():
+    """Cosines save bits, and take the lumps away, which save more."""
+    rng = np.random.default_rng(0)
+    signs = np.sign(rng.normal(size=(256, 64)) @ np.linalg.cholesky(autoregression(64, 0.95)).T)
+    values = (signs + 0.3 * rng.normal(size=signs.shape)).astype(np.float32)
+    weight = Weight("w", values, Layout(values.shape))
+    assert structured(weight, fit_scaled_source(values[:, :, None]), rows=True).turns
+    assert name_of(values) == "2 lumps"
+    smoother = signs + rng.normal(size=signs.shape)
+    assert name_of(smoother) == "Gaussian, channel scales, DCT of channels"
+
+
 def test_letters_and_zeros_under_cross_terms_take_no_more_than_without():
     rng = np.random.default_rng(4)
     values = rng.normal(size=(60, 40)) * (rng.random((60, 40)) < 0.3)
@@ -104,10 +159,10 @@ def test_gaussian_components_alone_are_water_filling():
     found = Components(VarianceHistogram.of(variances))
     rectangles = Rectangles(variances)
     for distortion in (1.0, 50.0, 300.0):
-        assert found.rate_at_distortion(distortion) == pytest.approx(rectangles.rate_at_distortion(distortion), abs=1.5)
-        level = found.level_at_distortion(distortion)
+        bits, level = found.at_distortion(distortion)
+        assert bits == pytest.approx(rectangles.rate_at_distortion(distortion), abs=1.5)
         assert level == pytest.approx(rectangles.level_at_distortion(distortion), rel=0.03)
-    assert found.level_at_distortion(2 * found.total) == math.inf and found.rate_at_distortion(2 * found.total) == 0.0
+    assert found.at_distortion(2 * found.total) == (0.0, math.inf)
 
 
 def test_components_of_several_densities_share_one_slope():

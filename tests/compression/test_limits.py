@@ -19,7 +19,7 @@ from waterfill.compression import limits
 from waterfill.compression.bases import Bases, in_basis
 from waterfill.compression.encoder import Encoder, Job
 from waterfill.compression.layerwise import CodedSegment, EntryReport, _Coder
-from waterfill.compression.limits import Sample, SourceModels
+from waterfill.compression.limits import Sample, SourceModels, entry_limit
 from waterfill.compression.report_rows import ReportBuilder, _why_below
 from waterfill.compression.segments import StoredTensors
 from waterfill.compression.sensitivity import ModelStatistics
@@ -252,6 +252,18 @@ def test_two_values_with_a_spread_have_a_limit_that_knows_them():
     assert json.loads(result.to_json())["gap"] == result.gap
 
 
+def test_the_error_of_letters_is_that_of_their_entropy_at_every_small_distortion():
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(40):
+        matrix = rng.choice((-1.0, 0.0, 2.0), (16, 24), p=(0.2, 0.5, 0.3)).astype(np.float32)
+        weight = Weight("w", matrix, Layout(matrix.shape))
+        model = SourceModels().models({"w": weight}, {"w": DiagonalForm(np.ones_like(matrix))})["w"]
+        found.append(entry_limit(model, 1e-3 * matrix.size, matrix.size))
+    spread = np.std([each.bits for each in found])
+    assert np.mean([each.standard_error for each in found]) == pytest.approx(spread, rel=0.3)
+
+
 def test_structure_that_the_source_lacks_is_named_in_the_row():
     model = nn.Linear(128, 128, bias=False)
     generator = torch.Generator().manual_seed(0)
@@ -264,7 +276,7 @@ def test_structure_that_the_source_lacks_is_named_in_the_row():
 
 
 def test_a_small_gap_below_the_limit_may_be_chance():
-    assert _why_below(0.0, 0.1) == _why_below(0.3, 0.1) == ""
+    assert _why_below(0.0, 0.1) == _why_below(0.3, 0.1) == _why_below(-0.002, 1e-6) == ""
     assert _why_below(-0.2, 0.1) == "below the limit within two standard errors of the fitted entropy"
     assert _why_below(-0.21, 0.1) == "below the limit of the fitted source"
 

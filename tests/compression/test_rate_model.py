@@ -39,13 +39,14 @@ def test_the_forecast_is_half_a_logarithm_of_each(level):
 def test_the_rate_at_a_distortion_is_that_of_the_rectangles(share):
     exact = Rectangles(VALUES)
     expected = exact.rate_at_distortion(share * exact.total)
-    found = VarianceHistogram.of(VALUES).rate_at_distortion(share * exact.total)
+    found, level = VarianceHistogram.of(VALUES).at_distortion(share * exact.total)
     assert abs(found - expected) <= open_at(exact.level_at_distortion(share * exact.total)) * 2 * HALF
+    assert level == pytest.approx(exact.level_at_distortion(share * exact.total), rel=2 * HALF)
 
 
 def test_the_rate_is_zero_where_everything_is_full():
-    assert VarianceHistogram.of(VALUES).rate_at_distortion(2 * VALUES.sum()) == 0.0
-    assert VarianceHistogram.none().rate_at_distortion(1.0) == 0.0
+    assert VarianceHistogram.of(VALUES).at_distortion(2 * VALUES.sum())[0] == 0.0
+    assert VarianceHistogram.none().at_distortion(1.0)[0] == 0.0
     assert VarianceHistogram.none().forecast(1.0) == 0.0
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from waterfill.bases.turning import coefficients
+from waterfill.records import CHANNELS, Cosines, Layout
 from waterfill.theory.scaled_source import fit_scaled_source
 from waterfill.theory.sources import fit_gaussian, fit_generalized_gaussian, fit_laplace
 
@@ -42,3 +44,10 @@ def test_fits_go_with_the_scale_and_without_a_warning(weights, scale):
         assert np.isfinite(scaled.variance).all() and np.isfinite(scaled.entropy_power).all()
     found = fit_scaled_source(weights * scale)
     assert np.isfinite(found.standard_error) and not np.isnan(found.entropy_powers(weights * scale)).any()
+
+
+def test_cosines_of_a_ramp_are_fitted_without_a_warning():
+    ramp = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    cosines = coefficients(ramp, Cosines(CHANNELS, 64), Layout(ramp.shape))
+    found = fit_scaled_source(cosines[:, :, None].astype(np.float64), strict=True)
+    assert np.isfinite(found.mean_entropy)

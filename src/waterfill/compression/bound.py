@@ -79,7 +79,6 @@ class ModelBound:
         importance: name of the importance.
         unit: of the distortion.
         exact_bits: what tensors that are stored without loss take in a file of ours; part of every rate.
-        left_out: tensors of unknown sensitivity or without spread; they cost nothing here.
         factor: what `e^T I_w e` is multiplied by to be a distortion.
         shapes: of every coded tensor.
         models: source and components of those that are not left out: variances `I_i N_i`, with cross terms eigenvalues
@@ -92,11 +91,15 @@ class ModelBound:
     importance: str
     unit: str
     exact_bits: float
-    left_out: tuple[str, ...]
     factor: float
     shapes: Mapping[str, tuple[int, ...]]
     models: Mapping[str, TensorModel]
     notes: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Tensors of unknown sensitivity or without spread; they cost nothing here."""
+        return tuple(name for name in self.shapes if name not in self.models)
 
     @cached_property
     def _whole(self) -> Components:
@@ -173,7 +176,8 @@ class ModelBound:
             )
             return BoundRow(name, shape, numel, None, None, reason=reason)
         rate, loss = model.components.rate(level) / numel, self.factor * model.components.distortion(level)
-        return BoundRow(name, shape, numel, rate, loss, model.name, model.standard_error, "", model.note)
+        source = model.source
+        return BoundRow(name, shape, numel, rate, loss, source.name, source.standard_error, "", source.note)
 
     def to_json(self, rate: float) -> str:
         """The curve, and the tensors at a rate, as JSON text."""
@@ -253,10 +257,8 @@ def bound(
 
 
 def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
-    inventory = ready.inventory
+    inventory, exact = ready.inventory, ready.lossless
     _check_values(inventory.floating_values)
-    models = SourceModels().models(inventory.weights, ready.forms)
-    exact = ready.lossless
     form = next(iter(ready.forms.values()), None)
     return ModelBound(
         floating_values=inventory.floating_values,
@@ -264,39 +266,52 @@ def _model_bound(ready: PreparedModel, settings: Settings) -> ModelBound:
         importance=ready.estimator.name,
         unit=COST_UNIT if form is None else form.unit,
         exact_bits=8.0 * container.exact_size(exact.entries, exact.data) + sum(e.bits for e in exact.symbols.values()),
-        left_out=tuple(name for name in inventory.weights if name not in models),
         factor=1.0 if form is None else form.factor,
         shapes={name: weight.layout.shape for name, weight in inventory.weights.items()},
-        models=models,
+        models=SourceModels().models(inventory.weights, ready.forms),
         notes=settings.notes.texts,
     )
 
 
 def _directory_bound(source: CheckpointSource, settings: Settings, data: Sequence[Any] | None) -> ModelBound:
     _check_values(source.floating_values)
-    if data is None:
-        estimator = without_module(settings)
-        importance = estimator.name
-        known = survey_forms(source, 1.0, form_finder(estimator, source, (), settings), settings, exactly=True)
-        form = next(iter(known.pilot.values()), (None, None))[1]
-        factor, unit = (1.0, COST_UNIT) if form is None else (form.factor, form.unit)
-    else:
-        walk = BlockWalk(source, settings, data, power=1.0, exactly=True)
-        importance, known = walk.importance, walk.statistics
-        factor, unit = walk.forward.distortion.factor, walk.forward.distortion.unit
-    shapes = source.coded_shapes
+    priced = _without_data(source, settings) if data is None else _with_data(source, settings, data)
     return ModelBound(
         floating_values=source.floating_values,
         original_bytes=original_bytes(source.entries),
-        importance=importance,
-        unit=unit,
+        importance=priced.importance,
+        unit=priced.unit,
         exact_bits=sum(map(source.exact_bits, source.groups)),
-        left_out=tuple(name for name in shapes if name not in known.models),
-        factor=factor,
-        shapes=shapes,
-        models=known.models,
+        factor=priced.factor,
+        shapes=source.coded_shapes,
+        models=priced.models,
         notes=settings.notes.texts,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _PricedModels:
+    """Models of the tensors of a directory, and the importance by which their errors have a price."""
+
+    importance: str
+    unit: str
+    factor: float
+    models: Mapping[str, TensorModel]
+
+
+def _without_data(source: CheckpointSource, settings: Settings) -> _PricedModels:
+    estimator = without_module(settings)
+    finder = form_finder(estimator, source, (), settings)
+    known = survey_forms(source, 1.0, finder, settings, exactly=True)
+    form = next(iter(known.pilot.values()), (None, None))[1]
+    factor, unit = (1.0, COST_UNIT) if form is None else (form.factor, form.unit)
+    return _PricedModels(estimator.name, unit, factor, known.models)
+
+
+def _with_data(source: CheckpointSource, settings: Settings, data: Sequence[Any]) -> _PricedModels:
+    walk = BlockWalk(source, settings, data, power=1.0, exactly=True)
+    distortion = walk.forward.distortion
+    return _PricedModels(walk.importance, distortion.unit, distortion.factor, walk.statistics.models)
 
 
 def _check_values(count: int) -> None:

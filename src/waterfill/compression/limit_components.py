@@ -21,6 +21,7 @@ POINTS = 40
 """Points of a curve."""
 
 TINY = 1e-300
+"""In the place of a distortion of zero, for its logarithm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,45 +66,27 @@ class Components:
         """The distortion at which the rate is zero."""
         return self.gaussian.total + sum(source.variance * scales.total for source, scales in self.others.items())
 
+    def at_distortion(self, distortion: float) -> tuple[float, float]:
+        """The least bits of any code at a distortion, and the level there: zero and infinite from the total on."""
+        if not self.number or distortion >= self.total:
+            return 0.0, math.inf
+        return self._function.at_distortion(distortion)
+
     def rate_at_distortion(self, distortion: float) -> float:
         """The least bits of any code at a distortion: zero from the total on."""
-        if not self.number or distortion >= self.total:
-            return 0.0
-        if not self.others:
-            return self.gaussian.rate_at_distortion(distortion)
-        table = self._table
-        return max(0.0, float((table.lagrangians - distortion * table.slopes).max()))
-
-    def level_at_distortion(self, distortion: float) -> float:
-        """The level of the slope of the rate at a distortion; infinite from the total on."""
-        if not self.number or distortion >= self.total:
-            return math.inf
-        if not self.others:
-            return self.gaussian.level_at_distortion(distortion)
-        table = self._table
-        return float(2.0 ** table.log2_levels[(table.lagrangians - distortion * table.slopes).argmax()])
+        return self.at_distortion(distortion)[0]
 
     def distortion(self, level: float) -> float:
         """Distortion at a level."""
-        if not self.others:
-            return self.gaussian.distortion(level)
-        table = self._table
-        return float(
-            np.exp(np.interp(math.log2(level), table.log2_levels, np.log(np.maximum(table.distortions, TINY))))
-        )
+        return self._function.distortion(level)
 
     def rate(self, level: float) -> float:
         """Bits at a level."""
-        if not self.others:
-            return self.gaussian.rate(level)
-        return float(np.interp(math.log2(level), self._table.log2_levels, self._table.rates))
+        return self._function.rate(level)
 
     def level_at_rate(self, bits: float) -> float:
         """The level at which the rate is so many bits."""
-        if not self.others:
-            return self.gaussian.level_at_rate(bits)
-        table = self._table
-        return float(2.0 ** np.interp(-bits, -table.rates, table.log2_levels))
+        return self._function.level_at_rate(bits)
 
     def curve(self, bits: float) -> list[tuple[float, float]]:
         """(bits, least distortion) from no bits to twice as many and one for every component.
@@ -116,6 +99,10 @@ class Components:
         return [(float(each), self.distortion(self.level_at_rate(float(each)))) for each in places]
 
     @cached_property
+    def _function(self) -> VarianceHistogram | _Table:
+        """The rate-distortion function: water-filling where all are Gaussian."""
+        return self._table() if self.others else self.gaussian
+
     def _table(self) -> _Table:
         """Sums over all components, between levels so high and so low that nobody asks for others."""
         ends = [scales.ends for scales in (self.gaussian, *self.others.values()) if scales.counts.size]
@@ -156,3 +143,22 @@ class _Table:
         """`L - s D`, which never rises from a level to a higher one."""
         found = np.maximum(self.lagrangians - self.slopes * self.distortions, 0.0)
         return np.maximum.accumulate(found[::-1])[::-1]
+
+    def at_distortion(self, distortion: float) -> tuple[float, float]:
+        """The best of all bounds at a distortion, bits, and its level."""
+        bounds = self.lagrangians - distortion * self.slopes
+        best = int(bounds.argmax())
+        return max(0.0, float(bounds[best])), float(2.0 ** self.log2_levels[best])
+
+    def distortion(self, level: float) -> float:
+        """Distortion at a level."""
+        logs = np.log(np.maximum(self.distortions, TINY))
+        return float(np.exp(np.interp(math.log2(level), self.log2_levels, logs)))
+
+    def rate(self, level: float) -> float:
+        """Bits at a level."""
+        return float(np.interp(math.log2(level), self.log2_levels, self.rates))
+
+    def level_at_rate(self, bits: float) -> float:
+        """The level at which the rate is so many bits."""
+        return float(2.0 ** np.interp(-bits, -self.rates, self.log2_levels))

@@ -16,7 +16,7 @@ from waterfill.importance import DiagonalForm, KroneckerForm
 from waterfill.protocols import QuadraticForm
 from waterfill.records import OUT, Floats, Layout, Turn, Weight
 from waterfill.theory.checks import Array
-from waterfill.theory.gaussian_mixture import fit_gaussian_mixture
+from waterfill.theory.gaussian_mixture import GaussianMixture, fit_gaussian_mixture
 from waterfill.theory.scalar_rate import ScalarSource
 from waterfill.theory.scaled_source import ScaledSource, fit_scaled_source
 from waterfill.theory.sources import scale_entropy
@@ -40,34 +40,45 @@ WIDEST_WHOLE = 2048
 """Coordinates of a factor that is made a matrix, if it is the vector of its diagonal."""
 
 
-@dataclass(frozen=True, eq=False)
-class LimitSource:
-    """What the weights of a tensor are taken to be drawn from, without the weights.
+@dataclass(frozen=True)
+class SourceSummary:
+    """Report of the source of a tensor, which is kept when the source is gone.
 
     Attributes:
         name: for tables.
-        layout: of the weights.
-        turns: to the coordinates in which they are independent, in order.
-        scaled: their scales there.
-        scalar: the density of each over its scale; None for that of `scaled`, by its entropy.
-        parameters: how many numbers were fitted beside scales and shape.
         standard_error: of the mean entropy, bits a weight.
-        left: structure that it lacks.
+        left: structure that the source lacks.
     """
 
     name: str
-    layout: Layout
-    turns: tuple[Turn, ...]
-    scaled: ScaledSource
-    scalar: ScalarSource | None = None
-    parameters: int = 0
-    standard_error: float = 0.0
+    standard_error: float
     left: tuple[Finding, ...] = ()
 
     @property
     def note(self) -> str:
         """For the row of a tensor; empty where the source fits."""
         return f"the source lacks: {', '.join(map(str, self.left))}" if self.left else ""
+
+
+@dataclass(frozen=True, eq=False)
+class LimitSource:
+    """Source from which the weights of a tensor are taken to be drawn, without the weights.
+
+    Attributes:
+        summary: for reports.
+        layout: of the weights.
+        turns: to the coordinates in which they are independent, in order.
+        scaled: their scales there.
+        scalar: the density of each over its scale; None for that of `scaled`, by its entropy.
+        parameters: how many numbers were fitted beside scales and shape.
+    """
+
+    summary: SourceSummary
+    layout: Layout
+    turns: tuple[Turn, ...]
+    scaled: ScaledSource
+    scalar: ScalarSource | None = None
+    parameters: int = 0
 
     def components(self, matrix: Floats, form: QuadraticForm | None, times: float) -> Components:
         """Components of the limit under a form.
@@ -104,28 +115,27 @@ def limit_source(weight: Weight, scaled: ScaledSource, *, rows: bool) -> LimitSo
     letters = _letters(weight.matrix)
     if letters is not None:
         return _of_letters(weight, letters)
+    axes = weight.matrix.reshape(weight.layout.axes)
     if scaled.has_shape_of_few:
-        scaled = fit_scaled_source(weight.matrix.reshape(weight.layout.axes), strict=True)
+        scaled = fit_scaled_source(axes, strict=True)
     if scaled.zeros >= FEWEST_ZEROS:
         return _of_zeros(weight, scaled)
     if scaled.zeros > 0:
-        return _named(StructuredSource(weight, scaled))
-    plain = StructuredSource(weight, scaled)
-    best = structured(weight, scaled, rows=rows)
-    found = _with_density(best)
-    if best.turns and found.scalar is None and _missed(plain) > MISSED:  # lumps are gone once they are turned
-        other = _with_density(plain)
-        if other.scalar is not None and plain.description - _gain(plain, other) < best.description:
-            best, found = plain, other
-    scalar = found.scalar or ScalarSource(shape=best.scaled.shape)
-    return replace(found, left=tuple(findings(best.values, scalar.cumulative)))
+        scaled = fit_scaled_source(axes, strict=True, zeros_known=False)
+    return _described(weight, scaled, rows=rows).tested()
 
 
 def _named(structure: StructuredSource) -> LimitSource:
+    """The generalized Gaussian source of weights in coordinates of their own."""
     weight, scaled = structure.weight, structure.scaled
-    turns = "".join(f", {turn.name}" for turn in (*((weight.basis,) if weight.basis else ()), *structure.turns))
-    name = f"{scaled.name}{turns}"
-    return LimitSource(name, weight.layout, structure.turns, scaled, None, structure.angles, scaled.standard_error)
+    summary = SourceSummary(f"{scaled.name}{_names_of_turns(structure)}", scaled.standard_error)
+    return LimitSource(summary, weight.layout, structure.turns, scaled, None, structure.angles)
+
+
+def _names_of_turns(structure: StructuredSource) -> str:
+    """The basis that a file has and the turns beyond it, for names."""
+    basis = structure.weight.basis
+    return "".join(f", {turn.name}" for turn in (*([basis] if basis else []), *structure.turns))
 
 
 # Letters
@@ -142,16 +152,17 @@ def _letters(matrix: Floats) -> tuple[Array, Array] | None:
 
 
 def _of_letters(weight: Weight, letters: tuple[Array, Array]) -> LimitSource:
+    """Values drawn independently, each as often as it comes."""
     values, counts = letters
-    deviation = math.sqrt(float(np.average(np.square(values), weights=counts)))
     shares = counts / counts.sum()
-    scalar = ScalarSource(tuple(values / deviation), tuple(shares))
+    around = values - float(shares @ values)
+    deviation = math.sqrt(float(shares @ np.square(around)))
+    scalar = ScalarSource(tuple(around / deviation), tuple(shares))
     scaled = _one_scale(weight, deviation)
     entropy = -float(shares @ np.log2(shares))
     error = math.sqrt(max(0.0, float(shares @ np.square(np.log2(shares))) - entropy**2) / weight.matrix.size)
     left = _zeros_left(weight.matrix == values[counts.argmax()], "places of the commonest value")
-    name = f"{values.size} values"
-    return LimitSource(name, weight.layout, (), scaled, scalar, 0, error, left)
+    return LimitSource(SourceSummary(f"{values.size} values", error, left), weight.layout, (), scaled, scalar)
 
 
 def _one_scale(weight: Weight, deviation: float) -> ScaledSource:
@@ -166,7 +177,7 @@ def _one_scale(weight: Weight, deviation: float) -> ScaledSource:
 
 def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
     """Zeros at random places, and a generalized Gaussian with the entropy of the others."""
-    logit = math.log(scaled.zeros / (1 - scaled.zeros)) if scaled.zeros < 1 else 40.0
+    logit = math.log(scaled.zeros / (1 - scaled.zeros))
     share = 1 / (1 + math.exp(-round(SHARES_A_NAT * logit) / SHARES_A_NAT))
     shape = 2.0 ** (round(SHAPES_AN_OCTAVE * math.log2(scaled.shape)) / SHAPES_AN_OCTAVE)
     scalar = ScalarSource((0.0,), (share,), shape)
@@ -176,12 +187,16 @@ def _of_zeros(weight: Weight, scaled: ScaledSource) -> LimitSource:
     size = weight.matrix.size
     of_places = math.log2((1 - scaled.zeros) / scaled.zeros) ** 2 * scaled.zeros * (1 - scaled.zeros) / size
     error = math.hypot(scaled.standard_error, math.sqrt(of_places))
-    name = scaled.name.replace(" zeros known", " zeros")
-    left = _zeros_left(weight.matrix == 0, "places of zeros")
-    return LimitSource(name, weight.layout, (), everywhere, scalar, 1, error, left)
+    tested = scaled.standardized(weight.matrix.reshape(weight.layout.axes).astype(np.float64))
+    others = findings(tested, ScalarSource(shape=scaled.shape).cumulative)
+    left = (*_zeros_left(weight.matrix == 0, "places of zeros"), *others)
+    name = f"{scaled.density}{scaled.name_of_scales}, {100 * scaled.zeros:.3g} % zeros"
+    summary = SourceSummary(name, error, left)
+    return LimitSource(summary, weight.layout, (), everywhere, scalar, parameters=1)
 
 
 def _zeros_left(places: NDArray[np.bool_], what: str) -> tuple[Finding, ...]:
+    """Places that are not random, if they are not."""
     bits = excess_of_zeros(places)
     return (Finding(f"{what} go by rows or columns", bits),) if bits > 0 else ()
 
@@ -189,35 +204,51 @@ def _zeros_left(places: NDArray[np.bool_], what: str) -> tuple[Finding, ...]:
 # Densities
 
 
-def _missed(structure: StructuredSource) -> float:
-    scalar = ScalarSource(shape=structure.scaled.shape)
-    return excess_of_density(structure.values.reshape(-1), scalar.cumulative)
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """A tensor in coordinates of its own, its source there, and the bits of all weights under it, up to a constant."""
+
+    structure: StructuredSource
+    source: LimitSource
+    bits: float
+
+    def tested(self) -> LimitSource:
+        """The source with what tests of the weights find that it lacks."""
+        scalar = self.source.scalar or ScalarSource(shape=self.structure.scaled.shape)
+        left = tuple(findings(self.structure.values, scalar.cumulative))
+        return replace(self.source, summary=replace(self.source.summary, left=left))
 
 
-def _with_density(structure: StructuredSource) -> LimitSource:
+def _described(weight: Weight, scaled: ScaledSource, *, rows: bool) -> _Described:
+    """The density and coordinates of shortest description; lumps are gone once they are turned."""
+    best = _with_density(structured(weight, scaled, rows=rows))
+    if not best.structure.turns or best.source.scalar is not None:
+        return best
+    plain = _with_density(StructuredSource(weight, scaled))
+    return best if plain.source.scalar is None else min(best, plain, key=lambda each: each.bits)
+
+
+def _with_density(structure: StructuredSource) -> _Described:
     """Lumps where a generalized Gaussian misses the density and their description is shorter."""
-    plain = _named(structure)
-    if _missed(structure) <= MISSED:
-        return plain
+    plain = _Described(structure, _named(structure), structure.description)
     values = structure.values.reshape(-1)
+    if excess_of_density(values, ScalarSource(shape=structure.scaled.shape).cumulative) <= MISSED:
+        return plain
     lumps = fit_gaussian_mixture(values)
-    found = replace(
-        plain,
-        name=f"{lumps.name}{plain.name.removeprefix(structure.scaled.density)}",
-        scalar=ScalarSource(lumps=lumps),
-        parameters=plain.parameters + lumps.parameters,
-        standard_error=float(lumps.log_density(values).std()) / math.log(2) / math.sqrt(values.size),
-    )
-    return found if _gain(structure, found) > 0 else plain
+    logs = lumps.log_density(values) / math.log(2)
+    gained = values.size * (scale_entropy(structure.scaled.shape) + float(logs.mean()))
+    gained -= lumps.parameters * math.log2(values.size) / 2
+    if gained <= 0:
+        return plain
+    error = float(logs.std()) / math.sqrt(values.size)
+    name = f"{lumps.name}{structure.scaled.name_of_scales}{_names_of_turns(structure)}"
+    return _Described(structure, _of_lumps(plain.source, lumps, SourceSummary(name, error)), plain.bits - gained)
 
 
-def _gain(structure: StructuredSource, source: LimitSource) -> float:
-    """Bits by which lumps shorten the description of all weights."""
-    assert source.scalar is not None and source.scalar.lumps is not None
-    lumps, values = source.scalar.lumps, structure.values.reshape(-1)
-    bits = -float(lumps.log_density(values).mean()) / math.log(2)
-    gained = values.size * (scale_entropy(structure.scaled.shape) - bits)
-    return gained - lumps.parameters * math.log2(values.size) / 2
+def _of_lumps(plain: LimitSource, lumps: GaussianMixture, summary: SourceSummary) -> LimitSource:
+    """Lumps in the place of a generalized Gaussian."""
+    scalar, parameters = ScalarSource(lumps=lumps), plain.parameters + lumps.parameters
+    return replace(plain, summary=summary, scalar=scalar, parameters=parameters)
 
 
 def _of_unit_variance(scaled: ScaledSource) -> ScaledSource:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from waterfill.compression.limit_components import Components
-from waterfill.compression.limit_models import LimitSource, limit_source
+from waterfill.compression.limit_models import LimitSource, SourceSummary, limit_source
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm
@@ -55,19 +55,15 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class TensorModel:
-    """What the limit of a tensor is made of.
+    """Source of a tensor, in short, and the components of its limit.
 
     Attributes:
-        name: of the source of its weights, for tables.
+        source: of its weights.
         components: of its error, under its source and its form.
-        standard_error: of the mean entropy of the source, bits a weight.
-        note: structure that the source lacks; empty for none.
     """
 
-    name: str
+    source: SourceSummary
     components: Components
-    standard_error: float
-    note: str = ""
 
 
 class SourceModels:
@@ -135,8 +131,7 @@ class SourceModels:
             self._chosen[weight.name] = limit_source(sample.weight, source, rows=sample.step == 1)
         chosen = self._chosen[weight.name]
         components = chosen.components(sample.weight.matrix, None if form is None else sample.form(form), sample.times)
-        model = TensorModel(chosen.name, components, chosen.standard_error, chosen.note)
-        self._found[weight.name] = form, model
+        self._found[weight.name] = form, TensorModel(chosen.summary, components)
 
     def forget(self, names: Iterable[str]) -> None:
         """Let go of what is kept of tensors that are done with."""
@@ -182,7 +177,8 @@ class EntryLimit:
 def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit:
     """The limit of a tensor.
 
-    An entropy that is off by a bit moves the limit by one bit for every weight that takes any.
+    An entropy that is off by a bit moves the limit by one bit for every weight that takes any: letters, and the places
+    of zeros, do so at every distortion.
 
     Args:
         model: its source and components.
@@ -193,6 +189,7 @@ def entry_limit(model: TensorModel, distortion: float, numel: int) -> EntryLimit
         Lemma 1 of the paper for independent weights, with weighted water-filling (Theorem 2); with cross terms reverse
         water-filling over eigenvalues, see `waterfill.theory.spectra`.
     """
-    bits = model.components.rate_at_distortion(distortion)
-    open_ones = min(float(numel), distortion / model.components.level_at_distortion(distortion))
-    return EntryLimit(bits, open_ones * model.standard_error, model.name, model.note)
+    bits, level = model.components.at_distortion(distortion)
+    has_letters = any(source.letters for source in model.components.others)
+    open_ones = float(numel) if has_letters and bits > 0 else min(float(numel), distortion / level)
+    return EntryLimit(bits, open_ones * model.source.standard_error, model.source.name, model.source.note)

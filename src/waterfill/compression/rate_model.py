@@ -137,15 +137,10 @@ class VarianceHistogram:
         """The level at which the rate is so many bits."""
         return _lowest(lambda level: self.rate(level) <= bits)
 
-    def rate_at_distortion(self, distortion: float) -> float:
-        """The least bits of any code at a distortion: zero from the total on."""
-        if not self.counts.size or distortion >= self.total:
-            return 0.0
-        return self.rate(self.level_at_distortion(distortion))
-
-    def level_at_distortion(self, distortion: float) -> float:
-        """The level at which the distortion is so much."""
-        return _lowest(lambda level: self.distortion(level) >= distortion)
+    def at_distortion(self, distortion: float) -> tuple[float, float]:
+        """The least bits of any code at a distortion, zero from the total on, and the level there."""
+        level = _lowest(lambda level: self.distortion(level) >= distortion)
+        return self.rate(level), level
 
 
 def _bins(variances: Array) -> NDArray[np.int64]:

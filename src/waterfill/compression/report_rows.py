@@ -17,6 +17,9 @@ from waterfill.results import TensorReport, reconstruction
 
 NO_ENTRY = EntryReport("")
 
+ACCURACY = 0.003
+"""Bits to which limits are worked out."""
+
 
 @dataclass(eq=False)
 class _Row:
@@ -171,7 +174,7 @@ class ReportBuilder:
         rate = 8 * row.size / values
         limit = None if row.limit is None else row.limit / values
         error = None if limit is None else math.sqrt(row.variance) / values
-        below = "" if limit is None or error is None else _why_below(rate - limit, error)
+        below = "" if limit is None or error is None or not row.size else _why_below(rate - limit, error)
         return TensorReport(
             entry.name,
             entry.shape,
@@ -189,8 +192,8 @@ class ReportBuilder:
 
 
 def _why_below(gap: float, standard_error: float) -> str:
-    """Why a tensor takes fewer bits than its limit; empty when it does not."""
-    if gap >= 0:
+    """Why a tensor takes fewer bits than its limit; empty when it does not, or by less than limits are exact to."""
+    if gap >= -ACCURACY:
         return ""
     if -gap <= 2 * standard_error:
         return "below the limit within two standard errors of the fitted entropy"

@@ -1,4 +1,4 @@
-"""Coordinates in which the weights of a tensor depend on each other least, for its limit: whatever the code uses."""
+"""Find coordinates in which the weights of a tensor depend on each other least, for its limit, whatever a code uses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from waterfill.bases.rotations import LONGEST_BLOCK, MOST_TAPS
 from waterfill.bases.turning import coefficients
@@ -22,8 +23,11 @@ WIDEST = 512
 VECTORS_A_DIRECTION = 4
 """Vectors along an axis for every eigenvector of their covariance that is taken to be known."""
 
-LEAST = 1e-9
-"""Of the largest variance."""
+LEAST_VARIANCE = 1e-9
+"""Along an eigenvector, of the largest variance of a coordinate: single precision shows no smaller one."""
+
+SMALLEST = 1e-30
+"""In the place of a variance of zero, for its logarithm; the largest weight is 1."""
 
 CHANCE = 16.0
 """Bits that some turn or other saves by chance, besides three for the square root of the coordinates."""
@@ -93,18 +97,20 @@ def structured(weight: Weight, scaled: ScaledSource, *, rows: bool) -> Structure
 
 
 def _turned(source: StructuredSource, candidate: _Candidate) -> StructuredSource:
+    """The tensor turned once more, and the source that is fitted to it there."""
     weight = source.weight
     matrix = coefficients(weight.matrix, candidate.turn, weight.layout)
     turned = replace(weight, matrix=matrix)
     return StructuredSource(
         turned,
-        fit_scaled_source(_axes_of(turned), strict=True),
+        fit_scaled_source(_axes_of(turned), strict=True, zeros_known=False),
         (*source.turns, candidate.turn),
         source.angles + candidate.angles,
     )
 
 
 def _axes_of(weight: Weight) -> Array:
+    """The weights, [out, channels, taps]."""
     return weight.matrix.reshape(weight.layout.axes).astype(np.float64)
 
 
@@ -115,20 +121,17 @@ def _candidates(source: StructuredSource, axis: int) -> Iterator[_Candidate]:
     if length < 2 or (axis == TAPS and length > MOST_TAPS) or length == source.weight.matrix.size:
         return
     vectors = _along(source, axis)
+    plain = _bits(np.square(vectors).mean(0))
     if length <= WIDEST:
-        covariance = vectors.T @ vectors / len(vectors)
-        plain = _bits(covariance.diagonal())
-        yield from _directions(covariance, plain, len(vectors), axis)
-    else:
-        plain = _bits(np.square(vectors).mean(0))
-    cosines = Cosines(axis, LONGEST_BLOCK)
+        yield from _directions(vectors, plain, axis)
     lying = Cosines(TAPS if axis == TAPS else CHANNELS, LONGEST_BLOCK)
     turned = coefficients(vectors, lying, _of_vectors(vectors, layout, axis))
-    yield _Candidate(cosines, (plain - _bits(np.square(turned, dtype=np.float64).mean(0))) * len(vectors))
+    saved = plain - _bits(np.square(turned, dtype=np.float64).mean(0))
+    yield _Candidate(Cosines(axis, LONGEST_BLOCK), saved * len(vectors))
 
 
 def _of_vectors(vectors: Array, layout: Layout, axis: int) -> Layout:
-    """Of vectors along an axis, one a row."""
+    """The layout of vectors along an axis, one a row: as taps of one channel, or as channels."""
     return Layout((len(vectors), 1, *layout.shape[2:]) if axis == TAPS else vectors.shape)
 
 
@@ -141,39 +144,45 @@ def _along(source: StructuredSource, axis: int) -> Array:
     return np.ascontiguousarray(np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]))
 
 
-def _directions(covariance: Array, plain: float, count: int, axis: int) -> Iterator[_Candidate]:
-    """Leading eigenvectors of the covariance of `count` vectors, as many as pay for themselves, and all of them.
+def _directions(vectors: Array, plain: float, axis: int) -> Iterator[_Candidate]:
+    """Leading eigenvectors of the covariance of vectors, as many as save most, or all.
 
     The coordinates beside the leading ones have one variance, and are any ones: eigenvectors of noise look better than
     they are.
     """
-    length, largest = len(covariance), float(covariance.diagonal().max())
+    count, length = vectors.shape
+    covariance = vectors.T @ vectors / count
+    largest = float(covariance.diagonal().max())
     most = min(length - 1, count // VECTORS_A_DIRECTION)
     if most < 1 or not largest or bits_of_correlations(covariance, count) < WORTH:
         return
     covariance = (covariance / largest).astype(np.float32)
-    values = np.maximum(largest * np.linalg.eigvalsh(covariance).astype(np.float64)[::-1], LEAST * largest)
-    taken = np.arange(1, most + 1)
-    rest = np.cumsum(values[::-1])[::-1][taken] / (length - taken)
-    left = np.cumsum(np.log2(values))[:most] + (length - taken) * np.log2(rest)
+    variances = np.maximum(largest * np.linalg.eigvalsh(covariance).astype(np.float64)[::-1], LEAST_VARIANCE * largest)
+    saved, angles = _savings(variances, plain, count)
+    best = int(saved[:most].argmax())
+    if saved[best] > 0:
+        leading = np.linalg.eigh(covariance)[1][:, : -best - 2 : -1]
+        whole = np.linalg.qr(leading, mode="complete").Q
+        turn = Directions(axis, np.ascontiguousarray(whole.T, np.float32))
+        yield _Candidate(turn, float(saved[best]), int(angles[best]))
+
+
+def _savings(variances: Array, plain: float, count: int) -> tuple[Array, NDArray[np.int64]]:
+    """Bits that the leading eigenvectors save, and how many angles say which they are, for 1 ... length - 1 of them.
+
+    Args:
+        variances: all eigenvalues, the largest first.
+        plain: bits of a vector as it is.
+        count: of the vectors.
+    """
+    length = len(variances)
+    taken = np.arange(1, length)
+    others = np.cumsum(variances[::-1])[::-1][1:] / (length - taken)
+    bits = (np.cumsum(np.log2(variances))[:-1] + (length - taken) * np.log2(others)) / 2
     angles = taken * length - taken * (taken + 1) // 2
-    saved = count * (plain - left / 2) - angles * math.log2(count * length) / 2
-    every = count * (plain - _bits(values)) - angles[-1] * math.log2(count * length) / 2
-    every = every if most == length - 1 else -math.inf
-    best = int(saved.argmax())
-    if max(saved[best], every) > 0:
-        vectors = np.linalg.eigh(covariance)[1][:, ::-1]
-        if every > saved[best]:
-            yield _Candidate(_turn(axis, vectors), float(every), int(angles[-1]))
-        else:
-            whole = np.linalg.qr(vectors[:, : best + 1], mode="complete").Q
-            yield _Candidate(_turn(axis, whole), float(saved[best]), int(angles[best]))
-
-
-def _turn(axis: int, vectors: Array) -> Directions:
-    return Directions(axis, np.ascontiguousarray(vectors.T, np.float32))
+    return count * (plain - bits) - angles * math.log2(count * length) / 2, angles
 
 
 def _bits(variances: Array) -> float:
     """`1/2 log2` of all variances."""
-    return float(np.log2(np.maximum(variances, 1e-30)).sum()) / 2
+    return float(np.log2(np.maximum(variances, SMALLEST)).sum()) / 2

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec.trellis import PARITIES, parities
+from waterfill.codec.trellis import PARITIES
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm, has_cross_terms
 from waterfill.importance.forms import Doubles
@@ -26,6 +26,7 @@ from waterfill.quantize.trellis import (
     FEW_STATES,
     LEVEL_TO_SQUARED_STEP,
     Trellis,
+    code_for,
     few_values,
     finish_path,
     lagrangian,
@@ -44,7 +45,7 @@ DRAFT_STATES, DRAFT_ROUNDS = 8, 2
 BLOCK = 64
 """Columns that get what all those before them leave at once, at least."""
 
-FORCED = 4096
+FORCED = 1024
 """From so many rows on the levels of a column are decided at its end."""
 
 MOST_ENDS, LEAST_ENDS = 1 << 14, 8
@@ -243,7 +244,7 @@ class Loop:
             rows, columns = _exponents(fit.exponents(self.layout))
             lmbda = 0.0 if fit.shift else self.lmbda  # low bits take the same everywhere
             bits = np.float32(lmbda) * fit.lengths()[:, None]
-            levels = self._columns((rows, columns, bits, np.zeros(0, np.float32)))
+            levels = self._columns((rows, columns, bits))
             fit = spreads.fit(levels, self.layout, fit)
         return levels, fit
 
@@ -274,17 +275,17 @@ class Loop:
             log_states: logarithm of the number of states.
             ends: how many of the states in which a column can end are kept for the next one; 0 for as many as pay.
         """
-        from waterfill.quantize.feedback_kernels import Code
-        from waterfill.quantize.trellis_kernels import level_prices
+        from waterfill.quantize.branch_kernels import level_prices
+        from waterfill.quantize.survivor_kernels import Memory
 
-        flips, picks = (part.astype(np.bool_) for part in parities(log_states))
         rows, columns = _exponents(spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0]))
-        aside, taking_part = fit.aside(), 1 - self._aside(fit)
         height = len(self.x)
         ends = ends or (1 if height >= FORCED else max(LEAST_ENDS, MOST_ENDS // height))
-        lag = int(MEMORY * log_states / max(taking_part, LEAST_PART))
-        prices = rows, columns, *level_prices(fit.lengths(), self.lmbda, False, np.zeros(4))
-        return self._columns(prices, Code(aside, flips, picks, lag, ends))
+        prices = rows, columns, level_prices(fit.lengths(), self.lmbda, False)
+        if ends == 1:
+            return self._columns(prices, (fit.aside(), code_for(log_states, self.weights)))
+        lag = int(MEMORY * log_states / max(1 - self._aside(fit), LEAST_PART))
+        return self._columns(prices, (fit.aside(), code_for(log_states), Memory(lag, ends)))
 
     def _aside(self, fit: PathFit) -> float:
         """Share of the elements that stand aside."""
@@ -316,36 +317,41 @@ class Loop:
     def _nearest(self, step: int) -> Symbols:
         return np.rint(self.x / step).astype(np.int32)
 
-    def _columns(self, prices: tuple[Exponents, Exponents, Floats, Floats], code: Any = None) -> Symbols:
-        """Search the levels [out, in] of a path, or free ones without a code, span by span.
+    def _columns(self, prices: tuple[Exponents, Exponents, Floats], search: tuple[Any, ...] = ()) -> Symbols:
+        """Search the levels [out, in] of a path, or free ones, span by span.
 
         What the columns before a block leave to it is one product; inside, a column adds up what those before it leave.
 
         Args:
-            prices: exponents of rows and of columns, what levels cost at each, how far they are shifted.
-            code: the trellis, see `feedback_kernels.Code`.
+            prices: exponents of rows and of columns, what levels cost at each.
+            search: which exponents stand aside, the trellis, and how much is remembered where all is not decided at the
+                end of every column; nothing for free levels.
         """
-        from waterfill.quantize import feedback_kernels as kernels
+        from waterfill.quantize import feedback_kernels, survivor_kernels
 
+        kernels = feedback_kernels.scalar_span, feedback_kernels.best_span, survivor_kernels.best_span
+        find = kernels[max(0, len(search) - 1)]
         levels, feed = np.empty(self.x.shape, np.int32), self._feed()
         span = 1 << self.log_span
         block = max(span, BLOCK)
-        rows, columns, *bits = prices
+        rows, columns, bits = prices
         for base in range(0, self.x.shape[1], block):
             carried = self._carried(feed, slice(base, base + block))
             for start in range(base, min(base + block, self.x.shape[1]), span):
                 some = slice(start, min(start + span, base + block))
-                x, weights = np.ascontiguousarray(self.x[:, some].T), self.weights
-                weights = np.ascontiguousarray(weights[:, some].T) if weights.size > 1 else weights
+                x = np.ascontiguousarray(self.x[:, some].T)
                 found = np.empty(x.shape, np.int32)
                 known = x, np.ascontiguousarray(carried[start - base :][: len(x)]), feed, start, base
-                priced = kernels.Prices(weights, rows, columns[some], *bits)
-                if code is None:
-                    kernels.scalar_span(*known, priced, found)
-                else:
-                    kernels.best_span(*known, priced, code, found)
+                priced = feedback_kernels.Prices(self._weights(some), rows, columns[some], bits)
+                find(*known, priced, *search, found)
                 levels[:, some] = found.T
         return levels
+
+    def _weights(self, columns: slice) -> Floats:
+        """Weights of the squared errors of some columns, [columns, out]; [1, out] where they are constant."""
+        if self.weights.size == 1:
+            return np.full((1, len(self.x)), self.weights[0, 0], np.float32)
+        return np.ascontiguousarray(self.weights[:, columns].T)
 
     def _feed(self) -> Any:
         """How errors of earlier columns come in, with none yet."""

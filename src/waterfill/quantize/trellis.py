@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,12 @@ STRETCHES = (16, 24, 32, 40, 48, 56, 64)
 
 NEARLY = 0.015
 """Costs so near to each other may change places with more states."""
+
+NARROW, WIDE = 128.0, 4096.0
+"""Integers for a cost of one squared step, in int16 and in int32."""
+
+LARGEST_NARROW = 16.0
+"""The largest weight of a squared error with which costs are int16."""
 
 DRAFT_ROUNDS = 2
 """Rounds of a draft, at most."""
@@ -329,23 +335,36 @@ def search(
         shrink: centroids in 1/64 step.
         lmbda: cost of a bit.
     """
-    from waterfill.quantize import trellis_kernels as kernels
+    from waterfill.quantize import viterbi_kernels as kernels
+    from waterfill.quantize.branch_kernels import PRICES, level_prices
 
-    aside, prices = fit.aside(), kernels.level_prices(fit.lengths(), lmbda, fit.zero, moved(shrink))
-    flips, picks = (part.astype(np.bool_) for part in parities(log_states))
+    bits = level_prices(fit.lengths(), lmbda, fit.zero).reshape(-1)
+    moves, code = moved(shrink).astype(np.float32), code_for(log_states, importance)
+    starts, aside = exponents * np.int32(PRICES), fit.aside()[exponents]
     levels = np.empty(x.size, np.int32)
 
     def one(span: slice) -> None:
         part = x[span]
-        costs, choices = np.empty((part.size, 4), np.float32), np.empty((part.size, 4), np.int32)
-        weights = importance[span] if importance.size > 1 else importance
-        rows = exponents[span] if exponents.size > 1 else exponents
-        kernels.branch_costs(part, weights, rows, *prices, fit.zero, costs, choices)
-        decisions = np.empty((part.size, 1 << log_states >> 1), np.uint8)
-        kernels.best_path(costs, choices, rows, aside, flips, picks, decisions, levels[span])
+        weights, begins, stays = (_repeated(each, span, part.size) for each in (importance, starts, aside))
+        kernels.best_path(part, weights, begins, bits, fit.zero, moves, stays, code, levels[span])
 
     _every(one, _spans(x.size, 1 << log_span(log_states)))
     return levels
+
+
+def _repeated(values: NDArray[Any], span: slice, size: int) -> NDArray[Any]:
+    """The values of a span, all of one size."""
+    return values[span] if values.size > 1 else np.full(size, values[0])
+
+
+def code_for(log_states: int, weights: Floats | None = None) -> Any:
+    """A trellis with costs as narrow as the weights of squared errors allow; wide ones where these are not known."""
+    from waterfill.quantize.viterbi_kernels import code_of
+
+    flips, picks = parities(log_states)
+    if weights is not None and weights.max() <= LARGEST_NARROW:
+        return code_of(flips, picks, np.int16, NARROW)
+    return code_of(flips, picks, np.int32, WIDE)
 
 
 def _spans(size: int, span: int) -> Iterator[slice]:

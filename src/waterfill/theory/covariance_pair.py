@@ -41,7 +41,7 @@ class CovariancePair:
 
     @cached_property
     def root_x(self) -> Array:
-        """B."""
+        """`B`, of `Sigma_X = B^T B`."""
         return root(self.sigma_x)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What filter, feedback and uniform steps lose to reverse water-filling, for every positive semidefinite A.
+"""The loss of filter, feedback and uniform steps to reverse water-filling, for every positive semidefinite A.
 
 Rows W of independent weights with variances V = diag(v) cost `(W - W_hat) A (W - W_hat)^T`. With `A' = A + kappa V^-1`
 and `A' = U U^T`, U upper triangular, the filtered rows `W A A'^-1` are coded column by column with steps proportional
@@ -24,7 +24,7 @@ from waterfill.theory.universal_code import codebook_power
 
 
 def step_loss(granular_gain: float = 0.0) -> float:
-    """Find what cells lose to balls: `1/2 log2(2 pi e / 12) - g` bits a weight, with uniform steps (g = 0) .2546.
+    """Find the loss of cells to balls: `1/2 log2(2 pi e / 12) - g` bits a weight, with uniform steps (g = 0) .2546.
 
     A lattice or trellis of cells with the second moment `G Delta^2` a weight has `g = -1/2 log2(12 G)`.
 

@@ -1,4 +1,4 @@
-"""Normal lumps: a density for weights near a few values, or of several scales at random."""
+"""Mixtures of normal densities, here called lumps: for weights near a few values, or of several scales at random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from waterfill.theory.checks import Array
 
 CHOSEN_BY = 4096
 FITTED_VALUES = 1 << 16
-"""Values by which the number of lumps is chosen, and to which these are fitted then, at most; evenly spaced ones."""
+"""By so many evenly spaced values the number of lumps is chosen, and to so many they are fitted then, at most."""
 
 MOST_LUMPS = 6
 ROUNDS = 100
@@ -25,11 +25,14 @@ ENOUGH = 1e-6
 NARROWEST = 1e-4
 """Deviation of a lump, of that of all values, at least."""
 
+EMPTY = 1e-12
+"""Share of a lump that no value belongs to, so that it can be divided by."""
+
 NODES = 64
 """Of a quadrature over a lump."""
 
 OUTERMOST = 5.7
-"""Deviations beyond which there is one value in 1e8."""
+"""Deviations beyond which there is one value in 1e8, as beyond the grid of a generalized Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,12 @@ class GaussianMixture:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were fitted."""
+        """How many numbers say which mixture it is."""
         return 3 * len(self.shares) - 1
 
     @property
     def mean(self) -> float:
-        """Of the density."""
+        """`E w`."""
         return float(np.dot(self.shares, self.means))
 
     @property
@@ -105,7 +108,7 @@ class GaussianMixture:
 
 
 def fit_gaussian_mixture(values: Array) -> GaussianMixture:
-    """The lumps whose description of all values is shortest.
+    """Find the mixture whose description of all values is shortest.
 
     Two to six lumps are fitted by expectation and maximisation, from places all over and from scales of one place.
     The number is that of least `n h + (3 K - 1) / 2 log2 n` bits.
@@ -159,10 +162,14 @@ def _fitted(mixture: GaussianMixture, values: Array) -> tuple[GaussianMixture, f
         if before - nats < ENOUGH:
             break
         before = nats
-        parts = np.exp(logs - whole)
-        sums = parts.sum(1) + 1e-12 * values.size
-        means = parts @ values / sums
-        squares = (parts * np.square(values - means[:, None])).sum(1) / sums
-        deviations = np.maximum(np.sqrt(squares), least)
-        mixture = GaussianMixture(tuple(sums / sums.sum()), tuple(means), tuple(deviations))
+        mixture = _maximized(np.exp(logs - whole), values, least)
     return mixture, nats / math.log(2)
+
+
+def _maximized(parts: Array, values: Array, least: float) -> GaussianMixture:
+    """The mixture of largest likelihood where each value belongs to the lumps in parts [lumps, n]."""
+    sums = parts.sum(1) + EMPTY * values.size
+    means = parts @ values / sums
+    squares = (parts * np.square(values - means[:, None])).sum(1) / sums
+    deviations = np.maximum(np.sqrt(squares), least)
+    return GaussianMixture(tuple(sums / sums.sum()), tuple(means), tuple(deviations))

@@ -1,4 +1,4 @@
-"""What a file can know of the data that its network was trained on."""
+"""A bound on what a compressed network has learnt of its training data alone, from the length of its file."""
 
 from __future__ import annotations
 

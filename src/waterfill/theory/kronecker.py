@@ -66,7 +66,7 @@ def _volumes(pairs: Sequence[CovariancePair]) -> Array:
 
 @dataclass(frozen=True)
 class MonteCarlo:
-    """What a sampled test channel shows.
+    """Rate and distortion of a sampled test channel, with their errors.
 
     Attributes:
         rate: mutual information `I(W; W_hat)` in bits.

@@ -38,6 +38,9 @@ NODES_A_LUMP = 8
 WIDTHS = 6
 """How many `sqrt(mu)` the kernel reaches; beyond it is below 2e-8."""
 
+SELDOM = 1e8
+"""One weight of so many is beyond the reach of a grid, about."""
+
 MOST_NODES = 1 << 15
 """With more of them tables end, and the bounds of high rate go on."""
 
@@ -49,6 +52,7 @@ ENOUGH = 2e-4
 """It ends when so many updates gain no more bits than that."""
 
 LEAST = 1e-300
+"""Of a probability, so that it can be divided by and grow."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,13 @@ class ScalarSource:
         return 1.0 - sum(self.probabilities)
 
     @property
+    def most_bits(self) -> float:
+        """The entropy of letters; infinite where the weight may be none of them."""
+        if self.lumps is not None or self.shape:
+            return math.inf
+        return -sum(p * math.log2(p) for p in self.probabilities)
+
+    @property
     def is_scattered(self) -> bool:
         """Whether it has lumps that lie apart."""
         return self.lumps is not None and self.lumps.is_scattered
@@ -95,7 +106,7 @@ class ScalarSource:
         if self.lumps is not None:
             ends.append(self.lumps.reach)
         elif self.shape:
-            ends.append((math.log(1e8)) ** (1 / self.shape))
+            ends.append(math.log(SELDOM) ** (1 / self.shape))
         return max(ends)
 
     def masses(self, nodes: Array, width: float) -> Array:
@@ -143,7 +154,7 @@ class ScalarRate:
     lagrangians: Array
 
     def lagrangian(self, log2_levels: Array) -> Array:
-        """`L` at levels: beyond the table what no rate gives, and below it the high-rate slope.
+        """`L` at levels: above the table the chord to no slope, and below it the high-rate slope.
 
         Args:
             log2_levels: base-2 logarithms of the levels, any shape.
@@ -152,7 +163,8 @@ class ScalarRate:
         last = self.lagrangians.size - 1
         inside = self._curve(np.clip(places, 0, last))
         nothing = self.source.variance * np.exp2(-log2_levels) / math.log(4)
-        found = np.where(places < 0, nothing, np.minimum(inside, nothing))
+        above = np.exp2(self.highest - log2_levels) * self.lagrangians[0]  # concave in the slope, and 0 at 0
+        found = np.minimum(np.where(places < 0, above, inside), nothing)
         return np.where(places > last, self._below(log2_levels), found)
 
     def _below(self, log2_levels: Array) -> Array:
@@ -179,26 +191,42 @@ def scalar_rate(source: ScalarSource) -> ScalarRate:
     """
     highest = math.log2(source.variance) + HIGHEST_LEVEL
     found: list[float] = []
-    grid: Array = np.zeros(1)
+    before: Array = np.zeros(1)
     q: Array = np.ones(1)
     for step in range(OCTAVES * STEPS_AN_OCTAVE):
-        level = 2.0 ** (highest - step / STEPS_AN_OCTAVE)
-        width = math.sqrt(level) / (NODES_A_LUMP if source.is_scattered else NODES_A_WIDTH)
-        half = math.ceil(source.reach / width) + 1
-        if 2 * half + 1 > MOST_NODES:
+        grid = _Grid.of(source, 2.0 ** (highest - step / STEPS_AN_OCTAVE))
+        if grid.nodes.size > MOST_NODES:
             break
-        nodes: Array = width * np.arange(-half, half + 1, dtype=np.float64)
-        start = np.interp(nodes, grid, q)
-        value, q = _lagrangian(source.masses(nodes, width), start, level, width)
-        grid = nodes
-        found.append(value)
+        value, q = _lagrangian(source, grid, np.interp(grid.nodes, before, q))
+        before = grid.nodes
+        found.append(min(value, source.most_bits))
     return ScalarRate(source, highest, np.array(found))
 
 
-def _lagrangian(masses: Array, start: Array, level: float, width: float) -> tuple[float, Array]:
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Values and reproductions of a weight at a level: evenly spaced, beyond its reach on both sides."""
+
+    level: float
+    width: float
+    nodes: Array
+
+    @classmethod
+    def of(cls, source: ScalarSource, level: float) -> _Grid:
+        width = math.sqrt(level) / (NODES_A_LUMP if source.is_scattered else NODES_A_WIDTH)
+        half = math.ceil(source.reach / width) + 1
+        return cls(level, width, width * np.arange(-half, half + 1, dtype=np.float64))
+
+    @property
+    def kernel(self) -> Array:
+        """`K = exp(-d / 2 mu)` of the squared distance d between nodes."""
+        reach = math.ceil(WIDTHS * math.sqrt(self.level) / self.width)
+        return np.asarray(np.exp(-np.square(np.arange(-reach, reach + 1) * self.width) / (2 * self.level)))
+
+
+def _lagrangian(source: ScalarSource, grid: _Grid, start: Array) -> tuple[float, Array]:
     """`-sum p log2 (Kq)` at the q that comes out of `UPDATES`, and that q."""
-    reach = math.ceil(WIDTHS * math.sqrt(level) / width)
-    kernel = np.exp(-np.square(np.arange(-reach, reach + 1) * width) / (2 * level))
+    masses, kernel = source.masses(grid.nodes, grid.width), grid.kernel
     q = np.maximum(start, LEAST) + masses / UPDATES
     there = masses > 0
     before = math.inf

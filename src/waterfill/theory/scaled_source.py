@@ -40,8 +40,14 @@ taken for another shape than theirs in 18 of 100 draws from Gaussians."""
 LEAST_SCALE = 1e-12
 """Of the largest scale along an axis."""
 
+LEAST_MOVE = 1e-2
+"""Of the mean, of the smallest scale, for another round: what a hundredth costs is no thousandth of a bit."""
+
 LEAST_POWER = 1e-300
 """Of a scale to the power of a shape, so that it can be divided by."""
+
+LARGEST_EXPONENT = 900.0
+"""Of a scale to the power of a shape, base 2: larger ones belong to a shape that does not fit, and lose."""
 
 SWEEPS = 2
 """How often the scales of several axes are fitted to each other, each time."""
@@ -75,14 +81,18 @@ class ScaledSource:
     @property
     def name(self) -> str:
         """Short name for tables."""
-        scales = f", {' x '.join(self.axes)} scales" if self.axes else ""
         zeros = f", {100 * self.zeros:.3g} % zeros known" if self.zeros else ""
-        return f"{self.density}{scales}{zeros}"
+        return f"{self.density}{self.name_of_scales}{zeros}"
 
     @property
     def density(self) -> str:
         """Name of the density."""
         return "Gaussian" if self.shape == 2 else f"generalized Gaussian {self.shape:.2f}"
+
+    @property
+    def name_of_scales(self) -> str:
+        """Axes with scales, to follow the name of the density; empty for none."""
+        return f", {' x '.join(self.axes)} scales" if self.axes else ""
 
     def source(self, weights: ArrayLike) -> Source:
         """Entropies and variances of the weights that it was fitted to, [out, channels, taps]."""
@@ -114,7 +124,7 @@ class ScaledSource:
 
     @property
     def mean_entropy(self) -> float:
-        """Of a weight, where none is known, bits."""
+        """Mean entropy of the weights, bits, where none of them is known."""
         return scale_entropy(self.shape) + sum(float(scales.mean()) for scales in self.log2_scales)
 
     def unbiased(self, others: int = 0) -> ScaledSource:
@@ -142,7 +152,7 @@ class ScaledSource:
         return power_of_two(2 * rows), columns
 
 
-def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSource:
+def fit_scaled_source(weights: ArrayLike, *, strict: bool = False, zeros_known: bool = True) -> ScaledSource:
     """Fit shape and scales by maximum likelihood; an axis has scales where they pay for their description.
 
     The shape is 2 unless another one lowers the total entropy by more than `1/2 log2 n` bits; an axis of length L gets
@@ -155,6 +165,7 @@ def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSour
         weights: [out, channels, taps], at least two that differ.
         strict: leave fewer than `FEWEST_SHAPED` weights, and fewer than `SHAPED_FROM` for every scale, without a shape
             of their own. Entropies of small tensors are then right on average; forecasts of bits do better without.
+        zeros_known: take weights that are exactly zero to be known; else they are small weights like others.
 
     Raises:
         UsageError: there are fewer than two different weights besides zeros, or one is not finite.
@@ -166,7 +177,7 @@ def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSour
     values = finite("weights", weights)
     if values.ndim != 3:
         raise UsageError(f"weights have the shape {list(values.shape)}; expected [out, channels, taps].")
-    live = values != 0
+    live = values != 0 if zeros_known else np.ones(values.shape, np.bool_)
     if not live.any() or np.ptp(values[live]) == 0:
         raise UsageError("The weights have no spread, so they have no density; expected two different ones or more.")
     exponent = math.frexp(float(np.abs(values).max()))[1]
@@ -187,21 +198,26 @@ def fit_scaled_source(weights: ArrayLike, *, strict: bool = False) -> ScaledSour
 
 def _fitted(values: Array, live: NDArray[np.bool_], *, strict: bool) -> tuple[_Fit, _Found]:
     """The fit around the mean that goes with it, with the axes that pay for themselves."""
-    fit = _Fit(values, live, float(values.mean()) if live.all() else 0.0, strict=strict)
-    best = _with_paying_axes(fit, fit.refined(fit.start()))
-    plain_mean = fit.mean
-    for _ in range(ROUNDS if live.all() else 0):
-        moved = fit.likely_mean(best)
-        if abs(moved - fit.mean) <= 1e-2 * fit.least_scale(best):
+    plain = _Fit(values, live, float(values.mean()) if live.all() else 0.0, strict=strict)
+    best = _with_paying_axes(plain, plain.refined(plain.start()))
+    if not live.all():
+        return plain, plain.settled(best)
+    fit, best = _around_likely_mean(plain, best)
+    return fit, fit.settled(best if fit is plain else _with_paying_axes(fit, best))
+
+
+def _around_likely_mean(fit: _Fit, best: _Found) -> tuple[_Fit, _Found]:
+    """Fit mean and scales to each other, as long as that shortens the description of the weights."""
+    for _ in range(ROUNDS):
+        mean = fit.likely_mean(best)
+        if abs(mean - fit.mean) <= LEAST_MOVE * fit.least_scale(best):
             break
-        other = _Fit(values, live, moved, strict=strict)
+        other = fit.around(mean)
         found = other.refined(other.rescaled(other.raised_as(best), best.axes))
         if not other.price(found) < fit.price(best):
             break
         fit, best = other, found
-    if fit.mean != plain_mean:
-        best = _with_paying_axes(fit, best)
-    return fit, fit.settled(best)
+    return fit, best
 
 
 def _with_paying_axes(fit: _Fit, best: _Found) -> _Found:
@@ -233,6 +249,11 @@ def _floored(powers: Array, shape: float) -> Array:
     return np.maximum(powers, max(LEAST_SCALE**shape * float(powers.max()), LEAST_POWER))
 
 
+def _to(powers: Array, exponent: float) -> Array:
+    """Scales to another power, none beyond what can be divided by."""
+    return np.asarray(np.exp2(np.minimum(exponent * np.log2(powers), LARGEST_EXPONENT)))
+
+
 def _sums(raised: Array, powers: Sequence[Array], axis: int) -> Array:
     """Sums along one axis of `raised` [out, channels, taps] over the scales of the others."""
     out, channels, taps = raised.shape
@@ -254,6 +275,7 @@ class _Fit:
         self._strict = strict
         self.sizes = values.shape
         self._values = values
+        self._live = live
         self._magnitudes = np.abs(values - mean)
         self.count = int(np.count_nonzero(live))
         self._counts = [live.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
@@ -267,6 +289,10 @@ class _Fit:
         """Logarithms of the magnitudes; minus infinity for those that are zero."""
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(self._magnitudes))
+
+    def around(self, mean: float) -> _Fit:
+        """A fit of the same weights around another mean."""
+        return _Fit(self._values, self._live, mean, strict=self._strict)
 
     def start(self) -> _Found:
         """A Gaussian of one scale."""
@@ -309,7 +335,7 @@ class _Fit:
             shape = self._shape(found)
             if shape == found.shape:
                 return
-            powers = tuple(_floored(power ** (shape / found.shape), shape) for power in found.powers)
+            powers = tuple(_floored(_to(power, shape / found.shape), shape) for power in found.powers)
             found = self.rescaled(_Found(shape, self._to_power(shape), powers, found.axes), found.axes)
             yield found
 

@@ -1,4 +1,4 @@
-"""What a fitted source leaves: dependence between weights that were divided by their scales, by tests of each kind.
+"""Test a fitted source: find dependence that is left between weights over their scales, a test for each kind.
 
 Every test tells the bits a weight that a better source would save at least, on weights that nothing was fitted to or
 less what chance gives. A source that fits has none.
@@ -22,9 +22,12 @@ NOTED = 0.02
 STANDARD_ERRORS = 4.0
 """By how many a finding has to differ from chance."""
 
-MOST_CELLS = 64
+MOST_CELLS, VALUES_A_CELL = 64, 16
 COUNTED = 1 << 14
-"""Values of a histogram, at most: a hundredth of a bit is twenty standard errors of so many."""
+"""Cells and values of a histogram, at most, and values in each cell on average, at least.
+
+A hundredth of a bit is twenty standard errors of so many values.
+"""
 
 WIDEST = 256
 """Coordinates of an axis whose covariance is looked at."""
@@ -34,6 +37,15 @@ LOOKED_AT = 1 << 16
 
 NEIGHBOURS = 8
 """Of a weight, along an axis, whose magnitudes tell its scale."""
+
+SMALLEST = 1e-30
+"""In the place of a variance of zero, so that it can be divided by; weights over their scales have about 1."""
+
+LEAST_EIGENVALUE = 1e-6
+"""Of a correlation matrix in single precision, below which there is only rounding."""
+
+LEAST_VARIANCE = 1e-3
+"""Of neighbours, of the mean: where all are zero, a weight beside them would cost any number of bits."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ def findings(weights: Array, cumulative: Callable[[Array], Array] | None) -> lis
 
     Args:
         weights: over their scales, [out, channels, taps].
-        cumulative: probability below values, of the density of all of them; None for none.
+        cumulative: probability below values, of the density of all that are not exactly zero; None for none.
     """
     weights = weights[: max(1, LOOKED_AT * len(weights) // max(1, weights.size))]
     found = [*_of_density(weights, cumulative), *_of_neighbours(weights), *_of_covariances(weights)]
@@ -73,7 +85,7 @@ def excess_of_density(values: Array, cumulative: Callable[[Array], Array]) -> fl
         cumulative: probability below values.
     """
     values = values[:: -(-values.size // COUNTED)]
-    cells = min(MOST_CELLS, values.size // 16)
+    cells = min(MOST_CELLS, values.size // VALUES_A_CELL)
     if cells < 2:
         return 0.0
     places = np.clip((cumulative(values) * cells).astype(np.int64), 0, cells - 1)
@@ -126,7 +138,7 @@ def _binary_entropy(share: NDArray[np.float64] | float) -> NDArray[np.float64]:
 
 def _of_density(weights: Array, cumulative: Callable[[Array], Array] | None) -> Iterator[Finding]:
     if cumulative is not None:
-        yield Finding("the density differs", excess_of_density(weights.reshape(-1), cumulative))
+        yield Finding("the density differs", excess_of_density(weights[weights != 0], cumulative))
 
 
 def _of_neighbours(weights: Array) -> Iterator[Finding]:
@@ -160,14 +172,14 @@ def _may_correlate(vectors: Array) -> bool:
 
 def _held_out(fitted: Array, tested: Array) -> tuple[float, float]:
     """Bits a weight that a shrunk covariance saves on other vectors [n, length], and their standard error."""
-    variances = np.maximum(np.square(fitted).mean(0), 1e-30)
+    variances = np.maximum(np.square(fitted).mean(0), SMALLEST)
     fitted, tested = fitted / np.sqrt(variances), tested / np.sqrt(variances)
     length = fitted.shape[1]
     share = length / (length + len(fitted))
     covariance = (1 - share) * (fitted.T @ fitted) / len(fitted)
     covariance[np.diag_indices(length)] += share
     values, vectors = np.linalg.eigh(covariance.astype(np.float32))
-    values = np.maximum(values.astype(np.float64), 1e-6)
+    values = np.maximum(values.astype(np.float64), LEAST_EIGENVALUE)
     squares = np.square(tested @ vectors)
     each = (np.square(tested).sum(1) - (squares / values).sum(1) - np.log(values).sum()) / (2 * math.log(2) * length)
     return float(each.mean()), float(each.std()) / math.sqrt(len(each))
@@ -176,25 +188,28 @@ def _held_out(fitted: Array, tested: Array) -> tuple[float, float]:
 def _of_scales(weights: Array) -> Iterator[Finding]:
     """Scales that go on from neighbour to neighbour: a variance of those around, less what independence gives."""
     squares = np.square(weights)
+    mean = float(squares.mean())
     for axis, name in enumerate(AXES):
-        length = weights.shape[axis]
-        if length <= 2 * NEIGHBOURS:
-            continue
-        along = np.moveaxis(squares, axis, -1)
-        sums = np.cumsum(along, axis=-1)
-        half = NEIGHBOURS // 2
-        around = sums[..., 2 * half :] - along[..., half:-half]
-        around[..., 1:] -= sums[..., : -2 * half - 1]
-        own, local = along[..., half:-half], around / NEIGHBOURS
-        mixed = _shrunk(local, float(along.mean()))
-        each = (own / float(along.mean()) - own / mixed - np.log(mixed / float(along.mean()))) / (2 * math.log(2))
-        saved = float(each.mean())
-        if saved > STANDARD_ERRORS * float(each.std()) / math.sqrt(each.size):
-            yield Finding(f"scales change along {name}s", saved)
+        if weights.shape[axis] > 2 * NEIGHBOURS:
+            own, around = _with_neighbours(np.moveaxis(squares, axis, -1))
+            local = _shrunk(around, mean)
+            each = (own / mean - own / local - np.log(local / mean)) / (2 * math.log(2))
+            saved = float(each.mean())
+            if saved > STANDARD_ERRORS * float(each.std()) / math.sqrt(each.size):
+                yield Finding(f"scales change along {name}s", saved)
+
+
+def _with_neighbours(along: Array) -> tuple[Array, Array]:
+    """Squares along the last axis that have all neighbours, and the means of these, themselves left out."""
+    half = NEIGHBOURS // 2
+    own, sums = along[..., half:-half], np.cumsum(along, axis=-1)
+    around = sums[..., 2 * half :] - own
+    around[..., 1:] -= sums[..., : -2 * half - 1]
+    return own, around / NEIGHBOURS
 
 
 def _shrunk(local: Array, mean: float) -> Array:
     """Local variances as far from their mean as their spread is more than that of `NEIGHBOURS` squares."""
-    chance = float(np.var(local)) and 2 * mean**2 / NEIGHBOURS / float(np.var(local))
-    share = max(0.0, 1 - chance)
-    return np.asarray(np.maximum(mean + share * (local - mean), 1e-3 * mean))
+    spread = float(np.var(local))
+    share = max(0.0, 1 - 2 * mean**2 / NEIGHBOURS / spread) if spread else 1.0
+    return np.asarray(np.maximum(mean + share * (local - mean), LEAST_VARIANCE * mean))

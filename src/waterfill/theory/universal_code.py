@@ -1,4 +1,4 @@
-"""What a code loses whose decoder does not know the price of errors: one isotropic Gaussian codebook for every A.
+"""The loss of a code whose decoder does not know the price of errors: one isotropic Gaussian codebook for every A.
 
 The encoder knows the volumes `g_k` (eigenvalues of `V^(1/2) A V^(1/2)`), the decoder none of them. With Wiener gains
 `m_k = g_k / (g_k + kappa)` the channel `u_hat_k = m_k u_k + sqrt(s (1 - m_k)) z_k`, in units in which `u_k` and `z_k`
@@ -79,7 +79,7 @@ def universal_rate(volumes: ArrayLike, noise: float) -> float:
 
 
 def universal_excess(volumes: ArrayLike, noise: float) -> float:
-    """Find what the isotropic codebook loses to reverse water-filling at its distortion, bits a volume.
+    """Find the loss of the isotropic codebook to reverse water-filling at its distortion, bits a volume.
 
     Args:
         volumes: `g_k`.

@@ -1,4 +1,4 @@
-"""The search column by column, against a search in which every path remembers everything."""
+"""The search column by column, against searches in which every path remembers everything, or all is decided early."""
 
 from dataclasses import dataclass, replace
 
@@ -8,9 +8,11 @@ import slow_feedback
 
 from waterfill.codec.trellis import parities
 from waterfill.quantize import feedback_kernels as kernels
-from waterfill.quantize import spread
+from waterfill.quantize import spread, survivor_kernels
+from waterfill.quantize.branch_kernels import level_prices
 from waterfill.quantize.path_spread import PathFit
-from waterfill.quantize.trellis_kernels import level_prices
+from waterfill.quantize.survivor_kernels import Memory
+from waterfill.quantize.viterbi_kernels import code_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,25 +65,36 @@ def span(columns, rows, *, log_states=3, classes=1, weighted=False, lmbda=0.2, s
     )
 
 
-def arguments(loop, prices):
-    """What both kernels take, before what they fill, and the errors that they fill."""
+def arguments(loop, bits):
+    """What the kernels take, before what they fill, and the errors that they fill."""
     errors = np.zeros(loop.x.shape[::-1], np.float32)
     feed = kernels.Feed(loop.factors, loop.gains, loop.steps, loop.classes, errors)
-    prices = kernels.Prices(loop.weights, loop.row_exponents, loop.column_exponents, *prices)
+    weights = loop.weights if loop.weights.shape == loop.x.shape else np.full((1, loop.x.shape[1]), loop.weights[0, 0])
+    prices = kernels.Prices(weights, loop.row_exponents, loop.column_exponents, bits)
     return (loop.x, loop.carried, feed, 0, 0, prices), errors
 
 
 def best_span(loop, lag, ends=4096):
     """Levels, errors in steps and cost of the path that is found."""
     levels = np.full(loop.x.shape, 99, np.int32)
-    known, errors = arguments(loop, level_prices(loop.lengths, loop.lmbda, False, np.zeros(4)))
-    cost = kernels.best_span(*known, kernels.Code(loop.aside, loop.flips, loop.subsets, lag, ends), levels)
-    return levels, errors.T / loop.steps[:, None], cost
+    known, errors = arguments(loop, level_prices(loop.lengths, loop.lmbda, False))
+    code = code_of(loop.flips.astype(int), loop.subsets.astype(int), np.int32, 4096.0)
+    survivor_kernels.best_span(*known, loop.aside, code, Memory(lag, ends), levels)
+    return levels, errors.T / loop.steps[:, None], slow_feedback.walk(levels, loop)
+
+
+def decided_span(loop, metric, scale):
+    """The same, where every column is decided at its end."""
+    levels = np.full(loop.x.shape, 99, np.int32)
+    known, errors = arguments(loop, level_prices(loop.lengths, loop.lmbda, False))
+    code = code_of(loop.flips.astype(int), loop.subsets.astype(int), metric, scale)
+    kernels.best_span(*known, loop.aside, code, levels)
+    return levels, errors.T / loop.steps[:, None], slow_feedback.walk(levels, loop)
 
 
 def scalar_span(loop):
     levels = np.full(loop.x.shape, 99, np.int32)
-    known, errors = arguments(loop, (np.float32(loop.lmbda) * loop.lengths[:, None], np.zeros(0, np.float32)))
+    known, errors = arguments(loop, np.float32(loop.lmbda) * loop.lengths[:, None])
     kernels.scalar_span(*known, levels)
     return levels, errors.T / loop.steps[:, None]
 
@@ -96,18 +109,17 @@ def test_without_giving_up_it_is_what_paths_that_remember_everything_find(column
     loop = span(columns, rows, log_states=log_states, **options)
     levels, errors, cost = best_span(loop, max(1, loop.x.size))
     expected, least = slow_feedback.best_span(loop)
-    np.testing.assert_array_equal(levels, expected)
     np.testing.assert_allclose(errors, loop.x - levels, rtol=1e-5, atol=1e-6)
     assert cost == pytest.approx(least, rel=1e-4, abs=1e-3)
+    assert np.count_nonzero(levels != expected) <= 0.02 * levels.size  # others may cost the same, to a part of 4,096
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(60, 1), (30, 2), (16, 5), (16, 7), (4, 40), (3, 100), (2, 129)])
 @pytest.mark.parametrize("lag", [1, 3, 8, 30, 41])
 @pytest.mark.parametrize("options", [{"aside": 0.3}, {"classes": 2, "weighted": True}], ids=str)
-def test_with_a_memory_of_any_length_it_is_a_path_at_the_cost_it_says(columns, rows, lag, options):
+def test_with_a_memory_of_any_length_it_is_a_path_of_low_cost(columns, rows, lag, options):
     loop = span(columns, rows, log_states=4, **options)
     levels, errors, cost = best_span(loop, lag)
-    assert cost == pytest.approx(slow_feedback.walk(levels, loop), rel=1e-4)
     np.testing.assert_allclose(errors, loop.x - levels, rtol=1e-5, atol=1e-6)
     _, _, least = best_span(loop, loop.x.size)
     assert cost <= least * (1.5 if lag < 8 else 1.1 if lag < 30 else 1.06)
@@ -160,3 +172,19 @@ def test_exponents_beyond_the_tables_are_those_at_their_ends():
         at = (replace(loop, row_exponents=np.full(6, e), column_exponents=np.zeros(5, int)) for e in (far, end))
         beyond, there = at
         np.testing.assert_array_equal(scalar_span(beyond)[0], scalar_span(there)[0])
+
+
+@pytest.mark.parametrize(("columns", "rows"), SHAPES)
+@pytest.mark.parametrize("options", [{"aside": 0.3}, {"classes": 2, "weighted": True}], ids=str)
+def test_decided_at_the_end_of_every_column_it_is_what_one_end_finds(columns, rows, options):
+    loop = span(columns, rows, log_states=5, **options)
+    levels, errors, cost = decided_span(loop, np.int32, 4096.0)
+    np.testing.assert_allclose(errors, loop.x - levels, rtol=1e-5, atol=1e-6)
+    assert cost == pytest.approx(best_span(loop, rows, 1)[2], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("log_states", [2, 3, 4, 5, 6, 8, 12])
+def test_narrow_costs_find_paths_as_good_as_wide_ones(log_states):
+    loop = span(4, 1500, log_states=log_states, strength=0.3)
+    narrow, wide = decided_span(loop, np.int16, 128.0)[2], decided_span(loop, np.int32, 4096.0)[2]
+    assert narrow == pytest.approx(wide, rel=2e-3)
