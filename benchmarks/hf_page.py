@@ -43,10 +43,11 @@ SCALE_TEXT = (
     "is the most that was resident, with Python and PyTorch in it."
 )
 RESIDENT_TEXT = (
-    "Greedy generation of 16 tokens with a cache of keys and values, from the directory above compressed without data, "
-    '`effort="fast"`: weights kept as they are in the file and decoded block by block, beside all decoded at once; two '
-    "cores, `OMP_WAIT_POLICY=PASSIVE`. Tokens per second are those after the first one, and of the fastest; the CPU "
-    "seconds of a token do not depend on what else the machine does. Logits with one digest are the same bits."
+    "Greedy generation of 16 tokens with a cache of keys and values, from the checkpoint above, compressed without "
+    'data and with `effort="fast"`: weights kept as they are in the file and decoded block by block, beside all '
+    "decoded at once; two threads, `OMP_WAIT_POLICY=PASSIVE`. Tokens per second are those after the first one, and "
+    "of the fastest, on a machine that is busy with other work; the CPU seconds of a token depend less on that, and "
+    "two idle cores take half of them. Logits with one digest are the same bits."
 )
 
 

@@ -37,7 +37,7 @@ class Held:
     """What a network holds, in bytes.
 
     Attributes:
-        compressed: the payloads, which are mapped into memory.
+        compressed: the payloads, which are read from the files whenever they are needed.
         kept: parameters and buffers that are always there: embeddings, norms, biases.
         decoded: weights of blocks that are decoded at the moment.
     """
