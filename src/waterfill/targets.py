@@ -6,6 +6,7 @@ are in the cache, by the thread that decoded them, where the tensor is its matri
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -127,6 +128,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         mapping = mmap.mmap(-1, size, **private)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"a tensor {list(shape)} of {size} bytes does not fit into memory") from error
+    with contextlib.suppress(AttributeError, OSError):  # large pages are of Linux, and may be turned off
+        mapping.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(mapping, dtype=dtype).reshape(shape)
 
 
