@@ -6,6 +6,9 @@ same on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,12 +39,37 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, do
 
 def fill(matrix: Floats, symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> None:
     """Put the values of `reconstruct` where they belong in the matrix [out, in] of a tensor."""
+    _putting(symbols, rule, layout, start, down)(matrix, 0)
+
+
+def some_lines(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> Floats:
+    """The values of `reconstruct` in those lines of the matrix that they are in.
+
+    Returns:
+        float32 [lines, in], or [out, lines] with `down`; in the first and the last line, what is not of these symbols
+        is undefined.
+    """
+    length = _line_length(layout, down)
+    first, stop = start // length, -(-(start + symbols.size) // length)
+    matrix = np.empty((length, stop - first) if down else (stop - first, length), np.float32)
+    _putting(symbols, rule, layout, start, down)(matrix, first)
+    return matrix
+
+
+def _putting(symbols: Symbols, rule: Rule, layout: Layout, start: int, down: bool) -> Callable[[Floats, int], None]:
+    """What puts values into a matrix whose line 0 is a line of the tensor with a given number."""
     tables_of = _level_table(symbols, rule) if down and isinstance(rule, Uniform) else None
     if tables_of is None or not isinstance(rule, Uniform):
-        place(reconstruct(symbols, rule, layout, start, down), matrix, start, down)
-        return
-    found = places(layout, rule.scales, start, start + symbols.size, down)
-    found.scale_down(matrix, symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
+        values, length = reconstruct(symbols, rule, layout, start, down), _line_length(layout, down)
+        return lambda matrix, first: place(values, matrix, start - first * length, down)
+    found, known = places(layout, rule.scales, start, start + symbols.size, down), tables_of
+    powers = _powers(rule, found, LEVEL_UNIT)
+    return lambda matrix, first: replace(found, first=found.first - first).scale_down(matrix, symbols, *known, powers)
+
+
+def _line_length(layout: Layout, down: bool) -> int:
+    """Values of a line of the matrix of a tensor, which has some."""
+    return layout.axes[0] if down else layout.numel // layout.axes[0]
 
 
 def _level_table(symbols: Symbols, rule: Uniform) -> tuple[int, Floats] | None:
