@@ -24,7 +24,7 @@ from hf_tasks import TASKS, Task, filled
 from hf_ways import BITS, LOW_RATES, METHODS, RATES, Asked, ways
 from measure import say
 
-LSTM, SCALE = "lstm", "scale"
+LSTM, SCALE, RESIDENT = "lstm", "scale", "resident"
 Row = dict[str, Any]
 
 
@@ -65,12 +65,14 @@ def main() -> None:
         hf_lstm.measure(RATES, _save, known)
     if SCALE in options.only and not options.write:
         hf_scale.measure(options.work, _save, {} if options.fresh else results.read(PAGE), options.calibrated)
+    if RESIDENT in options.only and not options.write:
+        hf_scale.run(options.work, _save, {} if options.fresh else results.read(PAGE))
     hf_page.write()
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    keys = [*(task.key for task in TASKS), LSTM, SCALE]
+    keys = [*(task.key for task in TASKS), LSTM, SCALE, RESIDENT]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="SECTION", help=", ".join(keys))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=[*RATES, *LOW_RATES], metavar="RATE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_random
+from commits import commit
 from hf_page import RESIDENT, SCALE
 from hf_ways import weight_bytes
 
@@ -35,6 +37,10 @@ class Step:
 
 
 ORIGINAL, SMALL, KNOWING, PLAIN = "billion", "billion-small", "billion-calibrated", "billion-plain"
+FAST = "billion-fast"
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads of PyTorch that wait do not take a core from those that decode."""
+
 STEPS = (
     Step("load the original with transformers, run once", "load", ORIGINAL),
     Step("compress without data", "compress", ORIGINAL, SMALL),
@@ -43,8 +49,8 @@ STEPS = (
 )
 CALIBRATED = Step("compress, calibrated on 8 x 256 random tokens", "calibrated", ORIGINAL, KNOWING)
 RUNS = (
-    Step("all weights decoded at once", "generate", SMALL),
-    Step("blocks stay compressed", "resident", SMALL),
+    Step("all weights decoded at once", "generate", FAST),
+    Step("blocks stay compressed", "resident", FAST),
 )
 
 
@@ -57,20 +63,32 @@ def measure(work: Path, save: Callable[[str, Row], None], known: dict[str, list[
         known: rows by the title of the section.
         calibrated: also compress with data.
     """
+    _original(work)
+    for step in (*STEPS, *([CALIBRATED] if calibrated else [])):
+        if step.title not in [row["step"] for row in known.get(SCALE, [])]:
+            save(SCALE, _speed(step, taken(step, work), work))
+
+
+def run(work: Path, save: Callable[[str, Row], None], known: dict[str, list[Row]]) -> None:
+    """Generate from the compressed directory in all ways that are not done; arguments as of `measure`."""
+    _original(work)
+    if not (work / FAST / "config.json").exists():
+        taken(Step("compress without data", "fast", ORIGINAL, FAST), work)
+    for step in RUNS:
+        if step.title not in [row["step"] for row in known.get(RESIDENT, [])]:
+            save(RESIDENT, _run(step, taken(step, work)))
+
+
+def _original(work: Path) -> None:
     if not (work / ORIGINAL / "model.safetensors.index.json").exists():
         hf_random.directory(work / ORIGINAL, hf_random.BILLION)
-    steps = [(SCALE, each) for each in (*STEPS, *([CALIBRATED] if calibrated else []))]
-    for title, step in steps + [(RESIDENT, each) for each in RUNS]:
-        if step.title not in [row["step"] for row in known.get(title, [])]:
-            found = taken(step, work)
-            save(title, _speed(step, found, work) if title == SCALE else _run(step, found))
 
 
 def taken(step: Step, work: Path) -> Row:
     """What a step took, in a process of its own."""
     script = Path(__file__).with_name("hf_scale_steps.py")
     command = [sys.executable, script, step.step, work / step.source, work / step.out]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | PASSIVE)
     found: Row = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -93,13 +111,9 @@ def _speed(step: Step, found: Row, work: Path) -> Row:
 
 
 def _run(step: Step, found: Row) -> Row:
-    return {
-        "step": step.title,
-        **_memory(found),
-        "held (GB)": found["held (GB)"],
-        "token/s": found["token/s"],
-        "tokens": " ".join(map(str, found["tokens"])),
-    }
+    said = {key: value for key, value in found.items() if key not in ("seconds", "peak", "own", "tokens")}
+    made = {"tokens": " ".join(map(str, found["tokens"])), "commit": commit()}
+    return {"step": step.title, **_memory(found)} | said | made
 
 
 def _memory(found: Row) -> Row:

@@ -16,7 +16,8 @@ ORDER = (
     "_version",
     "errors", "compiled", "threads", "file_system", "temporary", "atomic", "records",
     "theory", "bases", "protocols", "processes", "models", "distortion",
-    "importance", "codec", "reconstruct", "quantize", "files", "text", "bundle", "resident", "integrations", "reading",
+    "importance", "codec", "reconstruct", "quantize", "targets", "files", "text", "bundle", "resident", "integrations",
+    "reading",
     "batch_statistics", "evaluation", "resume", "results",
     "compression", "report", "zoo", "progress", "demo", "reproduce", "cli",
 )  # fmt: skip

@@ -416,12 +416,61 @@ def test_matrices_of_blocks_stay_but_for_those_that_are_tied(small):
     ]
 
 
-def test_generate_gives_the_same_tokens(place):
-    for name in ("llama", "mixtral", "t5"):
-        out = directories(name, place)[1]
-        how = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(IDS), "pad_token_id": 0}
-        expected = waterfill.load(out).generate(IDS, **how)
-        assert waterfill.load(out, resident=True).generate(IDS, **how).equal(expected)
+WAYS = {
+    "cache": {},
+    "no cache": {"use_cache": False},
+    "static cache": {"cache_implementation": "static"},
+    "beams": {"num_beams": 2},
+    "samples": {"do_sample": True, "num_return_sequences": 2},
+}
+
+
+def generated(model, **how):
+    torch.manual_seed(0)
+    known = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(IDS), "pad_token_id": 0}
+    return model.generate(IDS, **known | how)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["half", "mixtral", "t5"])
+def test_generate_gives_the_same_tokens(place, name, way):
+    out = directories(name, place)[1]
+    model = waterfill.load(out, resident=True)
+    assert generated(model, **WAYS[way]).equal(generated(waterfill.load(out), **WAYS[way]))
+    largest, _ = block_bytes(out)
+    assert held(model).decoded <= 2 * largest
+
+
+def test_logits_with_a_cache_are_the_same_bits(place):
+    out = directories("half", place)[1]
+    how = {"return_dict_in_generate": True, "output_logits": True}
+    found, expected = (generated(waterfill.load(out, resident=resident), **how) for resident in (True, False))
+    assert all(one.equal(other) for one, other in zip(found.logits, expected.logits, strict=True))
+
+
+def test_weights_have_the_type_of_the_model(place):
+    model = waterfill.load(directories("half", place)[1], resident=True, cache_bytes=10**9)
+    outputs(model, WORDS)
+    assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_damaged_block_is_an_error_that_passes(tmp_path):
+    torch.manual_seed(0)
+    wide = transformers.LlamaConfig(**LLAMA | {"intermediate_size": 2048, "num_hidden_layers": 3})
+    out = compressed(saved(transformers.LlamaForCausalLM(wide), tmp_path / "plain"), tmp_path / "out")
+    file, data = out / "waterfill.safetensors", (out / "waterfill.safetensors").read_bytes()
+    with Bundle(out) as bundle:
+        start = data.index(bundle.payload("model.layers.1"))
+        chunks = bundle.file("model.layers.1").container
+        last = next(k for k, pieces in reversed(chunks.symbol_spans.items()) if pieces[0][0].endswith("proj.weight"))
+        start += int(chunks._offsets[last])
+    model = waterfill.load(out, resident=True)  # which does not read that chunk: nothing in it is kept
+    file.write_bytes(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :])
+    for _ in range(2):
+        with pytest.raises(FormatError, match=r"waterfill.safetensors, group 'model.layers.1'.*damaged"):
+            outputs(model, WORDS)
+    file.write_bytes(data)
+    assert outputs(model, WORDS).equal(outputs(waterfill.load(out), WORDS))
 
 
 def test_types_change_with_the_model(small):
@@ -507,7 +556,7 @@ def test_what_is_needed_last_goes_first(small):
     _, everything = block_bytes(small[1])
     model = waterfill.load(small[1], resident=True, cache_bytes=everything - 1)
     residency, count = model._waterfill_residency, []
-    residency._prefetch = lambda *_: None
+    residency._look_ahead = lambda *_: None
     for block in residency.blocks:
         decode = block._decode
         block._decode = lambda d=decode: count.append(1) or d()

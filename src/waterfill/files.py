@@ -14,18 +14,15 @@ from typing import Generic, NamedTuple, Self, TypeVar
 import numpy as np
 import torch
 
-from waterfill.bases.turning import turn_back
 from waterfill.codec.container import EXACT_CHUNK, Container
 from waterfill.codec.directory import original_bytes
-from waterfill.codec.lanes import LaneSymbols
 from waterfill.codec.opened import FilePart
 from waterfill.codec.pieces import Part
 from waterfill.errors import FormatError
-from waterfill.models.state_dict import Matrix, assemble, put_rounded
+from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
-from waterfill.reconstruct import fill as fill_matrix
-from waterfill.reconstruct import lines_of
-from waterfill.records import Coded, Entry, Exact, NormMean, NormVariance, Tied, Uniform, count_floating
+from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, count_floating
+from waterfill.targets import Target, target_of
 
 T = TypeVar("T")
 
@@ -175,19 +172,26 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         """
         return dict(self.tensors([name]))[name]
 
-    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(
+        self, names: Collection[str] | None = None, into: Mapping[str, torch.Tensor] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """Decode everything in order, or what is asked for; what is not kept by the caller is freed.
+
+        Args:
+            names: what is asked for.
+            into: contiguous tensors by name, of its shape and type, that are filled and come back where a tensor can be
+                decoded in its own type; the others are new ones.
 
         Raises:
             KeyError: there is no such tensor.
             FormatError: the file is damaged.
         """
         if names is None:
-            return self._decode(list(self.entries))
+            return self._decode(list(self.entries), into or {})
         asked = set(names)
         needed = asked.union(*map(self._needed, asked))
         chosen = [self._entries[name] for name in sorted(needed, key=self._order.__getitem__)]
-        return ((name, tensor) for name, tensor in self._decode(chosen) if name in asked)
+        return ((name, tensor) for name, tensor in self._decode(chosen, into or {}) if name in asked)
 
     def _needed(self, name: str) -> set[str]:
         """The entries that a tensor is made from: itself, what it is tied to, the scale of a mean."""
@@ -216,66 +220,46 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         for chunk, some in itertools.groupby(places, key=lambda place: place.chunk):
             yield chunk, list(some)
 
-    def _decode(self, entries: list[Entry]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _decode(self, entries: list[Entry], into: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         coded = {e.name for e in entries if isinstance(e.origin, Coded | NormVariance | NormMean)}
         exact = {e.name for e in entries if isinstance(e.origin, Exact)}
         with ThreadPoolExecutor(self._threads) as pool:
-            matrices = _Arriving(self._matrices(coded, pool))
+            matrices = _Arriving(self._matrices(coded, into, pool))
             yield from assemble(entries, matrices, _Arriving(self._exact(exact)))
 
-    def _matrices(self, names: set[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Matrix]]:
-        """Values of coded tensors in normal form, in order, decoded a few chunks ahead."""
+    def _matrices(
+        self, names: set[str], into: Mapping[str, torch.Tensor], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[str, Floats | torch.Tensor]]:
+        """What coded tensors are made from, in order, decoded a few chunks ahead."""
         layouts = self.container.layouts
         for name in names:
             if not layouts[name].numel:
                 yield name, np.zeros((layouts[name].axes[0], 0), np.float32)
-        matrices: dict[str, Matrix] = {}
-        for places in _ahead(pool, self._jobs(names, matrices), 2 * self._threads):
+        targets: dict[str, Target] = {}
+        for places in _ahead(pool, self._jobs(names, into, targets), 2 * self._threads):
             for place in places:
                 if place.stop == layouts[place.name].numel:
-                    yield place.name, self._in_values(place.name, matrices.pop(place.name))
+                    yield place.name, targets.pop(place.name).finished()
 
-    def _in_values(self, name: str, matrix: Matrix) -> Matrix:
-        """The matrix of a tensor, which may be in another basis."""
-        basis = self.container.bases[name]
-        if basis is not None:
-            turn_back(matrix, basis, self.container.layouts[name])
-        return matrix
-
-    def _jobs(self, names: set[str], matrices: dict[str, Matrix]) -> Iterator[Callable[[], list[_Place]]]:
-        """One for every chunk, which fills its part of the matrices; these are there when the job is."""
+    def _jobs(
+        self, names: set[str], into: Mapping[str, torch.Tensor], targets: dict[str, Target]
+    ) -> Iterator[Callable[[], list[_Place]]]:
+        """One for every chunk, which fills its part of the targets; these are there when the job is."""
         for chunk, places in self._wanted(names):
             for name in (place.name for place in places):
-                if name not in matrices:
-                    matrices[name] = self._empty_matrix(name)
-            yield functools.partial(self._fill, chunk, places, {place.name: matrices[place.name] for place in places})
+                if name not in targets:
+                    layout, basis = self.container.layouts[name], self.container.bases[name]
+                    targets[name] = target_of(self._entries[name], layout, basis, into.get(name))
+            yield functools.partial(self._fill, chunk, places, {place.name: targets[place.name] for place in places})
 
-    def _empty_matrix(self, name: str) -> Matrix:
-        """Room for a matrix: of 16-bit floats at once where chunks have whole lines of it, else float32."""
-        layout, path = self.container.layouts[name], self.container.rules[name][1].trellis
-        entry, shape = self._entries[name], (layout.axes[0], layout.numel // layout.axes[0])
-        in_lines = path is not None and path.lanes is not None and self.container.bases[name] is None
-        if in_lines and isinstance(entry.origin, Coded) and entry.dtype in ("float16", "bfloat16"):
-            return np.empty(shape, np.int16)
-        return np.empty(shape, np.float32)
-
-    def _fill(self, chunk: int, places: list[_Place], matrices: Mapping[str, Matrix]) -> list[_Place]:
+    def _fill(self, chunk: int, places: list[_Place], targets: Mapping[str, Target]) -> list[_Place]:
         """Decode one chunk and reconstruct some of its pieces; returns these."""
         pieces = self.container.symbol_spans[chunk]
         decode = functools.partial(self.container.symbols, chunk, pieces)
         parts = self._last_symbols.of(chunk, decode, keep=self._is_shared(chunk, len(pieces) - len(places)))
         for place in places:
             rule, spread = self.container.rules[place.name]
-            layout, matrix = self.container.layouts[place.name], matrices[place.name]
-            part = parts[place.number]
-            if matrix.dtype == np.float32:
-                fill_matrix(matrix, part, rule, layout, place.start, spread.down)
-                continue
-            assert isinstance(part, LaneSymbols)
-            assert isinstance(rule, Uniform)
-            some, values = lines_of(part, rule, layout, place.start, spread.down)
-            into = matrix[:, some] if spread.down else matrix[some]
-            put_rounded(values, into, self._entries[place.name].dtype)
+            targets[place.name].put(parts[place.number], rule, place.start, spread.down)
         return places
 
     def _is_shared(self, chunk: int, others: int) -> bool:

@@ -6,6 +6,7 @@ same on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from waterfill.codec import tables
 from waterfill.codec.lanes import LaneSymbols
 from waterfill.codec.order import Places, place, places
+from waterfill.codec.pieces import Part
 from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform, Weight
 
 LEVEL_UNIT = 64
@@ -37,42 +39,59 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, do
     return found.scaled(symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
 
 
-def fill(
-    matrix: Floats, symbols: Symbols | LaneSymbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False
-) -> None:
+def fill(matrix: Floats, symbols: Part, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> None:
     """Put the values of `reconstruct` where they belong in the matrix [out, in] of a tensor."""
-    if isinstance(symbols, LaneSymbols) and isinstance(rule, Uniform):
-        found = places(layout, rule.scales, start, start + symbols.levels.size, down)
-        _fill_lanes(matrix, symbols, rule, found, down)
-        return
-    assert not isinstance(symbols, LaneSymbols)
+    _putting(symbols, rule, layout, start, down)(matrix, 0)
+
+
+def some_lines(symbols: Part, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> Floats:
+    """The values of `reconstruct` in those lines of the matrix that they are in.
+
+    Returns:
+        float32 [lines, in], or [out, lines] with `down`; in the first and the last line, what is not of these symbols
+        is undefined.
+    """
+    length = _line_length(layout, down)
+    first, stop = start // length, -(-(start + symbols.size) // length)
+    matrix = np.empty((length, stop - first) if down else (stop - first, length), np.float32)
+    _putting(symbols, rule, layout, start, down)(matrix, first)
+    return matrix
+
+
+def _putting(symbols: Part, rule: Rule, layout: Layout, start: int, down: bool) -> Callable[[Floats, int], None]:
+    """What puts values into a matrix whose line 0 is a line of the tensor with a given number."""
+    if isinstance(symbols, LaneSymbols):
+        assert isinstance(rule, Uniform)
+        found = places(layout, rule.scales, start, start + symbols.size, down)
+        return _putting_lanes(symbols, rule, found, down)
     tables_of = _level_table(symbols, rule) if down and isinstance(rule, Uniform) else None
     if tables_of is None or not isinstance(rule, Uniform):
-        place(reconstruct(symbols, rule, layout, start, down), matrix, start, down)
-        return
-    found = places(layout, rule.scales, start, start + symbols.size, down)
-    found.scale_down(matrix, symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
+        values, length = reconstruct(symbols, rule, layout, start, down), _line_length(layout, down)
+        return lambda matrix, first: place(values, matrix, start - first * length, down)
+    found, known = places(layout, rule.scales, start, start + symbols.size, down), tables_of
+    powers = _powers(rule, found, LEVEL_UNIT)
+    return lambda matrix, first: replace(found, first=found.first - first).scale_down(matrix, symbols, *known, powers)
 
 
-def lines_of(symbols: LaneSymbols, rule: Uniform, layout: Layout, start: int, down: bool) -> tuple[slice, Floats]:
-    """Which rows of a tensor's matrix a piece with lanes has, or with `down` which columns, and their values."""
-    many = symbols.levels.size // symbols.length
-    values = np.empty((symbols.length, many) if down else (many, symbols.length), np.float32)
-    found = places(layout, rule.scales, start, start + symbols.levels.size, down)
-    _fill_lanes(values, symbols, rule, replace(found, first=0), down)
-    return slice(found.first, found.first + many), values
-
-
-def _fill_lanes(matrix: Floats, symbols: LaneSymbols, rule: Uniform, found: Places, down: bool) -> None:
-    """Put values of levels in the order of lanes into the lines from that of the first place on."""
+def _putting_lanes(symbols: LaneSymbols, rule: Uniform, found: Places, down: bool) -> Callable[[Floats, int], None]:
+    """The same of levels in the order of lanes."""
     from waterfill.codec import lane_kernels
 
     shrink = np.array([0, *rule.shrink], np.float32)
     made = lane_kernels.Values(shrink, _powers(rule, found, LEVEL_UNIT), found.lines, found.within)
+    known = symbols.levels, symbols.lanes, symbols.span // symbols.length, made
     fill_lines = lane_kernels.fill_columns if down else lane_kernels.fill_rows
-    assert matrix.flags.c_contiguous  # else its reshaped copy would be filled
-    depth = symbols.span // symbols.length
-    fill_lines(symbols.levels, symbols.lanes, depth, made, found.first, matrix.shape[1], matrix.reshape(-1))
+
+    def put(matrix: Floats, first: int) -> None:
+        assert matrix.flags.c_contiguous  # else its reshaped copy would be filled
+        fill_lines(*known, found.first - first, matrix.shape[1], matrix.reshape(-1))
+
+    return put
+
+
+def _line_length(layout: Layout, down: bool) -> int:
+    """Values of a line of the matrix of a tensor, which has some."""
+    return layout.axes[0] if down else layout.numel // layout.axes[0]
 
 
 def _level_table(symbols: Symbols, rule: Uniform) -> tuple[int, Floats] | None:

@@ -1,14 +1,17 @@
 """Networks whose blocks stay compressed in memory: each is decoded just before it runs and let go of after.
 
 ```
-block 0 runs | block 1 runs | block 2 runs      every block decodes itself in a forward pre-hook, if it is not there yet
- decode 1     | decode 2     | decode 3          meanwhile a thread decodes the block that came next the last time
+block 0 runs | wait | block 1 runs | wait | block 2 runs      a forward pre-hook waits for the weights of a block
+ decode 1 ---------> | decode 2 ---------> | decode 3 ->      threads decode those that came next the last time
+             | decode 2 ----   ...  | decode 3 ----           the one after begins as soon as a block has run
 ```
-Decoded blocks stay while they fit in a budget; what goes first is what will be needed last.
+Decoded blocks stay while they fit in a budget; what goes first is what will be needed last. With room for two blocks
+no core waits: while the last chunks of one block are decoded, the next is under way.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import UsageError, WaterfillError
+
+AHEAD = 2
+"""How many blocks are decoded ahead where none runs, if there is room; one less while one runs."""
 
 Values = dict[str, Tensor]
 """Decoded weights by their name in the model."""
@@ -31,7 +37,7 @@ class Held:
     """What a network holds, in bytes.
 
     Attributes:
-        compressed: the payloads, which are mapped into memory.
+        compressed: the payloads, which are read from the files whenever they are needed.
         kept: parameters and buffers that are always there: embeddings, norms, biases.
         decoded: weights of blocks that are decoded at the moment.
     """
@@ -142,7 +148,7 @@ class Residency:
         self.compressed_bytes = compressed_bytes
         self._after = dict(zip(self.blocks, (*self.blocks[1:], *self.blocks[:1]), strict=True))
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="waterfill-prefetch")
+        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="waterfill-prefetch")
         self._thread = threading.local()
 
     def __reduce__(self) -> NoReturn:
@@ -174,8 +180,10 @@ class Residency:
 
     def _leave_hook(self, block: Block) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
-            del module, args, output
+            del module, args
             self.leave(block)
+            if output is not None:  # it is None after an exception
+                self._look_ahead(block, AHEAD)
 
         return hook
 
@@ -213,7 +221,7 @@ class Residency:
         except BaseException:
             self.leave(block)
             raise
-        self._prefetch(self._after[block], block)
+        self._look_ahead(block, AHEAD - 1)
 
     def leave(self, block: Block) -> None:
         """Allow the weights of a block to go; nothing happens where this thread has not entered it."""
@@ -235,17 +243,17 @@ class Residency:
 
     def _bring(self, block: Block) -> None:
         with self._lock:
-            arriving, block.arriving = block.arriving, None
+            arriving = block.arriving
             if not block.charged:
                 self._make_room(block.size, block)
                 block.charged = True
         try:
             values = None if arriving is None or arriving.exception() else arriving.result()
             block.install(block.values() if values is None else values)
-        except BaseException:
+        finally:
             with self._lock:
-                block.charged = False
-            raise
+                if not _busy(block):  # else an interruption while it was on its way, as it still is
+                    block.charged, block.arriving = block.installed, None
 
     def _make_room(self, size: int, current: Block) -> None:
         """Let go of blocks that nobody is in until so many bytes fit into the budget, or nothing is left to go."""
@@ -271,17 +279,23 @@ class Residency:
         if block.installed:
             block.remove()
 
-    def _prefetch(self, block: Block, current: Block) -> None:
-        """Begin to decode a block, if there is room for it."""
+    def _look_ahead(self, current: Block, count: int) -> None:
+        """Begin to decode the blocks that come next, as far as there is room beside what is needed before them."""
         with self._lock:
-            if block.charged or block is current:
-                return
-            needed = sum(each.size for each in self.blocks if each.charged and (each.users or _busy(each)))
-            if needed + block.size > self.cache_bytes:
-                return
-            self._make_room(block.size, current)
-            block.charged = True
-            block.arriving = self._pool.submit(block.values)
+            order = self._order(current)
+            for block in itertools.islice(order, count):
+                if block.charged:
+                    continue
+                sooner = [each for each in self.blocks if each.charged and self._is_sooner(each, block, order)]
+                if sum(each.size for each in sooner) + block.size > self.cache_bytes:
+                    return
+                self._make_room(block.size, current)
+                block.charged = True
+                block.arriving = self._pool.submit(block.values)
+
+    def _is_sooner(self, one: Block, other: Block, order: Mapping[Block, int]) -> bool:
+        """Whether a block that is there may not go for another one."""
+        return bool(one.users) or _busy(one) or order.get(one, len(self.blocks)) < order[other]
 
 
 def _busy(block: Block) -> bool:

@@ -22,6 +22,7 @@ from waterfill.errors import FormatError
 from waterfill.file_system import is_file
 from waterfill.files import WaterfillFile
 from waterfill.records import Entry, count_floating
+from waterfill.targets import empty
 
 WEIGHTS = (f"{STEM}.safetensors", f"{STEM}.safetensors.index.json")
 """The names that a configuration may give for its weights."""
@@ -227,9 +228,14 @@ class Bundle(Mapping[str, torch.Tensor]):
                 wanted[piece.group][piece.entry] = each, piece
         found: dict[str, torch.Tensor] = {}
         for group, entries in wanted.items():
+            parts = {entry: _part_of(found, *each) for entry, each in entries.items() if each[1].part is not None}
             with _naming(self._label(group)):
-                for entry, tensor in self._files[group].tensors(entries):
-                    _place(found, tensor, *entries[entry])
+                for entry, tensor in self._files[group].tensors(entries, parts):
+                    whole = entries[entry][0].name
+                    if entry not in parts:
+                        found[whole] = tensor
+                    elif tensor is not parts[entry]:
+                        parts[entry].copy_(tensor)
         return {name: found[each.name] for name, each in originals.items()}
 
     def verify(self) -> None:
@@ -337,19 +343,13 @@ class Bundle(Mapping[str, torch.Tensor]):
         return found
 
 
-def _place(found: dict[str, torch.Tensor], tensor: torch.Tensor, whole: Stored, piece: Piece) -> None:
-    """Put a decoded entry to the tensor that it is, or that it is a part of."""
-    part = piece.part
-    if part is None:
-        found[whole.name] = tensor
-        return
+def _part_of(found: dict[str, torch.Tensor], whole: Stored, piece: Piece) -> torch.Tensor:
+    """Where a part of a tensor is in the whole, which is made with the first of them."""
+    assert piece.part is not None
     if whole.name not in found:
-        found[whole.name] = torch.empty(whole.shape, dtype=tensor.dtype, device="cpu")
-    target = found[whole.name]
-    if part.stop is None:
-        target[part.start] = tensor
-    else:
-        target[part.start : part.stop] = tensor
+        found[whole.name] = empty(whole.shape, getattr(torch, whole.dtype))
+    start, stop = piece.part.start, piece.part.stop
+    return found[whole.name][start] if stop is None else found[whole.name][start:stop]
 
 
 def _described(directory: Path, config: Mapping[str, Any]) -> Description:

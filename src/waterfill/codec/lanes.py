@@ -68,6 +68,11 @@ class LaneSymbols:
     span: int
     length: int
 
+    @property
+    def size(self) -> int:
+        """Number of levels."""
+        return self.levels.size
+
     def in_order(self) -> Symbols:
         """The levels line by line, int32 [n]."""
         from waterfill.codec import lane_kernels

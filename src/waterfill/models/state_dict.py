@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import safetensors
@@ -50,11 +50,8 @@ _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 LARGEST = 2.0**92
 """Of the magnitudes of a tensor that is quantized: the largest step of a file is 2^93.75."""
 
-Matrix: TypeAlias = NDArray[Any]
-"""Values of a tensor in normal form: float32, or its own type of 16 bits as int16."""
-
-Matrices: TypeAlias = Callable[[str], Matrix] | Mapping[str, Matrix]
-"""The values [out, in] of every coded entry, by name."""
+Matrices: TypeAlias = Callable[[str], Floats | Tensor] | Mapping[str, Floats | Tensor]
+"""The values [out, in] of every coded entry, by name; of one that is not part of a norm, or the tensor itself."""
 
 
 # Sorting
@@ -159,7 +156,7 @@ def assemble(entries: Iterable[Entry], matrices: Matrices, exact: Mapping[str, T
     Args:
         entries: what there is, in order.
         matrices: float32 values [out, in] by name, for every entry of origin `Coded`, `NormVariance` (the scale) and
-            `NormMean` (the shift).
+            `NormMean` (the shift); of origin `Coded` it may be the tensor itself.
         exact: the tensors of origin `Exact`, by name.
 
     Yields:
@@ -204,10 +201,8 @@ def _tensor(entry: Entry, matrices: Matrices, exact: Mapping[str, Tensor]) -> Te
         case Exact():
             return exact[entry.name]
         case Coded(layout):
-            values = matrix(entry.name)
-            if values.dtype == np.int16:
-                return torch.from_numpy(layout.from_matrix(values)).view(getattr(torch, entry.dtype))
-            return _rounded(layout.from_matrix(values), entry)
+            found = matrix(entry.name)
+            return found if isinstance(found, Tensor) else _rounded(layout.from_matrix(found), entry)
         case Constant(value):
             return _rounded(np.full(entry.shape, value), entry)
         case NormVariance(_, eps):
@@ -220,31 +215,28 @@ def _tensor(entry: Entry, matrices: Matrices, exact: Mapping[str, Tensor]) -> Te
 def _rounded(values: NDArray[np.float64] | Floats, entry: Entry) -> Tensor:
     """Values rounded to float32 and then to the type of the entry; what is too large becomes the largest value."""
     dtype: torch.dtype = getattr(torch, entry.dtype)
-    limit = min(_FLOAT32_MAX, float(torch.finfo(dtype).max))
+    limit = largest_value(dtype)
     small = values.size and values.flags.writeable and -limit <= values.min() and values.max() <= limit
     clipped = np.asarray(values if small else np.clip(values, -limit, limit), np.float32)
     return torch.from_numpy(clipped.reshape(entry.shape)).to(dtype)
 
 
-def put_rounded(values: Floats, matrix: NDArray[np.int16], dtype: str) -> None:
-    """Put values into a matrix of 16-bit floats of the same shape; what is too large becomes the largest value."""
-    wide, into = torch.from_numpy(values), torch.from_numpy(matrix).view(getattr(torch, dtype))
-    limit = torch.finfo(into.dtype).max
-    low, high = wide.aminmax()
-    into.copy_(wide if -limit <= float(low) and float(high) <= limit else wide.clamp(-limit, limit))
+def largest_value(dtype: torch.dtype) -> float:
+    """The largest value that a decoded tensor of a type has; what is beyond becomes it."""
+    return min(_FLOAT32_MAX, float(torch.finfo(dtype).max))
 
 
-def _variance(scale: Floats, eps: float) -> NDArray[np.float64]:
+def _variance(scale: Floats | Tensor, eps: float) -> NDArray[np.float64]:
     """Variance `1 / s^2 - eps`, not below 0, that makes a norm without affine parameters multiply by s."""
-    wide = scale.astype(np.float64)
+    wide = np.asarray(scale, np.float64)
     with np.errstate(divide="ignore"):
         return np.maximum(1.0 / (wide * wide) - eps, 0.0)
 
 
-def _mean(shift: Floats, scale: Floats) -> NDArray[np.float64]:
+def _mean(shift: Floats | Tensor, scale: Floats | Tensor) -> NDArray[np.float64]:
     """Mean `-t / s` that makes it add t; 0 where the scale is 0."""
-    wide = scale.astype(np.float64)
-    return np.divide(-shift.astype(np.float64), wide, out=np.zeros_like(wide), where=wide != 0)
+    wide = np.asarray(scale, np.float64)
+    return np.divide(-np.asarray(shift, np.float64), wide, out=np.zeros_like(wide), where=wide != 0)
 
 
 # Files
