@@ -416,7 +416,7 @@ def _alike(costs, origins):
 
 @kernel
 def _living(costs, origins):
-    """Leave only the origins of paths that live; returns how many there are. PathCosts that are dead get one of them."""
+    """Leave only the origins of paths that live; returns how many there are. Paths that are dead get one of them."""
     slots, live, places = origins.slots, origins.live, origins.places
     places[:] = -1
     for s in range(costs.size):
