@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import waterfill
+from waterfill import compiled
 
 SCRIPT = """
 import sys
@@ -54,7 +55,7 @@ def run(installation, temporary):
 
 def test_a_read_only_installation_without_a_home_keeps_kernels_in_a_folder_of_its_user(installation):
     temporary = installation / "temporary"
-    assert run(installation, temporary) == "FunctionCache"
+    assert run(installation, temporary) == "KernelCache"
     (folder,) = temporary.glob("waterfill-*")
     assert list(folder.rglob("*.nbi")) and folder.stat().st_mode & 0o77 == 0
 
@@ -70,3 +71,48 @@ def test_a_folder_that_others_can_write_is_not_read(installation):
 def test_without_any_place_kernels_are_compiled_anew(installation):
     (installation / "temporary" / f"waterfill-{os.getuid()}").write_text("a file")
     assert run(installation, installation / "temporary") == "NullCache"
+
+
+STALE = """
+import pickle, sys
+from pathlib import Path
+import numba
+from numba import njit
+from waterfill.compiled import kernel
+
+class Gone:
+    pass
+
+def double(x):
+    return 2 * x
+
+compiled = kernel(double)
+index = Path(compiled._cache._cache_file._index_path)
+if sys.argv[1:] == ["write"]:
+    index.write_bytes(pickle.dumps(numba.__version__) + pickle.dumps((0, {Gone: "double"})))
+else:
+    del Gone
+    assert b"Gone" in index.read_bytes()
+    assert compiled(21) == 42
+    assert b"Gone" not in index.read_bytes()
+"""
+
+
+def test_what_an_older_version_kept_is_compiled_again(tmp_path):
+    """Its index may name classes that are no more; numba reads it before it looks whether it is old."""
+    (tmp_path / "probe.py").write_text(STALE)
+    for arguments in (["write"], []):
+        line = [sys.executable, "-c", "import runpy, sys; runpy.run_path('probe.py', run_name='__main__')", *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_code_of_a_kernel_is_old_when_a_file_with_others_has_changed(monkeypatch):
+    before = compiled.KernelCache(compiled_here.py_func)._cache_file._source_stamp
+    monkeypatch.setattr(compiled, "sources_stamp", lambda: (("kernels.py", 0, 0),))
+    assert compiled.KernelCache(compiled_here.py_func)._cache_file._source_stamp != before
+
+
+@compiled.kernel
+def compiled_here(x):
+    return x + 1

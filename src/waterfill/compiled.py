@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import numba
 from numba import njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -34,7 +36,40 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def _cached(function: Callable[..., Any]) -> Any:
-    return njit(cache=True, nogil=True)(function)
+    compiled: Any = njit(nogil=True)(function)
+    compiled._cache = KernelCache(function)
+    return compiled
+
+
+class KernelCache(FunctionCache):
+    """Compiled code of a kernel, as old as the youngest of all files with kernels.
+
+    Kernels call those of other files, whose code is part of theirs; numba looks only at the file of each.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Look for a place; a RuntimeError where there is none."""
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp(), sources_stamp()
+        self._cache_file = _Index(self._cache_path, self._impl.filename_base, stamp)
+
+
+class _Index(IndexDataCacheFile):
+    """Which code of a kernel is kept where."""
+
+    def _load_index(self) -> Any:
+        try:
+            return super()._load_index()
+        except Exception:  # noqa: BLE001 (what an older version kept names classes that are no more)
+            return {}
+
+
+@functools.cache
+def sources_stamp() -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of all files of the package that have kernels."""
+    root = Path(__file__).parent
+    found = sorted(root.rglob("*kernels.py")) + sorted(root.rglob("vectors.py"))
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in found)
 
 
 def _private_folder() -> Path | None:

@@ -11,7 +11,7 @@ from waterfill.quantize import feedback_kernels as kernels
 from waterfill.quantize import spread, survivor_kernels
 from waterfill.quantize.branch_kernels import level_prices
 from waterfill.quantize.path_spread import PathFit
-from waterfill.quantize.survivor_kernels import Memory
+from waterfill.quantize.survivor_kernels import Survivors
 from waterfill.quantize.viterbi_kernels import code_of
 
 
@@ -79,7 +79,7 @@ def best_span(loop, lag, ends=4096):
     levels = np.full(loop.x.shape, 99, np.int32)
     known, errors = arguments(loop, level_prices(loop.lengths, loop.lmbda, False))
     code = code_of(loop.flips.astype(int), loop.subsets.astype(int), np.int32, 4096.0)
-    survivor_kernels.best_span(*known, loop.aside, code, Memory(lag, ends), levels)
+    survivor_kernels.surviving_span(*known, loop.aside, code, Survivors(lag, ends), levels)
     return levels, errors.T / loop.steps[:, None], slow_feedback.walk(levels, loop)
 
 
@@ -88,7 +88,7 @@ def decided_span(loop, metric, scale):
     levels = np.full(loop.x.shape, 99, np.int32)
     known, errors = arguments(loop, level_prices(loop.lengths, loop.lmbda, False))
     code = code_of(loop.flips.astype(int), loop.subsets.astype(int), metric, scale)
-    kernels.best_span(*known, loop.aside, code, levels)
+    kernels.decided_span(*known, loop.aside, code, levels)
     return levels, errors.T / loop.steps[:, None], slow_feedback.walk(levels, loop)
 
 

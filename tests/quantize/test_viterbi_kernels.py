@@ -35,9 +35,9 @@ def search(log_states, metric, scale, count, aside=0.2, spread=3.0):
     weights, starts = rng.gamma(0.5, size=count).astype(np.float32), rng.integers(0, 4, count).astype(np.int32) * 1024
     bits = level_prices(np.cumsum(rng.uniform(0, 1, (4, 256)), 1).astype(np.float32), 0.3, False).reshape(-1)
     stays = rng.random(count) < aside
-    found = kernels.no_finds(count, code)
+    found = kernels.no_trace(count, code)
     found.stays[:] = stays
-    paths = kernels.search(values, weights, starts, bits, False, None, code, kernels.start_paths(code), found)
+    paths = kernels.search(values, weights, starts, bits, False, None, code, kernels.paths_from_start(code), found)
     levels = np.empty(count, np.int32)
     kernels.trace(kernels.best_state(paths), found, code, levels)
     every = np.empty(count, np.int32)
@@ -62,9 +62,9 @@ def test_costs_of_paths_stay_near_each_other_however_long_they_are(log_states):
     rng, count = np.random.default_rng(0), 3000
     code = kernels.code_of(*parities(log_states), np.int16, 1.0)
     costs = rng.integers(0, int(code.unit[1]) + 1, (4, count)).astype(np.int16)
-    paths, stays = kernels.start_paths(code), np.zeros(count, bool)
+    paths, stays = kernels.paths_from_start(code), np.zeros(count, bool)
     decisions = np.empty(2 * code.kinds.size * count, np.uint32)
-    paths = kernels.extend(costs, stays, 0, count, code, paths, decisions, 0)
+    paths = kernels.extend_paths(costs, stays, 0, count, code, paths, decisions, 0)
     expected, _ = zip(*(ending(costs, parities(log_states), state) for state in range(1 << log_states)), strict=True)
     relative = (paths.old - paths.old[:1]).astype(int)
     np.testing.assert_array_equal(relative, np.array(expected) - expected[0])

@@ -13,25 +13,33 @@ from waterfill.records import CHANNELS, OUT, Floats, Layout, Turn
 
 
 def coefficients(matrix: NDArray[Any], basis: Turn, layout: Layout) -> Floats:
-    """The coefficients of a matrix [out, in] in a basis, float32."""
+    """The coefficients of a matrix [out, in] in a basis, float32: only the way back has to be the same everywhere."""
     found = np.array(matrix, np.float32, order="C")  # of which parts are views, in which it is turned
     for part in parts(basis, layout):
-        _rotated(found, part, basis, layout, back=False)
+        view = _blocks(_along(found, basis, layout), part)
+        vectors = _vectors(view)
+        _rejoin(vectors @ matrix_of(part).T if part.is_dense else _rotated(vectors, part, back=False), view)
     return found
 
 
 def turn_back(matrix: Floats, basis: Turn, layout: Layout) -> None:
     """Put values in the place of coefficients in a matrix [out, in], in place; 0 where sums of infinities are none."""
     for part in parts(basis, layout):
-        _rotated(matrix, part, basis, layout, back=True)
+        view = _blocks(_along(matrix, basis, layout), part)
+        vectors = _vectors(view)
+        _rejoin(_multiplied(vectors, part) if part.is_dense else _rotated(vectors, part, back=True), view)
 
 
-def _rotated(matrix: Floats, part: PlaneRotations, basis: Turn, layout: Layout, *, back: bool) -> None:
-    view = _blocks(_along(matrix, basis, layout), part)
-    vectors = np.ascontiguousarray(view.swapaxes(2, 3))
-    _turn(vectors.reshape(-1, part.length), part, back=back)
+def _vectors(view: Floats) -> Floats:
+    """The vectors [vectors, length] of the blocks of a part, one after the other; the view itself where they are so."""
+    return np.ascontiguousarray(view.swapaxes(2, 3)).reshape(-1, view.shape[2])
+
+
+def _rejoin(vectors: Floats, view: Floats) -> None:
+    """Put vectors back into the blocks that they come from."""
     if not np.may_share_memory(vectors, view):
-        view[...] = vectors.swapaxes(2, 3)
+        before, count, length, after = view.shape
+        view[...] = vectors.reshape(before, count, after, length).swapaxes(2, 3)
 
 
 def _blocks(along: NDArray[Any], part: PlaneRotations) -> NDArray[Any]:
@@ -41,24 +49,23 @@ def _blocks(along: NDArray[Any], part: PlaneRotations) -> NDArray[Any]:
     return along[:, part.start : part.start + size].reshape(before, part.count, part.length, after)
 
 
-def _turn(vectors: Floats, part: PlaneRotations, *, back: bool) -> None:
-    """Turn vectors [vectors, length] in place: by rotations, or by their matrix where these are many."""
+def _multiplied(vectors: Floats, part: PlaneRotations) -> Floats:
+    """Turn vectors [vectors, length] back in place, by the matrix of many rotations."""
     from waterfill.bases.kernels import multiply_vectors
 
-    if part.is_dense:
-        matrix = matrix_of(part)
-        multiply_vectors(vectors, matrix if back else np.ascontiguousarray(matrix.T))
-    else:
-        _rotate(vectors, part, back=back)
+    multiply_vectors(vectors, matrix_of(part))
+    return vectors
 
 
-def _rotate(vectors: Floats, part: PlaneRotations, *, back: bool) -> None:
+def _rotated(vectors: Floats, part: PlaneRotations, *, back: bool) -> Floats:
+    """Turn vectors [vectors, length] in place, rotation by rotation."""
     from waterfill.bases.kernels import rotate_vectors
 
     order = slice(None, None, -1 if back else 1)
     firsts, seconds, angles = (np.ascontiguousarray(each[order]) for each in (part.firsts, part.seconds, part.angles))
     cosines, sines = (each[(-angles if back else angles) % TURN] for each in cosines_and_sines())
     rotate_vectors(vectors, firsts, seconds, cosines, sines)
+    return vectors
 
 
 def _along(values: NDArray[Any], basis: Turn, layout: Layout) -> NDArray[Any]:
@@ -103,8 +110,7 @@ def matrix_of(part: PlaneRotations) -> Floats:
     if isinstance(part, WholeMatrix):
         return part.matrix
     found = np.eye(part.length, dtype=np.float32)
-    _rotate(found, part, back=False)
-    return np.ascontiguousarray(found.T)
+    return np.ascontiguousarray(_rotated(found, part, back=False).T)
 
 
 def _along_columns(matrix: NDArray[Any], basis: Turn, layout: Layout) -> NDArray[Any]:

@@ -282,7 +282,7 @@ class Loop:
             ends: how many of the states in which a column can end are kept for the next one; 0 for as many as pay.
         """
         from waterfill.quantize.branch_kernels import level_prices
-        from waterfill.quantize.survivor_kernels import Memory
+        from waterfill.quantize.survivor_kernels import Survivors
 
         rows, columns = _exponents(spreads.exponents_of(fit.offsets, self.layout, -fit.range()[0]))
         height = len(self.x)
@@ -291,7 +291,7 @@ class Loop:
         if ends == 1:
             return self._columns(prices, (fit.aside(), code_for(log_states, self.weights)))
         lag = int(MEMORY * log_states / max(1 - self._aside(fit), LEAST_PART))
-        return self._columns(prices, (fit.aside(), code_for(log_states), Memory(lag, ends)))
+        return self._columns(prices, (fit.aside(), code_for(log_states), Survivors(lag, ends)))
 
     def _aside(self, fit: PathFit) -> float:
         """Share of the elements that stand aside."""
@@ -334,7 +334,7 @@ class Loop:
         """
         from waterfill.quantize import feedback_kernels, survivor_kernels
 
-        kernels = feedback_kernels.scalar_span, feedback_kernels.best_span, survivor_kernels.best_span
+        kernels = feedback_kernels.scalar_span, feedback_kernels.decided_span, survivor_kernels.surviving_span
         find = kernels[max(0, len(search) - 1)]
         levels, feed = np.empty(self.x.shape, np.int32), self._feed()
         span = self.paths(FEW_STATES).span(self.layout) // len(self.x)

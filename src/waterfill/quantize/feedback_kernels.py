@@ -14,7 +14,7 @@ from numba import njit
 
 from waterfill.compiled import kernel
 from waterfill.quantize.branch_kernels import PRICES
-from waterfill.quantize.viterbi_kernels import best_state, no_finds, restart, search, start_paths, trace
+from waterfill.quantize.viterbi_kernels import best_state, no_trace, paths_from_start, restart, search, trace
 
 
 class Feed(NamedTuple):
@@ -70,7 +70,7 @@ def aim(x, carried, feed, column, base, target):
 
 @kernel
 def scalar_span(x, carried, feed, first, base, prices, levels):
-    """Round column by column to the lowest cost; arguments as `best_span` has them."""
+    """Round column by column to the lowest cost; arguments as `decided_span` has them."""
     columns, rows = x.shape
     target = np.empty(rows, np.float32)
     top = len(prices.bits) - 1
@@ -99,7 +99,7 @@ def find_starts(rows, exponent, starts):
 
 
 @kernel
-def best_span(x, carried, feed, first, base, prices, aside, code, levels):
+def decided_span(x, carried, feed, first, base, prices, aside, code, levels):
     """A path of low cost down the columns, from state 0 to any state, decided at the end of every column.
 
     Args:
@@ -115,7 +115,7 @@ def best_span(x, carried, feed, first, base, prices, aside, code, levels):
     """
     columns, rows = x.shape
     target, starts = np.empty(rows, np.float32), np.empty(rows, np.int32)
-    found, paths, bits = no_finds(rows, code), start_paths(code), prices.bits.reshape(-1)
+    found, paths, bits = no_trace(rows, code), paths_from_start(code), prices.bits.reshape(-1)
     for c in range(columns):
         aim(x[c], carried[c], feed, first + c, base, target)
         find_starts(prices.rows, prices.columns[c], starts)

@@ -14,7 +14,7 @@ from numba import njit
 from waterfill.compiled import kernel
 from waterfill.quantize.branch_kernels import branch_costs, in_units, room
 from waterfill.quantize.feedback_kernels import aim, find_starts, leave
-from waterfill.quantize.viterbi_kernels import Paths, extend, logarithm, step_back, take_better
+from waterfill.quantize.viterbi_kernels import PathCosts, extend_paths, logarithm, step_back, take_better
 
 DEAD, ALIVE = np.int32(1 << 30), np.int32(1 << 29)
 """Cost of a state that no path reaches, or none that agrees with what is decided; those of others are below ALIVE."""
@@ -26,7 +26,7 @@ COUNTED_EVERY = 8
 """After so many rows it is asked again how many origins are left; so many are priced at once."""
 
 
-class Memory(NamedTuple):
+class Survivors(NamedTuple):
     """How much of its paths a search remembers.
 
     Attributes:
@@ -109,7 +109,7 @@ class Origins(NamedTuple):
 
 
 @kernel
-def best_span(x, carried, feed, first, base, prices, aside, code, memory, levels):
+def surviving_span(x, carried, feed, first, base, prices, aside, code, survivors, levels):
     """A path of low cost down the columns, from state 0 to any state.
 
     The cheapest ends of a column go on, each with its own errors. What lies `lag` steps behind, and not in the same
@@ -125,13 +125,13 @@ def best_span(x, carried, feed, first, base, prices, aside, code, memory, levels
         prices: of the levels.
         aside: bool [exponents], of elements that are in subset 0 whatever the state is, which stays.
         code: the trellis, with costs in int32.
-        memory: how much is remembered.
+        survivors: how many there are.
         levels: int32 [columns, rows], filled.
     """
     columns, rows = x.shape
-    most, tail = min(memory.ends, code.flips.size), min(rows, memory.lag)
+    most, tail = min(survivors.ends, code.flips.size), min(rows, survivors.lag)
     head = rows - tail  # the last rows of a column are undecided when it ends
-    kept = memory.lag // rows + 2  # so many columns have an undecided tail
+    kept = survivors.lag // rows + 2  # so many columns have an undecided tail
     tail_levels = np.empty((kept, most, tail), np.int32)  # by end
     tail_errors = np.empty((kept, most, tail), np.float32)
     befores = np.zeros((kept, most), np.int64)  # the origin of every end
@@ -201,7 +201,7 @@ def _first_path(code):
     states = code.flips.size
     old, new, spread = np.full(states, DEAD), np.empty(states, np.int32), np.empty(4 * code.odd.size, np.int32)
     old[0] = 0
-    return Paths(old, new, spread)
+    return PathCosts(old, new, spread)
 
 
 @njit
@@ -288,11 +288,11 @@ def _together(column, start, stop, count, code, paths, origins, steps):
         if not stays[i]:
             at = (start + i) * words
             _step_tracked(steps.costs[:, i], code, log_lanes, paths, origins, steps.decisions[at : at + words])
-            paths = Paths(paths.new, paths.old, paths.spread)
+            paths = PathCosts(paths.new, paths.old, paths.spread)
         i += 1
     for begin in range(i, size, RESCALED_EVERY):
         end = min(begin + RESCALED_EVERY, size)
-        paths = extend(steps.costs, stays, begin, end, code, paths, steps.decisions, (start + begin) * words)
+        paths = extend_paths(steps.costs, stays, begin, end, code, paths, steps.decisions, (start + begin) * words)
         rescale(paths.old)
     return paths, (1 if i < size else count)
 
@@ -305,7 +305,7 @@ def _bit(states, odd, code):
 
 @kernel
 def _step_tracked(table, code, log_lanes, paths, origins, words):
-    """As `extend` for one weight, with the origins of the paths."""
+    """As `extend_paths` for one weight, with the origins of the paths."""
     costs, new, half = paths.old, paths.new, paths.old.size // 2
     words[:] = 0
     for j in range(half):
@@ -364,7 +364,7 @@ def _apart(column, head, code, paths, origins, steps):
                     paths.old[s] += origins.costs[0, first + origins.slots[s]]
                 continue
             _step_apart(first, code, log_lanes, paths, origins, steps.decisions[r * words : (r + 1) * words])
-            paths = Paths(paths.new, paths.old, paths.spread)
+            paths = PathCosts(paths.new, paths.old, paths.spread)
     return paths, rows
 
 

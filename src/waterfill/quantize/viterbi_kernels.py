@@ -50,7 +50,7 @@ class Code(NamedTuple):
     unit: Any
 
 
-class Paths(NamedTuple):
+class PathCosts(NamedTuple):
     """Costs of the paths to every state.
 
     Attributes:
@@ -64,7 +64,7 @@ class Paths(NamedTuple):
     spread: Any
 
 
-class Found(NamedTuple):
+class SearchTrace(NamedTuple):
     """What a search leaves behind for tracing paths, and room for it to work in.
 
     Attributes:
@@ -101,11 +101,11 @@ def code_of(flips: NDArray[np.int64], subsets: NDArray[np.int64], metric: Any, s
 
 
 @njit
-def start_paths(code):
-    """Paths that start at state 0."""
+def paths_from_start(code):
+    """PathCosts that start at state 0."""
     states, lanes = code.flips.size, code.odd.size
     old, new = np.zeros(states, code.odd.dtype), np.zeros(states, code.odd.dtype)
-    paths = Paths(old, new, np.zeros(4 * lanes, code.odd.dtype))
+    paths = PathCosts(old, new, np.zeros(4 * lanes, code.odd.dtype))
     restart(paths, 0, code)
     return paths
 
@@ -124,20 +124,20 @@ def best_state(paths):
 
 
 @njit
-def no_finds(size, code):
+def no_trace(size, code):
     """Room for a search through so many weights."""
     stretches = (size + STRETCH - 1) // STRETCH
     levels = np.empty((stretches, 4, STRETCH), np.int32)
     words = 2 * code.kinds.size
     costs = np.zeros((4, STRETCH), code.odd.dtype)
-    return Found(np.zeros(size, np.bool_), levels, np.empty(words * size, np.uint32), costs, room(STRETCH))
+    return SearchTrace(np.zeros(size, np.bool_), levels, np.empty(words * size, np.uint32), costs, room(STRETCH))
 
 
 def _extension(lanes: int) -> Callable[..., Any]:
     """Extend paths by some weights, in vectors of so many pairs of states."""
 
     @njit
-    def extend(costs, stays, start, stop, code, paths, decisions, at):
+    def extend_paths(costs, stays, start, stop, code, paths, decisions, at):
         old, new, spread = paths
         half, width, turned = np.uint32(old.size // 2), np.uint32(lanes), np.uint32(lanes)
         for i in range(start, stop):
@@ -154,16 +154,16 @@ def _extension(lanes: int) -> Callable[..., Any]:
                 first += width
                 at += 2
             old, new = new, old
-        return Paths(old, new, spread)
+        return PathCosts(old, new, spread)
 
-    return extend
+    return extend_paths
 
 
 _extend_2, _extend_4, _extend_8, _extend_16, _extend_32 = map(_extension, (2, 4, 8, 16, 32))
 
 
 @kernel
-def extend(costs, stays, start, stop, code, paths, decisions, at):
+def extend_paths(costs, stays, start, stop, code, paths, decisions, at):
     """Extend all paths by the weights start..stop.
 
     Args:
@@ -226,7 +226,7 @@ def search(values, weights, starts, bits, zero, shrink, code, paths, found):
         )
         in_units(stop - start, code.unit, found.rooms, found.costs)
         take_better(stays, found.costs, levels)
-        paths = extend(found.costs, stays, 0, stays.size, code, paths, found.decisions, start * words)
+        paths = extend_paths(found.costs, stays, 0, stays.size, code, paths, found.decisions, start * words)
     return paths
 
 
@@ -282,7 +282,7 @@ def best_path(values, weights, starts, bits, zero, shrink, aside, code, levels):
         code: the trellis.
         levels: int32 [n], filled.
     """
-    found = no_finds(values.size, code)
+    found = no_trace(values.size, code)
     found.stays[:] = aside
-    paths = search(values, weights, starts, bits, zero, shrink, code, start_paths(code), found)
+    paths = search(values, weights, starts, bits, zero, shrink, code, paths_from_start(code), found)
     trace(best_state(paths), found, code, levels)
