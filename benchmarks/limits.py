@@ -137,7 +137,8 @@ PARTS = (
     Part(
         "decoding",
         "Speed of decoding",
-        "1,048,576 weights, paths through 64 states, on one core.",
+        "1,048,576 weights, paths through 64 states, on one core: with lanes, and the same levels one after the other. "
+        "From a file on disk to the tensor, float32, with one thread.",
         lambda sizes: pace.decoding(sizes.values),
     ),
     Part(

@@ -2,52 +2,75 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import waterfill
 from measure import measured
-from waterfill.codec import pieces
+from waterfill.codec import container, pieces
 from waterfill.quantize import Trellis
 from waterfill.quantize.branch_kernels import level_prices
 from waterfill.quantize.trellis import code_for
 from waterfill.quantize.viterbi_kernels import best_path
-from waterfill.reconstruct import reconstruct
-from waterfill.records import Layout, Weight
+from waterfill.records import Coded, Entry, Layout, Quantized, Weight
 
 WIDTH = 1024
 PACE_BARS = {64: 10}
 
 
 def decoding(values: int) -> list[dict[str, Any]]:
-    """Bytes to levels, and on to values."""
+    """Bytes to levels, and a file to its tensor, with lanes and without."""
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(values // WIDTH, WIDTH)).astype(np.float32)
     wide = (matrix * np.exp2(rng.uniform(-2, 2, size=(matrix.shape[0], 1)))).astype(np.float32)
     rows = []
     for name, weights, level in (
-        ("one class", matrix, 0.0625),
-        ("row scales", wide, 0.0625),
-        ("one class", matrix, 0.0039),
+        ("one class", matrix, 0.5),
+        ("one class", matrix, 0.125),
+        ("one class", matrix, 0.0156),
+        ("row scales", wide, 0.0156),
     ):
-        layout = Layout(weights.shape)
-        item = measured(Weight("w", weights, layout), Trellis(64), None, level).item
-        model = pieces.model(item.spread, layout, 0, weights.size)
-        stream = pieces.encode([item.symbols.reshape(-1)], [model])
-        levels = pieces.decode(stream, [model])[0]
-        decode = _best(lambda s=stream, m=model: pieces.decode(s, [m]))
-        values_of = _best(lambda i=item, k=levels, lay=layout: reconstruct(k, i.rule, lay))
-        rows.append(
-            {
-                "what": f"{name}, {8 * len(stream) / weights.size:.2f} bit",
-                "bytes to levels, Mweight/s": round(weights.size / decode / 1e6),
-                "levels to values, Mweight/s": round(weights.size / values_of / 1e6),
-                "bytes to values, Mweight/s": round(weights.size / (decode + values_of) / 1e6),
-            }
-        )
+        item = measured(Weight("w", weights, Layout(weights.shape)), Trellis(64), None, level).item
+        rows += [_decoded(name, each) for each in (item, _without_lanes(item)) if each is not None]
     return rows
+
+
+def _without_lanes(item: Quantized) -> Quantized | None:
+    """The same levels one after the other; None where they have no lanes, or these are no spans of a plain path."""
+    path = item.spread.trellis
+    if path is None or path.lanes is None:
+        return None
+    span = path.lanes.lines * item.symbols.shape[1]
+    if span & (span - 1):
+        return None
+    plain = replace(path, lanes=None, log_span=span.bit_length() - 1)
+    return replace(item, spread=replace(item.spread, trellis=plain))
+
+
+def _decoded(name: str, item: Quantized) -> dict[str, Any]:
+    """How fast a quantized matrix is decoded, alone and from a file."""
+    layout = Layout(item.symbols.shape)
+    path = item.spread.trellis
+    model = pieces.model(item.spread, layout, 0, layout.numel)
+    stream = pieces.encode([item.symbols.reshape(-1)], [model])
+    entries = (Entry("w", layout.shape, "float32", Coded(layout)),)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "w.wf"
+        file.write_bytes(container.pack(entries, {"w": item}, {}, "speed").data)
+        whole = _best(lambda: waterfill.decompress(file, threads=1), clock=time.process_time)
+    decode = _best(lambda: pieces.decode(stream, [model]))
+    return {
+        "what": f"{name}, {8 * len(stream) / layout.numel:.2f} bit",
+        "lanes": "none" if path is None or path.lanes is None else path.lanes.count,
+        "bytes to levels, Mweight/s": round(layout.numel / decode / 1e6),
+        "file to tensor, Mweight/s": round(layout.numel / whole / 1e6),
+    }
 
 
 def viterbi(states: Sequence[int]) -> list[dict[str, Any]]:
@@ -69,11 +92,11 @@ def viterbi(states: Sequence[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _best(work: Callable[[], Any], times: int = 7) -> float:
-    """Least CPU seconds of the thread."""
+def _best(work: Callable[[], Any], times: int = 7, clock: Callable[[], float] = time.thread_time) -> float:
+    """Least CPU seconds, by default of the thread."""
     seconds = []
     for _ in range(times):
-        start = time.thread_time()
+        start = clock()
         work()
-        seconds.append(time.thread_time() - start)
+        seconds.append(clock() - start)
     return min(seconds)

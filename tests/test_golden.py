@@ -19,7 +19,7 @@ import waterfill
 from waterfill.bundle import Bundle
 from waterfill.files import exact_bytes
 from waterfill.quantize import KMeans, Trellis
-from waterfill.records import TAPS, Codebook, Cosines, Flips, Rotations
+from waterfill.records import TAPS, Codebook, Cosines, Flips, Lanes, Rotations
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -74,6 +74,8 @@ CASES = {
     "trellis": {"rate": 8.0, "quantizers": [Trellis(states=256)]},
     "paths": {"quantizers": [WithPaths()]},
     "down": {"quantizers": [WithPaths(down=True)]},
+    "lanes": {"quantizers": [WithPaths(lanes=Lanes(32, 1))]},
+    "lanes_down": {"quantizers": [WithPaths(down=True, lanes=Lanes(8, 2))]},
     "sums": {"quantizers": [WithSums()]},
     "adaptive": {"quantizers": [WithAdaptive()]},
 }
@@ -198,6 +200,14 @@ def test_golden_files_have_angles_of_one_tensor_and_of_several():
     assert {basis.axis for basis, _ in bases("rotations")} == {0, 1}
 
 
-def test_files_without_other_bases_are_of_minor_version_0():
+def test_golden_files_have_lanes_along_rows_and_down_columns():
+    for name, count, down in (("lanes", 32, False), ("lanes_down", 8, True)):
+        with waterfill.open(FOLDER / f"{name}.wf") as file:
+            found = [spread.trellis for _, spread in file.container.rules.values() if spread.trellis]
+        assert {(path.lanes.count, path.down) for path in found} == {(count, down)}
+
+
+def test_files_have_the_lowest_minor_version_that_they_need():
+    minors = dict.fromkeys(with_bases.FILES, 1) | {"lanes": 2, "lanes_down": 2}
     for name in (*CASES, *with_bases.FILES):
-        assert (FOLDER / f"{name}.wf").read_bytes()[10] == (name in with_bases.FILES)
+        assert (FOLDER / f"{name}.wf").read_bytes()[10] == minors.get(name, 0)

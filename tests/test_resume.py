@@ -671,7 +671,7 @@ def test_symbols_are_small():
 
 def test_every_record_that_a_result_can_hold_can_be_kept():
     quantized = {*records.Rule.__args__, *records.Basis.__args__, records.Quantized, records.Spread}
-    quantized |= {records.Table, records.Paths, records.Adaptive}
+    quantized |= {records.Table, records.Paths, records.Lanes, records.Adaptive}
     priced = {
         kind
         for module in (forms, factored)
@@ -683,7 +683,7 @@ def test_every_record_that_a_result_can_hold_can_be_kept():
 
 def test_records_come_back():
     table = records.Table(-1, np.array([1, 2], np.int32))
-    paths = records.Paths(3, True, 4, 1, 2, down=True)
+    paths = records.Paths(3, True, 0, 1, 2, down=True, lanes=records.Lanes(8, 5))
     spread = records.Spread(1, 2, np.int8([1]), None, None, (table,), paths)
     rules = [records.Uniform(3, 1, (1, 2, 3), np.int8([1, 2])), records.Codebook(np.float32([1, 2]), -1)]
     for rule in [*rules, records.Relative(3, 4, True)]:

@@ -17,10 +17,11 @@ import torch
 from waterfill.codec.container import EXACT_CHUNK, Container
 from waterfill.codec.directory import original_bytes
 from waterfill.codec.opened import FilePart
+from waterfill.codec.pieces import Part
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
-from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Symbols, Tied, count_floating
+from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, count_floating
 from waterfill.targets import Target, target_of
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         self._threads = threads or os.cpu_count() or 1
         self._entries = {entry.name: entry for entry in self.container.entries}
         self._order = {name: number for number, name in enumerate(self._entries)}
-        self._last_symbols: _Last[list[Symbols]] = _Last()
+        self._last_symbols: _Last[list[Part]] = _Last()
         self._last_exact: _Last[bytes] = _Last()
 
     def __enter__(self) -> Self:

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import tables
+from waterfill.codec.lanes import LaneSymbols
 from waterfill.codec.order import Places, place, places
+from waterfill.codec.pieces import Part
 from waterfill.records import Codebook, Floats, Layout, Relative, Rule, Symbols, Uniform, Weight
 
 LEVEL_UNIT = 64
@@ -37,12 +39,12 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, do
     return found.scaled(symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
 
 
-def fill(matrix: Floats, symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> None:
+def fill(matrix: Floats, symbols: Part, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> None:
     """Put the values of `reconstruct` where they belong in the matrix [out, in] of a tensor."""
     _putting(symbols, rule, layout, start, down)(matrix, 0)
 
 
-def some_lines(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> Floats:
+def some_lines(symbols: Part, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> Floats:
     """The values of `reconstruct` in those lines of the matrix that they are in.
 
     Returns:
@@ -56,8 +58,12 @@ def some_lines(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, dow
     return matrix
 
 
-def _putting(symbols: Symbols, rule: Rule, layout: Layout, start: int, down: bool) -> Callable[[Floats, int], None]:
+def _putting(symbols: Part, rule: Rule, layout: Layout, start: int, down: bool) -> Callable[[Floats, int], None]:
     """What puts values into a matrix whose line 0 is a line of the tensor with a given number."""
+    if isinstance(symbols, LaneSymbols):
+        assert isinstance(rule, Uniform)
+        found = places(layout, rule.scales, start, start + symbols.size, down)
+        return _putting_lanes(symbols, rule, found, down)
     tables_of = _level_table(symbols, rule) if down and isinstance(rule, Uniform) else None
     if tables_of is None or not isinstance(rule, Uniform):
         values, length = reconstruct(symbols, rule, layout, start, down), _line_length(layout, down)
@@ -65,6 +71,22 @@ def _putting(symbols: Symbols, rule: Rule, layout: Layout, start: int, down: boo
     found, known = places(layout, rule.scales, start, start + symbols.size, down), tables_of
     powers = _powers(rule, found, LEVEL_UNIT)
     return lambda matrix, first: replace(found, first=found.first - first).scale_down(matrix, symbols, *known, powers)
+
+
+def _putting_lanes(symbols: LaneSymbols, rule: Uniform, found: Places, down: bool) -> Callable[[Floats, int], None]:
+    """The same of levels in the order of lanes."""
+    from waterfill.codec import lane_kernels
+
+    shrink = np.array([0, *rule.shrink], np.float32)
+    made = lane_kernels.Values(shrink, _powers(rule, found, LEVEL_UNIT), found.lines, found.within)
+    known = symbols.levels, symbols.lanes, symbols.span // symbols.length, made
+    fill_lines = lane_kernels.fill_columns if down else lane_kernels.fill_rows
+
+    def put(matrix: Floats, first: int) -> None:
+        assert matrix.flags.c_contiguous  # else its reshaped copy would be filled
+        fill_lines(*known, found.first - first, matrix.shape[1], matrix.reshape(-1))
+
+    return put
 
 
 def _line_length(layout: Layout, down: bool) -> int:

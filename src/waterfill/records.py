@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,11 @@ class Layout:
         if self.transposed:
             return self.shape[1] * self.groups, self.shape[0] // self.groups, taps
         return self.shape[0], self.shape[1], taps
+
+    def line_length(self, down: bool) -> int:
+        """How many values a row of the matrix [out, in] has, or with `down` a column; at least 1."""
+        out, channels, taps = self.axes
+        return max(1, out if down else channels * taps)
 
     def to_matrix(self, values: NDArray[Any]) -> NDArray[Any]:
         """Read values of `shape` as the matrix [out, channels * taps]."""
@@ -373,6 +378,22 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Lanes:
+    """The parts of a path that are decoded side by side: groups of consecutive lines.
+
+    Lines are the columns of the matrix [out, in] for a path that goes down these, else its rows. Every lane is a path
+    of its own from state 0 on, which goes on from line to line, and has a state of the entropy coder of its own.
+
+    Attributes:
+        count: how many lanes there are at a time, 8 or 32.
+        lines: how many lines a lane has; the last one of a tensor may have fewer.
+    """
+
+    count: Literal[8, 32]
+    lines: int
+
+
+@dataclass(frozen=True)
 class Paths:
     """Symbols that are a path through a trellis: which of two subsets of the whole numbers the next one is from.
 
@@ -390,6 +411,8 @@ class Paths:
         least: an element whose offsets in the spread (rows, channels and taps) have a sum below this stands aside: its
             symbol is `2k` with the tables of subset 0, and the state stays. Zero is what is best for elements of low
             rate, and half of the states do not have it.
+        lanes: how it is decoded side by side; then the state is 0 again where a lane begins, and `log_span` is 0. None
+            for one symbol after the other.
     """
 
     log_states: int
@@ -399,9 +422,12 @@ class Paths:
     base: int
     down: bool = False
     least: int = ALL
+    lanes: Lanes | None = None
 
     def span(self, layout: Layout) -> int:
         """After how many symbols of a tensor of this layout the state is 0 again."""
+        if self.lanes is not None:
+            return min(self.lanes.lines * layout.line_length(self.down), 1 << 62)
         return min(max(1, layout.axes[0] if self.down else 1) << self.log_span, 1 << 62)
 
 

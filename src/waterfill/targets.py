@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from waterfill.bases.turning import turn_back
+from waterfill.codec.lanes import LaneSymbols
+from waterfill.codec.pieces import Part
 from waterfill.models.state_dict import largest_value
 from waterfill.reconstruct import fill, some_lines
-from waterfill.records import Basis, Coded, Entry, Floats, Layout, Rule, Symbols
+from waterfill.records import Basis, Coded, Entry, Floats, Layout, Rule
 
 PART = 1 << 18
 """Values that are reconstructed at a time, so that they are still in the cache when they are rounded."""
@@ -35,7 +37,7 @@ BAND = 1 << 15
 class Target(Protocol):
     """What pieces of one tensor go into; several threads may put pieces that do not overlap."""
 
-    def put(self, symbols: Symbols, rule: Rule, start: int, down: bool) -> None:
+    def put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         """Reconstruct the symbols [n] that stand at `start` of the stream."""
 
     def finished(self) -> Floats | Tensor:
@@ -49,7 +51,7 @@ class FloatMatrix:
         self._layout, self._basis = layout, basis
         self._matrix: Floats = empty((layout.axes[0], layout.numel // layout.axes[0]), torch.float32).numpy()
 
-    def put(self, symbols: Symbols, rule: Rule, start: int, down: bool) -> None:
+    def put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         """Put values where they belong."""
         fill(self._matrix, symbols, rule, self._layout, start, down)
 
@@ -68,14 +70,20 @@ class InItsType:
         self._matrix = tensor.mT if layout.transposed else tensor.flatten(1)
         self._layout, self._limit = layout, largest_value(tensor.dtype)
 
-    def put(self, symbols: Symbols, rule: Rule, start: int, down: bool) -> None:
-        """Round values to the type, some lines at a time; what is too large becomes the largest value."""
+    def put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
+        """Round values to the type, some lines at a time; what is too large becomes the largest value.
+
+        Lines of lanes are made together.
+        """
+        if isinstance(symbols, LaneSymbols):
+            self._put(symbols, rule, start, down)
+            return
         length = len(self._matrix) if down else self._matrix.shape[1]
         step = max(1, PART // length) * length
         for at in range(0, symbols.size, step):
             self._put(symbols[at : at + step], rule, start + at, down)
 
-    def _put(self, symbols: Symbols, rule: Rule, start: int, down: bool) -> None:
+    def _put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         found = some_lines(symbols, rule, self._layout, start, down)
         lines, matrix = (found.T, self._matrix.mT) if down else (found, self._matrix)
         first, at = divmod(start, lines.shape[1])

@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz.anatomy import put_together, take_apart
 from waterfill.codec import container, symbols
 from waterfill.codec.directory import phrases
 from waterfill.compression.encoder import Encoder, mean_zero_cost
@@ -27,6 +28,7 @@ from waterfill.records import (
     Codebook,
     Coded,
     Entry,
+    Lanes,
     Layout,
     Limits,
     Paths,
@@ -148,7 +150,7 @@ def test_every_header_field_that_lies_with_the_right_checksum_is_refused(values)
         packed = min(struct.unpack_from("<I", bad, 12)[0], len(bad))
         struct.pack_into("<I", bad, 20, zlib.crc32(bytes(bad[:20]) + bytes(bad[HEADER : HEADER + packed])))
         if bytes(bad) != GOOD:
-            assert refused(bad) or (at, values) == (10, 1)  # a minor version that is known
+            assert refused(bad) or (at, values) in ((10, 1), (10, 2))  # a minor version that is known
 
 
 HUGE = [-1, 0, 1, 7, 2**31, 2**42, 2**63, 2**80, 1.5, 1e308, None, True, "", "x", [], {}]
@@ -426,6 +428,74 @@ def test_a_chunk_that_begins_within_a_path_is_refused(monkeypatch):
     for log_span in (5, 6, 16, 42):
         with pytest.raises(FormatError, match=r"^the data: a chunk begins in the middle of a path or row of tensor"):
             WaterfillFile(with_directory(replaced(directory, ("tensors", 0, 4), log_span), data))
+
+
+def lanes_file(lines, minor=2, **changes):
+    """A file of one path with lanes, whose directory has other lines of lanes."""
+    parts = take_apart(paths_file(log_span=0, trellis=Paths(3, True, 0, 5, 32, lanes=Lanes(8, 1)), **changes))
+    parts.directory["lanes"], parts.minor = lines, minor
+    return put_together(parts)
+
+
+LANES = {
+    "twice": ([[0, 8, 1], [0, 8, 1]], "not in order"),
+    "of a tensor that is not there": ([[1, 8, 1]], "not in order, or of more than 1"),
+    "of a tensor far away": ([[2**62, 8, 1]], "not in order, or of more than 1"),
+    "below 0": ([[-1, 8, 1]], "cannot be read"),
+    "16 lanes": ([[0, 16, 1]], "cannot be read"),
+    "no lanes": ([[0, 0, 1]], "cannot be read"),
+    "no lines": ([[0, 8, 0]], "cannot be read"),
+    "too many lines": ([[0, 8, 2**42 + 1]], "cannot be read"),
+    "too short": ([[0, 8]], "cannot be read"),
+    "too long": ([[0, 8, 1, 0]], "cannot be read"),
+    "a key": ({"0": [0, 8, 1]}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", LANES)
+def test_lines_of_lanes_that_lie_are_refused_when_a_file_is_opened(name):
+    lines, text = LANES[name]
+    with pytest.raises(FormatError, match=f"^the data: .*{text}"):
+        WaterfillFile(lanes_file(lines))
+
+
+def test_lanes_need_a_path_without_span_and_version_1_2():
+    assert not any(read(lanes_file([[0, 8, 1]]))["w"])
+    assert not any(read(lanes_file([[0, 8, 2**42]]))["w"])
+    opens_or_refuses(lanes_file([[0, 32, 1]]))
+    for minor in (0, 1):
+        with pytest.raises(FormatError, match=rf"has lanes, which format version 1\.{minor} has not"):
+            WaterfillFile(lanes_file([[0, 8, 1]], minor))
+    for data in (paths_file(log_span=4), GOOD):
+        parts = take_apart(data)
+        parts.directory["lanes"], parts.minor = [[0, 8, 1]], 2
+        with pytest.raises(FormatError, match="lanes without a path, or both lanes and a span"):
+            WaterfillFile(put_together(parts))
+
+
+def test_a_chunk_that_begins_within_a_lane_is_refused(monkeypatch):
+    monkeypatch.setattr(container, "LARGE_CHUNK", 16)
+    monkeypatch.setattr(container, "SMALL_CHUNK", 1)
+    layout, path = Layout((20, 4)), Paths(3, True, 0, 5, 32, lanes=Lanes(8, 1))
+    item = Quantized(np.zeros((20, 4), np.int32), Uniform(0), Spread(5, 32, trellis=path))
+    data = container.pack((Entry("w", (20, 4), "float32", Coded(layout)),), {"w": item}, {}, "test").data
+    parts = take_apart(data)
+    assert [line[3] for line in parts.directory["chunks"]] == [32, 32, 16]
+    for lines in (3, 5, 9, 2**42):
+        parts.directory["lanes"] = [[0, 8, lines]]
+        with pytest.raises(FormatError, match=r"^the data: a chunk begins in the middle of a path or row of tensor"):
+            WaterfillFile(put_together(parts))
+
+
+def test_every_changed_byte_of_a_path_with_lanes_is_an_error_or_a_path():
+    parts = take_apart(lanes_file([[0, 8, 1]]))
+    for number, chunk in enumerate(parts.chunks):
+        for at in range(len(chunk)):
+            for flip in (1, 0x80, 0xFF):
+                bad = bytearray(chunk)
+                bad[at] ^= flip
+                changed = replace(parts, chunks=[bytes(bad) if n == number else c for n, c in enumerate(parts.chunks)])
+                opens_or_refuses(put_together(changed))
 
 
 def test_a_path_has_no_tables_of_its_own():
@@ -772,10 +842,10 @@ def test_other_kinds_of_files_are_named(tmp_path):
 
 
 def test_an_unknown_version_is_named():
-    for at, version in ((8, "2.0"), (10, "1.2")):
+    for at, version in ((8, "2.0"), (10, "1.3")):
         bad = bytearray(GOOD)
-        bad[at] = 2
-        with pytest.raises(FormatError, match=f"version {version} is unknown; this release reads versions up to 1.1"):
+        bad[at] = 2 if at == 8 else 3
+        with pytest.raises(FormatError, match=f"version {version} is unknown; this release reads versions up to 1.2"):
             WaterfillFile(bytes(bad))
 
 

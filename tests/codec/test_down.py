@@ -18,7 +18,7 @@ from waterfill.files import WaterfillFile
 from waterfill.quantize import path_spread
 from waterfill.quantize.path_spread import PathFit
 from waterfill.reconstruct import reconstruct
-from waterfill.records import Coded, Entry, Layout, Paths, Quantized, Spread, Uniform
+from waterfill.records import Coded, Entry, Lanes, Layout, Paths, Quantized, Spread, Uniform
 
 LAYOUTS = (
     Layout((7,)), Layout((1, 9)), Layout((9, 1)), Layout((6, 5)), Layout((4, 3, 2, 2)), Layout((2, 3, 5)),
@@ -51,7 +51,7 @@ def path(layout, paths, indices, spreads=(None, None, None)):
         shape = [1, 1, 1]
         shape[axis] = -1
         sums += 0 if part is None else part.astype(int).reshape(shape)
-    flat[list(places)] = levels_of(indices, paths, out, sums.reshape(-1)[list(places)])
+    flat[list(places)] = levels_of(indices, paths, out, sums.reshape(-1)[list(places)], channels * taps)
     return flat.reshape(out, channels * taps)
 
 
@@ -61,6 +61,8 @@ def tensors(draw):
     small, family = st.integers(20, 60), st.integers(0, 8)
     paths = Paths(draw(st.integers(2, 12)), draw(st.booleans()), draw(st.integers(0, 6)), draw(family), draw(small),
                   draw(st.booleans()), draw(st.sampled_from([-381, -5, 0, 1, 382])))  # fmt: skip
+    lanes = draw(st.none() | st.builds(Lanes, st.sampled_from([8, 32]), st.sampled_from([1, 1, 2, 3, 1 << 42])))
+    paths = paths if lanes is None else replace(paths, log_span=0, lanes=lanes)
     limit = draw(st.sampled_from([0, 2, 9, 300]))
     indices = draw(st.lists(st.integers(-limit, limit), min_size=layout.numel, max_size=layout.numel))
     steps, spreads = draw(pairs_of_scales(layout))
@@ -118,7 +120,7 @@ def test_a_path_down_the_columns_is_that_of_the_transpose_along_its_rows(case):
     other = Layout((channels * taps, out))
     if layout.numel:
         here = pieces.model(item.spread, layout, 0, values.size)
-        assert here.span == max(1, out) << paths.log_span
+        assert here.span == max(1, out) * (1 << paths.log_span if paths.lanes is None else paths.lanes.lines)
         there = replace(pieces.model(twin, other, 0, values.size), span=here.span)
         assert pieces.encode([values], [there]) == pieces.encode([values], [here])
         assert pieces.tensor_bits(item.symbols, item.spread, layout) == pieces.ideal_bits(values, there)
@@ -148,7 +150,7 @@ def test_a_fit_does_not_depend_on_the_direction_but_for_its_path(zero):
         sizes = np.repeat(2.0 ** (offsets[0] / 2), 36)[down_columns(layout) if down else slice(None)]
         levels = path(layout, paths, np.rint(rng.laplace(size=layout.numel) * 2 * sizes).astype(int).tolist())
         fit = path_spread.refit(levels, paths, layout, start)
-        spread = fit.spread(4, 6, down)
+        spread = fit.spread(paths)
         assert spread.rows is not None
         assert spread.down == down
         bits = pieces.tensor_bits(levels, spread, layout) + side_bits(spread.scales)

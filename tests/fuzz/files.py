@@ -9,6 +9,7 @@ import zstandard
 from fuzz import values
 from fuzz.anatomy import HEADER, MAGIC, put_together, take_apart, with_header, with_packed, with_text
 from waterfill.codec import basis_lines, container, pieces
+from waterfill.codec.lanes import in_order
 from waterfill.codec.lines import FlipsLine, RotationsLine
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
@@ -143,6 +144,26 @@ def models(random, data):
     return _edited(random, data, change)
 
 
+def lanes(random, data):
+    """Lanes of paths."""
+    parts = take_apart(data)
+    lines = {line[0]: line for line in parts.directory.get("lanes", [])}
+    paths = [n for n, line in enumerate(parts.directory["tensors"]) if line[0] == "p"]
+    number = random.choice(paths or [0])
+    if number in lines and random.random() < 0.2:
+        del lines[number]
+    else:
+        count, most = random.choice((8, 8, 32, 32, 16)), random.choice((1, 2, 3, 9, 1 << 42))
+        lines[number] = [number, count, random.randint(1, most)]
+        if paths and random.random() < 0.9:
+            parts.directory["tensors"][number][4] = 0
+    parts.directory["lanes"] = [lines[each] for each in sorted(lines)]
+    parts.minor = random.choice((2, 2, 2, 2, 2, 2, 2, 1))
+    if random.random() < 0.2:
+        values.change_value(random, parts.directory["lanes"])
+    return put_together(parts)
+
+
 def bases(random, data):
     """Lines of bases, with as many angles as they need."""
     parts = take_apart(data)
@@ -156,7 +177,7 @@ def bases(random, data):
             lines[number] = line[:-1] if line[0] in "fr" else line
             vectors[number] += [line[-1]] if line[0] in "fr" else []
     parts.directory["bases"] = [lines[each] for each in sorted(lines)]
-    parts.minor = random.choice((1, 1, 1, 1, 1, 1, 1, 0))
+    parts.minor = max(parts.minor, random.choice((1, 1, 1, 1, 1, 1, 1, 0)))
     if random.random() < 0.2:
         values.change_value(random, parts.directory["bases"])
     return _with_side(parts, vectors)
@@ -262,7 +283,7 @@ def symbols(random, data):
         opened, parts = file.container, take_apart(data)
         index, found = random.choice(list(opened.symbol_spans.items()))
         coders = [pieces.model(opened.rules[name][1], opened.layouts[name], a, b) for name, a, b in found]
-        coded = [part.copy() for part in opened.symbols(index, found)]
+        coded = [in_order(part).copy() for part in opened.symbols(index, found)]
         free = [n for n, (name, _, _) in enumerate(found) if opened.rules[name][1].trellis is None]
     for number in random.sample(free, min(len(free), random.choice((1, 2, 9)))):
         part = coded[number]
@@ -336,7 +357,7 @@ KINDS = {
     function.__name__: function
     for function in (
         any_bytes, header, packed_directory, directory_text, directory_value, directory_structure, directory_several,
-        entry, rule, models, bases, side_values, side_stream,
+        entry, rule, models, lanes, bases, side_values, side_stream,
         codebook, symbol_stream, exact_frame, exact_values, symbols, chunks, zip_like,
     )
 }  # fmt: skip

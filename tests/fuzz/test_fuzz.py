@@ -64,7 +64,7 @@ def test_seeds_have_every_rule_origin_and_model():
     assert {line[0] for each in every for line in each["tensors"]} == set("urcp")
     assert {line[3] if len(line) > 3 else "q" for each in every for line in each["entries"]} == set("qtx=cvm")
     assert {line[0] for each in every for line in each["chunks"]} == set("acsx")
-    assert {key for each in every for key in each} >= {"tables", "adaptive", "limit", "bases"}
+    assert {key for each in every for key in each} >= {"tables", "adaptive", "limit", "bases", "lanes"}
     assert {line[0] for each in every for line in each.get("bases", [])} == set("cfrs")
 
 

@@ -77,7 +77,7 @@ def test_a_fit_of_a_path_knows_its_steps(zero, down):
     plain = replace(path_spread.refit(levels, paths, layout, plain), least=ALL)
     for offsets, step in zip(fit.offsets[:2], steps[:2], strict=True):
         assert (offsets == -step.astype(int)).all()
-    spread = fit.spread(4, 10, down)
+    spread = fit.spread(paths)
     assert fit.bits == pytest.approx(pieces.tensor_bits(levels, spread, layout) + side_bits(spread.scales, steps))
     assert fit.bits < plain.bits - 200
     assert (

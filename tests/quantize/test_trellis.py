@@ -76,7 +76,7 @@ def test_no_path_costs_less_than_the_one_that_is_found(log_states, zero, lmbda):
         importance = rng.gamma(0.3, size=5).astype(np.float32)
         exponents = rng.integers(0, fit.lengths().shape[0], 5).astype(np.int32)
         shrink = (9, -4, 3)
-        levels = search.search(x, importance, exponents, fit, log_states, shrink, lmbda)
+        levels = search.search(x, importance, exponents, fit, log_states, shrink, lmbda, x.size)
         indices, subsets = path_of(
             levels, path_model(Spread(5, 30, trellis=Paths(log_states, zero, 16, 0, 0)), Layout((5,)), 0, 5)
         )

@@ -34,10 +34,19 @@ ODDS = struct.unpack("<1024H", (FOLDER / "odds.bin").read_bytes())
 SUBSETS = read_bank("bank.bin"), read_bank("half.bin"), read_bank("zero.bin")
 
 
+def turns(count, span, lanes):
+    """Which elements of a path are coded one after the other: each with its lane and its state of the trellis."""
+    if lanes is None:
+        return [(n, n % 8, 0) for n in range(count)]
+    places = itertools.product(range(0, count, lanes * span), range(min(span, count)), range(lanes))
+    every = [(first + lane * span + step, lane, lane) for first, step, lane in places]
+    return [(n, lane, state) for n, lane, state in every if n < count]
+
+
 class Stream:
-    def __init__(self, data):
-        self.states = list(struct.unpack_from("<8I", data))
-        self.words = list(struct.unpack(f"<{(len(data) - 32) // 2}H", data[32:]))[::-1]
+    def __init__(self, data, lanes=8):
+        self.states = list(struct.unpack_from(f"<{lanes}I", data))
+        self.words = list(struct.unpack(f"<{(len(data) - 4 * lanes) // 2}H", data[4 * lanes :]))[::-1]
 
     def run(self, classes):
         return self.symbols([TABLES[cls] for cls in classes])
@@ -55,18 +64,20 @@ class Stream:
         self.states[lane] = x if x >= 1 << 16 else (x << 16) + self.words.pop()
         return symbol
 
-    def path(self, models, log_states, zero, span, lowest):
+    def path(self, models, log_states, zero, span, lowest, lanes):
         """Levels of (families, exponents) pairs of a tensor with a trellis."""
         h0, h1 = (int(mask, 8) >> 1 for mask in PARITIES[log_states].split())
-        state, levels = 0, []
-        for n, (families, exponents) in enumerate(models):
-            state = state if n % span else 0
+        states, levels = {}, [None] * len(models)
+        for n, lane, walk in turns(len(models), span, lanes):
+            families, exponents = models[n]
+            state = states[walk] if n % span else 0
             aside = exponents[0] < lowest
             q = 0 if aside else (state & h1).bit_count() % 2
-            k = self.index(n % 8, 2 * q if zero else q, families[q], min(max(exponents[q], 0), 280))
-            levels.append(2 * k + q if not zero else 2 * k - q * ((k > 0) - (k < 0)))
+            k = self.index(lane, 2 * q if zero else q, families[q], min(max(exponents[q], 0), 280))
+            levels[n] = 2 * k + q if not zero else 2 * k - q * ((k > 0) - (k < 0))
             if not aside:
                 state = (2 * state + (k + (state & h0).bit_count()) % 2) % 2**log_states
+            states[walk] = state
         return levels
 
     def index(self, lane, kind, family, exponent):
@@ -137,7 +148,7 @@ class Stream:
             extra = sum(next(octets) << (8 * i) for i in range(count))
             magnitude = extra // 2 + highest[n] + 1
             high[n] = -magnitude if extra % 2 else magnitude
-        assert self.states == [1 << 16] * 8
+        assert set(self.states) == {1 << 16}
         assert not self.words
         return [(h << b) + r - (1 << b >> 1) for h, b, r in zip(high, low, rest, strict=True)]
 
@@ -214,7 +225,7 @@ def decode(data):
     """All tensors of a file as numpy arrays (bfloat16 as float32), by name."""
     magic, version, minor, packed, size, crc = struct.unpack_from("<8sHHIII", data)
     assert (magic, version) == (b"\x89WFL\r\n\x1a\n", 1)
-    assert minor in (0, 1)
+    assert minor in (0, 1, 2)
     body = data[24 : 24 + packed]
     assert zlib.crc32(data[:20] + body) == crc
     text = zstandard.ZstdDecompressor(dict_data=PHRASES).decompressobj().decompress(body)
@@ -236,7 +247,10 @@ def decode(data):
     bases = {line[1]: line for line in directory.get("bases", [])}
     assert minor or not bases
     bases = [bases.get(n) for n in range(len(coded))]
-    matrices = decode_matrices(coded, directory["tensors"], own_lines, widths, bases, chunks)
+    lanes = {tensor: some for tensor, *some in directory.get("lanes", [])}
+    assert minor > 1 or not lanes
+    lanes = [lanes.get(n) for n in range(len(coded))]
+    matrices = decode_matrices(coded, directory["tensors"], own_lines, widths, (bases, lanes), chunks)
     exact = b"".join(zstandard.ZstdDecompressor().decompress(c) for c, _ in chunks["x"])
     return assemble(entries, matrices, exact)
 
@@ -249,10 +263,14 @@ def axes_of(entry):
     return (shape[1] * groups, shape[0] // groups, taps) if how == "t" else (shape[0], shape[1], taps)
 
 
-def path_of(line, rows):
-    """Logarithm of the states, whether zero is in both subsets, the span, and which exponent takes part in a path."""
+def path_of(line, axes, lanes):
+    """Logarithm of the states, whether zero is in both subsets, span, which exponent takes part in a path, lanes."""
     down, least = (*line[11:], *(False, -381)[len(line[11:]) :])
-    return (*line[2:4], max(1, rows if down else 1) << line[4], line[6] + 2 * least)
+    span = max(1, axes[0] if down else 1) << line[4]
+    if lanes is not None:
+        assert line[4] == 0
+        span = max(1, axes[0] if down else axes[1] * axes[2]) * lanes[1]
+    return (*line[2:4], span, line[6] + 2 * least, None if lanes is None else lanes[0])
 
 
 def adaptive_of(entry, width):
@@ -293,8 +311,8 @@ def has_angles(basis):
     return basis is not None and basis[0] in "fr"
 
 
-def decode_matrices(coded, lines, own_lines, widths, bases, chunks):
-    places, exponents = [], []
+def decode_matrices(coded, lines, own_lines, widths, beside, chunks):
+    places, exponents, (bases, lanes) = [], [], beside
     for each in zip(coded, lines, own_lines, bases, strict=True):
         for code, length in side_vectors(*each):
             stored = length if code not in (-1, -2) else 0
@@ -307,7 +325,7 @@ def decode_matrices(coded, lines, own_lines, widths, bases, chunks):
         parts += spreads_from_sums([next(vectors) for _ in range(6)], lines[n])
         own.append([(first, own_frequencies(next(vectors))) for first, _, _ in own_lines[n]])
         angles.append(next(vectors) if has_angles(bases[n]) else [])
-        own[n] = path_of(lines[n], axes_of(coded[n])[0]) if lines[n][0] == "p" else own[n]
+        own[n] = path_of(lines[n], axes_of(coded[n]), lanes[n]) if lines[n][0] == "p" else own[n]
         own[n] = own[n] if widths[n] is None else adaptive_of(coded[n], widths[n])
     assert all(-127 <= s <= 127 for part in parts for s in part)
     assert all(-64 <= a <= 64 for some in angles for a in some)
@@ -344,7 +362,9 @@ def decode_matrices(coded, lines, own_lines, widths, bases, chunks):
 def take_all(chunks, models, own):
     values, at = [], 0
     for stream, count in chunks:
-        values += Stream(stream).values(models[at : at + count], own)
+        some = models[at : at + count]
+        lanes = [own[n][4] or 8 for n in {n for n, _, _ in some} if isinstance(own[n], tuple)]
+        values += Stream(stream, max([8, *lanes])).values(some, own)
         at += count
     assert at == len(models)
     return values

@@ -4,13 +4,15 @@ import numpy as np
 from slow_decoder import PARITIES
 
 
-def levels_of(indices, paths, rows=1, sums=None):
+def levels_of(indices, paths, rows=1, sums=None, columns=1):
     """The levels of a path with these indices, one state after the other as the page on the format says it.
 
-    With `down` they are of so many rows; with sums of the offsets of every element, some may stand aside.
+    With `down` they are of so many rows, else of so many columns; with sums of the offsets of every element, some may
+    stand aside.
     """
     h0, h1 = (int(mask, 8) for mask in PARITIES[paths.log_states].split())
     state, levels, span = 0, [], (rows if paths.down else 1) << paths.log_span
+    span = span if paths.lanes is None else paths.lanes.lines * (rows if paths.down else columns)
     for i, k in enumerate(indices):
         state = 0 if i % span == 0 else state
         if sums is not None and sums[i] < paths.least:

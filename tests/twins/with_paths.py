@@ -8,7 +8,7 @@ import numpy as np
 from waterfill.protocols import QuantizerTraits
 from waterfill.quantize.scalar import finish
 from waterfill.quantize.spread import fit
-from waterfill.records import Paths, Quantized, Spread, Uniform
+from waterfill.records import Lanes, Paths, Quantized, Spread, Uniform
 
 H0, H1 = 0o35, 0o16
 
@@ -28,12 +28,14 @@ def greedy(x, span):
 @dataclass(frozen=True)
 class WithPaths:
     down: bool = False
+    lanes: Lanes | None = None
     traits: ClassVar[QuantizerTraits] = QuantizerTraits(fixed=True, tempered=False)
 
     def quantize(self, weight, form, water_level):  # noqa: ARG002
         matrix = weight.matrix.T if self.down else weight.matrix
-        log_span, line = (1, matrix.shape[1]) if self.down else (5, 1)
-        levels = greedy(matrix.reshape(-1) * 16, line << log_span).reshape(matrix.shape)
+        log_span = 0 if self.lanes is not None else 1 if self.down else 5
+        paths = Paths(4, True, log_span, 6, 19, self.down, lanes=self.lanes)
+        levels = greedy(matrix.reshape(-1) * 16, paths.span(weight.layout)).reshape(matrix.shape)
         levels = np.ascontiguousarray(levels.T if self.down else levels)
         out, channels, _ = weight.layout.axes
         rows, columns = (
@@ -43,5 +45,5 @@ class WithPaths:
         if self.down:
             rule, rows, channels = Uniform(-256, 0, (3, -2, 9), rows, columns), (-rows).clip(None, 3), -columns
         found = finish(weight, form, levels, rule, fit(levels, weight.layout))
-        spread = Spread(4, 14, rows, channels, trellis=Paths(4, True, log_span, 6, 19, self.down))
+        spread = Spread(4, 14, rows, channels, trellis=paths)
         return Quantized(levels, found.rule, spread, found.bits, found.distortion)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from waterfill.codec.kernels import _push
+from waterfill.codec.kernels import PADDING, _push
 from waterfill.compiled import kernel
 
 READ, WRITE = 0, 1
@@ -54,7 +54,7 @@ class Stream(NamedTuple):
     Attributes:
         mode: READ or WRITE.
         states: uint64 [8], of the lanes; changed when read.
-        words: uint16, followed by 8 words that are not part of the stream.
+        words: uint16, the last `PADDING` of them not part of the stream.
         cursor: int64 [2], the next word and the next decision.
         events: uint16, `answer << 12 | probability` of every decision, filled when written.
     """
@@ -164,7 +164,7 @@ def run(learnt, stream, values, taps, width, rows, columns, prices):
         Whether the stream did not end too early.
     """
     used, cursor = learnt.used, stream.cursor
-    end = stream.words.size - 8
+    end = stream.words.size - PADDING
     first_column = LINES + PER_LINE * rows.size
     first_channel = first_column + PER_LINE * columns.size
     first_tap = first_channel + PER_LINE * (columns.size // taps)

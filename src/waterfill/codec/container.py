@@ -18,17 +18,18 @@ from waterfill.codec import adaptive, basis_lines, rans, symbols
 from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
 from waterfill.codec.frames import decompressed
-from waterfill.codec.lines import AdaptiveLine, BasisLine, ChunkLine, Directory, OwnLine, TensorLine
+from waterfill.codec.lanes import in_order
+from waterfill.codec.lines import AdaptiveLine, BasisLine, ChunkLine, Directory, LanesLine, OwnLine, TensorLine
 from waterfill.codec.opened import FilePart, OpenFile
 from waterfill.codec.order import elements
-from waterfill.codec.pieces import AnyModel
+from waterfill.codec.pieces import AnyModel, Part
 from waterfill.codec.scales import exponent
 from waterfill.codec.symbols import Codes
 from waterfill.errors import FormatError
 from waterfill.records import Basis, Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Spread, Symbols
 
 MAGIC = b"\x89WFL\r\n\x1a\n"
-VERSION, MINOR = 1, 1
+VERSION, MINOR = 1, 2
 """The format, and the highest minor version that is read; each file has the lowest one that it needs."""
 
 HEADER = struct.Struct("<8sHHIII")  # magic, version, minor version, directory bytes, directory size, CRC-32 of the rest
@@ -80,19 +81,19 @@ def pack(
     if described.vectors:
         stream, count = _side_chunk(described.vectors)
         chunks.append((stream, "a", count))
-        _share(shares, _side_bits(described.vectors), len(stream))
+        _share(shares, _side_bits(described.vectors), len(stream) - rans.HEADER_BYTES)
     books = _codebooks({name: quantized[name].rule for name in layouts})
     if books:
         chunks.append((b"".join(books.values()), "c", sum(map(len, books.values())) // 4))
         _share_codebooks(shares, books)
     pieces = list(_pieces(layouts, quantized))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for stream, count, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
-            chunks.append((stream, "s", count))
-            _share(shares, parts, len(stream))
+        for stream, models, parts in pool.map(lambda group: _symbols_chunk(group, layouts, quantized), pieces):
+            chunks.append((stream, "s", sum(model.size for model in models)))
+            _share(shares, parts, len(stream) - coder.header_bytes(models))
     exact_sizes = listing.exact_sizes(entries)
     exact_chunks = _exact_chunks(exact_sizes, exact)
-    _share(shares, exact_sizes, sum(len(stream) for stream, _, _ in exact_chunks), streams=0)
+    _share(shares, exact_sizes, sum(len(stream) for stream, _, _ in exact_chunks))
     chunks += exact_chunks
     body = b"".join(stream for stream, _, _ in chunks)
     directory = Directory(
@@ -104,8 +105,9 @@ def pack(
         tables=tuple(described.tables),
         adaptive=tuple(described.adaptive),
         bases=tuple(described.bases),
+        lanes=tuple(described.lanes),
     )
-    data = _header_and_directory(directory, minor=1 if described.bases else 0) + body
+    data = _header_and_directory(directory) + body
     return Packed(data, shares, len(data) - sum(shares.values()))
 
 
@@ -118,6 +120,7 @@ class _Described:
         tables: lines of own tables.
         adaptive: lines of adaptive models.
         bases: lines of bases.
+        lanes: lines of lanes.
         vectors: scales, own tables and angles.
         first: the first tensor with some angles.
     """
@@ -126,6 +129,7 @@ class _Described:
     tables: list[OwnLine] = field(default_factory=list)
     adaptive: list[AdaptiveLine] = field(default_factory=list)
     bases: list[BasisLine] = field(default_factory=list)
+    lanes: list[LanesLine] = field(default_factory=list)
     vectors: list[SideVector] = field(default_factory=list)
     first: dict[basis_lines.Angles, int] = field(default_factory=dict)
 
@@ -139,6 +143,9 @@ class _Described:
             self.adaptive.append(AdaptiveLine(number, item.spread.adaptive.width))
         if item.basis is not None:
             self.bases.append(basis_lines.line_of(number, item.basis, shared, codes[-1]))
+        lanes = None if item.spread.trellis is None else item.spread.trellis.lanes
+        if lanes is not None:
+            self.lanes.append(LanesLine(number, lanes.count, lanes.lines))
         self.tensors.append(listing.tensor_line(item.rule, item.spread, codes))
         self.vectors.extend(_present(name, codes, found))
 
@@ -153,17 +160,22 @@ Chunk = tuple[bytes, str, int]
 Piece = tuple[str, int, int]
 
 
-def _header_and_directory(directory: Directory, minor: int) -> bytes:
+def _header_and_directory(directory: Directory) -> bytes:
     packed, size = listing.pack(directory)
-    head = HEADER.pack(MAGIC, VERSION, minor, len(packed), size, 0)[:-4]
+    head = HEADER.pack(MAGIC, VERSION, _minor(directory), len(packed), size, 0)[:-4]
     return head + struct.pack("<I", zlib.crc32(head + packed)) + packed
 
 
-def _share(shares: dict[str, float], bits: Mapping[str, float], size: int, streams: int = 1) -> None:
+def _minor(directory: Directory) -> int:
+    """The lowest minor version that has everything that is in a directory."""
+    return 2 if directory.lanes else 1 if directory.bases else 0
+
+
+def _share(shares: dict[str, float], bits: Mapping[str, float], size: int) -> None:
     """Share the bytes of streams, without their headers, by ideal bits."""
     total = sum(bits.values()) or 1.0
     for name, part in bits.items():
-        shares[name] += part / total * (size - streams * rans.HEADER_BYTES)
+        shares[name] += part / total * size
 
 
 def _codebooks(rules: Mapping[str, Rule]) -> dict[str, bytes]:
@@ -214,12 +226,15 @@ def span_of(spread: Spread, layout: Layout) -> int:
 
 
 def _pieces(layouts: Mapping[str, Layout], quantized: Mapping[str, Quantized]) -> Iterator[list[Piece]]:
-    """Groups of (name, start, stop): small tensors together, large ones cut between rows or where paths end."""
+    """Groups of (name, start, stop): small tensors together, large ones cut between rows or where paths end.
+
+    Of tensors with lanes, all lanes are in a chunk.
+    """
     group: list[Piece] = []
     work = 0
     for name, layout in layouts.items():
         item = quantized[name]
-        begins = span_of(item.spread, layout)
+        begins = span_of(item.spread, layout) * _lanes_of(item)
         unit = begins if begins > 1 else max(1, layout.numel // max(1, layout.axes[0]))
         span = LARGE_CHUNK if unit > LARGE_CHUNK and begins == 1 else max(1, LARGE_CHUNK // unit) * unit
         for start in range(0, layout.numel, span):
@@ -233,6 +248,12 @@ def _pieces(layouts: Mapping[str, Layout], quantized: Mapping[str, Quantized]) -
         yield group
 
 
+def _lanes_of(item: Quantized) -> int:
+    """How many lanes a tensor has at a time; 1 without."""
+    path = item.spread.trellis
+    return 1 if path is None or path.lanes is None else path.lanes.count
+
+
 def _work(item: Quantized, start: int, stop: int) -> int:
     """How many symbols there are to be coded; with an adaptive model about as many as there are decisions."""
     if item.spread.adaptive is None:
@@ -242,12 +263,12 @@ def _work(item: Quantized, start: int, stop: int) -> int:
 
 def _symbols_chunk(
     group: list[Piece], layouts: Mapping[str, Layout], quantized: Mapping[str, Quantized]
-) -> tuple[bytes, int, dict[str, float]]:
-    """The stream of a group, its number of symbols, and the ideal bits of each tensor in it."""
+) -> tuple[bytes, list[AnyModel], dict[str, float]]:
+    """The stream of a group, the models of its pieces, and the ideal bits of each tensor in it."""
     models = [coder.model(quantized[name].spread, layouts[name], a, b) for name, a, b in group]
     values = [elements(quantized[name].symbols, a, b, quantized[name].spread.down) for name, a, b in group]
     bits = _symbols_bits(group, values, models)
-    return coder.encode(values, models), sum(b - a for _, a, b in group), bits
+    return coder.encode(values, models), models, bits
 
 
 def _symbols_bits(group: list[Piece], values: list[Symbols], models: list[AnyModel]) -> dict[str, float]:
@@ -358,8 +379,9 @@ class Container:
         if zlib.crc32(head[:-4] + packed) != crc:
             raise FormatError("the checksum of the directory is wrong: the file is damaged")
         directory = listing.unpack(packed, size)
-        if directory.bases and not minor:
-            raise FormatError("the directory has bases, which format version 1.0 has not")
+        if minor < _minor(directory):
+            what = "lanes" if directory.lanes else "bases"
+            raise FormatError(f"the directory has {what}, which format version {VERSION}.{minor} has not")
         return directory, HEADER.size + packed_size
 
     def _chunk(self, index: int) -> bytes | memoryview:
@@ -506,8 +528,8 @@ class Container:
                 done, left = done + take, left - take
         return spans
 
-    def symbols(self, index: int, pieces: list[Piece]) -> list[Symbols]:
-        """Decode one chunk of symbols into its pieces, each in the order of the stream.
+    def symbols(self, index: int, pieces: list[Piece]) -> list[Part]:
+        """Decode one chunk of symbols into its pieces, each line by line or, with lanes, in the order of these.
 
         Raises:
             FormatError: the chunk is damaged.
@@ -517,12 +539,13 @@ class Container:
     def _models(self, pieces: list[Piece]) -> list[AnyModel]:
         return [coder.model(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
 
-    def _decoded(self, index: int, pieces: list[Piece], models: list[AnyModel]) -> list[Symbols]:
+    def _decoded(self, index: int, pieces: list[Piece], models: list[AnyModel]) -> list[Part]:
         data = self.chunk(index)
         try:
             parts = coder.decode(data, models)
             for (name, _, _), part in zip(pieces, parts, strict=True):
-                listing.check_symbols(part, self.rules[name][0])
+                if isinstance(part, np.ndarray):
+                    listing.check_symbols(part, self.rules[name][0])
         except FormatError as error:
             raise FormatError(f"{self.name}: {error}") from error
         return parts
@@ -538,16 +561,18 @@ class Container:
         _share_codebooks(shares, _codebooks({name: rule for name, (rule, _) in self.rules.items()}))
         for kind, bits in (("a", _side_bits(self._side_vectors())), ("x", self.exact_sizes)):
             indices = self.indices(kind)
-            streams = len(indices) if kind == "a" else 0
-            _share(shares, bits, sum(chunks[index].size for index in indices), streams)
+            headers = len(indices) * rans.HEADER_BYTES if kind == "a" else 0
+            _share(shares, bits, sum(chunks[index].size for index in indices) - headers)
 
         def one(item: tuple[int, list[Piece]]) -> tuple[int, dict[str, float]]:
             models = self._models(item[1])
-            return item[0], _symbols_bits(item[1], self._decoded(*item, models), models)
+            parts = [in_order(part) for part in self._decoded(*item, models)]
+            size = chunks[item[0]].size - coder.header_bytes(models)
+            return size, _symbols_bits(item[1], parts, models)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for index, parts in pool.map(one, self.symbol_spans.items()):
-                _share(shares, parts, chunks[index].size)
+            for size, parts in pool.map(one, self.symbol_spans.items()):
+                _share(shares, parts, size)
         return shares
 
     def _side_vectors(self) -> list[SideVector]:

@@ -28,6 +28,7 @@ from waterfill.codec.lines import (
     Codes3,
     Directory,
     EntryLine,
+    LanesLine,
     LimitLine,
     OwnLine,
     RelativeLine,
@@ -47,6 +48,7 @@ from waterfill.records import (
     Exact,
     FileLimit,
     Floats,
+    Lanes,
     Layout,
     Limits,
     NormMean,
@@ -257,11 +259,13 @@ class Lines(NamedTuple):
         tensor: its rule and spread.
         tables: its own tables.
         basis: its basis; None for its own values.
+        lanes: those of its path; None for none.
     """
 
     tensor: TensorLine
     tables: tuple[TableLine, ...] = ()
     basis: BasisLine | None = None
+    lanes: LanesLine | None = None
 
 
 def side_vectors(item: Quantized, *, shared: bool) -> tuple[SideVector, ...]:
@@ -285,7 +289,7 @@ def all_lines(directory: Directory) -> list[Lines]:
         FormatError: they are not in the order of the tensors, or of a tensor that is not there.
     """
     bases = basis_lines.lines_of_tensors(directory.bases, len(directory.tensors))
-    every = zip(directory.tensors, own_lines(directory), bases, strict=True)
+    every = zip(directory.tensors, own_lines(directory), bases, lanes_lines(directory), strict=True)
     return [Lines(*each) for each in every]
 
 
@@ -301,6 +305,21 @@ def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
         raise FormatError(f"tables of the tensors {numbers[:9]} are not in order, or of more than {len(found)} tensors")
     for line in directory.tables:
         found[line.tensor] = line.tables
+    return found
+
+
+def lanes_lines(directory: Directory) -> list[LanesLine | None]:
+    """The lanes of every coded tensor; None for none.
+
+    Raises:
+        FormatError: they are not in the order of the tensors, or of a tensor that is not there.
+    """
+    found: list[LanesLine | None] = [None] * len(directory.tensors)
+    numbers = [line.tensor for line in directory.lanes]
+    if sorted(set(numbers)) != numbers or (numbers and numbers[-1] >= len(found)):
+        raise FormatError(f"lanes of the tensors {numbers[:9]} are not in order, or of more than {len(found)} tensors")
+    for line in directory.lanes:
+        found[line.tensor] = line
     return found
 
 
@@ -388,14 +407,14 @@ def rule_and_spread(lines: Lines, vectors: Sequence[Symbols | None], codebook: F
     Raises:
         FormatError: a scale is out of range or relative to one that is not there, steps leave the range of normal
             float32 numbers, a codebook is not finite or lacks its zero, a table cannot be, or there are tables beside a
-            trellis.
+            trellis, lanes without one, or lanes and a span.
     """
     line, codes = lines.tensor, side_codes(lines)[:6]
     steps = tuple(map(scales.restored, codes[:3], vectors[:3]))
     rows, channels, taps = map(scales.restored, codes[3:], vectors[3:6], steps)
     stored = zip(lines.tables, vectors[6:], strict=False)
     found = tuple(own.from_differences(table.first, vector) for table, vector in stored if vector is not None)
-    spread = Spread(line.family, line.base, rows, channels, taps, found, _trellis(line))
+    spread = Spread(line.family, line.base, rows, channels, taps, found, _trellis(lines))
     if spread.trellis is not None and found:
         raise FormatError("a tensor has both a trellis and tables of its own")
     if isinstance(line, RelativeLine):
@@ -412,11 +431,20 @@ def rule_and_spread(lines: Lines, vectors: Sequence[Symbols | None], codebook: F
     return rule, spread
 
 
-def _trellis(line: TensorLine) -> Paths | None:
-    """The trellis of a line; None without one."""
+def _trellis(lines: Lines) -> Paths | None:
+    """The trellis of a tensor; None without one.
+
+    Raises:
+        FormatError: there are lanes without a trellis, or lanes and a span.
+    """
+    line, lanes = lines.tensor, lines.lanes
+    if lanes is not None and not (isinstance(line, TrellisLine) and line.log_span == 0):
+        raise FormatError("a tensor has lanes without a path, or both lanes and a span")
     if not isinstance(line, TrellisLine):
         return None
-    return Paths(line.log_states, line.zero, line.log_span, line.second_family, line.second_base, line.down, line.least)
+    tables_of = line.second_family, line.second_base
+    side_by_side = None if lanes is None else Lanes(lanes.count, lanes.lines)
+    return Paths(line.log_states, line.zero, line.log_span, *tables_of, line.down, line.least, side_by_side)
 
 
 def check_symbols(symbols: Symbols, rule: Rule) -> None:

@@ -11,7 +11,9 @@ from numba import njit
 
 from waterfill.compiled import kernel
 
-LANES = 8
+PADDING = 48
+"""So many words that are not part of a stream follow it: what is read before its end is looked at."""
+
 LOW = np.uint64(1 << 16)
 BITS = np.uint64(12)
 MASK = np.uint64(4095)
@@ -85,7 +87,7 @@ def decode_run(words, at, states, classes, slots, symbols):
     """Decode one run; returns the next position in `words`, or -1 when the words end too early.
 
     Args:
-        words: uint16, followed by at least 8 words that are not part of the stream.
+        words: uint16, the last `PADDING` of them not part of the stream.
         at: where to read.
         states: uint64 [8], changed in place.
         classes: uint16 [n], which table.
@@ -94,7 +96,7 @@ def decode_run(words, at, states, classes, slots, symbols):
     """
     n = symbols.size
     whole = n - n % 8
-    end = words.size - 8
+    end = words.size - PADDING
     x0, x1, x2, x3, x4, x5, x6, x7 = (
         states[0], states[1], states[2], states[3], states[4], states[5], states[6], states[7],
     )  # fmt: skip

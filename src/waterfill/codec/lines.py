@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -49,6 +49,14 @@ class AdaptiveLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=T
 
     tensor: Annotated[int, Meta(ge=0)]
     width: Annotated[int, Meta(ge=0, le=adaptive.LARGEST_WIDTH)] = 0
+
+
+class LanesLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The lanes of the path of one of the coded tensors, which are counted from 0."""
+
+    tensor: Annotated[int, Meta(ge=0)]
+    count: Literal[8, 32]
+    lines: Annotated[int, Meta(ge=1, le=MAX_NUMEL)]
 
 
 class CosinesLine(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="c"):
@@ -175,6 +183,7 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         tables: own tables of the tensors that have some, in the same order.
         adaptive: the tensors with an adaptive model, in the same order.
         bases: the tensors that are in another basis, in the same order; from minor version 1 on.
+        lanes: the tensors whose paths have lanes, in the same order; from minor version 2 on.
     """
 
     entries: tuple[EntryLine, ...]
@@ -185,3 +194,4 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     tables: tuple[OwnLine, ...] = ()
     adaptive: tuple[AdaptiveLine, ...] = ()
     bases: tuple[BasisLine, ...] = ()
+    lanes: tuple[LanesLine, ...] = ()

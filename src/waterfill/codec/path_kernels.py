@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from waterfill.codec.kernels import BITS, EIGHT, LOW, MASK, SIXTEEN, TWENTY, _push
+from waterfill.codec.kernels import BITS, EIGHT, LOW, MASK, PADDING, SIXTEEN, TWENTY, _push
 from waterfill.compiled import kernel
 
 ENDED, BEYOND = -1, -2
@@ -139,7 +139,7 @@ def count_events(indices, subsets, classes, lows, last, centred):
 
 
 @kernel
-def encode_path(indices, subsets, classes, info, lows, last, centred, inverse, states, words, at):
+def encode_path(indices, subsets, classes, info, lows, last, centred, inverse, lanes, span, states, words, at):
     """Encode a path from its last index to its first; returns the new top of `words`.
 
     Args:
@@ -151,30 +151,36 @@ def encode_path(indices, subsets, classes, info, lows, last, centred, inverse, s
         last: int64 [2 * classes], the largest magnitude K.
         centred: whether zero is in subset 1 too.
         inverse: float64 [4097], 1 / frequency.
-        states: uint64 [8], changed in place.
+        lanes: how many lanes take turns; round after round, each has the next `span` indices.
+        span: indices of a lane in a round.
+        states: uint64 [lanes] or more, changed in place.
         words: uint16, filled downwards.
         at: index of the lowest word written so far; as many words as there are events must be free below it.
     """
-    for i in range(indices.size - 1, -1, -1):
-        lane = i & 7
-        x = states[lane]
-        row = 2 * np.int64(classes[i]) + subsets[i]
-        low, middle = np.int64(lows[row]), subsets[i] == 0 or centred
-        high, rest = _high(np.int64(indices[i]), low, middle)
-        magnitude = _magnitude(high, middle)
-        byte = high + 128
-        if magnitude > last[row]:
-            byte = 0
-            extra = 2 * (magnitude - last[row] - 1) + (high < 0)
-            count = _bytes_of(extra)
-            for j in range(count - 1, -1, -1):
-                x, at = _push_uniform(x, (extra >> (8 * j)) & 255, 8, inverse, words, at)
-            x, at = _push_uniform(x, count - 1, 2, inverse, words, at)
-        for j in range((low - 1) >> 3, -1, -1):
-            bits = min(low - 8 * j, 8)
-            x, at = _push_uniform(x, (rest >> (8 * j)) & ((1 << bits) - 1), bits, inverse, words, at)
-        x, at = _push(x, info[(row << 8) + byte], inverse, words, at)
-        states[lane] = x
+    whole = lanes * span
+    for first in range((indices.size - 1) // whole * whole, -1, -whole):
+        left = min(indices.size - first, whole)
+        for t in range(min(span, left) - 1, -1, -1):
+            for lane in range((left - t - 1) // span, -1, -1):
+                i = first + lane * span + t
+                x = states[lane]
+                row = 2 * np.int64(classes[i]) + subsets[i]
+                low, middle = np.int64(lows[row]), subsets[i] == 0 or centred
+                high, rest = _high(np.int64(indices[i]), low, middle)
+                magnitude = _magnitude(high, middle)
+                byte = high + 128
+                if magnitude > last[row]:
+                    byte = 0
+                    extra = 2 * (magnitude - last[row] - 1) + (high < 0)
+                    count = _bytes_of(extra)
+                    for j in range(count - 1, -1, -1):
+                        x, at = _push_uniform(x, (extra >> (8 * j)) & 255, 8, inverse, words, at)
+                    x, at = _push_uniform(x, count - 1, 2, inverse, words, at)
+                for j in range((low - 1) >> 3, -1, -1):
+                    bits = min(low - 8 * j, 8)
+                    x, at = _push_uniform(x, (rest >> (8 * j)) & ((1 << bits) - 1), bits, inverse, words, at)
+                x, at = _push(x, info[(row << 8) + byte], inverse, words, at)
+                states[lane] = x
     return at
 
 
@@ -221,7 +227,7 @@ def decode_path(words, at, states, classes, aside, slots, lows, last, centred, e
     Both subsets' slots are read before the state is known, so that the walk from state to state is short.
 
     Args:
-        words: uint16, followed by at least 8 words that are not part of the stream.
+        words: uint16, the last `PADDING` of them not part of the stream.
         at: where to read.
         states: uint64 [8], changed in place.
         classes: uint16 [n].
@@ -234,7 +240,7 @@ def decode_path(words, at, states, classes, aside, slots, lows, last, centred, e
         span: the state is 0 again after so many levels.
         levels: int32 [n], filled.
     """
-    end = words.size - 8
+    end = words.size - PADDING
     some_low, some_aside = lows.any(), aside.any()
     entry = np.int64(0)
     left = span

@@ -9,8 +9,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec import adaptive, own, rans, symbols, trellis
+from waterfill.codec import adaptive, lanes, own, rans, symbols, trellis
 from waterfill.codec.adaptive import AdaptiveModel
+from waterfill.codec.lanes import LaneSymbols
 from waterfill.codec.order import elements
 from waterfill.codec.symbols import Codes
 from waterfill.codec.trellis import PathModel
@@ -36,6 +37,7 @@ class Model:
 
 
 AnyModel: TypeAlias = Model | PathModel | AdaptiveModel
+Part: TypeAlias = Symbols | LaneSymbols
 
 
 def model(spread: Spread, layout: Layout, start: int, stop: int) -> AnyModel:
@@ -74,16 +76,26 @@ def encode(values: Sequence[Symbols], models: Sequence[AnyModel]) -> bytes:
         codes.append(_some(coded.codes, left))
     if rest:
         runs += symbols.runs(np.concatenate(rest), _joined(codes))
-    return rans.encode(runs)
+    return rans.encode(runs, _states(models))
 
 
-def decode(stream: bytes | memoryview, models: Sequence[AnyModel]) -> list[Symbols]:
-    """Undo `encode`.
+def header_bytes(models: Sequence[AnyModel]) -> int:
+    """How many bytes the states of a stream of these pieces take."""
+    return 4 * _states(models)
+
+
+def _states(models: Sequence[AnyModel]) -> int:
+    """As many states as the piece with the most lanes has."""
+    return max([rans.LANES, *(coded.lanes[0] for coded in models if isinstance(coded, PathModel))])
+
+
+def decode(stream: bytes | memoryview, models: Sequence[AnyModel]) -> list[Part]:
+    """Undo `encode`; levels of paths with lanes are in the order of these.
 
     Raises:
         FormatError: the stream is damaged.
     """
-    decoder = rans.Decoder(stream)
+    decoder = rans.Decoder(stream, _states(models))
     read = [_read_first(decoder, coded) for coded in models]
     free = [(coded, left) for coded, (_, left) in zip(models, read, strict=True) if isinstance(coded, Model)]
     codes = [_some(coded.codes, left) for coded, left in free]
@@ -92,7 +104,7 @@ def decode(stream: bytes | memoryview, models: Sequence[AnyModel]) -> list[Symbo
     ends = np.cumsum([classes.size for classes, _ in codes], dtype=np.int64)
     parts = iter(np.split(rest, ends[:-1]))
     return [
-        _filled(values, left, next(parts)) if isinstance(coded, Model) else values
+        _filled(values, left, next(parts)) if isinstance(values, np.ndarray) and isinstance(coded, Model) else values
         for coded, (values, left) in zip(models, read, strict=True)
     ]
 
@@ -126,10 +138,12 @@ def _own_runs(values: Symbols, own_tables: tuple[Table, ...]) -> tuple[list[rans
     return runs, left
 
 
-def _read_first(decoder: rans.Decoder, coded: AnyModel) -> tuple[Symbols, Left]:
+def _read_first(decoder: rans.Decoder, coded: AnyModel) -> tuple[Part, Left]:
     """What is there of a piece before the integers that the bank codes: all of it, or what own tables have."""
     if isinstance(coded, AdaptiveModel):
         return decoder.read(lambda words, at, states: adaptive.decode(words, at, states, coded)), slice(0)
+    if isinstance(coded, PathModel) and coded.trellis.lanes is not None:
+        return decoder.read(lambda words, at, states: lanes.decode(words, at, states, coded)), slice(0)
     if isinstance(coded, PathModel):
         return decoder.read(lambda words, at, states: trellis.decode(words, at, states, coded)), slice(0)
     return _read_own(decoder, coded)

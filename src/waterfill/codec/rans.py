@@ -67,16 +67,17 @@ class Encodable(Protocol):
         ...
 
 
-def encode(runs: Sequence[Encodable]) -> bytes:
+def encode(runs: Sequence[Encodable], lanes: int = LANES) -> bytes:
     """Encode runs of symbols into one stream; a decoder gets them back in the same order.
 
     Args:
         runs: symbols and their tables.
+        lanes: how many states there are; runs of symbols use the first eight.
 
     Returns:
-        Eight little-endian 32-bit states, then 16-bit words.
+        Little-endian 32-bit states, then 16-bit words.
     """
-    states = np.full(LANES, INITIAL_STATE, np.uint64)
+    states = np.full(lanes, INITIAL_STATE, np.uint64)
     words = np.empty(sum(run.events for run in runs) + LANES, np.uint16)
     at = words.size
     for run in reversed(runs):
@@ -87,17 +88,24 @@ def encode(runs: Sequence[Encodable]) -> bytes:
 class Decoder:
     """Reads the runs of one stream in order; `finish` proves that all of it was read and none was damaged."""
 
-    def __init__(self, stream: bytes | memoryview) -> None:
+    def __init__(self, stream: bytes | memoryview, lanes: int = LANES) -> None:
         """Start reading.
+
+        Args:
+            stream: what `encode` made.
+            lanes: how many states it has.
 
         Raises:
             FormatError: the stream is shorter than its states or has an odd length.
         """
-        if len(stream) < HEADER_BYTES or len(stream) % 2:
-            raise FormatError(f"a stream of {len(stream)} bytes is cut; expected an even number from {HEADER_BYTES}")
-        self._states = np.frombuffer(stream, "<u4", LANES).astype(np.uint64)
-        words = np.frombuffer(stream, "<u2", offset=HEADER_BYTES)
-        self._words = np.concatenate([words, np.zeros(LANES, np.uint16)])
+        from waterfill.codec.kernels import PADDING
+
+        if len(stream) < 4 * lanes or len(stream) % 2:
+            raise FormatError(f"a stream of {len(stream)} bytes is cut; expected an even number from {4 * lanes}")
+        self._states = np.frombuffer(stream, "<u4", lanes).astype(np.uint64)
+        words = np.frombuffer(stream, "<u2", offset=4 * lanes)
+        self._end = words.size
+        self._words = np.concatenate([words, np.zeros(PADDING, np.uint16)])
         self._at = 0
 
     def run(self, classes: Classes, own: Frequencies | None = None) -> TableSymbols:
@@ -134,5 +142,5 @@ class Decoder:
         Raises:
             FormatError: it is not.
         """
-        if self._at != self._words.size - LANES or (self._states != INITIAL_STATE).any():
+        if self._at != self._end or (self._states != INITIAL_STATE).any():
             raise FormatError("a stream does not end where its symbols do")

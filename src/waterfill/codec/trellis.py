@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec import subsets, tables
-from waterfill.codec.order import places
+from waterfill.codec import rans, subsets, tables
+from waterfill.codec.order import Places, Sums, places
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Paths, Spread, Symbols
 
@@ -74,24 +74,44 @@ class PathModel:
 
     Attributes:
         trellis: the trellis.
-        classes: uint16 [n], class of every element.
+        size: number of levels.
+        places: where the elements are; None where all have one class.
+        number: uint16, the class of every sum of scales at these places.
         exponents: int64 [classes, 2], of the two subsets, 0 to 280.
         families: shapes of the two subsets.
         span: after how many levels the state is 0 again.
         aside: bool [classes], whose elements stand aside.
+        length: levels of a line.
     """
 
     trellis: Paths
-    classes: NDArray[np.uint16]
+    size: int
+    places: Places | None
+    number: NDArray[np.uint16]
     exponents: NDArray[np.int64]
     families: tuple[int, int]
     span: int
     aside: NDArray[np.bool_]
+    length: int
 
     @property
-    def size(self) -> int:
-        """Number of levels."""
-        return self.classes.size
+    def lanes(self) -> tuple[int, int]:
+        """How many lanes take turns, and how many levels each has: one without lanes."""
+        lanes = self.trellis.lanes
+        if lanes is None:
+            return rans.LANES, 1
+        return lanes.count, max(1, min(self.span, self.size))
+
+    @functools.cached_property
+    def classes(self) -> NDArray[np.uint16]:
+        """Class of every element, [n]."""
+        return np.zeros(self.size, np.uint16) if self.places is None else self.places.look_up(self.number)
+
+    def sums(self) -> tuple[Sums, Sums]:
+        """The sums of scales of whole lines: a part for every line, and one for every place in a line."""
+        if self.places is None:
+            return np.zeros(self.size // self.length, np.int32), np.zeros(self.length, np.int32)
+        return self.places.lines, self.places.within
 
     @functools.cached_property
     def lows(self) -> NDArray[np.uint8]:
@@ -108,6 +128,11 @@ class PathModel:
         return tuple(subsets.table(kinds[row & 1], self.families[row & 1], scale) for row, scale in rows)
 
     @functools.cached_property
+    def slots(self) -> NDArray[np.uint32]:
+        """The slots of the tables one after the other, [2 * classes * 4096]."""
+        return np.concatenate([each.slots for each in self.bank])
+
+    @functools.cached_property
     def last(self) -> NDArray[np.int64]:
         """The largest magnitude that has a symbol of its own, [2 * classes]."""
         return np.array([each.last for each in self.bank], np.int64)
@@ -118,18 +143,18 @@ def path_model(spread: Spread, layout: Layout, start: int, stop: int) -> PathMod
     trellis = spread.trellis
     assert trellis is not None
     if start == stop or (spread.rows is None and spread.channels is None and spread.taps is None):
-        classes, offsets = np.zeros(stop - start, np.uint16), np.zeros(1, np.int64)
+        found, number, offsets = None, np.zeros(1, np.uint16), np.zeros(1, np.int64)
     else:
         found = places(layout, spread.scales, start, stop, trellis.down)
         used = np.unique(np.add.outer(np.unique(found.lines), np.unique(found.within)))
         offsets = found.totals[used]
         number = np.zeros(found.totals.size, np.uint16)
         number[used] = np.arange(used.size)
-        classes = found.look_up(number)
     exponents = np.array([spread.base, trellis.base]) + 2 * offsets[:, None]
     families = spread.family, trellis.family
     exponents = np.minimum(np.maximum(exponents, 0), HIGHEST_EXPONENT)
-    return PathModel(trellis, classes, exponents, families, trellis.span(layout), offsets < trellis.least)
+    known = trellis, stop - start, found, number, exponents, families, trellis.span(layout), offsets < trellis.least
+    return PathModel(*known, layout.line_length(trellis.down))
 
 
 class Path(NamedTuple):
@@ -173,7 +198,7 @@ class PathRun:
         model = self.model
         info = np.concatenate([each.info for each in model.bank])
         known = self.path.indices, self.path.subsets, model.classes, info, model.lows, model.last, model.trellis.zero
-        top: int = path_kernels.encode_path(*known, tables.inverses(), states, words, at)
+        top: int = path_kernels.encode_path(*known, tables.inverses(), *model.lanes, states, words, at)
         return top
 
 
@@ -186,14 +211,24 @@ def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model
     from waterfill.codec import path_kernels
 
     levels = np.empty(model.size, np.int32)
-    slots = np.concatenate([each.slots for each in model.bank])
-    known = model.classes, model.aside, slots, model.lows, model.last, model.trellis.zero
+    known = model.classes, model.aside, model.slots, model.lows, model.last, model.trellis.zero
     at = path_kernels.decode_path(words, at, states, *known, entries(model.trellis.log_states), model.span, levels)
+    return levels, checked(at)
+
+
+def checked(at: int) -> int:
+    """The position in the words that a kernel returns.
+
+    Raises:
+        FormatError: it is none: the words end too early, or an integer is beyond 32 bits.
+    """
+    from waterfill.codec import path_kernels
+
     if at == path_kernels.BEYOND:
         raise FormatError("a symbol is beyond 32 bits")
     if at < 0:
         raise FormatError("a stream ends before its symbols do")
-    return levels, at
+    return at
 
 
 def ideal_bits(levels: Symbols, model: PathModel) -> float:

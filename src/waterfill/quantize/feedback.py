@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.codec.lanes import best_lanes
 from waterfill.codec.trellis import PARITIES
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm, has_cross_terms
@@ -32,7 +33,7 @@ from waterfill.quantize.trellis import (
     lagrangian,
 )
 from waterfill.reconstruct import LEVEL_UNIT, step_sizes
-from waterfill.records import ALL, Floats, Layout, Paths, Quantized, Symbols, Uniform, Weight
+from waterfill.records import ALL, Floats, Lanes, Layout, Paths, Quantized, Spread, Symbols, Uniform, Weight
 
 Exponents: TypeAlias = NDArray[np.int64]
 
@@ -193,8 +194,7 @@ class FilteredFeedback:
             levels, fit = loop.scalar(rule, options.rounds)
             return finish(weight, form, levels, centred(weight, form, levels, rule), fit)
         log_states = options.states.bit_length() - 1
-        levels, path_fit = loop.path(rule, options.rounds, log_states)
-        spread = path_fit.spread(log_states, loop.log_span, down=True)
+        levels, spread = loop.path(rule, options.rounds, log_states)
         return finish_path(weight, form, levels, centred(weight, form, levels, rule), spread)
 
 
@@ -214,6 +214,7 @@ class Loop:
         steps: of the columns, float32 [in].
         layout: of the tensor.
         lmbda: cost of a bit in squared steps.
+        lanes: of the path, which say where it begins; None for none.
     """
 
     x: Floats
@@ -222,6 +223,7 @@ class Loop:
     steps: Floats
     layout: Layout
     lmbda: float
+    lanes: Lanes | None = None
 
     @classmethod
     def of(cls, target: Target, rule: Uniform, x: Floats, relative: Floats, layout: Layout, lmbda: float) -> Loop:
@@ -232,10 +234,11 @@ class Loop:
         weights = relative.reshape(out, -1) if relative.size > 1 else relative.reshape(1, 1)
         return cls(x.reshape(out, -1), weights, target, steps.astype(np.float32), layout, lmbda)
 
-    @property
-    def log_span(self) -> int:
-        """Logarithm of the columns after which the state of a path is 0 again."""
-        return max(0, math.ceil(math.log2(LARGEST_SPAN / len(self.x))))
+    def paths(self, log_states: int) -> Paths:
+        """The path: how many states it has, and where that is 0 again."""
+        if self.lanes is not None:
+            return Paths(log_states, False, 0, 0, 0, True, lanes=self.lanes)
+        return Paths(log_states, False, max(0, math.ceil(math.log2(LARGEST_SPAN / len(self.x)))), 0, 0, True)
 
     def scalar(self, rule: Uniform, rounds: int) -> tuple[Symbols, Fit]:
         """Levels [out, in] that are free, and the entropy model fitted to them."""
@@ -248,24 +251,27 @@ class Loop:
             fit = spreads.fit(levels, self.layout, fit)
         return levels, fit
 
-    def path(self, rule: Uniform, rounds: int, log_states: int) -> tuple[Symbols, PathFit]:
+    def path(self, rule: Uniform, rounds: int, log_states: int) -> tuple[Symbols, Spread]:
         """Levels [out, in] that are a path, and the entropy model fitted to it.
 
         Tables are found with few states on some of the rows, then used for one path of all, and fitted to it. At low
         rate all depends on which elements stand aside, so there they are found on all rows.
         """
         fit = path_spread.start(self._nearest(2), self.layout, zero=False, steps=rule.scales)
-        few = min(log_states, FEW_STATES)
+        few, rate = min(log_states, FEW_STATES), math.inf
         if rounds > 1:
             draft, some = self._sample() if self._aside(fit) < LOW_RATE_ASIDE else (self, None)
             known, axes = path_spread.of_rows(fit, some), (0, 1, 2) if some is None else (1, 2)
             for _ in range(rounds - 1):
                 known = draft.refit(draft.search(known, few, LEAST_ENDS), known, few, axes=axes)
+            rate = known.bits / draft.x.size
             fit = known if some is None else path_spread.of_all(known, fit)
             if fit.least != ALL:  # who stands aside is fitted no more after the path
                 fit = self.refit(self.search(fit, few, 1), fit, few)
-        levels = self.search(fit, log_states)
-        return levels, self.refit(levels, fit, log_states, last=True)
+        lanes = best_lanes(self.layout, True, rate, max(LARGEST_SPAN, len(self.x)))
+        whole = replace(self, lanes=lanes)
+        levels = whole.search(fit, log_states)
+        return levels, whole.refit(levels, fit, log_states, last=True).spread(whole.paths(log_states))
 
     def search(self, fit: PathFit, log_states: int, ends: int = 0) -> Symbols:
         """Levels [out, in] of a path of low cost under the tables of a fit.
@@ -299,8 +305,7 @@ class Loop:
         self, levels: Symbols, fit: PathFit, log_states: int, *, last: bool = False, axes: Sequence[int] = (0, 1, 2)
     ) -> PathFit:
         """The entropy model fitted to a path, see `path_spread.refit`."""
-        paths = Paths(log_states, False, self.log_span, 0, 0, True)
-        return path_spread.refit(levels, paths, self.layout, fit, last=last, axes=axes)
+        return path_spread.refit(levels, self.paths(log_states), self.layout, fit, last=last, axes=axes)
 
     def _sample(self) -> tuple[Loop, NDArray[np.int64] | None]:
         """Some rows of a large matrix and which they are; itself and None where there are few."""
@@ -332,8 +337,8 @@ class Loop:
         kernels = feedback_kernels.scalar_span, feedback_kernels.decided_span, survivor_kernels.surviving_span
         find = kernels[max(0, len(search) - 1)]
         levels, feed = np.empty(self.x.shape, np.int32), self._feed()
-        span = 1 << self.log_span
-        block = max(span, BLOCK)
+        span = self.paths(FEW_STATES).span(self.layout) // len(self.x)
+        block = -(-BLOCK // span) * span
         rows, columns, bits = prices
         for base in range(0, self.x.shape[1], block):
             carried = self._carried(feed, slice(base, base + block))

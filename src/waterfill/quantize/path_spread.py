@@ -50,10 +50,10 @@ class PathFit:
     steps: AxisScales = NO_SCALES
     least: int = ALL
 
-    def spread(self, log_states: int, log_span: int, down: bool = False) -> Spread:
-        """The record that goes into the file."""
-        paths = Paths(log_states, self.zero, log_span, self.families[1], self.bases[1], down, self.least)
-        return Spread(self.families[0], self.bases[0], *self.scales(), trellis=paths)
+    def spread(self, paths: Paths) -> Spread:
+        """The record that goes into the file, given states, direction and starts of the path."""
+        fitted = replace(paths, zero=self.zero, family=self.families[1], base=self.bases[1], least=self.least)
+        return Spread(self.families[0], self.bases[0], *self.scales(), trellis=fitted)
 
     def scales(self) -> AxisScales:
         """The offsets as they are stored."""
@@ -180,10 +180,10 @@ def _magnitudes(levels: Symbols, paths: Paths, layout: Layout, fit: PathFit) -> 
     """Magnitudes of both subsets, 127 at most, those of subset 1 from 128 on, [out, channels, taps]."""
     from waterfill.codec import path_kernels
 
-    model = path_model(fit.spread(paths.log_states, paths.log_span, paths.down), layout, 0, levels.size)
+    model = path_model(fit.spread(paths), layout, 0, levels.size)
     path = path_of(elements(levels, 0, levels.size, paths.down), model)
     sizes, found = np.empty(levels.size, np.uint8), np.empty(levels.shape, np.uint8)
-    path_kernels.magnitudes(*path, paths.zero, sizes)
+    path_kernels.magnitudes(*path, fit.zero, sizes)
     place(sizes, found, 0, paths.down)
     return found.reshape(layout.axes)
 

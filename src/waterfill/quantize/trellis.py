@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.codec import pieces
+from waterfill.codec.lanes import best_lanes
 from waterfill.codec.scales import side_bits
 from waterfill.codec.trellis import PARITIES, parities
 from waterfill.errors import UsageError
@@ -27,6 +28,7 @@ from waterfill.records import (
     NO_SCALES,
     AxisScales,
     Floats,
+    Lanes,
     Layout,
     Paths,
     Quantized,
@@ -124,9 +126,10 @@ class Trellis:
         problem = Problem(x, relative, weight.layout, self.lmbda, rule.scales)
         log_states, done = self.states.bit_length() - 1, []
         for draft in self._drafts(problem, largest_step(rule) - rule.step):
-            found = problem.stretched(draft.stretch).finish(draft, log_states)
+            whole = problem.stretched(draft.stretch).side_by_side(draft, log_states)
+            found = whole.finish(draft, log_states)
             moved_rule = replace(rule, step=rule.step + draft.stretch, shrink=found.shrink)
-            spread = found.fit.spread(log_states, log_span(log_states))
+            spread = found.fit.spread(whole.paths(log_states))
             done.append(finish_path(weight, form, found.levels.reshape(weight.matrix.shape), moved_rule, spread))
         done += _free(weight, form, water_level, done[0])
         return min(done, key=lambda each: lagrangian(each, water_level))
@@ -202,6 +205,7 @@ class Problem:
         lmbda: cost of a bit.
         steps: scales of the steps.
         stretch: by how much steps are larger than they were, in 1/64 octave.
+        lanes: of the path, which say where it begins; None for none.
     """
 
     x: Floats
@@ -210,6 +214,18 @@ class Problem:
     lmbda: float
     steps: AxisScales = NO_SCALES
     stretch: int = 0
+    lanes: Lanes | None = None
+
+    def paths(self, log_states: int) -> Paths:
+        """The path: how many states it has, and where that is 0 again."""
+        if self.lanes is not None:
+            return Paths(log_states, False, 0, 0, 0, lanes=self.lanes)
+        return Paths(log_states, False, log_span(log_states), 0, 0)
+
+    def side_by_side(self, draft: Found, log_states: int) -> Problem:
+        """The same with lanes, where these cost little of the bits of a draft."""
+        rate = draft.fit.bits / draft.levels.size
+        return replace(self, lanes=best_lanes(self.layout, False, rate, 1 << log_span(log_states)))
 
     def stretched(self, stretch: int) -> Problem:
         """The same in larger steps."""
@@ -262,12 +278,13 @@ class Problem:
 
         shrink = (0, 0, 0) if before is None else before.shrink
         x, importance = self.x.reshape(-1), self.importance.reshape(-1)
-        levels = search(x, importance, self._exponents(fit), fit, log_states, shrink, self.lmbda)
+        paths = self.paths(log_states)
+        span = paths.span(self.layout)
+        levels = search(x, importance, self._exponents(fit), fit, log_states, shrink, self.lmbda, span)
         weights, short = kernels.shortfalls(x, importance, levels)
         shifts = np.rint(LEVEL_UNIT * short / np.maximum(weights, 1e-30)).clip(-LEVEL_UNIT, LEVEL_UNIT).astype(int)
         shrink = int(shifts[0]), int(shifts[1]), int(shifts[2])
         error = kernels.squared_error(x, importance, levels, moved(shrink))
-        paths = Paths(log_states, fit.zero, log_span(log_states), 0, 0)
         fit = path_spread.refit(levels.reshape(self.x.shape[0], -1), paths, self.layout, fit, last=last)
         cost = error + (self.lmbda * fit.bits if np.isfinite(fit.bits) else 0.0)
         return Found(levels, fit, shrink, cost * 2 ** (self.stretch / 32), self.stretch)
@@ -323,6 +340,7 @@ def search(
     log_states: int,
     shrink: tuple[int, int, int],
     lmbda: float,
+    span: int,
 ) -> Symbols:
     """Levels [n] of the path of the lowest cost, span by span, in parallel.
 
@@ -334,6 +352,7 @@ def search(
         log_states: logarithm of the number of states.
         shrink: centroids in 1/64 step.
         lmbda: cost of a bit.
+        span: levels after which the state is 0 again.
     """
     from waterfill.quantize import viterbi_kernels as kernels
     from waterfill.quantize.branch_kernels import PRICES, level_prices
@@ -343,12 +362,12 @@ def search(
     starts, aside = exponents * np.int32(PRICES), fit.aside()[exponents]
     levels = np.empty(x.size, np.int32)
 
-    def one(span: slice) -> None:
-        part = x[span]
-        weights, begins, stays = (_repeated(each, span, part.size) for each in (importance, starts, aside))
-        kernels.best_path(part, weights, begins, bits, fit.zero, moves, stays, code, levels[span])
+    def one(some: slice) -> None:
+        part = x[some]
+        weights, begins, stays = (_repeated(each, some, part.size) for each in (importance, starts, aside))
+        kernels.best_path(part, weights, begins, bits, fit.zero, moves, stays, code, levels[some])
 
-    _every(one, _spans(x.size, 1 << log_span(log_states)))
+    _every(one, _spans(x.size, span))
     return levels
 
 

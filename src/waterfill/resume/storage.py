@@ -20,6 +20,7 @@ from waterfill.records import (
     Codebook,
     Cosines,
     Flips,
+    Lanes,
     Layout,
     Paths,
     Quantized,
@@ -34,7 +35,7 @@ from waterfill.records import (
 RECORDS: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        *(Quantized, Uniform, Relative, Codebook, Spread, Paths, Table, Adaptive, Weight, Layout),
+        *(Quantized, Uniform, Relative, Codebook, Spread, Paths, Lanes, Table, Adaptive, Weight, Layout),
         *(Cosines, Flips, Rotations),
         *(DiagonalForm, DrawnForm, QuarticForm, DrawnQuarticForm, KroneckerForm, UnfactoredForm),
     )
