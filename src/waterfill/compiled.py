@@ -68,7 +68,7 @@ class _Index(IndexDataCacheFile):
 def sources_stamp() -> tuple[tuple[str, int, int], ...]:
     """Names, times and sizes of all files of the package that have kernels."""
     root = Path(__file__).parent
-    found = sorted(root.rglob("*kernels.py")) + sorted(root.rglob("vectors.py"))
+    found = sorted(root.rglob("*kernels.py")) + sorted(root.rglob("*vectors.py"))
     return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in found)
 
 
