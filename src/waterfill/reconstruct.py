@@ -51,7 +51,7 @@ def some_lines(symbols: Part, rule: Rule, layout: Layout, start: int = 0, down: 
         float32 [lines, in], or [out, lines] with `down`; in the first and the last line, what is not of these symbols
         is undefined.
     """
-    length = _line_length(layout, down)
+    length = layout.line_length(down)
     first, stop = start // length, -(-(start + symbols.size) // length)
     matrix = np.empty((length, stop - first) if down else (stop - first, length), np.float32)
     _putting(symbols, rule, layout, start, down)(matrix, first)
@@ -66,7 +66,7 @@ def _putting(symbols: Part, rule: Rule, layout: Layout, start: int, down: bool) 
         return _putting_lanes(symbols, rule, found, down)
     tables_of = _level_table(symbols, rule) if down and isinstance(rule, Uniform) else None
     if tables_of is None or not isinstance(rule, Uniform):
-        values, length = reconstruct(symbols, rule, layout, start, down), _line_length(layout, down)
+        values, length = reconstruct(symbols, rule, layout, start, down), layout.line_length(down)
         return lambda matrix, first: place(values, matrix, start - first * length, down)
     found, known = places(layout, rule.scales, start, start + symbols.size, down), tables_of
     powers = _powers(rule, found, LEVEL_UNIT)
@@ -87,11 +87,6 @@ def _putting_lanes(symbols: LaneSymbols, rule: Uniform, found: Places, down: boo
         fill_lines(*known, found.first - first, matrix.shape[1], matrix.reshape(-1))
 
     return put
-
-
-def _line_length(layout: Layout, down: bool) -> int:
-    """Values of a line of the matrix of a tensor, which has some."""
-    return layout.axes[0] if down else layout.numel // layout.axes[0]
 
 
 def _level_table(symbols: Symbols, rule: Uniform) -> tuple[int, Floats] | None:

@@ -293,6 +293,11 @@ def all_lines(directory: Directory) -> list[Lines]:
     return [Lines(*each) for each in every]
 
 
+def _in_order(numbers: list[int], count: int) -> bool:
+    """Whether some of so many tensors are named once each, from the first to the last."""
+    return sorted(set(numbers)) == numbers and (not numbers or numbers[-1] < count)
+
+
 def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
     """The own tables of every coded tensor.
 
@@ -301,7 +306,7 @@ def own_lines(directory: Directory) -> list[tuple[TableLine, ...]]:
     """
     found: list[tuple[TableLine, ...]] = [()] * len(directory.tensors)
     numbers = [line.tensor for line in directory.tables]
-    if sorted(set(numbers)) != numbers or (numbers and numbers[-1] >= len(found)):
+    if not _in_order(numbers, len(found)):
         raise FormatError(f"tables of the tensors {numbers[:9]} are not in order, or of more than {len(found)} tensors")
     for line in directory.tables:
         found[line.tensor] = line.tables
@@ -316,7 +321,7 @@ def lanes_lines(directory: Directory) -> list[LanesLine | None]:
     """
     found: list[LanesLine | None] = [None] * len(directory.tensors)
     numbers = [line.tensor for line in directory.lanes]
-    if sorted(set(numbers)) != numbers or (numbers and numbers[-1] >= len(found)):
+    if not _in_order(numbers, len(found)):
         raise FormatError(f"lanes of the tensors {numbers[:9]} are not in order, or of more than {len(found)} tensors")
     for line in directory.lanes:
         found[line.tensor] = line
@@ -331,7 +336,7 @@ def adaptive_models(directory: Directory) -> list[Adaptive | None]:
     """
     found: list[Adaptive | None] = [None] * len(directory.tensors)
     numbers = [line.tensor for line in directory.adaptive]
-    if sorted(set(numbers)) != numbers or (numbers and numbers[-1] >= len(found)):
+    if not _in_order(numbers, len(found)):
         raise FormatError(f"the tensors {numbers[:9]} adapt, which are not in order, or more than {len(found)}")
     for line in directory.adaptive:
         found[line.tensor] = Adaptive(line.width)

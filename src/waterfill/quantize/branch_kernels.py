@@ -136,6 +136,18 @@ def _look_up(starts, shift, smallest, bits, rooms):
 
 
 @njit(inline="always")
+def _best_of_three(value, weight, least, shrink, rooms, i):
+    """Of nearest, next and smallest level of weight i the cheapest, the first of several, and its cost."""
+    near, further, prices = rooms.near[i], rooms.further[i], rooms.prices
+    first, second, third = _error(value, near, shrink), _error(value, further, shrink), _error(value, least, shrink)
+    cost, level = weight * first * first + prices[0, i], near
+    other = weight * second * second + prices[1, i]
+    level, cost = (further if other < cost else level), min(cost, other)
+    last = weight * third * third + prices[2, i]
+    return (least if last < cost else level), min(cost, last)
+
+
+@njit(inline="always")
 def _cheapest(values, weights, smallest, sided, shrink, rooms, costs, levels):
     """Of nearest, next and smallest levels the cheapest, and its cost.
 
@@ -149,32 +161,17 @@ def _cheapest(values, weights, smallest, sided, shrink, rooms, costs, levels):
         costs: float32 [n], filled.
         levels: int32 [n], filled.
     """
-    near, further, prices = rooms.near, rooms.further, rooms.prices
     for i in range(values.size):
-        value, weight, least = values[i], weights[i], np.int32(smallest)
+        value, least = values[i], np.int32(smallest)
         least = -least if sided and not value > 0 else least
-        first, second = _error(value, near[i], shrink), _error(value, further[i], shrink)
-        third = _error(value, least, shrink)
-        cost, level = weight * first * first + prices[0, i], near[i]
-        other = weight * second * second + prices[1, i]
-        level, cost = (further[i] if other < cost else level), min(cost, other)
-        last = weight * third * third + prices[2, i]
-        levels[i], costs[i] = (least if last < cost else level), min(cost, last)
+        levels[i], costs[i] = _best_of_three(value, weights[i], least, shrink, rooms, i)
 
 
 @njit(inline="always")
 def _cheapest_sizes(values, weights, smallest, shrink, rooms, costs, levels):
     """The same of magnitudes; levels get the signs of the weights."""
-    near, further, prices = rooms.near, rooms.further, rooms.prices
     for i in range(values.size):
-        value, weight, least = abs(values[i]), weights[i], np.int32(smallest)
-        first, second = _error(value, near[i], shrink), _error(value, further[i], shrink)
-        third = _error(value, least, shrink)
-        cost, level = weight * first * first + prices[0, i], near[i]
-        other = weight * second * second + prices[1, i]
-        level, cost = (further[i] if other < cost else level), min(cost, other)
-        last = weight * third * third + prices[2, i]
-        level, costs[i] = (least if last < cost else level), min(cost, last)
+        level, costs[i] = _best_of_three(abs(values[i]), weights[i], np.int32(smallest), shrink, rooms, i)
         levels[i] = -level if values[i] < 0 else level
 
 

@@ -92,10 +92,11 @@ def scalar_span(x, carried, feed, first, base, prices, levels):
 
 
 @njit
-def find_starts(rows, exponent, starts):
-    """Where the prices of a column begin, given the exponents of the rows and its own."""
-    for r in range(rows.size):
-        starts[r] = np.int32((rows[r] + exponent) * PRICES)
+def find_prices(prices, column, aside, starts, stays):
+    """Where the prices of the rows of a column begin, and which rows stand aside."""
+    for r in range(starts.size):
+        exponent = prices.rows[r] + prices.columns[column]
+        starts[r], stays[r] = np.int32(exponent * PRICES), aside[exponent]
 
 
 @kernel
@@ -118,9 +119,7 @@ def decided_span(x, carried, feed, first, base, prices, aside, code, levels):
     found, paths, bits = no_trace(rows, code), paths_from_start(code), prices.bits.reshape(-1)
     for c in range(columns):
         aim(x[c], carried[c], feed, first + c, base, target)
-        find_starts(prices.rows, prices.columns[c], starts)
-        for r in range(rows):
-            found.stays[r] = aside[prices.rows[r] + prices.columns[c]]
+        find_prices(prices, c, aside, starts, found.stays)
         weights = prices.weights[c if len(prices.weights) > 1 else 0]
         paths = search(target, weights, starts, bits, False, None, code, paths, found)
         state = best_state(paths)

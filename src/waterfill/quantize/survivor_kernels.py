@@ -13,7 +13,7 @@ from numba import njit
 
 from waterfill.compiled import kernel
 from waterfill.quantize.branch_kernels import branch_costs, in_units, room
-from waterfill.quantize.feedback_kernels import aim, find_starts, leave
+from waterfill.quantize.feedback_kernels import aim, find_prices, leave
 from waterfill.quantize.viterbi_kernels import PathCosts, extend_paths, logarithm, step_back, take_better
 
 DEAD, ALIVE = np.int32(1 << 30), np.int32(1 << 29)
@@ -142,9 +142,7 @@ def surviving_span(x, carried, feed, first, base, prices, aside, code, survivors
         aim(x[c], carried[c], feed, first + c, base, column.target)
         if c > undecided:
             _tail_feedback(feed, first, head, c, undecided, count, tail_errors, befores, factors, column.sums)
-        find_starts(prices.rows, prices.columns[c], column.starts)
-        for r in range(rows):
-            column.stays[r] = aside[prices.rows[r] + prices.columns[c]]
+        find_prices(prices, c, aside, column.starts, column.stays)
         column.weights[:] = prices.weights[c if len(prices.weights) > 1 else 0]
         paths, stop = _extend_column(column, head, code, count, paths, origins, steps)
         k = c % kept
@@ -509,7 +507,7 @@ def _trace_tail(state, origin, head, stop, stamp, column, code, steps, levels):
     Returns:
         A state, and the row that it is behind; a row before the last ones where no path is met.
     """
-    half, log_lanes, words = code.flips.size // 2, logarithm(code.odd.size), 2 * code.kinds.size
+    log_lanes, words = logarithm(code.odd.size), 2 * code.kinds.size
     visits, most = steps.visits, steps.places.size
     oldest = stamp - stamp % most
     r = head + levels.size - 1
@@ -517,9 +515,7 @@ def _trace_tail(state, origin, head, stop, stamp, column, code, steps, levels):
         visits[r - head, state] = stamp
         branch = 0
         if not column.stays[r]:
-            odd = state & 1
-            state = step_back(state, steps.decisions, r * words, log_lanes, half)
-            branch = 2 * np.int64(code.subsets[state]) + (odd ^ np.int64(code.flips[state]))
+            state, branch = step_back(state, steps.decisions, r * words, log_lanes, code)
         levels[r - head] = steps.apart[r - head, origin, branch] if r < stop else steps.levels[branch, r]
         r -= 1
     return state, r
@@ -528,13 +524,11 @@ def _trace_tail(state, origin, head, stop, stamp, column, code, steps, levels):
 @kernel
 def _trace_head(state, head, column, code, steps, levels):
     """Follow the path to a state behind the first rows of a column back; fills their levels."""
-    half, log_lanes, words = code.flips.size // 2, logarithm(code.odd.size), 2 * code.kinds.size
+    log_lanes, words = logarithm(code.odd.size), 2 * code.kinds.size
     for r in range(head - 1, -1, -1):
         branch = 0
         if not column.stays[r]:
-            odd = state & 1
-            state = step_back(state, steps.decisions, r * words, log_lanes, half)
-            branch = 2 * np.int64(code.subsets[state]) + (odd ^ np.int64(code.flips[state]))
+            state, branch = step_back(state, steps.decisions, r * words, log_lanes, code)
         levels[r] = steps.levels[branch, r]
 
 

@@ -231,11 +231,12 @@ def search(values, weights, starts, bits, zero, shrink, code, paths, found):
 
 
 @njit(inline="always")
-def step_back(state, decisions, at, log_lanes, half):
-    """The state before a weight, given the one after it and where its words are."""
-    pair = state >> 1
-    word = decisions[at + ((pair >> log_lanes) << 1) + (state & 1)]
-    return pair + half * ((np.int64(word) >> (pair & ((1 << log_lanes) - 1))) & 1)
+def step_back(state, decisions, at, log_lanes, code):
+    """The state before a weight and the branch from it, given the state after it and where its words are."""
+    pair, odd = state >> 1, state & 1
+    word = decisions[at + ((pair >> log_lanes) << 1) + odd]
+    before = pair + (code.flips.size // 2) * ((np.int64(word) >> (pair & ((1 << log_lanes) - 1))) & 1)
+    return before, 2 * np.int64(code.subsets[before]) + (odd ^ np.int64(code.flips[before]))
 
 
 @njit(inline="always")
@@ -257,13 +258,11 @@ def trace(state, found, code, levels):
         code: the trellis.
         levels: int32 [n], filled.
     """
-    half, log_lanes, words = code.flips.size // 2, logarithm(code.odd.size), 2 * code.kinds.size
+    log_lanes, words = logarithm(code.odd.size), 2 * code.kinds.size
     for i in range(levels.size - 1, -1, -1):
         branch = 0
         if not found.stays[i]:
-            odd = state & 1
-            state = step_back(state, found.decisions, i * words, log_lanes, half)
-            branch = 2 * np.int64(code.subsets[state]) + (odd ^ np.int64(code.flips[state]))
+            state, branch = step_back(state, found.decisions, i * words, log_lanes, code)
         levels[i] = found.levels[i // STRETCH, branch, i % STRETCH]
 
 
