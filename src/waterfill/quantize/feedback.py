@@ -98,6 +98,7 @@ class Feedback:
             filter.
         regulariser: noise to filter for, in water levels; 0 does not filter.
         rounds: how often tables and paths are fitted to each other; all but the last with few states on some rows.
+        device: where columns are searched that are decided at their ends; None for the processor.
 
     Raises:
         UsageError: an option is out of its range.
@@ -110,6 +111,7 @@ class Feedback:
     lmbda: float = 0.3
     regulariser: float = 1.1
     rounds: int = 3
+    device: str | None = None
 
     traits: ClassVar[QuantizerTraits] = QuantizerTraits(uses_cross_terms=True, any_basis=True)
 
@@ -145,7 +147,7 @@ class Feedback:
             weight: matrix [out, in].
             form: what an error costs; None for 1 everywhere.
         """
-        plain = Scalar() if self.states == 1 else Trellis(self.states)
+        plain = plain_of(self)
         if not has_cross_terms(form) or not weight.matrix.any():
             return plain
         return FilteredFeedback(self, Filters(weight, form))
@@ -176,7 +178,7 @@ class FilteredFeedback:
             return Sparse().quantize(weight, form, water_level)
         found = self._feed_back(weight, water_level)
         # feedback fills the zeros of a sparse matrix, and leaves the few values that a matrix has
-        plain = Scalar() if self.options.states == 1 else Trellis(self.options.states)
+        plain = plain_of(self.options)
         others: list[Quantizer] = [Sparse()] if share <= SPARSE else []
         others += [plain] if found.spread.adaptive is not None else []
         others += [Scalar()] if few_values(weight, found) else []
@@ -190,12 +192,18 @@ class FilteredFeedback:
         aimed_at = replace(weight, matrix=target.matrix)
         rule, x, relative = in_steps(aimed_at, target.importance, water_level * squared_step / 12, finest=FINEST)
         loop = Loop.of(target, rule, x, relative, weight.layout, options.lmbda / squared_step)
+        loop = replace(loop, device=options.device)
         if options.states == 1:
             levels, fit = loop.scalar(rule, options.rounds)
             return finish(weight, form, levels, centred(weight, form, levels, rule), fit)
         log_states = options.states.bit_length() - 1
         levels, spread = loop.path(rule, options.rounds, log_states)
         return finish_path(weight, form, levels, centred(weight, form, levels, rule), spread)
+
+
+def plain_of(options: Feedback) -> Scalar | Trellis:
+    """The quantizer of the same trellis that feeds nothing back."""
+    return Scalar() if options.states == 1 else Trellis(options.states, device=options.device)
 
 
 def is_sparse(matrix: Floats) -> bool:
@@ -215,6 +223,7 @@ class Loop:
         layout: of the tensor.
         lmbda: cost of a bit in squared steps.
         lanes: of the path, which say where it begins; None for none.
+        device: where columns are searched that are decided at their ends; None for the processor.
     """
 
     x: Floats
@@ -224,6 +233,7 @@ class Loop:
     layout: Layout
     lmbda: float
     lanes: Lanes | None = None
+    device: str | None = None
 
     @classmethod
     def of(cls, target: Target, rule: Uniform, x: Floats, relative: Floats, layout: Layout, lmbda: float) -> Loop:
@@ -334,11 +344,12 @@ class Loop:
         """
         from waterfill.quantize import feedback_kernels, survivor_kernels
 
+        if self.device is not None and len(search) == 2:
+            return self._on_device(prices, *search)
         kernels = feedback_kernels.scalar_span, feedback_kernels.decided_span, survivor_kernels.surviving_span
         find = kernels[max(0, len(search) - 1)]
         levels, feed = np.empty(self.x.shape, np.int32), self._feed()
-        span = self.paths(FEW_STATES).span(self.layout) // len(self.x)
-        block = -(-BLOCK // span) * span
+        block, span = self._blocks()
         rows, columns, bits = prices
         for base in range(0, self.x.shape[1], block):
             carried = self._carried(feed, slice(base, base + block))
@@ -351,6 +362,22 @@ class Loop:
                 find(*known, priced, *search, found)
                 levels[:, some] = found.T
         return levels
+
+    def _on_device(self, prices: tuple[Exponents, Exponents, Floats], aside: NDArray[np.bool_], code: Any) -> Symbols:
+        """The same on a device, where all is decided at the end of every column."""
+        from waterfill.quantize import device as devices
+        from waterfill.quantize.feedback_kernels import Prices
+
+        rows, columns, bits = prices
+        assert self.device is not None
+        search = devices.Search.of(code, bits, np.zeros(4, np.float32), False, self.device)
+        priced = Prices(self._weights(slice(None)), rows, columns, bits)
+        return devices.decided_columns(self.x, self._feed(), priced, aside, search, *self._blocks())
+
+    def _blocks(self) -> tuple[int, int]:
+        """Columns of a block, which get at once what those before it leave, and those of a path."""
+        span = self.paths(FEW_STATES).span(self.layout) // len(self.x)
+        return -(-BLOCK // span) * span, span
 
     def _weights(self, columns: slice) -> Floats:
         """Weights of the squared errors of some columns, [columns, out]; [1, out] where they are constant."""

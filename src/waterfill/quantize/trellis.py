@@ -79,6 +79,9 @@ LARGEST_NARROW = 16.0
 DRAFT_ROUNDS = 2
 """Rounds of a draft, at most."""
 
+LEAST_ON_DEVICE = 1 << 16
+"""Paths of fewer weights are searched on the processor, wherever others are."""
+
 
 @dataclass(frozen=True)
 class Trellis:
@@ -93,6 +96,7 @@ class Trellis:
             about 0.075 bit with 8, 0.045 with 64, 0.033 with 256, 0.025 with 2048; time goes with the states.
         lmbda: price of a bit in units of the squared step; 0 takes the nearest path.
         rounds: how often tables and paths are fitted to each other; all but the last with few states on some rows.
+        device: where large matrices are searched, which finds the same paths; None for the processor.
 
     Raises:
         UsageError: an option is out of its range.
@@ -101,6 +105,7 @@ class Trellis:
     states: int = 64
     lmbda: float = 0.35
     rounds: int = 4
+    device: str | None = None
     traits: ClassVar[QuantizerTraits] = QuantizerTraits(any_basis=True)
 
     def __post_init__(self) -> None:
@@ -123,7 +128,7 @@ class Trellis:
             return Scalar().quantize(weight, form, water_level)
         importance = np.ones((1, 1), np.float32) if form is None else form.diagonal()
         rule, x, relative = in_steps(weight, importance, water_level * LEVEL_TO_SQUARED_STEP / 12)
-        problem = Problem(x, relative, weight.layout, self.lmbda, rule.scales)
+        problem = Problem(x, relative, weight.layout, self.lmbda, rule.scales, device=self.device)
         log_states, done = self.states.bit_length() - 1, []
         for draft in self._drafts(problem, largest_step(rule) - rule.step):
             whole = problem.stretched(draft.stretch).side_by_side(draft, log_states)
@@ -206,6 +211,7 @@ class Problem:
         steps: scales of the steps.
         stretch: by how much steps are larger than they were, in 1/64 octave.
         lanes: of the path, which say where it begins; None for none.
+        device: where it is sought; None for the processor.
     """
 
     x: Floats
@@ -215,6 +221,7 @@ class Problem:
     steps: AxisScales = NO_SCALES
     stretch: int = 0
     lanes: Lanes | None = None
+    device: str | None = None
 
     def paths(self, log_states: int) -> Paths:
         """The path: how many states it has, and where that is 0 again."""
@@ -245,7 +252,7 @@ class Problem:
         importance = np.ascontiguousarray(self.importance[some]) if self.importance.size > 1 else self.importance
         in_rows, *others = self.steps
         steps = None if in_rows is None else in_rows[some], others[0], others[1]
-        return Problem(x, importance, Layout(x.shape), self.lmbda, steps, self.stretch)
+        return replace(self, x=x, importance=importance, layout=Layout(x.shape), steps=steps)
 
     def drafted(self, fit: PathFit, rounds: int, before: Found | None = None) -> Found:
         """A path through few states, with tables and centroids fitted to it so many times."""
@@ -280,7 +287,8 @@ class Problem:
         x, importance = self.x.reshape(-1), self.importance.reshape(-1)
         paths = self.paths(log_states)
         span = paths.span(self.layout)
-        levels = search(x, importance, self._exponents(fit), fit, log_states, shrink, self.lmbda, span)
+        device = self.device if x.size >= LEAST_ON_DEVICE else None
+        levels = search(x, importance, self._exponents(fit), fit, log_states, shrink, self.lmbda, span, device)
         weights, short = kernels.shortfalls(x, importance, levels)
         shifts = np.rint(LEVEL_UNIT * short / np.maximum(weights, 1e-30)).clip(-LEVEL_UNIT, LEVEL_UNIT).astype(int)
         shrink = int(shifts[0]), int(shifts[1]), int(shifts[2])
@@ -341,6 +349,7 @@ def search(
     shrink: tuple[int, int, int],
     lmbda: float,
     span: int,
+    device: str | None = None,
 ) -> Symbols:
     """Levels [n] of the path of the lowest cost, span by span, in parallel.
 
@@ -353,6 +362,7 @@ def search(
         shrink: centroids in 1/64 step.
         lmbda: cost of a bit.
         span: levels after which the state is 0 again.
+        device: where to search; None for the processor.
     """
     from waterfill.quantize import viterbi_kernels as kernels
     from waterfill.quantize.branch_kernels import PRICES, level_prices
@@ -360,6 +370,12 @@ def search(
     bits = level_prices(fit.lengths(), lmbda, fit.zero).reshape(-1)
     moves, code = moved(shrink).astype(np.float32), code_for(log_states, importance)
     starts, aside = exponents * np.int32(PRICES), fit.aside()[exponents]
+    if device is not None:
+        from waterfill.quantize import device as devices
+
+        return devices.best_paths(
+            x, importance, starts, aside, span, devices.Search.of(code, bits, moves, fit.zero, device)
+        )
     levels = np.empty(x.size, np.int32)
 
     def one(some: slice) -> None:
