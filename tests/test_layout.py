@@ -14,7 +14,7 @@ ROOT = Path(waterfill.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     "_version",
-    "errors", "compiled", "threads", "file_system", "temporary", "atomic", "records",
+    "errors", "compiled", "devices", "threads", "file_system", "temporary", "atomic", "records",
     "theory", "bases", "protocols", "processes", "models", "distortion",
     "importance", "codec", "reconstruct", "quantize", "targets", "files", "text", "bundle", "resident", "integrations",
     "reading",

@@ -18,11 +18,12 @@ from waterfill.codec.container import EXACT_CHUNK, Container
 from waterfill.codec.directory import original_bytes
 from waterfill.codec.opened import FilePart
 from waterfill.codec.pieces import Part
+from waterfill.codec.trellis import path_model
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
-from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, count_floating
-from waterfill.targets import Target, target_of
+from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, Uniform, count_floating
+from waterfill.targets import OnDevice, Stream, Target, target_of
 
 T = TypeVar("T")
 
@@ -255,12 +256,26 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
     def _fill(self, chunk: int, places: list[_Place], targets: Mapping[str, Target]) -> list[_Place]:
         """Decode one chunk and reconstruct some of its pieces; returns these."""
         pieces = self.container.symbol_spans[chunk]
+        if len(pieces) == 1 and self._put_stream(chunk, places[0], targets[places[0].name]):
+            return places
         decode = functools.partial(self.container.symbols, chunk, pieces)
         parts = self._last_symbols.of(chunk, decode, keep=self._is_shared(chunk, len(pieces) - len(places)))
         for place in places:
             rule, spread = self.container.rules[place.name]
             targets[place.name].put(parts[place.number], rule, place.start, spread.down)
         return places
+
+    def _put_stream(self, chunk: int, place: _Place, target: Target) -> bool:
+        """Leave the stream of a chunk to a device, where its tensor is there and it is a path with lanes."""
+        rule, spread = self.container.rules[place.name]
+        if not isinstance(target, OnDevice) or spread.trellis is None or spread.trellis.lanes is None:
+            return False
+        layout = self.container.layouts[place.name]
+        coded = path_model(spread, layout, place.start, place.stop)
+        assert isinstance(rule, Uniform)  # a path has no other one
+        stream = Stream(self.container.chunk(chunk), coded, place.start, f"{self.container.name}: {place.name!r}")
+        target.put_stream(stream, rule, spread.down)
+        return True
 
     def _is_shared(self, chunk: int, others: int) -> bool:
         """Whether a chunk is small and has others of its tensors, which may be asked for next."""

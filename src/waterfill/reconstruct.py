@@ -36,7 +36,7 @@ def reconstruct(symbols: Symbols, rule: Rule, layout: Layout, start: int = 0, do
     if tables_of is None:
         return _levels(symbols, rule) * step_sizes(rule, layout, start, start + symbols.size, LEVEL_UNIT, down)
     found = places(layout, rule.scales, start, start + symbols.size, down)
-    return found.scaled(symbols, *tables_of, _powers(rule, found, LEVEL_UNIT))
+    return found.scaled(symbols, *tables_of, step_table(rule, found))
 
 
 def fill(matrix: Floats, symbols: Part, rule: Rule, layout: Layout, start: int = 0, down: bool = False) -> None:
@@ -69,7 +69,7 @@ def _putting(symbols: Part, rule: Rule, layout: Layout, start: int, down: bool) 
         values, length = reconstruct(symbols, rule, layout, start, down), layout.line_length(down)
         return lambda matrix, first: place(values, matrix, start - first * length, down)
     found, known = places(layout, rule.scales, start, start + symbols.size, down), tables_of
-    powers = _powers(rule, found, LEVEL_UNIT)
+    powers = step_table(rule, found)
     return lambda matrix, first: replace(found, first=found.first - first).scale_down(matrix, symbols, *known, powers)
 
 
@@ -78,7 +78,7 @@ def _putting_lanes(symbols: LaneSymbols, rule: Uniform, found: Places, down: boo
     from waterfill.codec import lane_kernels
 
     shrink = np.array([0, *rule.shrink], np.float32)
-    made = lane_kernels.Values(shrink, _powers(rule, found, LEVEL_UNIT), found.lines, found.within)
+    made = lane_kernels.Values(shrink, step_table(rule, found), found.lines, found.within)
     known = symbols.levels, symbols.lanes, symbols.span // symbols.length, made
     fill_lines = lane_kernels.fill_columns if down else lane_kernels.fill_rows
 
@@ -107,11 +107,11 @@ def step_sizes(rule: Uniform, layout: Layout, start: int, stop: int, parts: int 
     if rule.rows is None and rule.channels is None and rule.taps is None:
         return tables.power(np.array([rule.step - 64 * (parts.bit_length() - 1)]))
     found = places(layout, rule.scales, start, stop, down)
-    return found.look_up(_powers(rule, found, parts))
+    return found.look_up(step_table(rule, found, parts))
 
 
-def _powers(rule: Uniform, found: Places, parts: int) -> Floats:
-    """The step of every sum of scales, divided by `parts`."""
+def step_table(rule: Uniform, found: Places, parts: int = LEVEL_UNIT) -> Floats:
+    """The step of every sum of scales, divided by `parts` (a power of two)."""
     return tables.power(rule.step - 64 * (parts.bit_length() - 1) + 16 * found.totals)
 
 

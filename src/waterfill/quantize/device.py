@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from waterfill.devices import active
 from waterfill.quantize.branch_kernels import PRICES
 from waterfill.quantize.feedback_kernels import Feed, Prices
 from waterfill.quantize.viterbi_kernels import Code
@@ -246,7 +246,7 @@ def best_paths(
         search: what is sought.
     """
     levels, once = np.empty(x.size, np.int32), max(1, DECISIONS // (span * search.trellis.states)) * span
-    with _on(search.device):
+    with active(search.device):
         for start in range(0, x.size, once):
             some = slice(start, min(start + once, x.size))
             values, errors, begins, aside = (search.moved(part, some) for part in (x, weights, starts, stays))
@@ -269,7 +269,7 @@ def decided_columns(
         block: columns that get what those before them leave by one product.
         span: columns after which the state is 0 again.
     """
-    with _on(search.device):
+    with active(search.device):
         columns = Columns.of(x, feed, prices, aside, search)
         warmer = iter(_warmer(search.trellis.log_states, len(x)))
         warm = next(warmer)
@@ -385,8 +385,3 @@ def _orders(rows: Any, columns: Any, aside: Any) -> tuple[Callable[[int], Order]
     strands = torch.stack((torch.zeros_like(done[:, -1]), done[:, -1]), 1).int()
     orders, places = torch.argsort(stays.int(), dim=1, stable=True).int(), torch.where(stays, -1, done - 1).int()
     return lambda column: Order(strands[column], orders[column], places[column]), done[:, -1].tolist()
-
-
-def _on(device: torch.device) -> Any:
-    """Launch kernels on a device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

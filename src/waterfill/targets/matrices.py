@@ -23,6 +23,7 @@ from waterfill.codec.pieces import Part
 from waterfill.models.state_dict import largest_value
 from waterfill.reconstruct import fill, some_lines
 from waterfill.records import Basis, Coded, Entry, Floats, Layout, Rule
+from waterfill.targets.device import OnDevice
 
 PART = 1 << 18
 """Values that are reconstructed at a time, so that they are still in the cache when they are rounded."""
@@ -113,13 +114,21 @@ def target_of(entry: Entry, layout: Layout, basis: Basis | None, into: Tensor | 
         entry: the tensor.
         layout: how it is read as a matrix.
         basis: of that.
-        into: a contiguous tensor to fill, where it is filled itself; by default a new one.
+        into: a contiguous tensor to fill, on any device, where it is filled itself; by default a new one.
     """
     is_view = len(layout.shape) == 2 if layout.transposed else len(layout.shape) >= 2
     is_matrix = entry.dtype == "float32" and not layout.transposed
-    if isinstance(entry.origin, Coded) and basis is None and layout.groups == 1 and is_view and not is_matrix:
+    is_plain = isinstance(entry.origin, Coded) and basis is None and layout.groups == 1 and is_view
+    if is_plain and into is not None and is_elsewhere(into):
+        return OnDevice(into, layout)
+    if is_plain and not is_matrix:
         return InItsType(empty(entry.shape, getattr(torch, entry.dtype)) if into is None else into, layout)
     return FloatMatrix(layout, basis)
+
+
+def is_elsewhere(tensor: Tensor) -> bool:
+    """Whether a tensor is on a device, and not on the processor."""
+    return tensor.device.type != "cpu"
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

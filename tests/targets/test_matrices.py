@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from waterfill import targets
 from waterfill.models import assemble_one
 from waterfill.records import Codebook, Coded, Cosines, Entry, Layout, NormMean, Relative, Uniform
-from waterfill.targets import FloatMatrix, InItsType, empty, rectangles, target_of
+from waterfill.targets import empty, matrices, rectangles, target_of
+from waterfill.targets.matrices import FloatMatrix, InItsType
 
 LAYOUTS = [Layout((5, 7)), Layout((4, 3, 2)), Layout((6, 5), transposed=True)]
 RULES = {
@@ -42,7 +42,7 @@ def pieces(draw):
     return Entry("w", layout.shape, dtype, Coded(layout)), layout, rule, symbols, [0, *sorted(cuts), layout.numel]
 
 
-@pytest.mark.parametrize("part", [1, 12, targets.PART])
+@pytest.mark.parametrize("part", [1, 12, matrices.PART])
 @given(case=pieces(), down=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_pieces_are_rounded_as_the_whole_matrix_is(part, case, down):
@@ -50,8 +50,8 @@ def test_pieces_are_rounded_as_the_whole_matrix_is(part, case, down):
     found, expected = target_of(entry, layout, None), FloatMatrix(layout, None)
     assert isinstance(found, InItsType)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "PART", part)
-        patch.setattr(targets, "BAND", part)
+        patch.setattr(matrices, "PART", part)
+        patch.setattr(matrices, "BAND", part)
         for start, stop in pairwise(cuts):
             found.put(symbols[start:stop], rule, start, down)
     expected.put(symbols, rule, 0, down)
