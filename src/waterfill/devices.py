@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 
 import torch
+
+
+def has_kernels(device: str | torch.device | None) -> bool:
+    """Whether paths are searched and decoded on a device: on GPUs of CUDA, with the Triton that their PyTorch brings.
+
+    Elsewhere the processor does it, with the same results.
+    """
+    return device is not None and torch.device(device).type == "cuda" and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def active(device: torch.device) -> AbstractContextManager[object]:

@@ -265,12 +265,16 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
             targets[place.name].put(parts[place.number], rule, place.start, spread.down)
         return places
 
+    def has_lanes(self, name: str) -> bool:
+        """Whether a tensor is a path with lanes, which a device decodes."""
+        _, spread = self.container.rules.get(name, (None, None))
+        return spread is not None and spread.trellis is not None and spread.trellis.lanes is not None
+
     def _put_stream(self, chunk: int, place: _Place, target: Target) -> bool:
         """Leave the stream of a chunk to a device, where its tensor is there and it is a path with lanes."""
-        rule, spread = self.container.rules[place.name]
-        if not isinstance(target, OnDevice) or spread.trellis is None or spread.trellis.lanes is None:
+        if not isinstance(target, OnDevice) or not self.has_lanes(place.name):
             return False
-        layout = self.container.layouts[place.name]
+        (rule, spread), layout = self.container.rules[place.name], self.container.layouts[place.name]
         coded = path_model(spread, layout, place.start, place.stop)
         assert isinstance(rule, Uniform)  # a path has no other one
         stream = Stream(self.container.chunk(chunk), coded, place.start, f"{self.container.name}: {place.name!r}")

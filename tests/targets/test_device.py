@@ -10,6 +10,9 @@ import pytest
 import torch
 from slow_paths import levels_of
 
+from directories import compressed, original
+from waterfill import targets
+from waterfill.bundle import Bundle, part_name
 from waterfill.codec import container, pieces
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
@@ -144,3 +147,36 @@ def test_the_kernel_compiles_for_gpus(tmp_path):
     run = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.split()) == 2
+
+
+@pytest.fixture
+def with_lanes(monkeypatch):
+    """Small tensors have lanes, and the processor stands for a device."""
+    monkeypatch.setattr("waterfill.quantize.trellis.best_lanes", lambda *_: Lanes(8, 2))
+    if ON.type == "cpu":
+        monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: True)
+        monkeypatch.setattr("waterfill.bundle.reader.has_kernels", lambda _: True)
+
+
+@pytest.mark.usefixtures("with_lanes")
+def test_directories_are_decoded_on_a_device(tmp_path, monkeypatch):
+    """What has lanes and a stream of its own is decoded there; parts and what shares a stream come there all the same."""
+    rng = torch.Generator().manual_seed(0)
+    tensors = {f"layers.{n}.weight": torch.randn(40, 24, generator=rng).to(torch.bfloat16) for n in range(3)}
+    tensors |= {"layers.0.bias": torch.randn(40, generator=rng), "layers.0.steps": torch.arange(3)}
+    source = original(tmp_path / "source", tensors)
+
+    def split(name, tensor):
+        if name != "layers.1.weight":
+            return {name: tensor}
+        return {part_name(name, *rows): tensor[slice(*rows)].clone() for rows in ((0, 20), (20, 40))}
+
+    with Bundle(compressed(source, tmp_path / "out", split=split)) as bundle:
+        expected = bundle.decode(list(tensors))
+        taken = []
+        decoded = targets.device.decode
+        monkeypatch.setattr("waterfill.targets.device.decode", lambda *args: [taken.append(args), decoded(*args)][1])
+        found = bundle.decode(list(tensors), ON)
+    assert len(taken) == 1
+    for name, value in found.items():
+        assert value.device.type == ON.type and torch.equal(value.cpu(), expected[name]), name

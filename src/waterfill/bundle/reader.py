@@ -18,6 +18,7 @@ from waterfill.bundle.shards import OpenShards, Place, header, indexed, metadata
 from waterfill.bundle.writer import FORMAT, MINOR, STEM
 from waterfill.codec.directory import check_original_bytes
 from waterfill.codec.opened import FilePart
+from waterfill.devices import has_kernels
 from waterfill.errors import FormatError
 from waterfill.file_system import is_file
 from waterfill.files import WaterfillFile
@@ -214,8 +215,12 @@ class Bundle(Mapping[str, torch.Tensor]):
         for group in self.groups:
             yield from self.group(group).items()
 
-    def decode(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+    def decode(self, names: Collection[str], device: torch.device | None = None) -> dict[str, torch.Tensor]:
         """Decode some tensors, each payload once; tied ones are one tensor.
+
+        Args:
+            names: which.
+            device: where they are to be, and are decoded if it can do that; by default the processor.
 
         Raises:
             KeyError: there is no such tensor.
@@ -227,15 +232,20 @@ class Bundle(Mapping[str, torch.Tensor]):
             for piece in each.pieces:
                 wanted[piece.group][piece.entry] = each, piece
         found: dict[str, torch.Tensor] = {}
+        there = device if has_kernels(device) else None
         for group, entries in wanted.items():
-            parts = {entry: _part_of(found, *each) for entry, each in entries.items() if each[1].part is not None}
+            into = {
+                entry: _place_of(found, *each, there)
+                for entry, each in entries.items()
+                if each[1].part is not None or (there is not None and self._files[group].has_lanes(entry))
+            }
             with _naming(self._label(group)):
-                for entry, tensor in self._files[group].tensors(entries, parts):
-                    whole = entries[entry][0].name
-                    if entry not in parts:
-                        found[whole] = tensor
-                    elif tensor is not parts[entry]:
-                        parts[entry].copy_(tensor)
+                for entry, tensor in self._files[group].tensors(entries, into):
+                    if entry not in into:
+                        found[entries[entry][0].name] = tensor
+                    elif tensor is not into[entry]:
+                        into[entry].copy_(tensor)
+        found = {name: each if device is None else each.to(device) for name, each in found.items()}
         return {name: found[each.name] for name, each in originals.items()}
 
     def verify(self) -> None:
@@ -343,11 +353,12 @@ class Bundle(Mapping[str, torch.Tensor]):
         return found
 
 
-def _part_of(found: dict[str, torch.Tensor], whole: Stored, piece: Piece) -> torch.Tensor:
-    """Where a part of a tensor is in the whole, which is made with the first of them."""
-    assert piece.part is not None
+def _place_of(found: dict[str, torch.Tensor], whole: Stored, piece: Piece, device: torch.device | None) -> torch.Tensor:
+    """Where a piece of a tensor is in the whole, which is made with the first of them, on a device if one is named."""
     if whole.name not in found:
-        found[whole.name] = empty(whole.shape, getattr(torch, whole.dtype))
+        found[whole.name] = empty(whole.shape, getattr(torch, whole.dtype), device)
+    if piece.part is None:
+        return found[whole.name]
     start, stop = piece.part.start, piece.part.stop
     return found[whole.name][start] if stop is None else found[whole.name][start:stop]
 

@@ -70,12 +70,11 @@ class Loading:
 
     def _decoded(self, units: list[Unit], model: Any, loading_info: Any) -> Iterator[tuple[str, Tensor]]:
         skip = import_module(RULES).SkipParameters
-        tensors = self.bundle.decode([name for unit in units for name in unit.names])
+        tensors = self.bundle.decode([name for unit in units for name in unit.names], self._options.device)
         for unit in units:
             mine = {name: tensors.pop(name) for name in unit.names}
             with contextlib.suppress(skip):  # transformers has kept the error, and reports it
-                for name, value in convert(unit, mine, model, loading_info):
-                    yield name, value if self._options.device is None else value.to(self._options.device)
+                yield from convert(unit, mine, model, loading_info)
 
     def finish(self, model: Any) -> None:
         """Leave the model as one that was loaded from ordinary weights, or with its blocks compressed."""

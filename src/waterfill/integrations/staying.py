@@ -51,14 +51,14 @@ class Staying:
             for unit in self.blocks[path]
             for name in unit.targets
         }
-        return Block(module, weights, self._decoder(path), device)
+        return Block(module, weights, self._decoder(path, device), device)
 
-    def _decoder(self, path: str) -> Callable[[], Values]:
+    def _decoder(self, path: str, device: torch.device | None) -> Callable[[], Values]:
         units, bundle, skeleton = self.blocks[path], self.bundle, self.skeleton
         names = [name for unit in units for name in unit.names]
 
         def decode() -> Values:
-            tensors = bundle.decode(names)
+            tensors = bundle.decode(names, device)
             found: dict[str, Tensor] = {}
             for unit in units:
                 found.update(convert(unit, {name: tensors.pop(name) for name in unit.names}, skeleton))

@@ -131,15 +131,15 @@ def is_elsewhere(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor without values on the processor; a large one is a mapping of its own.
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """A tensor without values, on a device or on the processor; there a large one is a mapping of its own.
 
     The system has that back as soon as nobody has the tensor. What is freed on a heap stays with the process: blocks
     that come and go would leave there several times what they take.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < MAPPED:
-        return torch.empty(shape, dtype=dtype, device="cpu")
+    if size < MAPPED or device is not None:
+        return torch.empty(shape, dtype=dtype, device=device or "cpu")
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
     try:
         mapping = mmap.mmap(-1, size, **private)
