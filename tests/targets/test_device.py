@@ -160,7 +160,7 @@ def with_lanes(monkeypatch):
 
 @pytest.mark.usefixtures("with_lanes")
 def test_directories_are_decoded_on_a_device(tmp_path, monkeypatch):
-    """What has lanes and a stream of its own is decoded there; parts and what shares a stream come there all the same."""
+    """What has lanes and a stream of its own is decoded there; what shares one, and parts, come there all the same."""
     rng = torch.Generator().manual_seed(0)
     tensors = {f"layers.{n}.weight": torch.randn(40, 24, generator=rng).to(torch.bfloat16) for n in range(3)}
     tensors |= {"layers.0.bias": torch.randn(40, generator=rng), "layers.0.steps": torch.arange(3)}
