@@ -37,6 +37,7 @@ from waterfill.models import state_dict, torch_module
 from waterfill.models.arrangement import arranged
 from waterfill.models.batches import num_samples, split
 from waterfill.models.cloning import clone
+from waterfill.models.devices import model_on
 from waterfill.models.kept_batches import RepeatableBatches, as_batches, of_first_process, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
@@ -295,6 +296,8 @@ def prepare(
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
     batches = None if data is None else _batches_for(model, data, settings)
     _check_agreement(model, batches, settings.processes)
+    if isinstance(model, torch.nn.Module):
+        model = model_on(model, settings.device)
     known = None
     if batches is not None:
         known = _with_data(model, batches, output, options, list(inventory.exact), settings)
