@@ -41,37 +41,41 @@ class _DLTensor(ctypes.Structure):
 
 
 class _DLManaged(ctypes.Structure):
-    pass
+    _fields_ = (("tensor", _DLTensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
-_DELETER = ctypes.CFUNCTYPE(None, ctypes.POINTER(_DLManaged))
-_DLManaged._fields_ = (("tensor", _DLTensor), ("context", ctypes.c_void_p), ("deleter", _DELETER))
 _PRIVATE_USE = 12
-_kept: dict[int, Any] = {}
-
-
-@_DELETER
-def _release(managed: Any) -> None:
-    _kept.pop(ctypes.addressof(managed.contents), None)
-
-
+_ALIGNED = 64
+_libc = ctypes.CDLL(None)
+_libc.malloc.restype, _libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+_FREE = ctypes.cast(_libc.free, ctypes.c_void_p).value
 _capsule = ctypes.pythonapi.PyCapsule_New
 _capsule.restype, _capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
 def _away(tensor: Tensor) -> Tensor:
-    """A tensor of the device with the memory of one of the CPU."""
-    tensor = tensor.detach()
-    shape = (ctypes.c_int64 * max(1, tensor.ndim))(*tensor.shape)
-    strides = (ctypes.c_int64 * max(1, tensor.ndim))(*tensor.stride())
-    managed = _DLManaged()
-    code, bits = _CODES[tensor.dtype]
-    managed.tensor = _DLTensor(
-        tensor.data_ptr(), _DLDevice(_PRIVATE_USE, 0), tensor.ndim, _DLType(code, bits, 1), shape, strides, 0
+    """Copy a tensor of the CPU to the device.
+
+    It comes as a capsule of DLPack. Its description and its values are one piece of memory, which `free` lets go: a
+    function of Python in its place would be called while exceptions are on their way, and lose them.
+    """
+    tensor, sides = tensor.detach(), max(1, tensor.ndim)
+    head = -(-(ctypes.sizeof(_DLManaged) + 16 * sides) // _ALIGNED) * _ALIGNED
+    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    size = (1 + span) * tensor.itemsize if tensor.numel() else 0
+    address = _libc.malloc(head + size + _ALIGNED)
+    start = address + head + -(address + head) % _ALIGNED
+    managed = _DLManaged.from_address(address)
+    shape, strides = (
+        (ctypes.c_int64 * sides).from_address(address + ctypes.sizeof(_DLManaged) + 8 * sides * k) for k in (0, 1)
     )
-    managed.deleter = _release
-    address = ctypes.addressof(managed)
-    _kept[address] = managed, tensor, shape, strides
+    shape[: tensor.ndim], strides[: tensor.ndim] = tensor.shape, tensor.stride()
+    kind = _DLType(*_CODES[tensor.dtype], 1)
+    managed.tensor = _DLTensor(start, _DLDevice(_PRIVATE_USE, 0), tensor.ndim, kind, shape, strides, 0)
+    managed.deleter = _FREE
+    if size:
+        memory = torch.frombuffer((ctypes.c_uint8 * size).from_address(start), dtype=tensor.dtype)
+        memory.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
     return torch._C._from_dlpack(_capsule(address, b"dltensor", None))
 
 
@@ -175,7 +179,7 @@ def _computed(op: Any, *args: Any, **kwargs: Any) -> Any:
         if is_view or schema.name == "aten::set_":
             return op.redispatch(_CPU, *args, **kwargs)  # no memory is looked at
         kwargs = {key: _cpu_if_device(value) for key, value in kwargs.items()}
-        args = tuple(map(_cpu_if_device, args))
+        args = tuple(_as_declared(value, each) for value, each in zip(args, schema.arguments, strict=False))
         there = {}
 
         def here(tensor: Tensor) -> Tensor:
@@ -188,6 +192,13 @@ def _computed(op: Any, *args: Any, **kwargs: Any) -> Any:
             if tensor.device.type == NAME and tensor.shape != found.shape:
                 _replace(tensor, found)
         return _map(result, lambda found: there[id(found)][0] if id(found) in there else _away(found))
+
+
+def _as_declared(value: Any, argument: Any) -> Any:
+    """A number where a tensor is declared is one: on its way to Python it was unwrapped."""
+    if isinstance(value, bool | int | float) and str(argument.type) == "Tensor":
+        return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    return _cpu_if_device(value)
 
 
 def _cpu_if_device(value: Any) -> Any:
