@@ -8,6 +8,9 @@ from torch import nn
 from waterfill.errors import UsageError, first_line
 from waterfill.models.cloning import clone
 
+SHARE = 0.5
+"""Of the free memory of a device, how much data may take that are kept there while blocks run."""
+
 _ACCELERATORS = ("cuda", "xpu")
 
 
@@ -47,6 +50,17 @@ def _devices() -> list[str]:
         if module is not None and module.is_available():
             found += [f"{kind}:{number}" for number in range(module.device_count())]
     return found
+
+
+def has_room(device: torch.device, size_bytes: int) -> bool:
+    """Whether data that stay for long take no more than their share of the memory that is free on a device.
+
+    Args:
+        device: the CPU, and a device that does not tell, have room for everything.
+        size_bytes: of the data.
+    """
+    ask = getattr(getattr(torch, device.type, None), "mem_get_info", None)
+    return ask is None or size_bytes <= SHARE * ask(device)[0]
 
 
 def model_on(model: nn.Module, device: str | None) -> nn.Module:
