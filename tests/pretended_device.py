@@ -1,12 +1,17 @@
 """A device that is none: plain tensors that say they are elsewhere, in memory of this machine.
 
 The operations of PyTorch are computed by those of the CPU, and refuse what a device refuses: tensors of the CPU beside
-tensors of the device, unless they have no axes or are indices. `.numpy()` and `from_numpy` are refused by PyTorch itself.
+tensors of the device, unless they have no axes or are indices, and generators of the CPU. That a tensor of the device
+is no array of NumPy, PyTorch says itself. What is copied to the CPU is counted in `COPIED`.
+
+A process has to register the device before its first backward pass, so that tests of it are in a process of their own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import traceback
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +21,12 @@ from torch.utils import backend_registration
 
 NAME = "pretended"
 DEVICE = f"{NAME}:0"
+
+COPIED: list[tuple[int, str]] = []
+"""Bytes of every copy to the CPU, and the line of the package that asked for it."""
+
+FREE_BYTES = {0: 1 << 40}
+"""What the device says of its free memory."""
 
 _CODES = {
     torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16),
@@ -102,7 +113,7 @@ def register() -> None:
         return
     module = SimpleNamespace(
         is_initialized=lambda: True, is_available=lambda: True, current_device=lambda: 0, device_count=lambda: 1,
-        _is_in_bad_fork=lambda: False, manual_seed_all=lambda seed: None,
+        _is_in_bad_fork=lambda: False, manual_seed_all=lambda _: None, mem_get_info=lambda _: (FREE_BYTES[0], 1 << 40),
     )  # fmt: skip
     backend_registration._setup_privateuseone_for_python_backend(NAME, module, _Hooks(), _Guard())
     _LIBRARY.fallback(_computed, "PrivateUse1")
@@ -215,6 +226,10 @@ def _replace(tensor: Tensor, found: Tensor) -> None:
 def _copy(tensor: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     del non_blocking
     with torch._C.DisableTorchFunction():
+        if tensor.device.type != NAME:
+            frames = [each for each in traceback.extract_stack() if "/waterfill/" in each.filename]
+            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+            COPIED.append((source.nbytes, where))
         _here(tensor).copy_(_here(source))
         return tensor
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.kronecker import LARGEST
 from waterfill.importance.squares import square_sum
 from waterfill.models.capture import Tape, Variables
+from waterfill.models.devices import name_of
 from waterfill.models.uses import Dense, Tokens, Use
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Layout
@@ -241,8 +243,9 @@ class _Reader:
             exact = rows[:, None] * np.diagonal(columns) + squares.cpu().numpy() / self.count
             return ParameterStatistics(self._form(exact), Layout(shape), reason=TIED)
         positions = float(self.totals[f"positions:{name}"])
-        form = KroneckerForm(rows, columns[None], "", positions, factor=self.factor, unit=self.unit).shrunk()
-        return ParameterStatistics(form, Layout(shape, transposed=turned), rows)
+        unit: dict[str, Any] = {"factor": self.factor, "unit": self.unit}
+        form = KroneckerForm(rows, columns[None], "", positions, device=name_of(gram), **unit)
+        return ParameterStatistics(form.shrunk(), Layout(shape, transposed=turned), rows)
 
     def _diagonal(self, name: str, squares: Tensor, shape: tuple[int, ...]) -> ParameterStatistics:
         layout = Layout(shape)

@@ -313,7 +313,8 @@ def _moments(name: str, readers: Sequence[str], totals: MutableMapping[str, Tens
         return None
     positions = float(totals[f"positions:{name}"])
     device = panels[0].device
-    columns = KroneckerForm(np.ones(1), _symmetric(panels).div_(trace).cpu().numpy()[None], "", positions)
+    factor = _symmetric(panels).div_(trace).cpu().numpy()[None]
+    columns = KroneckerForm(np.ones(1), factor, "", positions, device=None if device.type == "cpu" else str(device))
 
     def mean(what: str, of: str, counted: str, over: float) -> Tensor | None:
         """A sum over all positions; None without some, for these would count as unchanged."""

@@ -29,6 +29,7 @@ from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import Doubles
 from waterfill.importance.shifted_products import ShiftedAxis
 from waterfill.importance.squares import single
+from waterfill.models.devices import name_of
 from waterfill.models.uses import Convolution, Dense, Tokens, Use
 from waterfill.records import Layout
 
@@ -130,7 +131,8 @@ class Factors:
         positions = math.inf if self.turned else float(self.positions.mean())
         if self.turned:
             rows = rows.double()
-        return KroneckerForm(_joined(rows).cpu().numpy(), columns.cpu().numpy(), self.reason, positions, standard_error)
+        factors = _joined(rows).cpu().numpy(), columns.cpu().numpy()
+        return KroneckerForm(*factors, self.reason, positions, standard_error, name_of(inputs))
 
 
 def expected(exact: Doubles, counts: NDArray[np.float64]) -> Doubles:

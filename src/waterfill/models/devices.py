@@ -52,6 +52,11 @@ def _devices() -> list[str]:
     return found
 
 
+def name_of(tensor: torch.Tensor) -> str | None:
+    """Name of the device of a tensor; None for the CPU."""
+    return None if tensor.device.type == "cpu" else str(tensor.device)
+
+
 def has_room(device: torch.device, size_bytes: int) -> bool:
     """Whether data that stay for long take no more than their share of the memory that is free on a device.
 
