@@ -17,7 +17,7 @@ from waterfill import cli, linear_algebra
 from waterfill.errors import UsageError
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.models.cloning import clone
-from waterfill.models.devices import device_name
+from waterfill.models.placement import device_name
 from waterfill.processes import ALONE
 
 pretended_device.register()

@@ -9,7 +9,7 @@ import torch
 
 import waterfill
 from waterfill.errors import UsageError
-from waterfill.models.devices import device_name, has_room, model_on
+from waterfill.models.placement import device_name, has_room, model_on
 
 CASES = Path(__file__).with_name("device_cases.py")
 

@@ -24,11 +24,11 @@ from waterfill.distortion import Distortion, distortion_for
 from waterfill.errors import CalibrationError, UnsupportedModelError
 from waterfill.models.arrangement import arranged, arranged_pass
 from waterfill.models.batches import call, checksum, describe, evaluation, split
-from waterfill.models.devices import device_name, model_on
 from waterfill.models.kept_batches import OnePass, as_batches, known_length, one_pass
 from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of_text, tokens_of, vocabulary_of
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
+from waterfill.models.placement import device_name, model_on
 from waterfill.models.pretrained import load_pretrained
 from waterfill.models.reference_outputs import ReferenceOutputs
 from waterfill.models.surroundings import in_ordinary_surroundings

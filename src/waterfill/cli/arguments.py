@@ -135,7 +135,7 @@ def as_device(text: str | None) -> str | None:
     Raises:
         UsageError: there is no such device.
     """
-    from waterfill.models.devices import device_name
+    from waterfill.models.placement import device_name
 
     return device_name(text)
 

@@ -29,8 +29,8 @@ from waterfill.compression.tune_directory import tuned_directory
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.factored import price_error
 from waterfill.models.arrangement import masked_text
-from waterfill.models.devices import device_name
 from waterfill.models.kept_batches import as_batches, of_first_process, without_empty
+from waterfill.models.placement import device_name
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import Processes, joined_processes
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of

@@ -27,8 +27,8 @@ from waterfill.compression.whole_model_forms import form_finder
 from waterfill.errors import TargetError, UsageError
 from waterfill.importance import COST_UNIT
 from waterfill.models.arrangement import masked_text
-from waterfill.models.devices import device_name
 from waterfill.models.kept_batches import as_batches, without_empty
+from waterfill.models.placement import device_name
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.quantize import Feedback

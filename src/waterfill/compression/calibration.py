@@ -37,10 +37,10 @@ from waterfill.models import state_dict, torch_module
 from waterfill.models.arrangement import arranged
 from waterfill.models.batches import num_samples, split
 from waterfill.models.cloning import clone
-from waterfill.models.devices import model_on
 from waterfill.models.kept_batches import RepeatableBatches, as_batches, of_first_process, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
+from waterfill.models.placement import model_on
 from waterfill.models.predictions import prediction_rows
 from waterfill.models.work import WorkBudget, sample_work
 from waterfill.processes import ALONE, Processes

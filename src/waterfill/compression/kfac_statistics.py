@@ -23,7 +23,7 @@ from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.kronecker import LARGEST
 from waterfill.importance.squares import square_sum
 from waterfill.models.capture import Tape, Variables
-from waterfill.models.devices import name_of
+from waterfill.models.placement import name_of
 from waterfill.models.uses import Dense, Tokens, Use
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Layout

@@ -45,7 +45,7 @@ from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.weight_excess import tempered, weight_excess
 from waterfill.models.batches import checksum
-from waterfill.models.devices import has_room
+from waterfill.models.placement import has_room
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import QuadraticForm

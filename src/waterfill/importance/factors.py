@@ -29,7 +29,7 @@ from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import Doubles
 from waterfill.importance.shifted_products import ShiftedAxis
 from waterfill.importance.squares import single
-from waterfill.models.devices import name_of
+from waterfill.models.placement import name_of
 from waterfill.models.uses import Convolution, Dense, Tokens, Use
 from waterfill.records import Layout
 
