@@ -15,7 +15,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     "_version",
     "errors", "compiled", "devices", "threads", "file_system", "temporary", "atomic", "records",
-    "theory", "bases", "protocols", "processes", "models", "distortion",
+    "linear_algebra", "theory", "bases", "protocols", "processes", "models", "distortion",
     "importance", "codec", "reconstruct", "quantize", "targets", "files", "text", "bundle", "resident", "integrations",
     "reading",
     "batch_statistics", "evaluation", "resume", "results",

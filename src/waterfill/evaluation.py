@@ -28,6 +28,7 @@ from waterfill.models.kept_batches import OnePass, as_batches, known_length, one
 from waterfill.models.language import check_vocabulary, is_unlabelled_text, output_of_text, tokens_of, vocabulary_of
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
+from waterfill.models.placement import device_name, model_on
 from waterfill.models.pretrained import load_pretrained
 from waterfill.models.reference_outputs import ReferenceOutputs
 from waterfill.models.surroundings import in_ordinary_surroundings
@@ -97,6 +98,7 @@ def evaluate(
     *,
     output: Output | None = None,
     progress: Progress | None = None,
+    device: str | torch.device | None = None,
 ) -> Evaluation:
     """Measure a model on data, in evaluation mode.
 
@@ -114,15 +116,19 @@ def evaluate(
             that both are in memory and no outputs are kept.
         output: what the model returns; None to tell from the targets and outputs, or for text from the model.
         progress: called with ("evaluate", done, total) after every batch.
+        device: where both networks run, such as `"cuda"`; they stay where they are, and copies of them go there. None
+            for where they are.
 
     Returns:
         What the targets and the reference allow to measure.
 
     Raises:
-        UsageError: `output` is none of its names.
+        UsageError: `output` is none of its names, or the device is not there.
         CalibrationError: the data do not fit the model or the reference, or do not tell what the model returns.
         WaterfillError: the directory has no model that can be read.
     """
+    place = device_name(device)
+    model = model_on(model, place)
     if isinstance(reference, ReferenceOutputs):
         data = reference.batches_of(data)
     batches, reading, notes = _opened(model, data, output)
@@ -130,7 +136,9 @@ def evaluate(
         batches = reference.checked(batches)
     if isinstance(reference, str | Path):
         reference = load_pretrained(Path(reference))
-    if reference is not None and not isinstance(reference, nn.Module):
+    if isinstance(reference, nn.Module):
+        reference = model_on(reference, place)
+    elif reference is not None:
         reference = list(map(reading.of_tensor, reference))
     with reading.of(model, reference):
         measured = evaluate_batches(model, reading.one_pass(batches), reference, distortion_for(reading.kind), progress)
@@ -144,6 +152,7 @@ def evaluate_both(
     *,
     output: Output | None = None,
     progress: Progress | None = None,
+    device: str | torch.device | None = None,
 ) -> tuple[Evaluation, Evaluation]:
     """Measure a model, and a compressed one against it, in one pass over data.
 
@@ -153,6 +162,7 @@ def evaluate_both(
         data: as in `evaluate`.
         output: as there, of the original.
         progress: as there.
+        device: as there.
 
     Returns:
         Qualities of the original, and of the compressed one with its distances from the original.
@@ -161,6 +171,8 @@ def evaluate_both(
         UsageError: as `evaluate`.
         CalibrationError: as `evaluate`.
     """
+    place = device_name(device)
+    original, compressed = model_on(original, place), model_on(compressed, place)
     batches, reading, notes = _opened(original, data, output)
     distortion = distortion_for(reading.kind)
 

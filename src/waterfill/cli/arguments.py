@@ -48,7 +48,11 @@ def as_size(text: str, option: str = "--size") -> int:
 
 
 def as_tolerance(
-    text: str, network: torch.nn.Module | Path, batches: Iterable[Any] | None, output: str | None
+    text: str,
+    network: torch.nn.Module | Path,
+    batches: Iterable[Any] | None,
+    output: str | None,
+    device: str | None = None,
 ) -> float:
     """Largest loss of accuracy as a fraction; a percentage is one of the original accuracy."""
     from waterfill.evaluation import evaluate
@@ -68,7 +72,7 @@ def as_tolerance(
         network = load_pretrained(network)
     if batches is None or isinstance(network, Path):
         raise CalibrationError("--tolerance is measured on data, but there are none; give a factory and --data.")
-    accuracy = evaluate(network, batches, output=as_output(output)).accuracy
+    accuracy = evaluate(network, batches, output=as_output(output), device=device).accuracy
     if accuracy is None:
         raise CalibrationError("A tolerance is measured as top-1 accuracy; the data need integer targets.")
     return amount * accuracy
@@ -92,10 +96,12 @@ class Loss:
     Attributes:
         text: of `--tolerance`; None where it was not given.
         metric: of `--metric`; None for top-1 accuracy.
+        device: of `--device`, where the accuracy of the original is measured.
     """
 
     text: str | None
     metric: str | None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None and self.metric is not None:
@@ -120,7 +126,18 @@ class Loss:
             return None
         if self.metric is not None:
             return as_loss(self.text, self.metric)
-        return as_tolerance(self.text, network, batches, output)
+        return as_tolerance(self.text, network, batches, output, self.device)
+
+
+def as_device(text: str | None) -> str | None:
+    """A device with its number; None where none was named.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    from waterfill.models.placement import device_name
+
+    return device_name(text)
 
 
 def as_output(text: str | None) -> Output | None:

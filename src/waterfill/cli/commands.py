@@ -12,6 +12,7 @@ from waterfill._version import PRODUCER
 from waterfill.atomic import check_suffix
 from waterfill.cli.arguments import (
     Loss,
+    as_device,
     as_effort,
     as_importance,
     as_output,
@@ -31,6 +32,7 @@ from waterfill.cli.options import (
     Count,
     DataOption,
     Destination,
+    DeviceOption,
     Exclude,
     FileArgument,
     FoldNorms,
@@ -113,6 +115,7 @@ def compress(
     length: Length = None,
     count: Count = 128,
     memory: Memory = None,
+    device: DeviceOption = None,
     force: Force = False,
     json_file: Json = None,
 ) -> None:
@@ -140,8 +143,9 @@ def compress(
         "seed": seed,
         "work": work,
         "memory": None if memory is None else as_size(memory),
+        "device": as_device(device),
     }
-    loss = Loss(tolerance, metric)
+    loss = Loss(tolerance, metric, device)
     if is_folder(Path(model)):
         refused = {"--weights": weights, "--output": output, "--no-fold-norms": None if fold_norms else ""}
         sampling = Sampling(length, count, seed)
@@ -233,6 +237,7 @@ def bound(
     seed: Seed = 0,
     length: Length = None,
     count: Count = 128,
+    device: DeviceOption = None,
     picture: Annotated[
         Path | None, typer.Option("-o", "--out", help="Also draw the curve to this .png, .svg or .pdf file.")
     ] = None,
@@ -252,6 +257,7 @@ def bound(
     if picture is not None:
         kind = picture_format(picture)
     check_outputs(picture, json_file, force=force, inputs=(Path(model), weights))
+    place = as_device(device)
     network, batches = model_and_batches(model, weights, data, Sampling(length, count, seed))
     with progress_bar() as progress:
         found = run(
@@ -264,6 +270,7 @@ def bound(
             fold_norms=fold_norms,
             seed=seed,
             progress=progress,
+            device=place,
         )
     (usual,) = found.usual_rates([USUAL])
     if distortion is not None and distortion >= found.largest_distortion:
@@ -290,6 +297,7 @@ def evaluate(
     length: Length = None,
     count: Count = 128,
     seed: Seed = 0,
+    device: DeviceOption = None,
     json_file: Json = None,
     max_bytes: MaxBytes = MOST,
 ) -> None:
@@ -303,15 +311,16 @@ def evaluate(
     if data is None:
         raise UsageError("evaluate needs --data package.module:factory, or for a model directory a text file.")
     check_outputs(None, json_file, force=True, inputs=(Path(model), file, weights))
+    place = as_device(device)
     network = measured_model(model, weights)
     batches = measured_batches(data, model, Sampling(length, count, seed))
     compressed = None if file is None else compared(file, network, as_size(max_bytes, "--max-bytes"))
     kind = as_output(output)
     with progress_bar() as progress:
         if compressed is None:
-            before, after = run(network, batches, output=kind, progress=progress), None
+            before, after = run(network, batches, output=kind, progress=progress, device=place), None
         else:
-            before, after = evaluate_both(network, compressed, batches, output=kind, progress=progress)
+            before, after = evaluate_both(network, compressed, batches, output=kind, progress=progress, device=place)
     sizes = [size_of(Path(path)) for path in (model, file) if path is not None] if is_folder(Path(model)) else []
     names = ("original", "compressed")
     found = {name: each.to_dict() for name, each in zip(names, (before, after), strict=True) if each is not None}

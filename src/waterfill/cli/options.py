@@ -31,6 +31,9 @@ Memory = Annotated[
     str | None,
     typer.Option("--memory", help="Most memory, such as 8GB; more is refused at once."),
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where the model runs and statistics are computed, such as cuda.")
+]
 OutputKind = Annotated[
     str | None,
     typer.Option("--output", help="What the model returns: logits, values or probabilities (told from class targets)."),

@@ -11,8 +11,8 @@ _DEAD = 1e-6
 """A channel with less than this share of its layer's mean variance is dead."""
 
 
-CACHED = 1 << 17
-"""Values that are looked at together, so that they stay in the cache."""
+CACHED = {"cpu": 1 << 17, "others": 1 << 26}
+"""Values that are looked at together: few enough to stay in the cache of a processor, many for other devices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,8 @@ def _about_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
     count = len(rows) * rows.shape[2]
     near = (_sums(rows) / count).to(rows.dtype)
     sums, squares = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
-    for some in torch.split(rows, max(1, CACHED // max(1, rows[0].numel()))):
+    most = CACHED["cpu" if rows.device.type == "cpu" else "others"]
+    for some in torch.split(rows, max(1, most // max(1, rows[0].numel()))):
         apart = some - near[:, None]
         sums += _sums(apart)
         squares += _sums(apart.square_())

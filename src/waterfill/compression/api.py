@@ -30,6 +30,7 @@ from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.factored import price_error
 from waterfill.models.arrangement import masked_text
 from waterfill.models.kept_batches import as_batches, of_first_process, without_empty
+from waterfill.models.placement import device_name
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import Processes, joined_processes
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of
@@ -62,6 +63,7 @@ def compress(
     progress: Progress | None = None,
     work: str | Path | None = None,
     memory: int | None = None,
+    device: str | torch.device | None = None,
 ) -> CompressionResult:
     """Compress a trained network to the smallest file at a given loss.
 
@@ -100,13 +102,16 @@ def compress(
         work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
             file; with another target it uses what fits. It stays. Each of several processes has a folder in it.
         memory: bytes of memory that may be used, about; see `compression.memory.estimate_memory`.
+        device: where the model runs, and statistics and factors of matrices are computed, such as `"cuda"`; the model
+            stays where it is, and a copy of it goes there. None for where the model is.
 
     Returns:
         The file with a report of every tensor.
 
     Raises:
-        UsageError: several targets, or one out of its range, a metric without tolerance, or an unknown effort, or the
-            work folder is that of another model, other data or other options; the text names the difference.
+        UsageError: several targets, or one out of its range, a metric without tolerance, an unknown effort, a device
+            that is not there, or the work folder is that of another model, other data or other options; the text names
+            the difference.
         TargetError: the target cannot be met; the text names the floor.
         CalibrationError: the data do not fit the model, or a target needs data and there are none.
         WaterfillError: a tensor cannot be compressed, such as one with NaN, or the estimated memory is more than
@@ -123,8 +128,10 @@ def compress(
     tuning = _tuning(tune, has_data=data is not None)
     quantizer = only_quantizer(quantizers or (_default_quantizer(effort, has_data=data is not None),))
     options = {"fold_norms": fold_norms, "include": include, "exclude": exclude}
-    with joined_processes() as processes, _results(work, processes, {"effort": effort, "quantizer": quantizer}) as memo:
-        settings = replace(_settings(quantizer, importance, seed, progress, memo, processes), memory=memory)
+    place, facts = device_name(device), {"effort": effort, "quantizer": quantizer}
+    with joined_processes() as processes, _results(work, processes, facts | _device_fact(place)) as memo:
+        settings = _settings(quantizer, importance, seed, progress, memo, processes)
+        settings = replace(settings, memory=memory, device=place)
         prepared = prepare(model, data, output, options, settings)
         return _compressed(prepared, settings, target, effort, tuning)
 
@@ -151,6 +158,7 @@ def compress_directory(
     progress: Progress | None = None,
     work: str | Path | None = None,
     memory: int | None = None,
+    device: str | torch.device | None = None,
     force: bool = False,
 ) -> DirectoryResult:
     """Compress a Hugging Face model directory to another one, which transformers loads after `import waterfill`.
@@ -184,13 +192,16 @@ def compress_directory(
         work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
             files. Each of several processes has a folder in it.
         memory: bytes of memory that may be used, about; see `compression.memory.estimate_memory`.
+        device: where blocks run, and statistics and factors of matrices are computed, such as `"cuda"`: a block, what
+            is outside of the blocks, and hidden states as far as there is room. None for the processor.
         force: replace `out`.
 
     Returns:
         What is known about the directory, with a report of every tensor.
 
     Raises:
-        UsageError: an argument is out of its range, or the work folder is of another compression.
+        UsageError: an argument is out of its range, a device is not there, or the work folder is of another
+            compression.
         TargetError: the target cannot be met; the text names the floor.
         CalibrationError: the data do not fit the model, or a target needs data and there are none.
         UnsupportedModelError: transformers does not know the architecture, or it has no blocks one after the other.
@@ -208,17 +219,19 @@ def compress_directory(
     quantizer = _moving_quantizer(quantizers or (_default_quantizer(effort, has_data=data is not None),))
     given = None if data is None else as_batches(data, progress)
     facts = {"quantizer": quantizer, "include": include, "exclude": exclude, "seed": seed, "importance": importance}
-    facts["data"] = given is not None
+    place = device_name(device)
+    facts |= {"data": given is not None} | _device_fact(place)
     with (
         joined_processes() as processes,
         _results(work, processes, facts) as memo,
         Staging(Path(out), Path(source), force, processes) as staging,
     ):
-        settings = _settings(quantizer, importance, seed, progress, memo, processes)
+        settings = replace(_settings(quantizer, importance, seed, progress, memo, processes), device=place)
         batches = None if given is None else _text_batches(given, settings)
         checkpoint = Checkpoint(source)
         directory_memory(checkpoint, batches).check(str(checkpoint.directory), memory)
-        memo.claim(lambda options: of_tensors(checkpoint.items(), batches or (), (), options, torch.device("cpu")))
+        where = torch.device(place or "cpu")
+        memo.claim(lambda options: of_tensors(checkpoint.items(), batches or (), (), options, where))
         tensors = _source(checkpoint, include, exclude, batches)
         if target.is_size:
             target.size(tensors.floating_values)  # refuses a rate of no values before any work
@@ -267,6 +280,11 @@ def _settings(
     if not 0 <= seed < 2**63:
         raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
     return Settings(quantizer, importance, seed, progress if processes.is_first else None, memo, processes)
+
+
+def _device_fact(device: str | None) -> dict[str, Any]:
+    """What results in a work folder depend on where a device was asked for; nothing where none was."""
+    return {} if device is None else {"device": torch.device(device).type}
 
 
 @contextmanager

@@ -296,7 +296,7 @@ class BlockWalk:
         exactly: bool = False,
     ) -> None:
         directory = source.checkpoint.directory
-        skeleton = Skeleton(directory, source.checkpoint)
+        skeleton = Skeleton(directory, source.checkpoint, settings.device)
         head = None if skeleton.is_language_model else Embedder(skeleton.model, pooling_of(directory))
         self.source = source.keeping(dict.fromkeys(skeleton.buffers, BUFFER))
         self.settings = settings

@@ -43,7 +43,7 @@ class EmbeddedBatch:
     Attributes:
         hidden: hidden states [samples, positions, width].
         calls: what each block is called with beside them.
-        mask: which positions count, bool [samples * positions].
+        mask: which positions count, bool [samples * positions], on the CPU.
     """
 
     hidden: Tensor
@@ -63,6 +63,7 @@ class BlockForward:
         self.skeleton = skeleton
         self.distortion: Distortion = KL_DIVERGENCE if head is None else SQUARED_ERROR
         self.model = skeleton.model if head is None else head
+        self.device = skeleton.device
         self._tuples = False
         skeleton.model.config.use_cache = False
 
@@ -90,12 +91,12 @@ class BlockForward:
             raise CalibrationError(f"The batch {shapes} is empty; expected at least one position. Leave it out.")
         if mask is None or mask.shape != hidden.shape[:-1]:  # such as that of an encoder before
             mask = torch.ones(hidden.shape[:-1])
-        counted = mask.bool().flatten()
+        counted = mask.bool().flatten().cpu()
         return EmbeddedBatch(hidden, calls, counted)
 
     def run_block(self, block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-        """Go through one block."""
-        out = block(hidden, *call[0], **call[1])
+        """Go through one block, on the device of the model."""
+        out = block(hidden.to(self.device), *call[0], **call[1])
         found: Tensor = out[0] if isinstance(out, tuple) else out
         return found
 
@@ -108,7 +109,7 @@ class BlockForward:
             del call
             _check_order(index, called)
             called.append(index)
-            return hidden if index == last else given
+            return hidden.to(self.device) if index == last else given
 
         return self._call(as_keywords(batch), act)
 
@@ -135,7 +136,7 @@ class BlockForward:
     def _call(self, inputs: Mapping[str, Tensor], act: Any) -> Tensor:
         with _standing_in(list(self.skeleton.blocks.values()), act, self._tuples):
             try:
-                out = self.model(**inputs)
+                out = self.model(**{name: each.to(self.device) for name, each in inputs.items()})
             except (_OtherShape, WaterfillError):
                 raise
             except Exception as error:

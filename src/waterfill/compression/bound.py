@@ -28,6 +28,7 @@ from waterfill.errors import TargetError, UsageError
 from waterfill.importance import COST_UNIT
 from waterfill.models.arrangement import masked_text
 from waterfill.models.kept_batches import as_batches, without_empty
+from waterfill.models.placement import device_name
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.protocols import Estimator, Output, Progress
 from waterfill.quantize import Feedback
@@ -212,6 +213,7 @@ def bound(
     fold_norms: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    device: str | torch.device | None = None,
 ) -> ModelBound:
     """Bound the size of a compressed model at every distortion, before it is compressed.
 
@@ -226,11 +228,13 @@ def bound(
         fold_norms: count a batch norm as one scale and one shift.
         seed: of everything that is sampled.
         progress: called with (stage, done, total).
+        device: as in `compress` and `compress_directory`.
 
     Returns:
         The curve and what it is made of.
 
     Raises:
+        UsageError: the device is not there.
         CalibrationError: the data do not fit the model, or the importance needs data and there are none.
         TargetError: the model has no floating-point values.
         WaterfillError: the model cannot be read, or has a tensor with NaN.
@@ -243,7 +247,7 @@ def bound(
         >>> limit = waterfill.bound(model, data)  # doctest: +SKIP
         >>> limit.rate(0.01)  # bits per value that 0.01 nats need at least  # doctest: +SKIP
     """
-    settings = Settings(Feedback(), importance, seed, progress)
+    settings = Settings(Feedback(), importance, seed, progress, device=device_name(device))
     if not isinstance(model, torch.nn.Module) and Path(model).is_dir():
         if output is not None:
             raise UsageError(

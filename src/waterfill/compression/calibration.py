@@ -40,6 +40,7 @@ from waterfill.models.cloning import clone
 from waterfill.models.kept_batches import RepeatableBatches, as_batches, of_first_process, without_empty
 from waterfill.models.output_reading import OutputReading
 from waterfill.models.output_rules import reading_of
+from waterfill.models.placement import model_on
 from waterfill.models.predictions import prediction_rows
 from waterfill.models.work import WorkBudget, sample_work
 from waterfill.processes import ALONE, Processes
@@ -295,6 +296,8 @@ def prepare(
         inventory = state_dict.read(Path(model), include=options["include"], exclude=options["exclude"])
     batches = None if data is None else _batches_for(model, data, settings)
     _check_agreement(model, batches, settings.processes)
+    if isinstance(model, torch.nn.Module):
+        model = model_on(model, settings.device)
     known = None
     if batches is not None:
         known = _with_data(model, batches, output, options, list(inventory.exact), settings)

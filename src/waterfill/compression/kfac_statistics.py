@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.kronecker import LARGEST
 from waterfill.importance.squares import square_sum
 from waterfill.models.capture import Tape, Variables
+from waterfill.models.placement import name_of
 from waterfill.models.uses import Dense, Tokens, Use
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Layout
@@ -234,22 +236,23 @@ class _Reader:
             return None if squares is None else self._diagonal(name, squares, shape)
         turned = f"turned:{name}" in self.totals
         row_squares = self.totals[f"turned:{name}" if turned else f"plain:{name}"]
-        columns, rows = gram.numpy(), row_squares.numpy() / self.count
+        columns, rows = gram.cpu().numpy(), row_squares.cpu().numpy() / self.count
         columns = columns + columns.T
         columns /= 2 * float(gram.trace())
         if squares is not None and not turned:  # a table of tokens that is the last layer, too: errors are looked up
-            exact = rows[:, None] * np.diagonal(columns) + squares.numpy() / self.count
+            exact = rows[:, None] * np.diagonal(columns) + squares.cpu().numpy() / self.count
             return ParameterStatistics(self._form(exact), Layout(shape), reason=TIED)
         positions = float(self.totals[f"positions:{name}"])
-        form = KroneckerForm(rows, columns[None], "", positions, factor=self.factor, unit=self.unit).shrunk()
-        return ParameterStatistics(form, Layout(shape, transposed=turned), rows)
+        unit: dict[str, Any] = {"factor": self.factor, "unit": self.unit}
+        form = KroneckerForm(rows, columns[None], "", positions, device=name_of(gram), **unit)
+        return ParameterStatistics(form.shrunk(), Layout(shape, transposed=turned), rows)
 
     def _diagonal(self, name: str, squares: Tensor, shape: tuple[int, ...]) -> ParameterStatistics:
         layout = Layout(shape)
-        exact = (squares / self.count).numpy().reshape(shape)
+        exact = (squares / self.count).cpu().numpy().reshape(shape)
         tokens = self.totals.get(f"tokens:{name}")
         if tokens is not None:
-            exact = expected(np.ascontiguousarray(exact.T), tokens.numpy()).T
+            exact = expected(np.ascontiguousarray(exact.T), tokens.cpu().numpy()).T
         reason = UNKNOWN if f"unknown:{name}" in self.totals else ""
         return ParameterStatistics(self._form(layout.to_matrix(exact)), layout, reason=reason)
 

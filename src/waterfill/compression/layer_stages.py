@@ -178,6 +178,7 @@ class InputMoments:
             than columns together, by name.
         means: means of x and of x', float64 [in] each; None where positions do not correspond.
         positions: over how many.
+        device: where targets are solved for.
     """
 
     columns: KroneckerForm
@@ -185,6 +186,7 @@ class InputMoments:
     missed: Mapping[str, Tensor]
     means: tuple[Tensor, Tensor] | None
     positions: float
+    device: torch.device
 
     def form(self, known: CrossedSensitivity) -> KroneckerForm:
         """The importance for these inputs.
@@ -198,7 +200,7 @@ class InputMoments:
         """The inputs as targets are solved for."""
         there = factored.SHRINKAGE  # of which the mean diagonal has its share, too
         share = (SHRINKAGE - there) / (self.positions + there * self.columns.columns.shape[1])
-        return DampedInputs(torch.from_numpy(self.columns.columns), share)
+        return DampedInputs(torch.from_numpy(self.columns.columns).to(self.device), share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +312,9 @@ def _moments(name: str, readers: Sequence[str], totals: MutableMapping[str, Tens
     if not trace > 0:
         return None
     positions = float(totals[f"positions:{name}"])
-    columns = KroneckerForm(np.ones(1), _symmetric(panels).div_(trace).numpy()[None], "", positions)
+    device = panels[0].device
+    factor = _symmetric(panels).div_(trace).cpu().numpy()[None]
+    columns = KroneckerForm(np.ones(1), factor, "", positions, device=None if device.type == "cpu" else str(device))
 
     def mean(what: str, of: str, counted: str, over: float) -> Tensor | None:
         """A sum over all positions; None without some, for these would count as unchanged."""
@@ -325,13 +329,14 @@ def _moments(name: str, readers: Sequence[str], totals: MutableMapping[str, Tens
         {each: products for each, products in missed.items() if products is not None},
         None if before is None or now is None else (before, now),
         positions,
+        device,
     )
 
 
 def _symmetric(panels: list[Tensor]) -> Tensor:
     """The whole of a symmetric matrix from its rows, each panel of them up to its last one; panels are let go."""
     inputs = panels[-1].shape[1]
-    whole = torch.empty(inputs, inputs, dtype=panels[0].dtype)
+    whole = panels[0].new_empty(inputs, inputs)
     while panels:
         panel = panels.pop()
         stop = panel.shape[1]

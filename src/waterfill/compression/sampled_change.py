@@ -60,7 +60,7 @@ def sampled_shift(before: Tensor, now: Tensor, weights: Tensor, damping: float, 
     """
     missed = torch.bmm(before - torch.bmm(weights, now), now.mT) / now.shape[2]
     moves = SampledInputs(now, damping, ridge).solved(missed)
-    return moves.flatten(0, 1).numpy() if can_be_trusted(moves, weights) else None
+    return moves.flatten(0, 1).cpu().numpy() if can_be_trusted(moves, weights) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -322,7 +322,7 @@ class ModelPart(Segment):
 
     def _visited(self, key: str, known: CrossedSensitivity) -> VisitedMatrix:
         place = self.original.places[key]
-        matrix = known.layout.to_matrix(self.original.rows(key).float().numpy())
+        matrix = known.layout.to_matrix(self.original.rows(key).float().cpu().numpy())
         return VisitedMatrix(place.parameter, slice(place.start, place.start + place.count), matrix, known)
 
     @property

@@ -45,6 +45,7 @@ from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.forms import DiagonalForm, Doubles
 from waterfill.importance.weight_excess import tempered, weight_excess
 from waterfill.models.batches import checksum
+from waterfill.models.placement import has_room
 from waterfill.models.skeleton import Place, is_stack
 from waterfill.models.state_dict import CODED_DTYPES, weight_of
 from waterfill.protocols import QuadraticForm
@@ -247,7 +248,8 @@ class OriginalPass:
     Attributes:
         batches: those to fit to, then those that are held out.
         fitted: how many there are to fit to.
-        hidden: before every block and behind the last one, for every batch.
+        hidden: before every block and behind the last one, for every batch; on the device of the model where all of
+            them have room there, else on the CPU.
         calls: what every block is called with beside them, for every batch.
         masks: which positions count, for every batch.
     """
@@ -280,13 +282,14 @@ def run_original(
     count = len(loader.skeleton.blocks)
     with torch.no_grad():
         embedded = [forward.embed(batch) for batch in batches]
-        hidden = [[each.hidden for each in embedded]]
+        size = (count + 1) * sum(each.hidden.nbytes for each in embedded)
+        place = forward.device if has_room(forward.device, size) else torch.device("cpu")
+        hidden = [[each.hidden.to(place) for each in embedded]]
         calls = [each.calls for each in embedded]
         for number in range(count):
             block = loader.block(number).module
-            hidden.append(
-                [forward.run_block(block, h, call[number]) for h, call in zip(hidden[-1], calls, strict=True)]
-            )
+            found = (forward.run_block(block, h, call[number]) for h, call in zip(hidden[-1], calls, strict=True))
+            hidden.append([each.to(place) for each in found])
             settings.tell("forward", number + 1, count)
     return OriginalPass(batches, fitted, hidden, calls, [each.mask for each in embedded])
 

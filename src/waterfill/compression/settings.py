@@ -38,6 +38,7 @@ class Settings:
         memo: of results that are there already.
         processes: share the work.
         memory: bytes that may be used, about; None for any number.
+        device: name of the device on which models run and large sums and factors are; None for where the model is.
         notes: what has to be said about the result.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     memo: Memo = NOTHING_KEPT
     processes: Processes = ALONE
     memory: int | None = None
+    device: str | None = None
     notes: Notes = field(default_factory=Notes)
 
     def tell(self, stage: str, done: int, total: int) -> None:

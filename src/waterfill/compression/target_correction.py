@@ -50,7 +50,7 @@ class DampedInputs:
     """Inputs of matrices in the compressed model, for targets to be solved for; one for all that read them.
 
     Attributes:
-        seen: mean of `x' x'^T`, float64 or float32 [groups, in, in].
+        seen: mean of `x' x'^T`, float64 or float32 [groups, in, in]; targets are solved for on its device.
         damping: share of the mean diagonal of `seen` that is added to it, for each input.
     """
 
@@ -63,7 +63,7 @@ class DampedInputs:
         single = self.seen.shape[-1] > IN_DOUBLE
         for dtype in (torch.float32, torch.float64)[not single :]:
             factor = self._damped(dtype).mT  # in the order of LAPACK, which then needs no second one
-            wrong = torch.empty(len(factor), dtype=torch.int32)
+            wrong = torch.empty(len(factor), dtype=torch.int32, device=factor.device)
             torch.linalg.cholesky_ex(factor, out=(factor, wrong))
             if not wrong.any():
                 return factor
@@ -89,9 +89,9 @@ class DampedInputs:
         if self._factor is None:
             return None
         solved = torch.cholesky_solve(missed.to(self._factor).mT, self._factor).mT.reshape(matrix.shape)
-        if not can_be_trusted(solved, torch.from_numpy(matrix)):
+        if not can_be_trusted(solved, torch.from_numpy(matrix).to(solved.device)):
             return None
-        found: Floats = solved.float().numpy()
+        found: Floats = solved.float().cpu().numpy()
         return found
 
 
@@ -250,7 +250,7 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
         positions: how many, about; of every row as many.
 
     Returns:
-        float32 [groups, in, positions].
+        float32 [groups, in, positions], on the device of the input.
     """
     generator = torch.Generator().manual_seed(0)
     chosen = torch.arange(len(x))
@@ -258,7 +258,7 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
         chosen = torch.randperm(len(x), generator=generator)[:positions]
     places = view.places(x)
     each = max(1, min(places, -(-positions // len(chosen))))
-    found = torch.empty(view.sizes[0], view.sizes[2], len(chosen), each)
+    found = torch.empty(view.sizes[0], view.sizes[2], len(chosen), each, device=x.device)
     start = 0
     for rows in torch.split(chosen, max(1, len(chosen) // 64)):
         some = torch.randperm(places, generator=generator)[:each].to(x.device)
@@ -288,9 +288,9 @@ def compare_inputs(view: View, before: Tensor, x: Tensor, tensor: Tensor) -> Lay
 
 
 def _matrix(view: View, tensor: Tensor) -> Tensor:
-    """A tensor as a layer reads it, float32 [groups, out, in]."""
+    """A tensor as a layer reads it, float32 [groups, out, in], on its device."""
     matrix = view.layout.to_matrix(tensor.detach().cpu().float().numpy())
-    return torch.from_numpy(np.ascontiguousarray(matrix)).reshape(view.sizes)
+    return torch.from_numpy(np.ascontiguousarray(matrix)).reshape(view.sizes).to(tensor.device)
 
 
 def _named(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -71,12 +72,16 @@ class _LoadedModel:
 
     @cached_property
     def _model(self) -> nn.Module:
-        return load_pretrained(self._place).float()
+        return self._loaded(self._place)
+
+    def _loaded(self, directory: Path) -> nn.Module:
+        """A model where the walk computes."""
+        return load_pretrained(directory).float().to(self._run.walk.settings.device)
 
     @cached_property
     def _original(self) -> tuple[Distortion, list[Tensor]]:
         """What the outputs are, and those of the original."""
-        original = load_pretrained(self._run.walk.source.checkpoint.directory).float()
+        original = self._loaded(self._run.walk.source.checkpoint.directory)
         kind = reading_of(original, self._data, output_of_text(original, self._data)).kind
         return distortion_for(kind), outputs_of(original, self._data)
 
@@ -101,7 +106,7 @@ class _LoadedModel:
         names = [name for name, each in self._model.named_parameters() if each.ndim < 2]
         tune.fit(self._model, fitting, fitting.references, distortion, names, self._run.walk.settings.progress)
         rows = {name: self._rows(place) for name, place in self._places.items()}
-        return {name: each.clone() for name, each in rows.items() if each is not None}
+        return {name: each.cpu().clone() for name, each in rows.items() if each is not None}
 
     def measure(self, vectors: Mapping[str, Tensor]) -> tuple[NDArray[np.float64], Evaluation]:
         """Measure the model with other vectors, as the walk does; distances are those on the data to choose by."""

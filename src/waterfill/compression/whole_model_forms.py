@@ -35,7 +35,7 @@ def form_finder(estimator: Estimator, source: CheckpointSource, data: Sequence[A
     if isinstance(estimator, DataFree):
         return lambda weight: data_free_forms(estimator, {weight.name: weight}).get(weight.name)
     checkpoint = source.checkpoint
-    skeleton = Skeleton(checkpoint.directory, checkpoint)
+    skeleton = Skeleton(checkpoint.directory, checkpoint, settings.device)
     places = skeleton.places(checkpoint.shapes)
     skeleton.fill(checkpoint)
     head = None if skeleton.is_language_model else Embedder(skeleton.model, pooling_of(checkpoint.directory))

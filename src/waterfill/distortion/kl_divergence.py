@@ -121,7 +121,8 @@ class _KLDivergence(Distortion):
     ) -> tuple[Tensor, float]:
         """A vector for the predictions at the positions that count."""
         rows = output.reshape(-1, output.shape[-1])
-        signal = next(probe_vectors.softmax_drawn(rows, temperature, 1, generator)).float() * mask[:, None]
+        drawn = next(probe_vectors.softmax_drawn(rows, temperature, 1, generator)).float()
+        signal = drawn * mask.to(rows.device)[:, None]
         return signal.reshape(output.shape), float(mask.sum())
 
     def labelled_loss(self, temperature: float) -> Loss:

@@ -118,7 +118,7 @@ class CurvatureState(Seen):
                 by_tensor(self.model, self.learned, methods, inputs, goes_back),
             ):
                 for total, (product, power) in zip(sums[name], self.products(found.estimate()), strict=False):
-                    total += found.block.total(product, power).cpu()
+                    total += found.block.total(product, power)
         return Moments(sums, response.count)
 
     def _methods(self, tape: Tape, output: Tensor, samples: int) -> Mapping[str, Method]:
@@ -133,8 +133,9 @@ class CurvatureState(Seen):
             CalibrationError: nothing was seen.
         """
         self.moments.check()
+        count, layouts = self.moments.count, self.learned.layouts
         return {
-            name: np.stack([self.learned.layouts[name].to_matrix(each.numpy() / self.moments.count) for each in total])
+            name: np.stack([layouts[name].to_matrix(each.cpu().numpy() / count) for each in total])
             for name, total in self.moments.sums.items()
         }
 

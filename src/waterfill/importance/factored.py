@@ -13,9 +13,9 @@ import numpy as np
 from waterfill.bases.turning import turned_both, turned_diagonal
 from waterfill.errors import UsageError
 from waterfill.importance.forms import DiagonalForm, Doubles, Form, Reals
+from waterfill.linear_algebra import factor_in_place
 from waterfill.protocols import QuadraticForm
 from waterfill.records import OUT, Floats, Layout, Turn
-from waterfill.theory.cholesky import factor_in_place
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products, kronecker_products, pivots
 
@@ -62,6 +62,7 @@ class KroneckerForm(Form):
         reason: why a factor is coarser than it was asked for; usually empty.
         positions: over how many the factor over columns is the mean, for each group; infinite where it is exact.
         standard_error: of the prices of rows, relative, that random signals leave: root mean square over the rows.
+        device: where the factor over columns is factored; None for the processor.
     """
 
     rows: Doubles
@@ -69,6 +70,7 @@ class KroneckerForm(Form):
     reason: str = ""
     positions: float = math.inf
     standard_error: float = 0.0
+    device: str | None = None
 
     @property
     def row_factors(self) -> Doubles:
@@ -137,7 +139,8 @@ class KroneckerForm(Form):
             matrix: the weights [out, in].
         """
         live = source.live(matrix)
-        return kronecker_products(self.rows, self.columns, *source.power_factors(), live, self.of_columns)
+        powers = source.power_factors()
+        return kronecker_products(self.rows, self.columns, *powers, live, self.of_columns, self.device)
 
     def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
         """What is left of every weight given those after it, with the weights that are known taken for unknown.
@@ -161,7 +164,7 @@ class KroneckerForm(Form):
         columns = np.broadcast_to(column_powers, (groups, inputs)) * self._column_pivots
         rows = self.rows * row_powers
         if self.rows.ndim == 2:
-            rows = pivots(self.rows[None], row_powers[None])[0]
+            rows = pivots(self.rows[None], row_powers[None], self.device)[0]
         if groups == 1:
             return rows, columns[0]
         products = rows.reshape(groups, -1, 1) * columns[:, None, :]
@@ -338,7 +341,7 @@ class KroneckerForm(Form):
         if self.columns.ndim == 2:
             return np.asarray(self.columns, np.float64)
         if damped_pivots not in self.of_columns:
-            self.of_columns[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING)
+            self.of_columns[damped_pivots] = damped_pivots(self.columns, SCALE_DAMPING, self.device)
         return self.of_columns[damped_pivots]
 
     @cached_property
@@ -346,7 +349,7 @@ class KroneckerForm(Form):
         """What tempering takes to a power: `rows`, [1 or out], and `columns`, [groups, 1 or in]."""
         rows = self.rows
         if rows.ndim == 2:
-            rows = _geometric_means(damped_pivots(rows[None], SCALE_DAMPING))[0]
+            rows = _geometric_means(damped_pivots(rows[None], SCALE_DAMPING, self.device))[0]
         columns = self._column_pivots
         return rows, _geometric_means(columns) if self.columns.ndim == 3 else columns
 
@@ -403,7 +406,7 @@ def _geometric_means(pivots_of_groups: Doubles) -> Doubles:
     return np.asarray(np.exp(np.log(pivots_of_groups).mean(1)))[:, None]
 
 
-def damped_pivots(matrices: Reals, relative: float) -> Doubles:
+def damped_pivots(matrices: Reals, relative: float, device: str | None = None) -> Doubles:
     """Pivots of the Cholesky decomposition of damped matrices from the last row on, in the order of the coordinates.
 
     They are what is left of each coordinate when those after it are known, as error feedback has it. It is in the
@@ -412,6 +415,7 @@ def damped_pivots(matrices: Reals, relative: float) -> Doubles:
     Args:
         matrices: positive semidefinite, [groups, n, n].
         relative: damping, see `KroneckerForm.damped`, above 0.
+        device: where they are factored; None for the processor.
 
     Returns:
         Float64 [groups, n], above 0.
@@ -423,11 +427,11 @@ def damped_pivots(matrices: Reals, relative: float) -> Doubles:
     for left, matrix, mean in zip(found, matrices, means, strict=True):
         least = relative * mean
         root = _raised(matrix, least)
-        if factor_in_place(root):
+        if factor_in_place(root, device):
             left[:] = np.square(np.diagonal(root), dtype=np.float64)
         else:  # rounding, or a matrix with directions in which errors gain
             powers = np.ones((1, len(matrix)))
-            left[:] = pivots(_raised(matrix.astype(np.float64), least)[None], powers)[0]
+            left[:] = pivots(_raised(matrix.astype(np.float64), least)[None], powers, device)[0]
         np.maximum(left, least, out=left)
     return found
 

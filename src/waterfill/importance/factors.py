@@ -29,6 +29,7 @@ from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import Doubles
 from waterfill.importance.shifted_products import ShiftedAxis
 from waterfill.importance.squares import single
+from waterfill.models.placement import name_of
 from waterfill.models.uses import Convolution, Dense, Tokens, Use
 from waterfill.records import Layout
 
@@ -62,7 +63,7 @@ UNKNOWN = "how the model uses it is not known"
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Sums over the positions that use one tensor.
+    """Sums over the positions that use one tensor, on its device.
 
     Attributes:
         inputs: of `x x^T`, [groups, in, in], float32 where there are many; or float64 [groups, in] of its diagonal.
@@ -100,6 +101,11 @@ class Factors:
         positions = self.positions + other.positions
         return Factors(inputs, outputs, positions, self.turned, max(self.reason, other.reason))
 
+    def on_host(self) -> Factors:
+        """The same sums on the CPU."""
+        outputs = None if self.outputs is None else self.outputs.cpu()
+        return Factors(self.inputs.cpu(), outputs, self.positions.cpu(), self.turned, self.reason)
+
     def form(self, totals: Doubles, standard_error: float = 0.0) -> KroneckerForm:
         """Make the form whose diagonal has the row totals of the exact one.
 
@@ -117,7 +123,7 @@ class Factors:
         if inputs.ndim == 3:
             _make_symmetric(inputs)
         traces = inputs.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64)
-        of_groups = torch.from_numpy(totals).reshape(groups, -1)
+        of_groups = torch.from_numpy(totals).to(traces.device).reshape(groups, -1)
         outputs = torch.where(traces[:, None] > 0, of_groups / traces[:, None], 0.0)
         if self.outputs is not None:
             outputs = _with_diagonal(self.outputs, outputs)
@@ -125,7 +131,8 @@ class Factors:
         positions = math.inf if self.turned else float(self.positions.mean())
         if self.turned:
             rows = rows.double()
-        return KroneckerForm(_joined(rows).numpy(), columns.numpy(), self.reason, positions, standard_error)
+        factors = _joined(rows).cpu().numpy(), columns.cpu().numpy()
+        return KroneckerForm(*factors, self.reason, positions, standard_error, name_of(inputs))
 
 
 def expected(exact: Doubles, counts: NDArray[np.float64]) -> Doubles:
@@ -234,7 +241,7 @@ class Gatherer:
         return not reason
 
     def factors(self) -> dict[str, Factors]:
-        """Factors by name, on the CPU."""
+        """Factors by name."""
         return {name: self._factors(name) for name in self._uses}
 
     def _factors(self, name: str) -> Factors:
@@ -247,7 +254,7 @@ class Gatherer:
         reason = f"a full matrix over its {uses[0].view.sizes[1]} outputs would be too large" if missed else ""
         turned = uses[0].view.layout != self._layouts[name]
         outputs = self._outputs[name]
-        return Factors(inputs.cpu(), None if outputs is None else outputs.cpu(), positions.cpu(), turned, reason)
+        return Factors(inputs, outputs, positions, turned, reason)
 
     def _is_full(self, use: Use) -> bool:
         groups, out, _ = use.view.sizes

@@ -30,10 +30,12 @@ class InputProducts:
     Attributes:
         products: `x x^T`, float64 [groups, in, in].
         positions: over how many.
+        device: where they were summed, and are factored; None for the processor.
     """
 
     products: Doubles
     positions: float
+    device: str | None = None
 
     @property
     def trace(self) -> float:
@@ -46,11 +48,11 @@ class InputProducts:
         Args:
             factor: not below 0.
         """
-        return InputProducts(factor * self.products, self.positions)
+        return InputProducts(factor * self.products, self.positions, self.device)
 
     def plus(self, other: InputProducts) -> InputProducts:
         """Add products at other positions."""
-        return InputProducts(self.products + other.products, self.positions + other.positions)
+        return InputProducts(self.products + other.products, self.positions + other.positions, self.device)
 
     def form(self, prices: DiagonalForm) -> KroneckerForm:
         """Give cross terms to a form by rows and columns, whose diagonal stays.
@@ -70,7 +72,8 @@ class InputProducts:
         share = BELIEVED / (1 + SHRINKAGE * inputs / max(1.0, self.positions))
         found = share * self.products / (roots[:, :, None] * roots[:, None, :])
         found[:, range(inputs), range(inputs)] = 1.0
-        return KroneckerForm(_rounded(rows), _rounded(found * columns[:, None] * columns))
+        factors = _rounded(rows), _rounded(found * columns[:, None] * columns)
+        return KroneckerForm(*factors, device=self.device)
 
 
 def _rounded(values: Doubles) -> Doubles:
@@ -107,7 +110,7 @@ def input_products(model: nn.Module, batches: Iterable[Tensor], seed: int) -> di
 def _products(state: KroneckerState) -> dict[str, InputProducts]:
     """Those of the matrices that have cross terms."""
     return {
-        name: InputProducts(form.columns, form.positions)
+        name: InputProducts(form.columns, form.positions, form.device)
         for name, form in state.forms().items()
         if isinstance(form, KroneckerForm) and form.columns.ndim == 3
     }

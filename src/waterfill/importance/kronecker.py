@@ -169,6 +169,13 @@ class FactorMoments(Moments):
         """Add what another one has seen, which is of no use after that; as `merge`."""
         return self._with(other, partial(Factors.merge, reuse=True))
 
+    def on_host(self) -> FactorMoments:
+        """The same sums on the CPU, for other processes."""
+        rows = {name: each.on_host() for name, each in self.rows.items()}
+        factors = {name: each.on_host() for name, each in self.factors.items()}
+        sums = {name: each.cpu() for name, each in self.sums.items()}
+        return FactorMoments(sums, self.count, rows, factors, self.reasons)
+
     def _with(self, other: Moments, merged: Callable[[Factors, Factors], Factors]) -> FactorMoments:
         if not isinstance(other, FactorMoments):
             raise UsageError("Moments with factors cannot be merged with others; expected a state of kronecker().")
@@ -279,11 +286,11 @@ class KroneckerState(Seen):
                     here = RowSums.of(each, drawn=signals.drawn, left_out=left_out)
                     rows[name] = rows[name].merge(here) if name in rows else here
                     continue
-                squares = square_sum(uses, found, passed.samples, order, chosen).cpu()
+                squares = square_sum(uses, found, passed.samples, order, chosen)
                 sums[name] = sums[name] + squares if name in sums else squares
             for name, squares in passed.general_squares(self, stack * times, self._one_by_one(passed)):
                 gatherer.see(name, (), ())
-                sums[name] = sums[name] + squares.cpu() if name in sums else squares.cpu()
+                sums[name] = sums[name] + squares if name in sums else squares
         return FactorMoments(sums, 0, rows)
 
     def _one_by_one(self, passed: ForwardPass) -> list[int] | None:
@@ -310,7 +317,7 @@ class KroneckerState(Seen):
         if product is not None and factors is not None and reason is None:
             return replace(product, **unit)
         squares = moments.sums.get(name, torch.zeros(layout.shape, dtype=torch.float64))
-        exact = layout.to_matrix(squares.numpy() / moments.count)
+        exact = layout.to_matrix(squares.cpu().numpy() / moments.count)
         if factors is not None and factors.inputs.ndim == 2 and reason is None:
             return DiagonalForm(_of_tokens(exact, factors), **unit)
         values = (exact if product is None else exact + product.diagonal()).astype(np.float32)
@@ -321,7 +328,7 @@ class KroneckerState(Seen):
     def _product(self, name: str) -> KroneckerForm:
         rows = self.moments.rows[name]
         error = math.sqrt(float(np.square(rows.relative_errors()).mean()))
-        return self.moments.factors[name].form(rows.total.numpy() / self.moments.count, error)
+        return self.moments.factors[name].form(rows.total.cpu().numpy() / self.moments.count, error)
 
 
 def _times(allocation: Allocation | None, output: Tensor) -> Tensor:
@@ -336,7 +343,7 @@ def _times(allocation: Allocation | None, output: Tensor) -> Tensor:
 
 def _of_tokens(exact: Doubles, factors: Factors) -> Floats:
     """The form of a table of tokens: no two of them come at one position, so it has no cross terms between them."""
-    counts = factors.inputs[0].numpy()
+    counts = factors.inputs[0].cpu().numpy()
     found = expected(exact.T, counts).T if factors.turned else expected(exact, counts)
     values: Floats = found.astype(np.float32)
     return values

@@ -18,7 +18,7 @@ class Moments:
     """Sums over samples; they can be merged in any order.
 
     Attributes:
-        sums: squared gradients, by name, float64 of the shape of the tensor, on the CPU; or several sums of each
+        sums: squared gradients, by name, float64 of the shape of the tensor, on its device; or several sums of each
             tensor, [kinds, *shape], of which `forms` makes no forms.
         count: number of predictions or samples that the sums are over.
     """
@@ -43,6 +43,10 @@ class Moments:
         """Add what another one has seen, which is of no use after that; as `merge`."""
         return self.merge(other)
 
+    def on_host(self) -> Moments:
+        """The same sums on the CPU, for other processes."""
+        return Moments({name: total.cpu() for name, total in self.sums.items()}, self.count)
+
     def forms(
         self, layouts: Mapping[str, Layout], *, factor: float = 1.0, unit: str = COST_UNIT
     ) -> dict[str, DiagonalForm]:
@@ -57,7 +61,7 @@ class Moments:
             CalibrationError: nothing was seen.
         """
         self.check()
-        means = {name: (total.numpy() / self.count).astype(np.float32) for name, total in self.sums.items()}
+        means = {name: (total.cpu().numpy() / self.count).astype(np.float32) for name, total in self.sums.items()}
         return {
             name: DiagonalForm(layouts[name].to_matrix(mean), factor=factor, unit=unit) for name, mean in means.items()
         }

@@ -193,9 +193,9 @@ def _squared_gradients(
     generator = torch.Generator().manual_seed(seed)
     known = {name: each for name, each in parameters_with_gradients(model).items() if name in weights}
     matrices = {name: each for name, each in known.items() if not weights[name].is_vector}
-    found: dict[str, Doubles] = {}
+    found: dict[str, Tensor] = {}
     if not matrices:
-        return found
+        return {}
     with quiet(model):
         output = call(model, inputs)
         for number in range(SIGNS):
@@ -205,9 +205,9 @@ def _squared_gradients(
             )
             for name, gradient in zip(matrices, gradients, strict=True):
                 if gradient is not None:
-                    values = weights[name].layout.to_matrix(gradient.double().cpu().numpy())
-                    found[name] = found.get(name, 0) + np.square(values)
-    return found
+                    squares = gradient.double().square()
+                    found[name] = found[name] + squares if name in found else squares
+    return {name: weights[name].layout.to_matrix(each.cpu().numpy()) for name, each in found.items()}
 
 
 def _prices(

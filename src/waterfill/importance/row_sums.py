@@ -36,11 +36,15 @@ class RowSums:
             drawn: whether the signals are random.
             left_out: how many samples were left out by chance, and give nothing.
         """
-        total = found.sum((0, 1)).cpu()
+        total = found.sum((0, 1))
         nothing = torch.zeros_like(total)
         if not drawn:
             return cls(total, nothing, nothing, 0)
-        return cls(total, total, found.square().sum((0, 1)).cpu(), found.shape[0] * found.shape[1] + left_out)
+        return cls(total, total, found.square().sum((0, 1)), found.shape[0] * found.shape[1] + left_out)
+
+    def on_host(self) -> RowSums:
+        """The same sums on the CPU."""
+        return RowSums(self.total.cpu(), self.drawn.cpu(), self.squares.cpu(), self.number)
 
     def merge(self, other: RowSums) -> RowSums:
         """Add the sums of other samples."""
@@ -58,4 +62,4 @@ class RowSums:
         spread = self.squares - self.drawn.square() / self.number
         variance = spread * self.number / (self.number - 1) if self.number > 1 else self.squares
         errors = variance.clamp_min(0).sqrt() / self.total.clamp_min(torch.finfo(torch.float64).tiny)
-        return np.asarray(torch.where(self.total > 0, errors, 0.0).numpy())
+        return np.asarray(torch.where(self.total > 0, errors, 0.0).cpu().numpy())

@@ -210,9 +210,9 @@ class State(Seen):
         sums = dict(nothing(self.learned).sums)
         for stack in passed.stacks(signals):
             for name, order, uses, found in passed.captured(stack):
-                sums[name] += square_sum(uses, found, passed.samples, order).cpu()
+                sums[name] += square_sum(uses, found, passed.samples, order)
             for name, squares in passed.general_squares(self, stack):
-                sums[name] += squares.cpu()
+                sums[name] += squares
         return Moments(sums, signals.count)
 
     def forms(self) -> dict[str, DiagonalForm]:
@@ -233,6 +233,8 @@ def run(state: S, data: Iterable[Any], progress: Progress | None) -> S:
         progress: called with ("importance", done, total) after every batch.
     """
     total = len(data) if isinstance(data, Sized) else 0
+    if current_processes().count > 1:
+        state = replace(state, moments=state.moments.on_host())
     plans = _prepared_states(state, data)
     for index, (seen, plan) in enumerate(current_processes().map(_seen_by, plans)):
         state = replace(state, plan=plan, moments=state.moments.absorb(seen))
@@ -250,7 +252,8 @@ def _prepared_states(state: S, data: Iterable[Any]) -> Iterator[tuple[S, Any]]:
 
 def _seen_by(index: int, prepared: tuple[Seen, Any]) -> tuple[Moments, Plan]:
     state, batch = prepared
-    return state.seen(batch, index), state.plan
+    seen = state.seen(batch, index)
+    return seen.on_host() if current_processes().count > 1 else seen, state.plan
 
 
 def begin(model: nn.Module, source: Source, *, fold_norms: bool = True) -> State:
@@ -310,10 +313,9 @@ def _without_backward_hooks(model: nn.Module) -> Iterator[None]:
 
 
 def nothing(learned: Variables, *kinds: int) -> Moments:
-    """Sums of nothing, [*kinds, *shape of the tensor]."""
-    return Moments(
-        {name: torch.zeros((*kinds, *tensor.shape), dtype=torch.float64) for name, tensor in learned.tensors.items()}
-    )
+    """Sums of nothing, [*kinds, *shape of the tensor], on the device of the tensor."""
+    tensors = learned.tensors.items()
+    return Moments({name: each.new_zeros((*kinds, *each.shape), dtype=torch.float64) for name, each in tensors})
 
 
 @dataclass(frozen=True, eq=False)

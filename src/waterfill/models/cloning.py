@@ -24,7 +24,7 @@ _FORWARD_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hook
 _Cached = type(functools.lru_cache(id))
 
 
-def clone(model: nn.Module) -> nn.Module:
+def clone(model: nn.Module, device: torch.device | None = None) -> nn.Module:
     """Copy a model for trial compressions; nothing that is done to the copy reaches the model.
 
     Modes and hooks are copied as they are; functions among hooks and attributes that refer to the model, its tensors or
@@ -32,13 +32,18 @@ def clone(model: nn.Module) -> nn.Module:
     one memory. Gradients are not copied. A tensor kept as a plain attribute that was computed from parameters, as in
     the old weight norm, is copied as a constant until the next forward pass computes it again.
 
+    Args:
+        model: the network.
+        device: where the tensors of the copy are, of attributes and closures, too; None for where those of the model
+            are.
+
     Raises:
         UnsupportedModelError: the model holds something that cannot be copied, or that copies as itself.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how PyTorch copies its own, which no caller can mend
-            return _clone(model)
+            return _clone(model, device)
     except _COPY_ERRORS as error:
         raise UnsupportedModelError(
             f"The model {type(model).__name__} cannot be copied ({error}); expected one that copy.deepcopy accepts. "
@@ -46,11 +51,14 @@ def clone(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _clone(model: nn.Module) -> nn.Module:
+def _clone(model: nn.Module, device: torch.device | None) -> nn.Module:
     copied = dict(_reachable(model, through_functions=False))
     everything = dict(_reachable(model, through_functions=True))
     memo: dict[int, Any] = {}
-    _copy_tensors([each for each in everything.values() if isinstance(each, Tensor)], memo)
+    tensors = [each for each in everything.values() if isinstance(each, Tensor)]
+    if device is not None:
+        _move_tensors(tensors, device, memo)
+    _copy_tensors([each for each in tensors if id(each) not in memo], memo)
     functions = [each for each in everything.values() if isinstance(each, types.FunctionType)]
     rebound = [(each, _unbound(each, copied)) for each in functions if _refers(each, copied)]
     memo |= {id(function): new for function, new in rebound}
@@ -68,6 +76,8 @@ def _clone(model: nn.Module) -> nn.Module:
                 vars(module)[name] = weakref.ref(memo[id(value())])
     _copy_hooks(model, twin, memo)
     _make_leaves(model, twin)
+    if device is not None:
+        twin.to(device)  # what copies itself, such as scripted modules
     _check_independent(model, twin)
     return twin
 
@@ -230,6 +240,23 @@ def _copy_tensors(tensors: Collection[Tensor], memo: dict[int, Any]) -> None:
         else:
             continue
         memo[id(each)] = _as(each, new)
+
+
+def _move_tensors(tensors: Collection[Tensor], device: torch.device, memo: dict[int, Any]) -> None:
+    """Copy tensors to a device; views of one memory are views of one memory there."""
+    users: dict[int, list[Tensor]] = defaultdict(list)
+    for each in tensors:
+        if type(each) in _PLAIN and has_storage(each) and not each.is_quantized:
+            users[each.untyped_storage().data_ptr()].append(each)
+    for some in users.values():
+        if len(some) == 1:
+            memo[id(some[0])] = _as(some[0], some[0].detach().to(device, copy=True))
+            continue
+        whole = torch.empty(0, dtype=torch.uint8, device=some[0].device)
+        memory = whole.set_(some[0].untyped_storage()).to(device, copy=True).untyped_storage()
+        for each in some:
+            new = torch.empty(0, dtype=each.dtype, device=device)
+            memo[id(each)] = _as(each, new.set_(memory, each.storage_offset(), each.shape, each.stride()))
 
 
 def _as(tensor: Tensor, values: Tensor) -> Tensor:

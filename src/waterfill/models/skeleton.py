@@ -51,17 +51,23 @@ class Skeleton:
     Args:
         directory: with a `config.json` that transformers knows.
         names: of the tensors of its checkpoint.
+        device: where its tensors are when they are filled; None for the CPU.
 
     Attributes:
         model: the model, in evaluation mode and single precision; parameters are on the device `meta`.
         blocks: the transformer blocks in the order in which they are called, by name; empty where there are none.
+        device: where its tensors are.
 
     Raises:
         UnsupportedModelError: transformers is not installed, or does not know the architecture.
     """
 
-    def __init__(self, directory: Path, names: Iterable[str]) -> None:
+    def __init__(self, directory: Path, names: Iterable[str], device: str | None = None) -> None:
+        self.device = torch.device(device or "cpu")
         self.model = _empty(directory)
+        for module in self.model.modules():
+            for name, each in module._buffers.items():
+                module._buffers[name] = None if each is None else each.to(self.device)
         self.blocks: Mapping[str, nn.Module] = _blocks(self.model)
         rules: list[Any] = list(
             import_module("transformers.conversion_mapping").get_model_conversion_mapping(self.model)
@@ -111,9 +117,9 @@ class Skeleton:
                 "Check that config and weights belong together."
             )
         if last in module._parameters:
-            module._parameters[last] = nn.Parameter(value, requires_grad=False)
+            module._parameters[last] = nn.Parameter(value.to(self.device), requires_grad=False)
         else:
-            module._buffers[last] = value
+            module._buffers[last] = value.to(self.device)
 
     def empty(self, names: set[str]) -> None:
         """Take the values of parameters away again."""
@@ -186,7 +192,7 @@ def _apart(name: str, tensor: Tensor, owner: nn.Module) -> Iterator[tuple[str, T
 
 def _runs(name: str, values: Tensor, starts: Mapping[int, tuple[str, int]]) -> dict[str, Place]:
     """Tensors whose rows lie one after the other in a parameter."""
-    flat = values.detach().reshape(len(values) if values.ndim else 1, -1)
+    flat = values.detach().cpu().reshape(len(values) if values.ndim else 1, -1)
     if not flat.numel() or bool((flat != flat[:, :1]).any()):
         return {}
     rows, found = flat[:, 0].round().long(), {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -37,6 +37,8 @@ def ordinary_surroundings(model: nn.Module | None = None) -> Iterator[None]:
 
     Left at the door are inference mode and switched-off gradients, autocast, deterministic algorithms (some operations
     have none for their gradients), the stance of the compiler, and a default device or type that is not the model's.
+    On GPUs products and convolutions of single precision are in all of it (no TF32): distortions of compressed models
+    are below what that leaves out.
 
     Args:
         model: the network; a default device or type that its parameters have stays, for its forward may rely on it.
@@ -55,6 +57,7 @@ def ordinary_surroundings(model: nn.Module | None = None) -> Iterator[None]:
         }:
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_any_algorithms())
+        stack.enter_context(_single_precision())
         if "torch._dynamo" in sys.modules:  # which takes seconds to import, and nothing is compiled without it
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -82,6 +85,29 @@ def _any_algorithms() -> Iterator[None]:
     finally:
         if mode:
             torch.set_deterministic_debug_mode(mode)
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Let GPUs compute products of single precision in all of it, and convolutions the same way in every run."""
+    cudnn: Any = torch.backends.cudnn
+    products: Any = torch.backends.cuda.matmul
+    with ExitStack() as stack:
+
+        def change(place: Any, name: str, value: Any) -> None:
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, value)
+
+        change(cudnn, "deterministic", True)
+        with suppress(RuntimeError):  # where precisions were set operator by operator
+            change(cudnn, "allow_tf32", False)
+        if not hasattr(products, "fp32_precision"):  # before PyTorch 2.9
+            change(products, "allow_tf32", False)
+        else:
+            for place in (products, cudnn.conv, cudnn.rnn):
+                if place.fp32_precision == "tf32":
+                    change(place, "fp32_precision", "ieee")
+        yield
 
 
 @contextmanager

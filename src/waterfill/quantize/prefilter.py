@@ -20,14 +20,13 @@ from functools import cached_property
 from threading import Lock
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from waterfill.errors import UsageError
 from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.forms import Doubles, Reals
+from waterfill.linear_algebra import factor_in_place, solved_rows
 from waterfill.records import Floats, Weight
-from waterfill.theory.cholesky import factor_in_place
 
 DAMPING = 1e-4
 """Share of its mean that is added to the diagonal of A."""
@@ -142,7 +141,8 @@ class Filters:
             factor = self._factor(mine[0] * groups // len(rows), more)
             variances[k] = np.square(np.diagonal(factor), dtype=np.float64)
             some = self.weight.matrix[mine]
-            target[mine] = some - np.float32(more) * _solved(factor, some * self._noise.astype(np.float32))
+            filtered = solved_rows(factor, some * self._noise.astype(np.float32), self.form.device)
+            target[mine] = some - np.float32(more) * filtered
             factors.append(factor.astype(np.float32, copy=False))
         stacked = factors[0][None] if len(factors) == 1 else np.stack(factors)
         return Target(target, (rows[:, None] * variances[classes]).astype(np.float32), stacked, classes)
@@ -166,12 +166,12 @@ class Filters:
         """Factor A' of a group, or find it factored."""
         diagonal = self.form.damped_diagonals(DAMPING)[group] + more * self._noise
         if not self._is_shared:
-            return _factor(self.form.columns[group], diagonal)
+            return _factor(self.form.columns[group], diagonal, self.form.device)
         known, key = self.form.of_columns, (Filters, group, more)
         with FACTORING:
             if key not in known:
                 _forget(known, KEPT_BYTES // 2 - 4 * len(diagonal) ** 2)
-                known[key] = _factor(self.form.columns[group], diagonal)
+                known[key] = _factor(self.form.columns[group], diagonal, self.form.device)
             return known[key]
 
 
@@ -220,7 +220,7 @@ def _forget(known: dict[object, Reals], room: int) -> None:
         del known[kept.pop(0)]
 
 
-def _factor(a: Reals, diagonal: Doubles) -> Reals:
+def _factor(a: Reals, diagonal: Doubles, device: str | None) -> Reals:
     """Factor `A' = U U^T`.
 
     In single precision, which is twice as fast and takes half of the room, where the matrix is large and not too near
@@ -229,6 +229,7 @@ def _factor(a: Reals, diagonal: Doubles) -> Reals:
     Args:
         a: A, symmetric [in, in]; what is on its diagonal does not count.
         diagonal: of A', [in].
+        device: where it is factored; None for the processor.
 
     Returns:
         The transpose of U, float32 or float64 [in, in].
@@ -240,20 +241,12 @@ def _factor(a: Reals, diagonal: Doubles) -> Reals:
         work = np.empty(a.shape, dtype)
         work[...] = a
         work.reshape(-1)[:: len(a) + 1] = diagonal
-        if factor_in_place(work) and np.isfinite(np.diagonal(work)).all():
+        if factor_in_place(work, device) and np.isfinite(np.diagonal(work)).all():
             return work
     raise UsageError(
         f"The factor over {len(a)} columns of a form is not finite, or has eigenvalues below 0; expected a mean of "
         "products x x^T. Check the importance."
     )
-
-
-def _solved(factor: Reals, rows: Floats) -> Reals:
-    """Solve `z A' = w` for all rows w [rows, in], by the transpose of U."""
-    lower = torch.from_numpy(factor)
-    half = torch.linalg.solve_triangular(lower, torch.from_numpy(rows).to(lower.dtype), upper=False, left=False)
-    found: Reals = torch.linalg.solve_triangular(lower.T, half, upper=True, left=False).numpy()
-    return found
 
 
 def _classes(kappa: Doubles, groups: int, columns: int) -> NDArray[np.int64]:

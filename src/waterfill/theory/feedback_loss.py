@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from waterfill.errors import UsageError
+from waterfill.linear_algebra import factor_in_place
 from waterfill.theory.checks import Array, covariance, not_negative, number
-from waterfill.theory.cholesky import factor_in_place
 from waterfill.theory.universal_code import codebook_power
 
 

@@ -30,8 +30,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.linear_algebra import eigenvalues, factor_in_place
 from waterfill.theory.checks import Array
-from waterfill.theory.cholesky import factor_in_place
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -49,12 +49,13 @@ from 2,048 tokens, the rate by pivots is the same but for .0003 bit a weight at 
 """
 
 
-def spectrum(forms: Array, powers: Array) -> Array:
+def spectrum(forms: Array, powers: Array, device: str | None = None) -> Array:
     """Eigenvalues of `N^{1/2} F N^{1/2}`, not negative, in any order.
 
     Args:
         forms: positive semidefinite [groups, n, n], or [groups, n] of diagonals.
         powers: N, [groups, n].
+        device: where they are found; None for the processor.
 
     Example:
         >>> spectrum(np.array([[[1.0, 0.6], [0.6, 1.0]]]), np.ones((1, 2))).round(9).tolist()
@@ -62,10 +63,10 @@ def spectrum(forms: Array, powers: Array) -> Array:
     """
     if forms.ndim == 2:
         return np.asarray(forms * powers)
-    return np.linalg.eigvalsh(_scaled(forms, powers)).clip(0)
+    return np.asarray(eigenvalues(_scaled(forms, powers), device).clip(0))
 
 
-def pivots(forms: Array, powers: Array) -> Array:
+def pivots(forms: Array, powers: Array, device: str | None = None) -> Array:
     """Variances left of each coordinate of `N^{1/2} F N^{1/2}`, given those that come after it.
 
     They are the squared diagonal of a Cholesky factor; 0 where nothing is left. In whatever order coordinates come,
@@ -84,6 +85,7 @@ def pivots(forms: Array, powers: Array) -> Array:
     Args:
         forms: as in `spectrum`.
         powers: N, [groups, n].
+        device: where matrices are factored; None for the processor. Complete pivoting is done by the processor.
 
     Source: Weyl 1949, "Inequalities between the two kinds of eigenvalues of a linear transformation", for a triangular
         factor: singular values majorise eigenvalues in logarithms.
@@ -94,20 +96,21 @@ def pivots(forms: Array, powers: Array) -> Array:
     """
     if forms.ndim == 2:
         return np.asarray(forms * powers)
-    return np.array([_pivots(*each) for each in zip(forms, powers, strict=True)]).reshape(powers.shape)
+    found = [_pivots(*each, device) for each in zip(forms, powers, strict=True)]
+    return np.array(found).reshape(powers.shape)
 
 
-def _pivots(form: Array, powers: Array) -> Array:
+def _pivots(form: Array, powers: Array, device: str | None) -> Array:
     """Pivots of one matrix [n, n]."""
     there = powers > 0
     if not there.all():
         found = np.zeros(len(powers))
-        found[there] = _pivots(form[np.ix_(there, there)], powers[there])
+        found[there] = _pivots(form[np.ix_(there, there)], powers[there], device)
         return found
     powers = powers.astype(form.dtype)
     matrix = _scaled(form[None], powers[None])[0]
     diagonal = matrix.diagonal().copy()
-    if factor_in_place(matrix):
+    if factor_in_place(matrix, device):
         left: Array = np.square(matrix.diagonal(), dtype=np.float64)
         if (left >= math.sqrt(np.finfo(form.dtype).eps) * diagonal).all():
             return left
@@ -159,6 +162,7 @@ def kronecker_products(
     column_powers: Array,
     live: Mask,
     known: MutableMapping[object, Array] | None = None,
+    device: str | None = None,
 ) -> list[Products]:
     """Volumes for `F = G (x) A` and weights [out, in] of entropy powers `N_oi = r_o c_i`, some of them known.
 
@@ -174,6 +178,7 @@ def kronecker_products(
         column_powers: c, [in].
         live: which weights are not known, [out, in].
         known: what was found for these columns, where no weight is known; filled.
+        device: where matrices are factored; None for the processor.
     """
     groups, inputs = columns.shape[:2]
     c = np.broadcast_to(column_powers, (groups, inputs))
@@ -185,10 +190,10 @@ def kronecker_products(
         largest = float(column_powers.max(initial=0.0)) or 1.0  # apart, for slices of a matrix often differ in it alone
         known, key = {} if known is None else known, (solve, (column_powers / largest).tobytes())
         if key not in known:
-            known[key] = solve(columns, c / largest)
-        return [Products(solve(g, largest * r), known[key])]
+            known[key] = solve(columns, c / largest, device)
+        return [Products(solve(g, largest * r, device), known[key])]
     if g.ndim == 3 or columns.ndim == 2 or inputs > MOST_COLUMNS:
-        return [Products(pivots(g, r), pivots(columns, c), live)]
+        return [Products(pivots(g, r, device), pivots(columns, c, device), live)]
     return _by_pattern(spectrum(g, r), columns, c, live)
 
 
