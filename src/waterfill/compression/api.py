@@ -26,6 +26,7 @@ from waterfill.compression.settings import Settings
 from waterfill.compression.target import DEFAULT_TARGET, Target, target_of
 from waterfill.compression.tune import Tune
 from waterfill.compression.tune_directory import tuned_directory
+from waterfill.devices import has_kernels
 from waterfill.errors import CalibrationError, UsageError
 from waterfill.importance.factored import price_error
 from waterfill.models.arrangement import masked_text
@@ -34,7 +35,7 @@ from waterfill.models.placement import device_name
 from waterfill.models.surroundings import in_ordinary_surroundings
 from waterfill.processes import Processes, joined_processes
 from waterfill.protocols import DataFree, Estimator, Metric, Output, Progress, Quantizer, traits_of
-from waterfill.quantize import Feedback
+from waterfill.quantize import Feedback, Trellis
 from waterfill.results import CompressionResult, DirectoryResult
 from waterfill.resume import Memo, of_tensors, work_folder
 from waterfill.threads import one_thread
@@ -131,7 +132,7 @@ def compress(
     place, facts = device_name(device), {"effort": effort, "quantizer": quantizer}
     with joined_processes() as processes, _results(work, processes, facts | _device_fact(place)) as memo:
         settings = _settings(quantizer, importance, seed, progress, memo, processes)
-        settings = replace(settings, memory=memory, device=place)
+        settings = replace(_placed(settings, place), memory=memory)
         prepared = prepare(model, data, output, options, settings)
         return _compressed(prepared, settings, target, effort, tuning)
 
@@ -226,7 +227,7 @@ def compress_directory(
         _results(work, processes, facts) as memo,
         Staging(Path(out), Path(source), force, processes) as staging,
     ):
-        settings = replace(_settings(quantizer, importance, seed, progress, memo, processes), device=place)
+        settings = _placed(_settings(quantizer, importance, seed, progress, memo, processes), place)
         batches = None if given is None else _text_batches(given, settings)
         checkpoint = Checkpoint(source)
         directory_memory(checkpoint, batches).check(str(checkpoint.directory), memory)
@@ -280,6 +281,14 @@ def _settings(
     if not 0 <= seed < 2**63:
         raise UsageError(f"Seed {seed} is out of range; expected 0 to 2^63 - 1.")
     return Settings(quantizer, importance, seed, progress if processes.is_first else None, memo, processes)
+
+
+def _placed(settings: Settings, device: str | None) -> Settings:
+    """The settings with a device, on which large matrices are searched as well if it can do that."""
+    quantizer = settings.quantizer
+    if has_kernels(device) and isinstance(quantizer, Feedback | Trellis):
+        quantizer = replace(quantizer, device=device)
+    return replace(settings, quantizer=quantizer, device=device)
 
 
 def _device_fact(device: str | None) -> dict[str, Any]:
