@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -174,10 +175,10 @@ class _Coder:
         """Quantize slices for their own values, some at a time, and write them back."""
         for some in _batched(slices):
             jobs = {each.entry.name: self.encoder.job(each.weight, each.form) for each in some if each.weight}
-            values = self._code(some, jobs, known)
+            self._code(some, jobs, known)
             for each in some:
-                if each.entry.name in values:
-                    self.segment.write(each, values[each.entry.name])
+                if each.weight is not None:
+                    self.segment.write(each, partial(self._decoded, each))
 
     def visit(self, names: Sequence[str], inputs: Mapping[str, LayerInputs]) -> dict[str, Tensor]:
         """Quantize matrices for targets of their own; gives the values that they get."""
@@ -187,10 +188,10 @@ class _Coder:
             for each in slices
             if each.weight is not None
         }
-        values = self._code(slices, jobs, NOTHING)
+        self._code(slices, jobs, NOTHING)
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for each in slices:
-            parts[each.tensor].append(values[each.entry.name])
+            parts[each.tensor].append(self._decoded(each))
         return {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in parts.items()}
 
     def _corrected(self, piece: TensorSlice, weight: Weight, inputs: LayerInputs) -> Job:
@@ -199,8 +200,8 @@ class _Coder:
 
     def _code(
         self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], known: Mapping[str, Quantized]
-    ) -> dict[str, Tensor]:
-        """Quantize and report; gives the values as they will be decoded."""
+    ) -> None:
+        """Quantize and report."""
         for each in slices:
             self.coded.entries[each.entry.name] = each.entry
             if each.exact is not None:
@@ -212,11 +213,11 @@ class _Coder:
         quantized = {name: known[name] for name in jobs if name in known} | self.encoder.quantize(new, self.level)
         self.coded.quantized |= quantized
         self._report(slices, jobs, quantized)
-        return {
-            each.entry.name: decoded(each.entry, each.weight.layout, quantized[each.entry.name])
-            for each in slices
-            if each.weight is not None
-        }
+
+    def _decoded(self, piece: TensorSlice) -> Tensor:
+        """Values of a slice that is quantized, as they will be decoded."""
+        assert piece.weight is not None
+        return decoded(piece.entry, piece.weight.layout, self.coded.quantized[piece.entry.name])
 
     def _report(
         self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], quantized: Mapping[str, Quantized]
