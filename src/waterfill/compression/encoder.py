@@ -52,6 +52,8 @@ class Job:
         """The distortion of the model that the importance predicts for the errors; None where it is not known."""
         if self.importance is None:
             return None
+        if self.form is self.importance:
+            return self.importance.factor * quantized.distortion
         error = errors(self.weight, quantized.symbols, quantized.rule)
         if self.basis is not None:
             turn_back(error, self.basis, self.weight.layout)
