@@ -346,7 +346,7 @@ class _Fit:
         """
         if self._strict and self.count < max(FEWEST_SHAPED, SHAPED_FROM * self.parameters(found)):
             return 2.0
-        logs = (self._logs - self._log_powers(found) / found.shape).reshape(-1)[self._some]
+        logs = self._some_logs - self._some_log_powers(found) / found.shape
         largest = float(logs.max())
         if largest == -math.inf:  # all that are looked at are equal to the mean
             return 2.0
@@ -364,9 +364,22 @@ class _Fit:
             self._raised[shape] = self._magnitudes**2 if shape == 2 else np.exp(shape * self._logs)
         return self._raised[shape]
 
-    def _log_powers(self, found: _Found) -> Array:
-        rows, channels, taps = (np.log(power) for power in found.powers)
-        return np.asarray(rows[:, None, None] + (channels[:, None] + taps))
+    @cached_property
+    def _some_logs(self) -> Array:
+        """Logarithms of some magnitudes, [n]."""
+        return np.asarray(self._logs.reshape(-1)[self._some])
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.intp], ...]:
+        """Their rows, channels and taps."""
+        size = math.prod(self.sizes)
+        some = np.arange(size)[self._some]
+        return np.unravel_index(some, self.sizes)
+
+    def _some_log_powers(self, found: _Found) -> Array:
+        """Logarithms of their scales to the power b."""
+        logs = (np.log(power)[each] for power, each in zip(found.powers, self._places, strict=True))
+        return np.asarray(sum(logs))
 
     def likely_mean(self, found: _Found) -> float:
         """The mean of the weights, each by its precision: wide rows say little about it."""
@@ -401,7 +414,7 @@ class _Fit:
         Scales that were fitted to few values make it look small: it is at least that of the density, `b^(-1/2)`, and
         of as many values as are left when every parameter has used up one.
         """
-        scales = np.maximum(np.exp(self._log_powers(found).reshape(-1)[self._some]), LEAST_POWER)
+        scales = np.maximum(np.exp(self._some_log_powers(found)), LEAST_POWER)
         some = found.raised.reshape(-1)[self._some] / scales
         spread = max(float(some.std()), 1 / math.sqrt(found.shape))
         return spread / math.log(2) / math.sqrt(max(1, self.count - self.all_parameters(found)))
