@@ -198,9 +198,7 @@ class _Coder:
         form = piece.form if inputs.form is None else inputs.form
         return self.encoder.job(weight, form, inputs.target(weight))
 
-    def _code(
-        self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], known: Mapping[str, Quantized]
-    ) -> None:
+    def _code(self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], known: Mapping[str, Quantized]) -> None:
         """Quantize and report."""
         for each in slices:
             self.coded.entries[each.entry.name] = each.entry
