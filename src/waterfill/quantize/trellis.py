@@ -258,7 +258,7 @@ class Problem:
         """The path of all rows under the tables of a draft, which are fitted to it."""
         fit = draft.fit
         if draft.levels.size < self.x.size:
-            fit = path_spread.of_all(fit, self.start(fit.zero))
+            fit = path_spread.extended(fit, self._nearest(), self.layout, self.steps)
             if fit.least != ALL:  # at low rate all depends on which elements stand aside, and is fitted no more
                 draft = self.solve(fit, FEW_STATES, draft)
                 fit = draft.fit
@@ -269,8 +269,11 @@ class Problem:
 
     def start(self, zero: bool) -> PathFit:
         """Tables to start from."""
-        nearest = np.rint(self.x / 2).astype(np.int32)
-        return path_spread.start(nearest.reshape(nearest.shape[0], -1), self.layout, zero, self.steps)
+        return path_spread.start(self._nearest(), self.layout, zero, self.steps)
+
+    def _nearest(self) -> Symbols:
+        """Indices that are nearly those of either subset, [out, in]."""
+        return np.rint(self.x / 2).astype(np.int32).reshape(self.x.shape[0], -1)
 
     def solve(self, fit: PathFit, log_states: int, before: Found | None = None, *, last: bool = False) -> Found:
         """The best path under the tables of a fit and the centroids of the one before, with both fitted to it."""
