@@ -58,4 +58,5 @@ def _angles(vectors: Array, directions: int) -> NDArray[np.int64]:
     """
     from waterfill.bases.kernels import rounded_angles
 
-    return rounded_angles(np.array(vectors, order="C"), min(directions, len(vectors)), LEARNT)
+    found: NDArray[np.int64] = rounded_angles(np.array(vectors, order="C"), min(directions, len(vectors)), LEARNT)
+    return found

@@ -125,7 +125,7 @@ class Bases:
         least -= max(LEAST_GAIN * weight.matrix.size, LEAST_BITS)
         for basis in candidates:
             form_there = form_in_basis(form, basis, weight.layout)
-            price = _side_bits(basis) + self._price(in_basis(weight, basis), form_there, level, SourceModels())
+            price = basis_bits(basis) + self._price(in_basis(weight, basis), form_there, level, SourceModels())
             if price < least:
                 best, least = basis, price
         return best
@@ -180,7 +180,7 @@ def _has_few_values(matrix: Floats) -> bool:
     return bool(np.unique(some).size * TIMES_A_VALUE <= some.size)
 
 
-def _side_bits(basis: Basis) -> float:
+def basis_bits(basis: Basis) -> float:
     """What a file says of a basis."""
     return LINE_BITS + sum(float(stored_bits(angles).min()) for angles in angles_of(basis) if angles.size)
 

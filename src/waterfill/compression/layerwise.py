@@ -225,7 +225,7 @@ class _Coder:
         priced = {name: weight for name, weight in originals.items() if quantized[name].distortion > 0}
         models = self.sources.models(priced, {name: jobs[name].form for name in priced})
         for name, weight in originals.items():
-            report = replace(self.coded.reports[name], loss=jobs[name].loss(quantized[name]))
+            report = replace(self.coded.reports[name], loss=_loss(jobs[name], quantized[name]))
             importance = jobs[name].importance
             self.coded.unit = self.coded.unit if importance is None else importance.unit
             if name in models:
@@ -234,6 +234,13 @@ class _Coder:
                 components = models[name].components
                 report = replace(report, limit=limit, components=components, distortion=distortion)
             self.coded.reports[name] = report
+
+
+def _loss(job: Job, quantized: Quantized) -> float | None:
+    """The distortion of the model that the importance predicts; the search knows it where it went by it."""
+    if job.importance is not None and job.form is job.importance:
+        return job.importance.factor * quantized.distortion
+    return job.loss(quantized)
 
 
 def _batched(slices: Iterable[TensorSlice]) -> Iterator[list[TensorSlice]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.compression.bases import basis_bits
 from waterfill.compression.calibration import CalibratedModel
+from waterfill.compression.filling import Spending
 from waterfill.compression.in_memory import FileCandidate, InMemoryWalk, filled
 from waterfill.compression.mixing import mixed
 from waterfill.compression.quality import Losses, floor_of_quality, losses_of
@@ -208,10 +210,12 @@ class SizeForecast:
     Attributes:
         beside: bytes beside what the walk quantizes.
         ratio: bits that are taken for every bit that is foreseen.
+        ratios: the same of every tensor, by name, where that is known.
     """
 
     beside: float
     ratio: float = 1.0
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def learned(cls, candidate: FileCandidate) -> SizeForecast:
@@ -223,14 +227,24 @@ class SizeForecast:
     @classmethod
     def estimated(cls, walk: InMemoryWalk, size: float) -> SizeForecast:
         """What some rows of every tensor tell at about a size."""
-        plain = cls(walk.limit_bytes + len(walk.prepared.lossless.packed.data))
+        bases = sum(basis_bits(job.basis) for job in walk.jobs.values() if job.basis is not None) / 8
+        plain = cls(walk.limit_bytes + len(walk.prepared.lossless.packed.data) + bases)
         level = walk.level_of(plain.bits(size))
-        foreseen, bits = walk.forecast.forecast(level), walk.encoder.estimate_bits(walk.jobs, level)
-        return replace(plain, ratio=bits / foreseen) if bits > 0 and foreseen > 0 else plain
+        estimated = walk.encoder.estimate_bits(walk.jobs, level)
+        foreseen, bits = walk.forecast.forecast(level), sum(estimated.values())
+        if not (bits > 0 and foreseen > 0):
+            return plain
+        each = {name: histogram.forecast(level) for name, histogram in walk.forecasts.items()}
+        ratios = {name: estimated[name] / own for name, own in each.items() if own > 0 and estimated[name] > 0}
+        return replace(plain, ratio=bits / foreseen, ratios=ratios)
 
     def bits(self, size: float) -> float:
         """Bits to be foreseen for a size."""
         return max(1.0, 8 * (size - self.beside) / self.ratio)
+
+    def spending(self, size: float) -> Spending:
+        """What tensors may take of a size."""
+        return Spending(max(1.0, 8 * (size - self.beside)), self.ratios)
 
 
 class _Files:
@@ -278,7 +292,7 @@ class _Files:
         finer: list[FileCandidate] = []
 
         def attempt(place: float) -> Trial[FileCandidate]:
-            found = self._try(place)
+            found = self._try(place, limit)
             if found.size_bytes > limit and all(found.packed.data != each.packed.data for each in finer):
                 finer.append(found)
             return Trial(place, float(found.size_bytes), found)
@@ -321,8 +335,12 @@ class _Files:
         self.forecast = SizeForecast.learned(found)
         return found
 
-    def _try(self, place: float) -> FileCandidate:
-        found = self._learn(self.walk.trial(self.walk.level_of(2.0**-place)))
+    def _try(self, place: float, limit: float) -> FileCandidate:
+        """A trial; without activations that depend on it, the first one fills the limit from tensor to tensor."""
+        level, spending = self.walk.level_of(2.0**-place), None
+        if self.walk.model is None and self._coarsest is None and self.forecast is not None:
+            spending = self.forecast.spending(limit * (1 - WITHIN / 2))
+        found = self._learn(self.walk.trial(level, spending=spending))
         self._finest = min(self._finest, place)
         if self._coarsest is None or found.water_level >= self._coarsest.water_level:
             self._coarsest = found
