@@ -133,6 +133,13 @@ class DiagonalForm(_EntryByEntry):
         """The form of some rows of the matrix."""
         return replace(self, values=self.values[rows])
 
+    def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
+        """The component variances and a one; of rows that have one price each, as products of rows and columns."""
+        if source.zeros > 0 or not (self.values == self.values[:, :1]).all():
+            return super().conditional_variances(source, matrix)
+        rows, columns = source.power_factors()
+        return rows * self.values[:, 0], columns
+
     def turned(self, basis: Turn, layout: Layout) -> DiagonalForm:
         """See `_EntryByEntry.turned`; the form itself where all that a basis mixes has one price.
 

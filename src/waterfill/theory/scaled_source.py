@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, finite
 from waterfill.theory.sources import (
-    FITTED_VALUES,
     LogMagnitudes,
     Source,
     entropy_power,
@@ -28,6 +27,9 @@ ROUNDS = 3
 
 SHAPES_AN_OCTAVE = 256
 """Shapes are told apart by this part of an octave: one that is off by half of it costs 3e-7 bit."""
+
+SHAPED_VALUES = 1 << 15
+"""A shape is fitted to about so many values at most: that of n values is off by what takes `1 / (2 n)` nats each."""
 
 KEPT_SHAPES = 4
 """To how many shapes the magnitudes are kept raised."""
@@ -110,8 +112,13 @@ class ScaledSource:
             weights: [out, channels, taps], or in normal form [out, in].
         """
         values = np.asarray(weights)
-        axes = [len(scales) for scales in self.log2_scales]
-        return self.source(values.reshape(axes)).entropy_power.reshape(values.shape)
+        rows, columns = self.power_factors()
+        powers = rows[:, None] * columns
+        return (
+            np.where(self.live(values), powers.reshape(values.shape), 0.0)
+            if self.zeros > 0
+            else powers.reshape(values.shape)
+        )
 
     def live(self, weights: ArrayLike) -> NDArray[np.bool_]:
         """Which of the weights that it was fitted to are not known, in their shape."""
@@ -279,7 +286,7 @@ class _Fit:
         self._magnitudes = np.abs(values - mean)
         self.count = int(np.count_nonzero(live))
         self._counts = [live.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-        step = -(-self.count // FITTED_VALUES)
+        step = -(-self.count // SHAPED_VALUES)
         whole = self.count == live.size
         self._some = slice(None, None, step) if whole else np.flatnonzero(live)[::step]
         self._raised: dict[float, Array] = {}
