@@ -226,7 +226,7 @@ def _pilot(walk: DirectoryWalk, forecast: SegmentForecast, level: float) -> tupl
     """
     encoder = encoder_of(walk)
     jobs = {name: encoder.job(weight, form) for name, (weight, form) in walk.statistics.pilot.items()}
-    taken = sum(encoder.estimate_bits(jobs, level).values())
+    taken = encoder.estimate_bits(jobs, level)
     wholes = {name: each for name, each in forecast.matrices.items() if name in jobs and each.number}
     foreseen = (jobs[name].weight.matrix.size / whole.number * whole.forecast(level) for name, whole in wholes.items())
     return taken, sum(foreseen)

@@ -166,8 +166,8 @@ class Encoder:
                     self.progress("quantize", len(done), len(jobs))
         return done
 
-    def estimate_bits(self, jobs: Mapping[str, Job], level: float) -> dict[str, float]:
-        """Forecast the bits of every tensor at a water level from some of their rows; of all processes alike."""
+    def estimate_bits(self, jobs: Mapping[str, Job], level: float) -> float:
+        """Forecast the bits of tensors at a water level from some of their rows; of all processes alike."""
 
         def of_one(job: Job) -> float:
             prepared = Prepared(job.quantizer, job.weight, job.form)
@@ -177,7 +177,7 @@ class Encoder:
             return self.memo.once(key, lambda: prepared.estimate_bits(level))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return self.processes.broadcast(dict(zip(jobs, pool.map(of_one, jobs.values()), strict=True)))
+            return self.processes.broadcast(sum(pool.map(of_one, jobs.values())))
 
     def quantize_one(self, job: Job, level: float) -> Quantized:
         """Quantize one tensor, or find it quantized; vectors are quantized sooner than found.

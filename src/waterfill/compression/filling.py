@@ -23,11 +23,24 @@ class Spending:
 
     Attributes:
         bits: of their symbols together.
-        ratios: bits that a matrix takes for every bit that is foreseen, by name.
+        ratio: bits that the largest matrices take for every bit that is foreseen.
     """
 
     bits: float
-    ratios: Mapping[str, float]
+    ratio: float
+
+
+def largest_half(jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """The largest matrices, until they have half of all weights."""
+    sizes = {name: job.weight.matrix.size for name, job in jobs.items()}
+    some: dict[str, Job] = {}
+    taken, half = 0, sum(sizes.values()) / 2
+    for name in sorted(jobs, key=lambda name: (-sizes[name], name)):
+        some[name] = jobs[name]
+        taken += sizes[name]
+        if taken >= half:
+            break
+    return some
 
 
 @dataclass(eq=False)
@@ -65,18 +78,13 @@ class FillingEncoder:
         return {name: found[name] for name in jobs}
 
     def _groups(self, jobs: Mapping[str, Job]) -> Iterator[dict[str, Job]]:
-        order = sorted(jobs, key=lambda name: (-jobs[name].weight.matrix.size, name))
-        rest = total = sum(histogram.number for histogram in self.foreseen.values())
-        some: dict[str, Job] = {}
-        taken = 0.0
-        for name in order:
-            some[name] = jobs[name]
-            taken += self.foreseen[name].number
-            if 2 * taken >= rest > SMALL_REST * total:
-                yield some
-                some, rest, taken = {}, rest - taken, 0.0
-        if some:
+        rest = total = sum(job.weight.matrix.size for job in jobs.values())
+        left = dict(jobs)
+        while left:
+            some = largest_half(left) if rest > SMALL_REST * total else left
             yield some
+            left = {name: job for name, job in left.items() if name not in some}
+            rest = sum(job.weight.matrix.size for job in left.values())
 
     def _quantized(self, jobs: dict[str, Job]) -> dict[str, Quantized]:
         ratio = self._taken / self._expected if self._expected > 0 and self._taken > 0 else 1.0

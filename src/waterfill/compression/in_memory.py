@@ -32,7 +32,7 @@ from waterfill.compression.encoder import (
     mean_scale,
     mean_zero_cost,
 )
-from waterfill.compression.filling import FillingEncoder, Spending
+from waterfill.compression.filling import FillingEncoder, Spending, largest_half
 from waterfill.compression.layerwise import NOTHING, CodedSegment, TensorEncoder, quantize_segment
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.lossless import LosslessTensors
@@ -218,6 +218,17 @@ class InMemoryWalk:
             own = VarianceHistogram.of(np.full(max(1, self.inventory.floating_values), self.mean_power))
         return self.settings.processes.broadcast(own)
 
+    @cached_property
+    def _foreseen(self) -> dict[str, Job]:
+        """The matrices whose bits are foreseen."""
+        matrices = {name: job for name, job in self.jobs.items() if not job.weight.is_vector}
+        return {name: job for name, job in matrices.items() if name in self.forecasts and self.forecasts[name].number}
+
+    @cached_property
+    def largest(self) -> dict[str, Job]:
+        """The largest of them, which have half of their weights."""
+        return largest_half(self._foreseen)
+
     @property
     def level_span(self) -> tuple[float, float]:
         """Lowest and highest base-2 logarithm of a water level."""
@@ -282,10 +293,9 @@ class InMemoryWalk:
 
     def _filling(self, spending: Spending) -> FillingEncoder:
         """The encoder that spends so many bits."""
-        found = {name: each.repeated(spending.ratios.get(name, 1.0)) for name, each in self.forecasts.items()}
-        matrices = {name: each for name, each in found.items() if not self.jobs[name].weight.is_vector and each.number}
+        foreseen = {name: self.forecasts[name].repeated(spending.ratio) for name in self._foreseen}
         low, high = self.level_span
-        return FillingEncoder(self.encoder, spending.bits, matrices, (2.0**low, 2.0**high))
+        return FillingEncoder(self.encoder, spending.bits, foreseen, (2.0**low, 2.0**high))
 
     def finished(self, candidate: FileCandidate) -> FileCandidate:
         """Tune the vectors of a trial where that is asked for, and measure it on all data."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -210,12 +210,10 @@ class SizeForecast:
     Attributes:
         beside: bytes beside what the walk quantizes.
         ratio: bits that are taken for every bit that is foreseen.
-        ratios: the same of every tensor, by name, where that is known.
     """
 
     beside: float
     ratio: float = 1.0
-    ratios: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def learned(cls, candidate: FileCandidate) -> SizeForecast:
@@ -226,17 +224,21 @@ class SizeForecast:
 
     @classmethod
     def estimated(cls, walk: InMemoryWalk, size: float) -> SizeForecast:
-        """What some rows of every tensor tell at about a size."""
+        """What some rows of every tensor tell at about a size; of the largest ones where the first of them tells more.
+
+        Args:
+            walk: of the model.
+            size: in bytes.
+        """
         bases = sum(basis_bits(job.basis) for job in walk.jobs.values() if job.basis is not None) / 8
         plain = cls(walk.limit_bytes + len(walk.prepared.lossless.packed.data) + bases)
         level = walk.level_of(plain.bits(size))
-        estimated = walk.encoder.estimate_bits(walk.jobs, level)
-        foreseen, bits = walk.forecast.forecast(level), sum(estimated.values())
-        if not (bits > 0 and foreseen > 0):
-            return plain
-        each = {name: histogram.forecast(level) for name, histogram in walk.forecasts.items()}
-        ratios = {name: estimated[name] / own for name, own in each.items() if own > 0 and estimated[name] > 0}
-        return replace(plain, ratio=bits / foreseen, ratios=ratios)
+        if walk.model is None and walk.largest:
+            jobs, foreseen = walk.largest, sum(walk.forecasts[name].forecast(level) for name in walk.largest)
+        else:
+            jobs, foreseen = walk.jobs, walk.forecast.forecast(level)
+        bits = walk.encoder.estimate_bits(jobs, level)
+        return replace(plain, ratio=bits / foreseen) if bits > 0 and foreseen > 0 else plain
 
     def bits(self, size: float) -> float:
         """Bits to be foreseen for a size."""
@@ -244,7 +246,7 @@ class SizeForecast:
 
     def spending(self, size: float) -> Spending:
         """What tensors may take of a size."""
-        return Spending(max(1.0, 8 * (size - self.beside)), self.ratios)
+        return Spending(max(1.0, 8 * (size - self.beside)), self.ratio)
 
 
 class _Files:

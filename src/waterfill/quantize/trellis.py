@@ -151,13 +151,16 @@ class Trellis:
     def _drafts(self, problem: Problem, room: int) -> list[Found]:
         """Paths of some rows through few states that cost the least: with zero in both subsets, larger steps, or not.
 
-        Both, where the difference is so small that more states may turn it round.
+        Both, where the difference is so small that more states may turn it round. At higher rates the tables of some
+        rows are fitted once: more rounds save .006 % of the bits.
         """
         sample = problem.sample()
         rounds = max(1, self.rounds - 1)
-        free = sample.drafted(sample.start(False), rounds)
+        once = 1 if sample is not problem else rounds
+        free = sample.drafted(sample.start(False), once)
         if self.lmbda == 0 or free.fit.bits > LOW_RATE * sample.x.size:
             return [free]
+        free = sample.drafted(free.fit, rounds - once, free) if rounds > once else free
         best: Found | None = None
         for stretch in (each for each in STRETCHES if each <= room):
             tried = sample.stretched(stretch)
