@@ -83,6 +83,46 @@ def axis_costs(magnitudes, rows, channels, taps, axis, offsets, lengths):
 
 
 @kernel
+def axis_powers(importance, values, rows, channels, taps, axis):
+    """Sums along one axis of importances and of squares, both in squared steps.
+
+    Args:
+        importance: float32 or float64 [out, channels, taps].
+        values: the same, of the same shape.
+        rows: float64 [out], squared steps.
+        channels: float64 [channels].
+        taps: float64 [taps].
+        axis: 0, 1 or 2.
+
+    Returns:
+        float64 [2, length of the axis].
+    """
+    columns = np.empty(channels.size * taps.size)
+    for c in range(channels.size):
+        columns[c * taps.size : (c + 1) * taps.size] = channels[c] * taps
+    prices, numbers = importance.reshape(rows.size, columns.size), values.reshape(rows.size, columns.size)
+    found, reciprocals = np.zeros((2, rows.size if axis == 0 else columns.size)), 1 / columns
+    for o in range(rows.size):
+        step, reciprocal = rows[o], 1 / rows[o]
+        price, power = 0.0, 0.0
+        for j in range(columns.size):
+            value = np.float64(numbers[o, j])
+            one, other = prices[o, j] * (step * columns[j]), value * value * (reciprocal * reciprocals[j])
+            if axis == 0:
+                price += one
+                power += other
+            else:
+                found[0, j] += one
+                found[1, j] += other
+        if axis == 0:
+            found[0, o], found[1, o] = price, power
+    if axis == 0:
+        return found
+    by_channel = found.reshape(2, channels.size, taps.size)
+    return by_channel.sum(axis=2) if axis == 1 else by_channel.sum(axis=1)
+
+
+@kernel
 def exponent_histogram(magnitudes, rows, channels, taps, low, high):
     """How often each magnitude occurs at each exponent low..high; int64 [high - low + 1, 256]."""
     columns = _columns(channels, taps)

@@ -28,7 +28,7 @@ ROUNDS = 3
 SHAPES_AN_OCTAVE = 256
 """Shapes are told apart by this part of an octave: one that is off by half of it costs 3e-7 bit."""
 
-SHAPED_VALUES = 1 << 15
+SHAPED_VALUES = 1 << 16
 """A shape is fitted to about so many values at most: that of n values is off by what takes `1 / (2 n)` nats each."""
 
 KEPT_SHAPES = 4
@@ -353,12 +353,10 @@ class _Fit:
         """
         if self._strict and self.count < max(FEWEST_SHAPED, SHAPED_FROM * self.parameters(found)):
             return 2.0
-        logs = self._some_logs - self._some_log_powers(found) / found.shape
-        largest = float(logs.max())
-        if largest == -math.inf:  # all that are looked at are equal to the mean
+        scales = [np.log(power) / found.shape for power in found.powers]
+        magnitudes = LogMagnitudes.over_scales(self._some_logs, self._places, scales)
+        if not magnitudes.logs.size:  # all that are looked at are equal to the mean
             return 2.0
-        logs -= largest
-        magnitudes = LogMagnitudes.of(logs if logs.min() > -math.inf else logs[logs > -math.inf])
         shape = 2.0 ** (round(SHAPES_AN_OCTAVE * math.log2(magnitudes.best_shape())) / SHAPES_AN_OCTAVE)
         gain = self.count * (magnitudes.entropy(2.0) - magnitudes.entropy(shape))
         return shape if gain > math.log2(self.count) / 2 else 2.0
