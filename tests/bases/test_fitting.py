@@ -1,10 +1,13 @@
 """Fitted bases find what their class can express."""
 
+import math
+
 import numpy as np
 import pytest
 
 from waterfill.bases.fitting import fitted_flips, fitted_rotations
-from waterfill.bases.rotations import classes, number_of_angles, number_of_pairs, parts
+from waterfill.bases.kernels import rounded_angles
+from waterfill.bases.rotations import LEARNT, classes, number_of_angles, number_of_pairs, parts
 from waterfill.bases.turning import matrix_of, turned_both
 from waterfill.records import CHANNELS, OUT, Flips, Layout
 
@@ -75,3 +78,23 @@ def test_rotations_of_some_directions_find_the_largest_variances(directions):
 def test_coordinates_that_are_independent_already_stay_in_place():
     basis = fitted_rotations(np.diag([8.0, 4.0, 2.0, 1.0]), OUT, 3)
     assert not basis.angles.any()
+
+
+def slow_angles(vectors, directions):
+    """Rotate whole rows, one after the other."""
+    left, found = np.array(vectors), []
+    for p in range(directions):
+        for q in range(p + 1, len(left)):
+            sign = math.copysign(1, left[p, p])
+            angle = round(LEARNT / math.tau * math.atan2(sign * left[q, p], abs(left[p, p])))
+            c, s = math.cos(math.tau * angle / LEARNT), math.sin(math.tau * angle / LEARNT)
+            left[p], left[q] = c * left[p] + s * left[q], c * left[q] - s * left[p]
+            found.append(angle)
+    return found
+
+
+@pytest.mark.parametrize(("length", "directions"), [(2, 1), (9, 9), (9, 4), (40, 39)])
+def test_angles_are_those_of_a_slow_twin(length, directions):
+    vectors = np.linalg.qr(np.random.default_rng(length).standard_normal((length, length)))[0]
+    found = rounded_angles(vectors.copy(), directions, LEARNT)
+    assert found.tolist() == slow_angles(vectors, directions)

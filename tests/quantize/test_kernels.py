@@ -104,3 +104,15 @@ def test_centroid_sums_are_weighted_shortfalls(case):
             shortfall = abs(k) - float(x[place]) * np.sign(k)
             expected[:, min(abs(k), 3) - 1] += weights[place] * np.array([1, shortfall])
     assert kernels.centroid_sums(x, importance, symbols) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_powers_along_an_axis_are_sums_over_all_other_places(axis):
+    rng = np.random.default_rng(axis)
+    shape = (5, 7, 3)
+    importance, values = rng.random(shape).astype(np.float32), rng.standard_normal(shape).astype(np.float32)
+    rows, channels, taps = (np.exp2(rng.integers(-4, 5, length) / 2) for length in shape)
+    squares = rows[:, None, None] * channels[:, None] * taps
+    others = tuple({0, 1, 2} - {axis})
+    expected = [(importance * squares).sum(others), (np.square(values, dtype=np.float64) / squares).sum(others)]
+    assert kernels.axis_powers(importance, values, rows, channels, taps, axis) == pytest.approx(np.array(expected))

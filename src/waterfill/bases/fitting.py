@@ -7,10 +7,10 @@ covariance of kernels nearly is, has few angles.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from waterfill.bases.rotations import LEARNT, classes, number_of_angles, parts
 from waterfill.bases.turning import matrix_of
@@ -28,11 +28,11 @@ def fitted_flips(covariance: Array, shape: Sequence[int]) -> Flips:
     (plain,) = parts(Flips(np.zeros(number_of_angles(shape), np.int8)), Layout((1, 1, *shape)))
     butterflies = matrix_of(plain).astype(np.float64)
     turned = butterflies @ covariance @ butterflies.T
-    angles: list[int] = []
+    angles = []
     for some in classes(shape):
         _, vectors = np.linalg.eigh(turned[np.ix_(some, some)])
-        angles += _angles(vectors[:, ::-1], len(some))
-    return Flips(np.array(angles, np.int8))
+        angles.append(_angles(vectors[:, ::-1], len(some)))
+    return Flips(np.concatenate(angles).astype(np.int8))
 
 
 def fitted_rotations(covariance: Array, axis: int, directions: int) -> Rotations:
@@ -44,10 +44,10 @@ def fitted_rotations(covariance: Array, axis: int, directions: int) -> Rotations
         directions: how many coordinates, below n.
     """
     _, vectors = np.linalg.eigh(covariance)
-    return Rotations(axis, directions, np.array(_angles(vectors[:, ::-1], directions), np.int8))
+    return Rotations(axis, directions, _angles(vectors[:, ::-1], directions).astype(np.int8))
 
 
-def _angles(vectors: Array, directions: int) -> list[int]:
+def _angles(vectors: Array, directions: int) -> NDArray[np.int64]:
     """Rounded angles of the rotations (0, 1), (0, 2), ..., (1, 2), ... that turn vectors into unit vectors, about.
 
     Angles are rounded one by one, each after those before it.
@@ -56,13 +56,7 @@ def _angles(vectors: Array, directions: int) -> list[int]:
         vectors: orthonormal, [n, n]; the first ones of its columns count, and their signs do not.
         directions: how many of them.
     """
-    left = np.array(vectors)
-    found = []
-    for p in range(min(directions, len(left))):
-        for q in range(p + 1, len(left)):
-            sign = math.copysign(1, left[p, p])
-            angle = round(LEARNT / math.tau * math.atan2(sign * left[q, p], abs(left[p, p])))
-            c, s = math.cos(math.tau * angle / LEARNT), math.sin(math.tau * angle / LEARNT)
-            left[p], left[q] = c * left[p] + s * left[q], c * left[q] - s * left[p]
-            found.append(angle)
+    from waterfill.bases.kernels import rounded_angles
+
+    found: NDArray[np.int64] = rounded_angles(np.array(vectors, order="C"), min(directions, len(vectors)), LEARNT)
     return found

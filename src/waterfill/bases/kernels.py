@@ -7,6 +7,8 @@ What is no number in the end, from infinities, is 0.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from waterfill.compiled import kernel
@@ -75,3 +77,33 @@ def multiply_vectors(values, matrix):
                     total[k] += factor * tile[i, k]
             for k in range(some):
                 values[start + k, j] = np.float32(total[k]) if total[k] == total[k] else np.float32(0.0)
+
+
+@kernel
+def rounded_angles(left, directions, turn):
+    """Angles of the rotations (0, 1), (0, 2), ..., (1, 2), ... that turn vectors into unit vectors, about.
+
+    Each is rounded after those before it.
+
+    Args:
+        left: float64 [n, n], with the vectors as columns; changed in place.
+        directions: how many of them count.
+        turn: whole number of angles in a full turn.
+
+    Returns:
+        int64 [rotations].
+    """
+    length = len(left)
+    found = np.empty(directions * length - directions * (directions + 1) // 2, np.int64)
+    at = 0
+    for p in range(directions):
+        for q in range(p + 1, length):
+            sign = math.copysign(1.0, left[p, p])
+            angle = round(turn / math.tau * math.atan2(sign * left[q, p], abs(left[p, p])))
+            c, s = math.cos(math.tau * angle / turn), math.sin(math.tau * angle / turn)
+            for k in range(p, length):
+                x, y = left[p, k], left[q, k]
+                left[p, k], left[q, k] = c * x + s * y, c * y - s * x
+            found[at] = angle
+            at += 1
+    return found

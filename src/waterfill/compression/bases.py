@@ -13,7 +13,8 @@ from waterfill.bases.turning import coefficients
 from waterfill.bundle.parts import part_of
 from waterfill.codec.basis_lines import angles_of
 from waterfill.codec.own import stored_bits
-from waterfill.compression.limits import SourceModels
+from waterfill.compression.limits import Sample, SourceModels
+from waterfill.errors import UsageError
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import QuadraticForm, Quantizer, Quartic, traits_of
 from waterfill.quantize.level_table import needs_table
@@ -22,6 +23,7 @@ from waterfill.quantize.trellis import PRICE_OF_BIT, lagrangian
 from waterfill.records import CHANNELS, OUT, TAPS, Basis, Cosines, Flips, Floats, Layout, Rotations, Weight
 from waterfill.resume.folder import NOTHING_KEPT, Memo
 from waterfill.theory.checks import Array
+from waterfill.theory.scaled_source import ScaledSource
 
 LEAST_GAIN = 0.01
 """Bits per weight that a basis has to save."""
@@ -52,6 +54,9 @@ Rows of an autoregression of .95 over their scales have 3.8, lumps whose spread 
 
 LARGEST = 2.0**100
 """Magnitude of the weights of a tensor that is turned, at most: sums stay in range."""
+
+SAMPLED = 1 << 17
+"""Weights of a tensor by which bases that do not mix its rows are compared, at least."""
 
 SMALL = 1 << 13
 """Tensors of at most so many weights are quantized in every basis; of larger ones bits are foreseen."""
@@ -113,19 +118,24 @@ class Bases:
         if isinstance(form, Quartic) or not self._may_turn(weight):
             return None
         candidates = [each for each in _candidates(weight, form) if isinstance(each, self.kinds)]
-        sources = SourceModels()
-        if not candidates or _has_lumps(weight, sources):
+        if not candidates:
             return None
+        sources = SourceModels()
+        sample, form = _sampled(weight, form, mixes_rows=any(each.axis == OUT for each in candidates))
+        if weight.matrix.size > SMALL and _has_lumps(weight, sources.source(sample.weight)):
+            return None
+        weight = sample.weight
         level = self.level
         if level is None:
             level = sources.forecast(weight, form).level_at_forecast(RATE * weight.matrix.size)
-        best, least = None, self._price(weight, form, level, sources)
-        if least > MOST_BITS * weight.matrix.size:
+        best, least = None, sample.times * self._price(weight, form, level, sources)
+        if least > MOST_BITS * sample.times * weight.matrix.size:
             return None
-        least -= max(LEAST_GAIN * weight.matrix.size, LEAST_BITS)
+        least -= max(LEAST_GAIN * sample.times * weight.matrix.size, LEAST_BITS)
         for basis in candidates:
             form_there = form_in_basis(form, basis, weight.layout)
-            price = _side_bits(basis) + self._price(in_basis(weight, basis), form_there, level, SourceModels())
+            price = sample.times * self._price(in_basis(weight, basis), form_there, level, SourceModels())
+            price += basis_bits(basis)
             if price < least:
                 best, least = basis, price
         return best
@@ -162,12 +172,20 @@ def form_in_basis(form: QuadraticForm | None, basis: Basis | None, layout: Layou
     return form if form is None or basis is None else form.turned(basis, layout)
 
 
-def _has_lumps(weight: Weight, sources: SourceModels) -> bool:
-    """Whether a large tensor has a flat density, as that of two lumps: a code may know them, a forecast does not.
+def _sampled(weight: Weight, form: QuadraticForm | None, *, mixes_rows: bool) -> tuple[Sample, QuadraticForm | None]:
+    """Some rows of a tensor by which bases are compared, with their form; all where a basis mixes them."""
+    sample = Sample.of(weight) if mixes_rows else Sample.of(weight, SAMPLED)
+    try:
+        return sample, None if form is None else sample.form(form)
+    except UsageError:  # groups of rows that have columns of their own
+        return Sample(weight, 1, 1.0), form
+
+
+def _has_lumps(weight: Weight, source: ScaledSource | None) -> bool:
+    """Whether a tensor has a flat density, as that of two lumps: a code may know them, a forecast does not.
 
     Smooth rows look flat over their scales, too, but less than lumps do, and neighbours go on.
     """
-    source = sources.source(weight) if weight.matrix.size > SMALL else None
     if source is None or source.shape <= FLAT:
         return False
     smooth = max(abs(_correlation(weight, axis)) for axis in (OUT, CHANNELS)) > SMOOTH
@@ -180,7 +198,7 @@ def _has_few_values(matrix: Floats) -> bool:
     return bool(np.unique(some).size * TIMES_A_VALUE <= some.size)
 
 
-def _side_bits(basis: Basis) -> float:
+def basis_bits(basis: Basis) -> float:
     """What a file says of a basis."""
     return LINE_BITS + sum(float(stored_bits(angles).min()) for angles in angles_of(basis) if angles.size)
 
@@ -236,9 +254,10 @@ def _covariance(weight: Weight, form: QuadraticForm | None, axis: int) -> Array:
 
 
 def _correlation(weight: Weight, axis: int) -> float:
-    """Of neighbours along an axis, rows alike."""
+    """Of neighbours along an axis, of a large tensor for some of the places along the others."""
     values = weight.matrix.reshape(weight.layout.axes)
-    values = np.moveaxis(values, axis, 0)
+    every = max(1, weight.matrix.size // SAMPLED)
+    values = np.moveaxis(values[:, ::every] if axis == OUT else values[::every], axis, 0)
     if len(values) < 2:
         return 0.0
     total = float(np.vdot(values, values))

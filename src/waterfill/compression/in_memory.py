@@ -32,10 +32,11 @@ from waterfill.compression.encoder import (
     mean_scale,
     mean_zero_cost,
 )
-from waterfill.compression.layerwise import NOTHING, CodedSegment, quantize_segment
+from waterfill.compression.filling import FillingEncoder, Spending, largest_half
+from waterfill.compression.layerwise import NOTHING, CodedSegment, TensorEncoder, quantize_segment
 from waterfill.compression.limits import SourceModels
 from waterfill.compression.lossless import LosslessTensors
-from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2
+from waterfill.compression.rate_control import HIGHEST_LOG2, LOWEST_LOG2, summed
 from waterfill.compression.rate_model import VarianceHistogram
 from waterfill.compression.regrouped import RegroupedBatches
 from waterfill.compression.report_rows import ReportBuilder
@@ -202,14 +203,31 @@ class InMemoryWalk:
         return self.settings.processes.broadcast(mean_zero_cost(self.jobs))
 
     @cached_property
+    def forecasts(self) -> dict[str, VarianceHistogram]:
+        """Components of all tensors whose sensitivity is known, and of all matrices, by name."""
+        self.sources.fit(job.weight for job in self.jobs.values())
+        known = {name: job for name, job in self.jobs.items() if job.form is not None or not job.weight.is_vector}
+        found = {name: self.sources.forecast(job.weight, job.form) for name, job in known.items()}
+        return self.settings.processes.broadcast(found)
+
+    @cached_property
     def forecast(self) -> VarianceHistogram:
         """By which files take about so many bits at a level."""
-        self.sources.fit(job.weight for job in self.jobs.values())
-        known = [job for job in self.jobs.values() if job.form is not None or not job.weight.is_vector]
-        own = sum((self.sources.forecast(job.weight, job.form) for job in known), VarianceHistogram.none())
+        own = summed(self.forecasts.values())
         if not own.number:  # vectors of unknown importance alone, whose precision goes by the level
             own = VarianceHistogram.of(np.full(max(1, self.inventory.floating_values), self.mean_power))
         return self.settings.processes.broadcast(own)
+
+    @cached_property
+    def _foreseen(self) -> dict[str, Job]:
+        """The matrices whose bits are foreseen."""
+        matrices = {name: job for name, job in self.jobs.items() if not job.weight.is_vector}
+        return {name: job for name, job in matrices.items() if name in self.forecasts and self.forecasts[name].number}
+
+    @cached_property
+    def largest(self) -> dict[str, Job]:
+        """The largest of them, which have half of their weights."""
+        return largest_half(self._foreseen)
 
     @property
     def level_span(self) -> tuple[float, float]:
@@ -250,7 +268,12 @@ class InMemoryWalk:
     # Candidates
 
     def trial(
-        self, water_level: float, known: Mapping[str, Quantized] = NOTHING, *, coarsely: bool = False
+        self,
+        water_level: float,
+        known: Mapping[str, Quantized] = NOTHING,
+        *,
+        coarsely: bool = False,
+        spending: Spending | None = None,
     ) -> FileCandidate:
         """Quantize in sequence and correct statistics on the way, then price, encode, and measure to choose by.
 
@@ -258,12 +281,21 @@ class InMemoryWalk:
             water_level: mean cost of an error per weight.
             known: what is quantized already, of what does not look at activations.
             coarsely: by a search that is soon done, to compare ways to share the bits.
+            spending: what tensors that look at no activations take together; their levels then are near the level.
         """
-        encoder = self.encoder.coarse if coarsely else self.encoder
+        encoder: TensorEncoder = self.encoder.coarse if coarsely else self.encoder
+        if spending is not None:
+            encoder = self._filling(spending)
         candidate = self._candidate(
             water_level, quantize_segment(self._segment(), water_level, encoder, self.sources, known)
         )
         return candidate if self.model is None else self._compared(candidate, self.model)
+
+    def _filling(self, spending: Spending) -> FillingEncoder:
+        """The encoder that spends so many bits."""
+        foreseen = {name: self.forecasts[name].repeated(spending.ratio) for name in self._foreseen}
+        low, high = self.level_span
+        return FillingEncoder(self.encoder, spending.bits, foreseen, (2.0**low, 2.0**high))
 
     def finished(self, candidate: FileCandidate) -> FileCandidate:
         """Tune the vectors of a trial where that is asked for, and measure it on all data."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -174,10 +175,10 @@ class _Coder:
         """Quantize slices for their own values, some at a time, and write them back."""
         for some in _batched(slices):
             jobs = {each.entry.name: self.encoder.job(each.weight, each.form) for each in some if each.weight}
-            values = self._code(some, jobs, known)
+            self._code(some, jobs, known)
             for each in some:
-                if each.entry.name in values:
-                    self.segment.write(each, values[each.entry.name])
+                if each.weight is not None:
+                    self.segment.write(each, partial(self._decoded, each))
 
     def visit(self, names: Sequence[str], inputs: Mapping[str, LayerInputs]) -> dict[str, Tensor]:
         """Quantize matrices for targets of their own; gives the values that they get."""
@@ -187,20 +188,18 @@ class _Coder:
             for each in slices
             if each.weight is not None
         }
-        values = self._code(slices, jobs, NOTHING)
+        self._code(slices, jobs, NOTHING)
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for each in slices:
-            parts[each.tensor].append(values[each.entry.name])
+            parts[each.tensor].append(self._decoded(each))
         return {name: torch.cat(some) if len(some) > 1 else some[0] for name, some in parts.items()}
 
     def _corrected(self, piece: TensorSlice, weight: Weight, inputs: LayerInputs) -> Job:
         form = piece.form if inputs.form is None else inputs.form
         return self.encoder.job(weight, form, inputs.target(weight))
 
-    def _code(
-        self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], known: Mapping[str, Quantized]
-    ) -> dict[str, Tensor]:
-        """Quantize and report; gives the values as they will be decoded."""
+    def _code(self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], known: Mapping[str, Quantized]) -> None:
+        """Quantize and report."""
         for each in slices:
             self.coded.entries[each.entry.name] = each.entry
             if each.exact is not None:
@@ -212,11 +211,11 @@ class _Coder:
         quantized = {name: known[name] for name in jobs if name in known} | self.encoder.quantize(new, self.level)
         self.coded.quantized |= quantized
         self._report(slices, jobs, quantized)
-        return {
-            each.entry.name: decoded(each.entry, each.weight.layout, quantized[each.entry.name])
-            for each in slices
-            if each.weight is not None
-        }
+
+    def _decoded(self, piece: TensorSlice) -> Tensor:
+        """Values of a slice that is quantized, as they will be decoded."""
+        assert piece.weight is not None
+        return decoded(piece.entry, piece.weight.layout, self.coded.quantized[piece.entry.name])
 
     def _report(
         self, slices: Sequence[TensorSlice], jobs: Mapping[str, Job], quantized: Mapping[str, Quantized]
@@ -226,7 +225,7 @@ class _Coder:
         priced = {name: weight for name, weight in originals.items() if quantized[name].distortion > 0}
         models = self.sources.models(priced, {name: jobs[name].form for name in priced})
         for name, weight in originals.items():
-            report = replace(self.coded.reports[name], loss=jobs[name].loss(quantized[name]))
+            report = replace(self.coded.reports[name], loss=_loss(jobs[name], quantized[name]))
             importance = jobs[name].importance
             self.coded.unit = self.coded.unit if importance is None else importance.unit
             if name in models:
@@ -235,6 +234,13 @@ class _Coder:
                 components = models[name].components
                 report = replace(report, limit=limit, components=components, distortion=distortion)
             self.coded.reports[name] = report
+
+
+def _loss(job: Job, quantized: Quantized) -> float | None:
+    """The distortion of the model that the importance predicts; the search knows it where it went by it."""
+    if job.importance is not None and job.form is job.importance:
+        return job.importance.factor * quantized.distortion
+    return job.loss(quantized)
 
 
 def _batched(slices: Iterable[TensorSlice]) -> Iterator[list[TensorSlice]]:

@@ -10,7 +10,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.compression.bases import basis_bits
 from waterfill.compression.calibration import CalibratedModel
+from waterfill.compression.filling import Spending
 from waterfill.compression.in_memory import FileCandidate, InMemoryWalk, filled
 from waterfill.compression.mixing import mixed
 from waterfill.compression.quality import Losses, floor_of_quality, losses_of
@@ -222,15 +224,29 @@ class SizeForecast:
 
     @classmethod
     def estimated(cls, walk: InMemoryWalk, size: float) -> SizeForecast:
-        """What some rows of every tensor tell at about a size."""
-        plain = cls(walk.limit_bytes + len(walk.prepared.lossless.packed.data))
+        """What some rows of every tensor tell at about a size; of the largest ones where the first of them tells more.
+
+        Args:
+            walk: of the model.
+            size: in bytes.
+        """
+        bases = sum(basis_bits(job.basis) for job in walk.jobs.values() if job.basis is not None) / 8
+        plain = cls(walk.limit_bytes + len(walk.prepared.lossless.packed.data) + bases)
         level = walk.level_of(plain.bits(size))
-        foreseen, bits = walk.forecast.forecast(level), walk.encoder.estimate_bits(walk.jobs, level)
+        if walk.model is None and walk.largest:
+            jobs, foreseen = walk.largest, sum(walk.forecasts[name].forecast(level) for name in walk.largest)
+        else:
+            jobs, foreseen = walk.jobs, walk.forecast.forecast(level)
+        bits = walk.encoder.estimate_bits(jobs, level)
         return replace(plain, ratio=bits / foreseen) if bits > 0 and foreseen > 0 else plain
 
     def bits(self, size: float) -> float:
         """Bits to be foreseen for a size."""
         return max(1.0, 8 * (size - self.beside) / self.ratio)
+
+    def spending(self, size: float) -> Spending:
+        """What tensors may take of a size."""
+        return Spending(max(1.0, 8 * (size - self.beside)), self.ratio)
 
 
 class _Files:
@@ -278,7 +294,7 @@ class _Files:
         finer: list[FileCandidate] = []
 
         def attempt(place: float) -> Trial[FileCandidate]:
-            found = self._try(place)
+            found = self._try(place, limit)
             if found.size_bytes > limit and all(found.packed.data != each.packed.data for each in finer):
                 finer.append(found)
             return Trial(place, float(found.size_bytes), found)
@@ -321,8 +337,12 @@ class _Files:
         self.forecast = SizeForecast.learned(found)
         return found
 
-    def _try(self, place: float) -> FileCandidate:
-        found = self._learn(self.walk.trial(self.walk.level_of(2.0**-place)))
+    def _try(self, place: float, limit: float) -> FileCandidate:
+        """A trial; without activations that depend on it, the first one fills the limit from tensor to tensor."""
+        level, spending = self.walk.level_of(2.0**-place), None
+        if self.walk.model is None and self._coarsest is None and self.forecast is not None:
+            spending = self.forecast.spending(limit * (1 - WITHIN / 2))
+        found = self._learn(self.walk.trial(level, spending=spending))
         self._finest = min(self._finest, place)
         if self._coarsest is None or found.water_level >= self._coarsest.water_level:
             self._coarsest = found

@@ -39,9 +39,14 @@ class Sample:
     times: float
 
     @classmethod
-    def of(cls, weight: Weight) -> Sample:
-        """Take every k-th row of a large matrix; all of a smaller one, and of one whose rows are not alike."""
-        step = max(1, weight.matrix.size // SAMPLED) if weight.are_rows_alike else 1
+    def of(cls, weight: Weight, sampled: int | None = None) -> Sample:
+        """Take every k-th row of a large matrix; all of a smaller one, and of one whose rows are not alike.
+
+        Args:
+            weight: the matrix.
+            sampled: how many weights are taken, at least; None for `SAMPLED`.
+        """
+        step = max(1, weight.matrix.size // (sampled or SAMPLED)) if weight.are_rows_alike else 1
         if step == 1:
             return cls(weight, 1, 1.0)
         rows = weight.matrix[::step]

@@ -75,8 +75,8 @@ class Segment(ABC):
         del coded
         return ()
 
-    def write(self, piece: TensorSlice, values: Tensor) -> None:  # noqa: B027
-        """Give a slice of the compressed segment its values."""
+    def write(self, piece: TensorSlice, values: Callable[[], Tensor]) -> None:  # noqa: B027
+        """Give a slice of the compressed segment its values, which are decoded where somebody looks at them."""
 
     def finish(self) -> None:  # noqa: B027
         """Take what was quantized last for good."""
@@ -204,10 +204,10 @@ class WholeModel(Segment):
                 moved = each.weight.is_vector and each.tensor in found
                 yield replace(each, weight=found[each.tensor], before=each.weight) if moved else each
 
-    def write(self, piece: TensorSlice, values: Tensor) -> None:
+    def write(self, piece: TensorSlice, values: Callable[[], Tensor]) -> None:
         """Give a matrix of the copy its values; vectors are read no more."""
         if piece.weight is not None and not piece.weight.is_vector:
-            self.model.copy.state_dict()[piece.tensor].copy_(values)
+            self.model.copy.state_dict()[piece.tensor].copy_(values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,12 +362,12 @@ class ModelPart(Segment):
         now = self.compressed.rows(whole.name).to(whole.values.dtype).reshape(whole.values.shape)
         return replace(piece, weight=weight_of(whole.name, now, whole.layout), before=piece.weight)
 
-    def write(self, piece: TensorSlice, values: Tensor) -> None:
+    def write(self, piece: TensorSlice, values: Callable[[], Tensor]) -> None:
         """Give rows of the compressed part their values."""
         if piece.tensor in self.compressed.places:
             rows = self.compressed.rows(piece.tensor)
             some = rows[piece.rows] if rows.ndim else rows
-            some.copy_(values.reshape(some.shape))
+            some.copy_(values().reshape(some.shape))
 
     def finish(self) -> None:
         """Let the batches go on."""

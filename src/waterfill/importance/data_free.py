@@ -133,7 +133,9 @@ class row_scale(_ByWeights):
         return "row_scale"
 
     def _prices(self, weight: Weight) -> float | Doubles:
-        squares = np.square(weight.matrix, dtype=np.float64).mean(1, keepdims=True)
+        matrix = weight.matrix
+        sums = np.einsum("oi,oi->o", matrix, matrix, dtype=np.float64, casting="same_kind")
+        squares = sums[:, None] / max(1, matrix.shape[1])
         mean = float(squares.mean()) if squares.size else 0.0
         if not mean > 0:
             return 1.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from waterfill.bases.turning import turned_diagonal
 from waterfill.errors import UsageError
 from waterfill.protocols import QuadraticForm, Quartic
-from waterfill.records import Floats, Layout, Turn
+from waterfill.records import OUT, Floats, Layout, Turn
 from waterfill.theory.scaled_source import ScaledSource
 from waterfill.theory.spectra import Products
 
@@ -132,6 +132,23 @@ class DiagonalForm(_EntryByEntry):
     def rows_of(self, rows: slice) -> DiagonalForm:
         """The form of some rows of the matrix."""
         return replace(self, values=self.values[rows])
+
+    def conditional_variances(self, source: ScaledSource, matrix: Floats) -> tuple[Doubles, Doubles]:
+        """The component variances and a one; of rows that have one price each, as products of rows and columns."""
+        if source.zeros > 0 or not (self.values == self.values[:, :1]).all():
+            return super().conditional_variances(source, matrix)
+        rows, columns = source.power_factors()
+        return rows * self.values[:, 0], columns
+
+    def turned(self, basis: Turn, layout: Layout) -> DiagonalForm:
+        """See `_EntryByEntry.turned`; the form itself where all that a basis mixes has one price.
+
+        Args:
+            basis: in which the weights are.
+            layout: of the matrix.
+        """
+        first = self.values[:1] if basis.axis == OUT else self.values[:, :1]
+        return self if (self.values == first).all() else super().turned(basis, layout)
 
     def regularised(self, mu: float) -> Self:
         """Add `mu` times the mean of the absolute diagonal to it.

@@ -30,7 +30,7 @@ def weight_excess(matrix: Floats) -> float:
         >>> weight_excess(np.full((2, 4), 3.0, np.float32)), weight_excess(np.full((2, 4), 3 / 1024, np.float32))
         (1.0, 0.0078125)
     """
-    squares = float(np.square(matrix, dtype=np.float64).mean()) if matrix.size else 0.0
+    squares = float(np.einsum("oi,oi->", matrix, matrix, dtype=np.float64, casting="same_kind")) / max(1, matrix.size)
     if not squares > 0:
         return 1.0
     octaves = float(np.log2(squares * matrix.shape[1])) / 2

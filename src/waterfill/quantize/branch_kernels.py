@@ -83,13 +83,16 @@ def _clipped(level):
 
 
 @njit(inline="always")
+def _shrink_of_branch(smallest, shrink):
+    """Of the levels of a branch, the magnitude of the smallest, and how far it and all others lie towards zero."""
+    return abs(smallest), shrink[abs(smallest)], shrink[3]
+
+
+@njit(inline="always")
 def _moved(level, shrink):
-    """How far a level lies from where it would be, towards zero."""
-    magnitude = abs(level)
-    size = shrink[3]
-    size = shrink[2] if magnitude == 2 else size
-    size = shrink[1] if magnitude == 1 else size
-    size = np.float32(0) if magnitude == 0 else size
+    """How far a level of a branch lies from where it would be, towards zero."""
+    smallest, of_smallest, of_others = shrink
+    size = of_smallest if abs(level) <= smallest else of_others
     return -size if level > 0 else size
 
 
@@ -156,7 +159,7 @@ def _cheapest(values, weights, smallest, sided, shrink, rooms, costs, levels):
         weights: float32 [n] of the squared errors.
         smallest: the smallest level.
         sided: whether it is on the side of the weight.
-        shrink: see `branch_costs`.
+        shrink: see `_shrink_of_branch`; None for not at all.
         rooms: with levels and prices.
         costs: float32 [n], filled.
         levels: int32 [n], filled.
@@ -195,12 +198,14 @@ def branch_costs(values, weights, starts, bits, zero, shrink, rooms, levels):
             offset, least = OFFSETS_WITH_ZERO[branch], SMALLEST_WITH_ZERO[branch]
             _nearest_size(values, offset, least, rooms)
             _look_up(starts, shift, least, bits, rooms)
-            _cheapest_sizes(values, weights, least, shrink, rooms, costs, best)
+            of_branch = None if shrink is None else _shrink_of_branch(least, shrink)
+            _cheapest_sizes(values, weights, least, of_branch, rooms, costs, best)
         else:
             offset, least = OFFSETS[branch], SMALLEST[branch]
             _nearest(values, offset, rooms)
             _look_up(starts, shift, least, bits, rooms)
-            _cheapest(values, weights, least, branch == 1, shrink, rooms, costs, best)
+            of_branch = None if shrink is None else _shrink_of_branch(least, shrink)
+            _cheapest(values, weights, least, branch == 1, of_branch, rooms, costs, best)
 
 
 @kernel

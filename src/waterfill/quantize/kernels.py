@@ -11,10 +11,41 @@ from numba import njit
 
 from waterfill.compiled import kernel
 
+MOST_OFFSETS = 8
+"""Of which costs are worked out side by side."""
+
 
 @njit(inline="always")
 def _clip(exponent, top):
     return min(max(exponent, 0), top)
+
+
+@njit
+def _columns(channels, taps):
+    """Exponents of all columns, int64 [channels * taps]."""
+    found = np.empty(channels.size * taps.size, np.int64)
+    for c in range(channels.size):
+        for t in range(taps.size):
+            found[c * taps.size + t] = channels[c] + taps[t]
+    return found
+
+
+@njit
+def _side_by_side(offsets, lengths, low, high):
+    """Bits of every magnitude under each offset, float64 [high - low + 1, 256, MOST_OFFSETS]; 0 under those left over.
+
+    Args:
+        offsets: int64 [k], added to the exponents.
+        lengths: float32 [exponents, 256].
+        low: first exponent.
+        high: last exponent.
+    """
+    top = lengths.shape[0] - 1
+    found = np.zeros((high - low + 1, 256, MOST_OFFSETS))
+    for e in range(len(found)):
+        for k in range(offsets.size):
+            found[e, :, k] = lengths[_clip(low + e + offsets[k], top)]
+    return found
 
 
 @kernel
@@ -27,37 +58,84 @@ def axis_costs(magnitudes, rows, channels, taps, axis, offsets, lengths):
         channels: int64 [channels].
         taps: int64 [taps].
         axis: 0, 1 or 2.
-        offsets: int64 [k], added to the exponents of the axis.
+        offsets: int64 [k], added to the exponents of the axis, `MOST_OFFSETS` at most.
         lengths: float32 [exponents, 256].
 
     Returns:
         float64 [length of the axis, k].
     """
-    n_out, n_channels, n_taps = magnitudes.shape
-    top = lengths.shape[0] - 1
-    costs = np.zeros((magnitudes.shape[axis], offsets.size))
-    for o in range(n_out):
-        for c in range(n_channels):
-            for t in range(n_taps):
-                index = o if axis == 0 else (c if axis == 1 else t)
-                exponent = rows[o] + channels[c] + taps[t]
-                magnitude = magnitudes[o, c, t]
-                for k in range(offsets.size):
-                    costs[index, k] += lengths[_clip(exponent + offsets[k], top), magnitude]
-    return costs
+    columns = _columns(channels, taps)
+    low, high = rows.min() + columns.min(), rows.max() + columns.max()
+    bits = _side_by_side(offsets, lengths, low, high)
+    flat = magnitudes.reshape(rows.size, columns.size)
+    costs = np.zeros((rows.size if axis == 0 else columns.size, MOST_OFFSETS))
+    for o in range(rows.size):
+        first, values = rows[o] - low, flat[o]
+        for j in range(columns.size):
+            cost, added = costs[o if axis == 0 else j], bits[first + columns[j], values[j]]
+            for k in range(MOST_OFFSETS):
+                cost[k] += added[k]
+    if axis == 1:
+        costs = costs.reshape(channels.size, taps.size, MOST_OFFSETS).sum(axis=1)
+    elif axis == 2:
+        costs = costs.reshape(channels.size, taps.size, MOST_OFFSETS).sum(axis=0)
+    return costs[:, : offsets.size].copy()
+
+
+@kernel
+def axis_powers(importance, values, rows, channels, taps, axis):
+    """Sums along one axis of importances and of squares, both in squared steps.
+
+    Args:
+        importance: float32 or float64 [out, channels, taps].
+        values: the same, of the same shape.
+        rows: float64 [out], squared steps.
+        channels: float64 [channels].
+        taps: float64 [taps].
+        axis: 0, 1 or 2.
+
+    Returns:
+        float64 [2, length of the axis].
+    """
+    columns = np.empty(channels.size * taps.size)
+    for c in range(channels.size):
+        columns[c * taps.size : (c + 1) * taps.size] = channels[c] * taps
+    prices, numbers = importance.reshape(rows.size, columns.size), values.reshape(rows.size, columns.size)
+    found, reciprocals = np.zeros((2, rows.size if axis == 0 else columns.size)), 1 / columns
+    for o in range(rows.size):
+        step, reciprocal = rows[o], 1 / rows[o]
+        price, power = 0.0, 0.0
+        for j in range(columns.size):
+            value = np.float64(numbers[o, j])
+            one, other = prices[o, j] * (step * columns[j]), value * value * (reciprocal * reciprocals[j])
+            if axis == 0:
+                price += one
+                power += other
+            else:
+                found[0, j] += one
+                found[1, j] += other
+        if axis == 0:
+            found[0, o], found[1, o] = price, power
+    if axis == 0:
+        return found
+    by_channel = found.reshape(2, channels.size, taps.size)
+    return by_channel.sum(axis=2) if axis == 1 else by_channel.sum(axis=1)
 
 
 @kernel
 def exponent_histogram(magnitudes, rows, channels, taps, low, high):
     """How often each magnitude occurs at each exponent low..high; int64 [high - low + 1, 256]."""
-    n_out, n_channels, n_taps = magnitudes.shape
-    counts = np.zeros((high - low + 1, 256), np.int64)
-    for o in range(n_out):
-        for c in range(n_channels):
-            partial = rows[o] + channels[c] - low
-            for t in range(n_taps):
-                counts[partial + taps[t], magnitudes[o, c, t]] += 1
-    return counts
+    columns = _columns(channels, taps)
+    flat = magnitudes.reshape(rows.size, columns.size)
+    counts = np.zeros((2, high - low + 1, 256), np.int64)  # of every second column each: equal neighbours do not wait
+    for o in range(rows.size):
+        first, values = rows[o] - low, flat[o]
+        for j in range(0, columns.size - 1, 2):
+            counts[0, first + columns[j], values[j]] += 1
+            counts[1, first + columns[j + 1], values[j + 1]] += 1
+        if columns.size % 2:
+            counts[0, first + columns[-1], values[-1]] += 1
+    return counts[0] + counts[1]
 
 
 @kernel

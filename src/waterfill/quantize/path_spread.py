@@ -125,6 +125,27 @@ def of_all(fit: PathFit, known: PathFit) -> PathFit:
     return replace(fit, offsets=(rows, *fit.offsets[1:]), steps=steps)
 
 
+def extended(fit: PathFit, symbols: Symbols, layout: Layout, steps: AxisScales) -> PathFit:
+    """The fit of some rows for all rows, whose offsets go by symbols that are nearly those of either subset.
+
+    Args:
+        fit: of some rows, which says what columns and tables are.
+        symbols: of all rows, int32 [out, in].
+        layout: of the tensor.
+        steps: scales of the steps of all rows.
+    """
+    if fit.wide:
+        return of_all(fit, start(symbols, layout, fit.zero, steps))
+    some = fit.offsets[0]
+    fit = replace(fit, offsets=spreads.replaced(fit.offsets, 0, None), steps=steps)
+    if some is None:
+        return fit.sorted()
+    magnitudes = np.minimum(np.abs(symbols), 127).astype(np.uint8).reshape(layout.axes)
+    rows = spreads.proposed(magnitudes, spreads.exponents_of(fit.offsets, layout, 0), 0)
+    tried = (replace(fit, offsets=offsets) for offsets in _tried(magnitudes, layout, fit, 0, rows))
+    return min(tried, key=lambda each: _fit_bases(magnitudes, layout, each).bits).sorted()
+
+
 def refit(
     levels: Symbols,
     paths: Paths,

@@ -182,27 +182,42 @@ def _step_scales(importance: Floats, weight: Weight, water_level: float) -> Axis
     scales: list[Scales | None] = [None, None, None]
     if importance.size <= 1:
         return None, None, None
-    rest = importance.reshape(axes).astype(np.float64)
-    power = np.square(weight.matrix.reshape(axes), dtype=np.float64)
+    applied = [np.ones(length) for length in axes]
     for axis in range(3):
         if axes[axis] < 2:
             continue
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        others = tuple(a for a in range(3) if a != axis)
-        factor, powers, count = rest.mean(axis=others), power.mean(axis=others), rest.size // axes[axis]
+        factor, powers = _axis_means(importance.reshape(axes), weight.matrix.reshape(axes), applied, axis)
+        count = importance.size // axes[axis]
         live = powers > 0
         lowest = np.divide(water_level / BELOW_WATER, powers, out=np.full(axes[axis], 1e-300), where=live)
         logs = -2 * np.log2(np.maximum(np.maximum(factor, lowest), 1e-300))  # quarter octaves of the step
         middle = np.median(logs[live]) if live.any() else 0.0
         quantized = _rounded(np.where(live, logs - middle, 0.0), count)
-        applied = np.exp2(quantized.astype(np.float64) / 2)
-        same, scaled = factor.mean(), (factor * applied).mean() / applied
+        squares = np.exp2(quantized.astype(np.float64) / 2)
+        same, scaled = factor.mean(), (factor * squares).mean() / squares
         ratios = np.maximum(powers * same / water_level, 1) / np.maximum(powers * scaled / water_level, 1)
         if quantized.any() and 0.5 * count * float(np.log2(ratios).sum()) > stored(quantized).bits:
             scales[axis] = quantized
-            rest, power = rest * applied.reshape(shape), power / applied.reshape(shape)
+            applied[axis] = squares
     return scales[0], scales[1], scales[2]
+
+
+def _axis_means(
+    importance: Floats, values: Floats, squares: list[NDArray[np.float64]], axis: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean importance and mean power in squared steps along one axis, [length of the axis] each.
+
+    Args:
+        importance: [out, channels, taps].
+        values: of the same shape.
+        squares: squared steps of rows, channels and taps.
+        axis: 0, 1 or 2.
+    """
+    from waterfill.quantize import kernels
+
+    sums = kernels.axis_powers(np.ascontiguousarray(importance), np.ascontiguousarray(values), *squares, axis)
+    factor, power = sums * (values.shape[axis] / values.size)
+    return factor, power
 
 
 def _rounded(wanted: NDArray[np.float64], count: int) -> Scales:

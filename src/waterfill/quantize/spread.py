@@ -186,7 +186,7 @@ def _tried(
     magnitudes: NDArray[np.uint8], layout: Layout, fit: Fit, axis: int, start: Fit | None
 ) -> Iterator[AxisOffsets]:
     """Offsets with others on one axis."""
-    known = start.offsets[axis] if start else _propose(magnitudes, fit, layout, axis)
+    known = start.offsets[axis] if start else proposed(magnitudes, fit.exponents(layout), axis)
     exact = opposite(fit.steps[axis])
     for proposal in proposals(known, exact):
         yield replaced(fit.offsets, axis, _refine(magnitudes, fit, layout, axis, proposal))
@@ -293,9 +293,9 @@ def replaced(offsets: AxisOffsets, axis: int, new: Offsets | None) -> AxisOffset
     return parts[0], parts[1], parts[2]
 
 
-def _propose(magnitudes: NDArray[np.uint8], fit: Fit, layout: Layout, axis: int) -> Offsets:
-    """Offsets of one axis from mean magnitudes, divided by what the other axes explain."""
-    scale = [np.exp2(e / 8) for e in fit.exponents(layout)]
+def proposed(magnitudes: NDArray[np.uint8], exponents: tuple[Offsets, Offsets, Offsets], axis: int) -> Offsets:
+    """Offsets of one axis from mean magnitudes, divided by what the exponents of the other axes explain."""
+    scale = [np.exp2(e / 8) for e in exponents]
     view = magnitudes.astype(np.float32)
     for other in range(3):
         if other != axis:

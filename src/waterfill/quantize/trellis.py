@@ -156,13 +156,16 @@ class Trellis:
     def _drafts(self, problem: Problem, room: int) -> list[Found]:
         """Paths of some rows through few states that cost the least: with zero in both subsets, larger steps, or not.
 
-        Both, where the difference is so small that more states may turn it round.
+        Both, where the difference is so small that more states may turn it round. At higher rates the tables of some
+        rows are fitted once: more rounds save .006 % of the bits.
         """
         sample = problem.sample()
         rounds = max(1, self.rounds - 1)
-        free = sample.drafted(sample.start(False), rounds)
+        once = 1 if sample is not problem else rounds
+        free = sample.drafted(sample.start(False), once)
         if self.lmbda == 0 or free.fit.bits > LOW_RATE * sample.x.size:
             return [free]
+        free = sample.drafted(free.fit, rounds - once, free) if rounds > once else free
         best: Found | None = None
         for stretch in (each for each in STRETCHES if each <= room):
             tried = sample.stretched(stretch)
@@ -265,7 +268,7 @@ class Problem:
         """The path of all rows under the tables of a draft, which are fitted to it."""
         fit = draft.fit
         if draft.levels.size < self.x.size:
-            fit = path_spread.of_all(fit, self.start(fit.zero))
+            fit = path_spread.extended(fit, self._nearest(), self.layout, self.steps)
             if fit.least != ALL:  # at low rate all depends on which elements stand aside, and is fitted no more
                 draft = self.solve(fit, FEW_STATES, draft)
                 fit = draft.fit
@@ -276,8 +279,11 @@ class Problem:
 
     def start(self, zero: bool) -> PathFit:
         """Tables to start from."""
-        nearest = np.rint(self.x / 2).astype(np.int32)
-        return path_spread.start(nearest.reshape(nearest.shape[0], -1), self.layout, zero, self.steps)
+        return path_spread.start(self._nearest(), self.layout, zero, self.steps)
+
+    def _nearest(self) -> Symbols:
+        """Indices that are nearly those of either subset, [out, in]."""
+        return np.rint(self.x / 2).astype(np.int32).reshape(self.x.shape[0], -1)
 
     def solve(self, fit: PathFit, log_states: int, before: Found | None = None, *, last: bool = False) -> Found:
         """The best path under the tables of a fit and the centroids of the one before, with both fitted to it."""

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, finite
 from waterfill.theory.sources import (
-    FITTED_VALUES,
     LogMagnitudes,
     Source,
     entropy_power,
@@ -28,6 +27,9 @@ ROUNDS = 3
 
 SHAPES_AN_OCTAVE = 256
 """Shapes are told apart by this part of an octave: one that is off by half of it costs 3e-7 bit."""
+
+SHAPED_VALUES = 1 << 16
+"""A shape is fitted to about so many values at most: that of n values is off by what takes `1 / (2 n)` nats each."""
 
 KEPT_SHAPES = 4
 """To how many shapes the magnitudes are kept raised."""
@@ -110,8 +112,13 @@ class ScaledSource:
             weights: [out, channels, taps], or in normal form [out, in].
         """
         values = np.asarray(weights)
-        axes = [len(scales) for scales in self.log2_scales]
-        return self.source(values.reshape(axes)).entropy_power.reshape(values.shape)
+        rows, columns = self.power_factors()
+        powers = rows[:, None] * columns
+        return (
+            np.where(self.live(values), powers.reshape(values.shape), 0.0)
+            if self.zeros > 0
+            else powers.reshape(values.shape)
+        )
 
     def live(self, weights: ArrayLike) -> NDArray[np.bool_]:
         """Which of the weights that it was fitted to are not known, in their shape."""
@@ -279,7 +286,7 @@ class _Fit:
         self._magnitudes = np.abs(values - mean)
         self.count = int(np.count_nonzero(live))
         self._counts = [live.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-        step = -(-self.count // FITTED_VALUES)
+        step = -(-self.count // SHAPED_VALUES)
         whole = self.count == live.size
         self._some = slice(None, None, step) if whole else np.flatnonzero(live)[::step]
         self._raised: dict[float, Array] = {}
@@ -346,12 +353,10 @@ class _Fit:
         """
         if self._strict and self.count < max(FEWEST_SHAPED, SHAPED_FROM * self.parameters(found)):
             return 2.0
-        logs = (self._logs - self._log_powers(found) / found.shape).reshape(-1)[self._some]
-        largest = float(logs.max())
-        if largest == -math.inf:  # all that are looked at are equal to the mean
+        scales = [np.log(power) / found.shape for power in found.powers]
+        magnitudes = LogMagnitudes.over_scales(self._some_logs, self._places, scales)
+        if not magnitudes.logs.size:  # all that are looked at are equal to the mean
             return 2.0
-        logs -= largest
-        magnitudes = LogMagnitudes.of(logs if logs.min() > -math.inf else logs[logs > -math.inf])
         shape = 2.0 ** (round(SHAPES_AN_OCTAVE * math.log2(magnitudes.best_shape())) / SHAPES_AN_OCTAVE)
         gain = self.count * (magnitudes.entropy(2.0) - magnitudes.entropy(shape))
         return shape if gain > math.log2(self.count) / 2 else 2.0
@@ -364,9 +369,22 @@ class _Fit:
             self._raised[shape] = self._magnitudes**2 if shape == 2 else np.exp(shape * self._logs)
         return self._raised[shape]
 
-    def _log_powers(self, found: _Found) -> Array:
-        rows, channels, taps = (np.log(power) for power in found.powers)
-        return np.asarray(rows[:, None, None] + (channels[:, None] + taps))
+    @cached_property
+    def _some_logs(self) -> Array:
+        """Logarithms of some magnitudes, [n]."""
+        return np.asarray(self._logs.reshape(-1)[self._some])
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.intp], ...]:
+        """Their rows, channels and taps."""
+        size = math.prod(self.sizes)
+        some = np.arange(size)[self._some]
+        return np.unravel_index(some, self.sizes)
+
+    def _some_log_powers(self, found: _Found) -> Array:
+        """Logarithms of their scales to the power b."""
+        logs = (np.log(power)[each] for power, each in zip(found.powers, self._places, strict=True))
+        return np.asarray(sum(logs))
 
     def likely_mean(self, found: _Found) -> float:
         """The mean of the weights, each by its precision: wide rows say little about it."""
@@ -401,7 +419,7 @@ class _Fit:
         Scales that were fitted to few values make it look small: it is at least that of the density, `b^(-1/2)`, and
         of as many values as are left when every parameter has used up one.
         """
-        scales = np.maximum(np.exp(self._log_powers(found).reshape(-1)[self._some]), LEAST_POWER)
+        scales = np.maximum(np.exp(self._some_log_powers(found)), LEAST_POWER)
         some = found.raised.reshape(-1)[self._some] / scales
         spread = max(float(some.std()), 1 / math.sqrt(found.shape))
         return spread / math.log(2) / math.sqrt(max(1, self.count - self.all_parameters(found)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from waterfill.errors import UsageError
 from waterfill.theory.checks import Array, finite, not_negative, number
@@ -253,6 +254,19 @@ class LogMagnitudes:
         counts = np.bincount(cells)
         met = np.flatnonzero(counts)
         return cls(np.bincount(cells, inside)[met] / counts[met], counts[met] / logs.size)
+
+    @classmethod
+    def over_scales(cls, logs: Array, places: Sequence[NDArray[np.intp]], log_scales: Sequence[Array]) -> LogMagnitudes:
+        """Magnitudes over their scales, by cells; those that are zero are left out.
+
+        Args:
+            logs: of magnitudes, minus infinity for zeros, [n].
+            places: along each of three axes, [n] each.
+            log_scales: natural logarithms of the scales along each axis.
+        """
+        from waterfill.theory.magnitude_kernels import counted_ratios
+
+        return cls(*counted_ratios(logs, tuple(places), tuple(log_scales), 1 / CELL, LEAST_LOG))
 
     def entropy(self, shape: float) -> float:
         """Entropy in bits with the likeliest scale, of the largest magnitude 1: `scale_entropy(b) + log2(b m) / b`."""
