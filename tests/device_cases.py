@@ -16,9 +16,10 @@ from pretended_device import COPIED, DEVICE, FREE_BYTES, NAME
 from waterfill import cli, linear_algebra
 from waterfill.errors import UsageError
 from waterfill.importance.exact_sum import ExactSum
+from waterfill.importance.kronecker import FactorMoments
 from waterfill.models.cloning import clone
-from waterfill.models.placement import device_name
-from waterfill.processes import ALONE
+from waterfill.models.placement import _of_process, device_name
+from waterfill.processes import ALONE, Processes, _sharing
 
 pretended_device.register()
 
@@ -122,6 +123,51 @@ def test_what_is_not_finite_is_refused_on_a_device(name="gram:a"):
     sums.add({name: torch.ones(3, device=NAME)})
     with pytest.raises(waterfill.errors.CalibrationError, match="'a' are not finite"):
         sums.add({name: torch.tensor([1.0, torch.nan, 2.0], device=NAME)})
+
+
+class TwoAlike(Processes):
+    """A process beside another one that has the same batches; tensors go to it from the processor alone."""
+
+    def __init__(self):
+        super().__init__(0, 2)
+
+    def broadcast(self, value):
+        return value
+
+    def all_gather(self, value):
+        moments = [each for each in value if isinstance(each, FactorMoments)] if isinstance(value, tuple) else []
+        for made in [each[0] for each in value if isinstance(each, tuple)] if isinstance(value, list) else moments:
+            assert all(each.device.type == "cpu" for each in made.sums.values())
+            assert all(each.total.device.type == "cpu" for each in made.rows.values())
+            assert all(each.inputs.device.type == "cpu" for each in made.factors.values())
+        return [value, value]
+
+    def all_reduce(self, tensors):
+        assert all(each.device.type == "cpu" for each in tensors.values())
+        return {name: 2 * each for name, each in tensors.items()}
+
+
+def test_processes_exchange_what_is_on_the_processor():
+    sums = ExactSum(TwoAlike())
+    sums.add({"gram:a": torch.ones(3, device=NAME)})
+    assert torch.equal(sums.totals()["gram:a"].cpu(), torch.full((3,), 2.0, dtype=torch.float64))
+    model, data = net("convolutions"), images("convolutions", 2)
+    importance = waterfill.importance.kronecker()
+    with _sharing(TwoAlike()):
+        expected = importance.estimate(model, [data[0], data[0]])
+        found = importance.estimate(clone(model, torch.device(DEVICE)), [data[0], data[0]])
+    for name, form in found.items():
+        np.testing.assert_allclose(form.diagonal(), expected[name].diagonal(), rtol=1e-3, atol=1e-9, err_msg=name)
+
+
+def test_processes_of_a_machine_have_devices_of_their_own(monkeypatch):
+    monkeypatch.setattr(torch.pretended, "device_count", lambda: 3)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device_name(NAME) == DEVICE
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _of_process(torch.device(NAME)) == torch.device(NAME, 1)
+    assert _of_process(torch.device("cpu")) == torch.device("cpu")
+    assert device_name(DEVICE) == DEVICE
 
 
 # Modules

@@ -144,3 +144,44 @@ def test_inference_mode_of_other_threads_is_obeyed():
         thread.start()
         thread.join()
     assert found == [False, True]
+
+
+def precisions():
+    """What products and convolutions of GPUs leave out."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    told = [cudnn.deterministic, *(each.fp32_precision for each in (products, cudnn.conv, cudnn.rnn))]
+    try:
+        return [*told, torch.get_float32_matmul_precision()]
+    except RuntimeError:  # set operator by operator
+        return told
+
+
+@pytest.fixture
+def own_precisions():
+    """Sets precisions for a test, in one of the ways that PyTorch has."""
+    products = torch.backends.cuda.matmul
+
+    def set_them(way):
+        if way == "of all":
+            torch.set_float32_matmul_precision("high")
+        elif way == "of an operator":
+            products.fp32_precision = "tf32"
+            torch.backends.cudnn.conv.fp32_precision = "tf32"
+
+    yield set_them
+    torch.set_float32_matmul_precision("highest")
+    products.fp32_precision = "none"
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.parametrize("way", ["by default", "of all", "of an operator"])
+def test_gpus_compute_in_all_of_single_precision(way, own_precisions):
+    own_precisions(way)
+    before = precisions()
+    with ordinary_surroundings():
+        assert torch.backends.cudnn.deterministic
+        assert "tf32" not in precisions()
+    assert precisions() == before
+    with pytest.raises(KeyError), ordinary_surroundings():
+        raise KeyError
+    assert precisions() == before

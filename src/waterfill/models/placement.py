@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -18,7 +20,8 @@ def device_name(device: str | torch.device | None) -> str | None:
     """Check a device that was asked for.
 
     Args:
-        device: such as `"cuda"` or `"cuda:1"`; None for none.
+        device: such as `"cuda"` or `"cuda:1"`; None for none. Without a number it is the current one, or under
+            `torchrun` each process on a machine has one of its own, as long as there are as many.
 
     Returns:
         Its name with its number, such as `"cuda:0"`; None for none.
@@ -34,12 +37,21 @@ def device_name(device: str | torch.device | None) -> str | None:
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"Device {str(device)!r} is none that PyTorch knows; {expected}") from error
     try:
-        found = torch.empty(1, dtype=torch.float64, device=there).device  # in which sums are
+        found = torch.empty(1, dtype=torch.float64, device=_of_process(there)).device  # in which sums are
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UsageError(f"Device {str(device)!r} cannot be used ({first_line(error)}); {expected}") from error
     if found.type == "meta":
         raise UsageError(f"Device {str(device)!r} holds no values; {expected}")
     return str(found)
+
+
+def _of_process(device: torch.device) -> torch.device:
+    """A device without a number as that of this process, of those that `torchrun` has started on a machine."""
+    rank, module = os.environ.get("LOCAL_RANK"), getattr(torch, device.type, None)
+    count = getattr(module, "device_count", None)
+    if device.index is not None or rank is None or device.type == "cpu" or count is None or not count():
+        return device
+    return torch.device(device.type, int(rank) % count())
 
 
 def _devices() -> list[str]:
