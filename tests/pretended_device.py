@@ -248,7 +248,35 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -
     return _computed(torch.ops.aten.convolution_backward.default, *given)
 
 
+def _lstm_cell(
+    of_input: Tensor, of_hidden: Tensor, c: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A step of an LSTM, and its gates for the way back; gates in the order input, forget, cell, output."""
+    with torch._C.DisableTorchFunction():
+        gates = sum((each for each in (of_hidden, b_ih, b_hh) if each is not None), of_input)
+        i, f, g, o = gates.chunk(4, 1)
+        after = (i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid())
+        new = after[1] * c + after[0] * after[2]
+        return after[3] * new.tanh(), new, torch.cat(after, 1)
+
+
+def _lstm_cell_backward(
+    of_h: Tensor | None, of_c: Tensor | None, c: Tensor, new: Tensor, gates: Tensor, has_bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients at the gates before their functions, at the old state of the cell, and at each bias."""
+    with torch._C.DisableTorchFunction():
+        i, f, g, o = gates.chunk(4, 1)
+        bent = new.tanh()
+        at_h = torch.zeros_like(new) if of_h is None else of_h
+        at_c = at_h * o * (1 - bent * bent) + (0 if of_c is None else of_c)
+        parts = at_c * g * i * (1 - i), at_c * c * f * (1 - f), at_c * i * (1 - g * g), at_h * bent * o * (1 - o)
+        found = torch.cat(parts, 1)
+        return found, at_c * f, found.sum(0) if has_bias else None
+
+
 _KERNELS = {
+    "_thnn_fused_lstm_cell": _lstm_cell,
+    "_thnn_fused_lstm_cell_backward_impl": _lstm_cell_backward,
     "copy_": _copy,
     "_copy_from": _copy_from,
     "convolution_overrideable": _convolution,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import waterfill
-from waterfill.models.surroundings import inference_mode_ignored, ordinary_surroundings
+from waterfill.models.surroundings import differentiable_recurrence, inference_mode_ignored, ordinary_surroundings
 
 
 @contextmanager
@@ -185,3 +185,14 @@ def test_gpus_compute_in_all_of_single_precision(way, own_precisions):
     with pytest.raises(KeyError), ordinary_surroundings():
         raise KeyError
     assert precisions() == before
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(3, 4), nn.Linear(3, 4)])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_recurrent_layers_of_gpus_do_without_cudnn_where_gradients_are_taken(layer, device, gradients):
+    before = torch.backends.cudnn.enabled
+    left_out = isinstance(layer, nn.LSTM) and device == "cuda" and gradients
+    with torch.set_grad_enabled(gradients), differentiable_recurrence(nn.Sequential(layer), torch.device(device)):
+        assert torch.backends.cudnn.enabled == (before and not left_out)
+    assert torch.backends.cudnn.enabled == before

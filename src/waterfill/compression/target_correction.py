@@ -261,7 +261,7 @@ def sampled(view: View, x: Tensor, positions: int) -> Tensor:
     found = torch.empty(view.sizes[0], view.sizes[2], len(chosen), each, device=x.device)
     start = 0
     for rows in torch.split(chosen, max(1, len(chosen) // 64)):
-        some = torch.randperm(places, generator=generator)[:each].to(x.device)
+        some = torch.randperm(places, generator=generator)[:each]
         written_out = view.inputs(x[rows.to(x.device)].float(), some)
         found[:, :, start : start + len(rows)] = written_out.permute(1, 2, 0, 3)
         start += len(rows)

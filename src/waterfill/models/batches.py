@@ -30,6 +30,7 @@ from waterfill.models.containers import (
 )
 from waterfill.models.outputs import first_tensor
 from waterfill.models.restoring import unchanged
+from waterfill.models.surroundings import differentiable_recurrence
 
 Inputs: TypeAlias = Any
 """A tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
@@ -235,9 +236,10 @@ def whole_output(model: nn.Module, inputs: Inputs, *, index: int | None = None) 
         CalibrationError: the forward pass rejects the batch.
     """
     own = getattr(model, "_orig_mod", model)  # of torch.compile, whose code cannot be watched
-    args, kwargs = arguments(own, on_device(inputs, device_of(model)))
+    device = device_of(model)
+    args, kwargs = arguments(own, on_device(inputs, device))
     try:
-        with unchanged(model):
+        with unchanged(model), differentiable_recurrence(own, device):
             return own(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise

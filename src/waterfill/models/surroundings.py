@@ -111,6 +111,24 @@ def _single_precision() -> Iterator[None]:
 
 
 @contextmanager
+def differentiable_recurrence(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Leave cuDNN out of recurrent layers where gradients are taken: those that it has need training mode.
+
+    Args:
+        model: that is run.
+        device: where it is.
+    """
+    cudnn: Any = torch.backends.cudnn
+    enabled = cudnn.enabled
+    if device.type == "cuda" and torch.is_grad_enabled():
+        cudnn.enabled = enabled and not any(isinstance(each, nn.RNNBase) for each in model.modules())
+    try:
+        yield
+    finally:
+        cudnn.enabled = enabled
+
+
+@contextmanager
 def inference_mode_ignored() -> Iterator[None]:
     """While it is entered, inference mode is not obeyed in this thread: what a model does in it has gradients.
 
