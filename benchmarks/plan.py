@@ -51,10 +51,10 @@ The least seconds are counted operations over rates of the same machine (product
 UNITS = """CPU seconds of the block, and what that is for the unit that the stage goes by. Passes and sums go by
 tokens, factors by the cube of the inputs, the rest by weights."""
 
-ONE = """*Core-hours* are CPU time of cores like the measured one. *Of these on a device* are those of stages that it takes
-over (passes, sums, factors, solutions, searches of matrices with 1,024 rows and more): how long it needs for these is
-not known before [a GPU is measured](devices.md). *On the host* is what stays with the processor; with as many cores as
-a block has matrices the largest one decides."""
+ONE = """*Core-hours* are CPU time of cores like the measured one. *Of these on a device* are those of stages that it
+takes over (passes, sums, factors, solutions, searches of matrices with 1,024 rows and more): how long it needs for
+these is not known before [a GPU is measured](devices.md). *On the host* is what stays with the processor; with as many
+cores as a block has matrices the largest one decides."""
 
 MANY = """{tokens:,} tokens, as many cores on each machine as a block has matrices, no device. Batches are shared by
 all machines, matrices each go to one, so more machines than seven only share passes and sums. *Memory* of a machine is

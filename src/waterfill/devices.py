@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -25,3 +26,13 @@ def _has_triton() -> bool:
 def active(device: torch.device) -> AbstractContextManager[object]:
     """Launch kernels on a device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def side_by_side(device: torch.device) -> Iterator[None]:
+    """Launch kernels on a device beside those of other threads: tensors are made and let go inside."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield

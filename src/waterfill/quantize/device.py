@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from waterfill.devices import active
+from waterfill.devices import side_by_side
 from waterfill.quantize.branch_kernels import PRICES
 from waterfill.quantize.feedback_kernels import Feed, Prices
 from waterfill.quantize.viterbi_kernels import Code
@@ -246,7 +246,7 @@ def best_paths(
         search: what is sought.
     """
     levels, once = np.empty(x.size, np.int32), max(1, DECISIONS // (span * search.trellis.states)) * span
-    with active(search.device):
+    with side_by_side(search.device):
         for start in range(0, x.size, once):
             some = slice(start, min(start + once, x.size))
             values, errors, begins, aside = (search.moved(part, some) for part in (x, weights, starts, stays))
@@ -269,7 +269,7 @@ def decided_columns(
         block: columns that get what those before them leave by one product.
         span: columns after which the state is 0 again.
     """
-    with active(search.device):
+    with side_by_side(search.device):
         columns = Columns.of(x, feed, prices, aside, search)
         warmer = iter(_warmer(search.trellis.log_states, len(x)))
         warm = next(warmer)
