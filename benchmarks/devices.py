@@ -39,9 +39,9 @@ SIDE = 4096
 TALL = 14336
 PAGE = (
     "Matrices of normal weights, 64 states if not said otherwise; the processor's are CPU seconds, the GPU's seconds of "
-    "the wall, warm, with transfers. Symbols of a search without feedback have to be the same; with feedback sums of errors round "
-    "otherwise, and bits and distortion are compared. Tests compare both on small matrices without a GPU, by Triton's "
-    "interpreter."
+    "the wall, warm, with transfers. Symbols of a search without feedback have to be the same; with feedback sums of "
+    "errors round otherwise, and bits and distortion are compared. Tests compare both on small matrices without a GPU, "
+    "by Triton's interpreter."
 )
 COUNTED = (
     "Instructions in the innermost loops, of one warp, as the assembler of Triton makes them for compute capability "
