@@ -38,7 +38,7 @@ WITHOUT = "no GPU was there"
 SIDE = 4096
 TALL = 14336
 PAGE = (
-    "Matrices of normal weights, 64 states if not said otherwise; the processor's are CPU seconds, the GPU's seconds of "
+    "Matrices of normal weights, 64 states if not said otherwise; CPU seconds of the processor, seconds of the GPU on "
     "the wall, warm, with transfers. Symbols of a search without feedback have to be the same; with feedback sums of "
     "errors round otherwise, and bits and distortion are compared. Tests compare both on small matrices without a GPU, "
     "by Triton's interpreter."
