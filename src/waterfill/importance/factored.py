@@ -222,7 +222,8 @@ class KroneckerForm(Form):
     def column_costs(self, error: Floats) -> Doubles:
         """`e A e^T` of every row e of an error [out, in], float64 [out]; A is a matrix.
 
-        Products are in single precision where A is large, their sums in double.
+        Products are in single precision where A is large, their sums in double. A is symmetric: what is above blocks on
+        its diagonal counts as what is below them.
 
         Raises:
             UsageError: the error has another shape.
@@ -233,9 +234,11 @@ class KroneckerForm(Form):
         parts = error.astype(dtype, copy=False).reshape(groups, len(self.rows) // groups, inputs)
         costs = np.zeros(parts.shape[:2])
         for start in range(0, inputs, SINGLE):
-            some = slice(start, start + SINGLE)
+            some, below = slice(start, start + SINGLE), slice(start + SINGLE, None)
             for group in range(groups):
-                moved = parts[group] @ self.columns[group, :, some].astype(dtype, copy=False)
+                moved = parts[group, :, below] @ self.columns[group, below, some].astype(dtype, copy=False)
+                moved *= 2
+                moved += parts[group, :, some] @ self.columns[group, some, some].astype(dtype, copy=False)
                 moved *= parts[group, :, some]
                 costs[group] += moved.sum(axis=1, dtype=np.float64)
         return costs.reshape(-1)
