@@ -265,3 +265,9 @@ def test_parts_of_a_table_have_their_angles_once(tmp_path, monkeypatch):
     assert [type(line) for line in lines] == [RotationsLine, SharedLine, SharedLine]
     found = waterfill.decompress(tmp_path / "out")["model.embed.weight"]
     assert float((found - torch.from_numpy(table().matrix)).square().mean()) < 0.05
+
+
+def test_rows_are_not_mixed_where_nobody_knows_which_are_used_most():
+    weight = gaussian((96, 64), smooth(96), OUT)
+    assert isinstance(Bases(Trellis(8), level_of(weight)).of(weight, lambda: None), Cosines)
+    assert Bases(Trellis(8), level_of(weight), mixes_rows=False).of(weight, lambda: None) is None

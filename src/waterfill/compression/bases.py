@@ -85,6 +85,8 @@ class Bases:
         quantizer: of the tensors.
         level: about which they are quantized; None for that at which each takes `RATE`.
         kinds: which bases are tried.
+        mixes_rows: whether rows may be mixed. Errors of what is left out are then not alike in all rows, and without
+            data nobody knows which rows are used most, such as those of the first positions.
         processes: all of them take what the first one chooses, for others may be a rounding away.
         memo: of what is quantized already.
     """
@@ -92,6 +94,7 @@ class Bases:
     quantizer: Quantizer
     level: float | None = None
     kinds: tuple[type[Basis], ...] = (Cosines, Flips, Rotations)
+    mixes_rows: bool = True
     processes: Processes = ALONE
     memo: Memo = NOTHING_KEPT
     _known: dict[str, Basis | None] = field(default_factory=dict, repr=False)
@@ -117,7 +120,8 @@ class Bases:
     def _chosen(self, weight: Weight, form: QuadraticForm | None) -> Basis | None:
         if isinstance(form, Quartic) or not self._may_turn(weight):
             return None
-        candidates = [each for each in _candidates(weight, form) if isinstance(each, self.kinds)]
+        tried = (each for each in _candidates(weight, form) if isinstance(each, self.kinds))
+        candidates = [each for each in tried if self.mixes_rows or each.axis != OUT]
         if not candidates:
             return None
         sources = SourceModels()

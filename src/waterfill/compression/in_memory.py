@@ -260,7 +260,8 @@ class InMemoryWalk:
     def in_bases(self, level: float) -> InMemoryWalk:
         """The walk with the tensors in the bases in which they take the fewest bits about a water level."""
         settings = self.settings
-        bases = Bases(settings.quantizer, level, processes=settings.processes, memo=settings.memo)
+        known = self.model is not None
+        bases = Bases(settings.quantizer, level, mixes_rows=known, processes=settings.processes, memo=settings.memo)
         found = replace(self, bases=bases)
         self.sources.forget(name for walk in (self, found) for name, job in walk.jobs.items() if job.basis is not None)
         return found

@@ -14,7 +14,6 @@ Source: Blahut 1972; Berger 1971, section 2.5, for the parametric form.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from waterfill.theory.checks import Array
 from waterfill.theory.gaussian_mixture import GaussianMixture
+from waterfill.theory.monotone_curve import MonotoneCurve
 from waterfill.theory.sources import log2_deviation
 
 HIGHEST_LEVEL = 3.0
@@ -161,7 +161,7 @@ class ScalarRate:
         """
         places = (self.highest - log2_levels) * STEPS_AN_OCTAVE
         last = self.lagrangians.size - 1
-        inside = self._curve(np.clip(places, 0, last))
+        inside = self._curve.at(np.clip(places, 0, last))
         nothing = self.source.variance * np.exp2(-log2_levels) / math.log(4)
         above = np.exp2(self.highest - log2_levels) * self.lagrangians[0]  # concave in the slope, and 0 at 0
         found = np.minimum(np.where(places < 0, above, inside), nothing)
@@ -176,11 +176,8 @@ class ScalarRate:
         return np.asarray(self.lagrangians[-1] + octaves * self.source.spread_share / 2)
 
     @cached_property
-    def _curve(self) -> Callable[[Array], Array]:
-        from scipy.interpolate import PchipInterpolator  # here, for `import waterfill` to stay light
-
-        found: Callable[[Array], Array] = PchipInterpolator(np.arange(self.lagrangians.size), self.lagrangians)
-        return found
+    def _curve(self) -> MonotoneCurve:
+        return MonotoneCurve.through(self.lagrangians)
 
 
 @lru_cache(256)
