@@ -195,9 +195,9 @@ class ModelStatistics:
         return VarianceHistogram.none() if known is None else known.components.variances
 
 
-def directory_bases(settings: Settings) -> Bases:
-    """Bases of the tensors of a directory, of which no level is known before they are chosen."""
-    return Bases(settings.quantizer, processes=settings.processes, memo=settings.memo)
+def directory_bases(settings: Settings, *, mixes_rows: bool = True) -> Bases:
+    """Bases of the tensors of a directory, of which no level is known before they are chosen; see `Bases`."""
+    return Bases(settings.quantizer, mixes_rows=mixes_rows, processes=settings.processes, memo=settings.memo)
 
 
 # Without data
@@ -230,7 +230,8 @@ def survey_forms(
         exactly: see `ModelStatistics`.
         most: values of a matrix that are looked at, about; what is found of them alone is not kept. None for all.
     """
-    survey = _Survey(source, power, directory_bases(settings), exactly=exactly)
+    bases = directory_bases(settings, mixes_rows=False)
+    survey = _Survey(source, power, bases, exactly=exactly)
     for done, group in enumerate(source.groups):
         survey.learn_forms(group, form_of, most)
         settings.tell("look", done + 1, len(source.groups))
