@@ -75,7 +75,7 @@ def _in_units(cost, least, scale, limit):
 
 
 @triton.jit
-def _price(value, weight, start, at, place, inside, prices, shrink, unit, room, found, ZERO: tl.constexpr):
+def _price(value, weight, start, at, place, inside, prices, shrink, unit, costs, levels, found, ZERO: tl.constexpr):
     """Put costs and levels of the branches of some weights where the search finds them; decide those aside.
 
     Args:
@@ -88,14 +88,14 @@ def _price(value, weight, start, at, place, inside, prices, shrink, unit, room, 
         prices: float32, of all levels.
         shrink: float32 [3], how far the levels of magnitude 1, 2, >= 3 lie towards zero.
         unit: float32 [2], integers for a cost of one, and the largest one.
-        room: costs int32 [n, 4] in the order of the path, levels int32 [n, 4].
+        costs: int32 [n, 4], in the order of the path, filled.
+        levels: int32 [n, 4], filled.
         found: int32 [n], levels of those that stand aside, filled.
         ZERO: whether zero is in subset 1 too.
 
     Returns:
         The levels, right for those that stand aside.
     """
-    costs, levels = room
     first, second, third = tl.load(shrink), tl.load(shrink + 1), tl.load(shrink + 2)
     bits = prices + start
     c0, l0 = _branch(value, weight, bits, first, second, third, 0, ZERO)
@@ -148,7 +148,7 @@ def price_weights(
     value, place = tl.load(values + at, inside, 0.0), tl.load(places + at, inside, -1).to(tl.int64)
     weight = tl.load(weights + at, inside, 0.0) if EACH else tl.load(weights)
     start = tl.load(starts + at, inside, 0) if PRICED else tl.load(starts)
-    _price(value, weight, start, at, place, inside, prices, shrink, unit, (costs, levels), found, ZERO)
+    _price(value, weight, start, at, place, inside, prices, shrink, unit, costs, levels, found, ZERO)
 
 
 @triton.jit(do_not_specialize=["earlier"])
@@ -197,7 +197,7 @@ def price_column(
     weight = tl.load(weights + at, inside, 0.0) if EACH else tl.load(weights)
     place = tl.load(places + at, inside, -1)
     start = tl.load(rows + at, inside, 0) + tl.load(column)
-    alone = _price(target, weight, start, at, place, inside, prices, shrink, unit, (costs, levels), found, False)
+    alone = _price(target, weight, start, at, place, inside, prices, shrink, unit, costs, levels, found, False)
     error = (value - alone.to(tl.float32)) * tl.load(step)
     tl.store(errors + at, error, inside & (place < 0))
 

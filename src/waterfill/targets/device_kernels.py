@@ -164,8 +164,9 @@ def decode_streams(
                 slot = slot & 0xFFFFFFFF
                 rare = active & (((slot & 255) == 0) | ((entry & 2) != 0))
                 if tl.max(rare.to(tl.int32)) > 0:
-                    known = words, end, slots, lows, lasts, zero, lane
-                    x, at, k, told = _one_by_one(x, at, entry, subset, many.to(tl.int32), *known, LANES)
+                    x, at, k, told = _one_by_one(
+                        x, at, entry, subset, many.to(tl.int32), words, end, slots, lows, lasts, zero, lane, LANES
+                    )
                     status = tl.maximum(status, told)
                 else:
                     x, at, k = _together(x, at, slot, active, words, end)
