@@ -170,7 +170,8 @@ def decode_streams(
                     status = tl.maximum(status, told)
                 else:
                     x, at, k = _together(x, at, slot, active, words, end)
-                tl.store(places + place * next_place, _value(k, subset, step, shrink, zero), active)
+                tl.store(places, _value(k, subset, step, shrink, zero), active)
+                places += next_place
                 moved = (path >> 1) ^ tl.where((k & 1) != 0, picks, 0) ^ tl.where(subset != 0, flips, 0)
                 path = tl.where((entry & 1) != 0, path, moved)
             status = tl.where(at > end, tl.maximum(status, ENDED), status)
