@@ -83,6 +83,20 @@ def test_paths_of_nothing_but_what_stands_aside():
     assert (levels % 2 == 0).all() and np.abs(levels - x).max() < 1.01
 
 
+def test_what_a_search_takes_is_bounded_whatever_the_paths_are(monkeypatch):
+    monkeypatch.setattr(device, "PROGRAMS", 4)
+    x = np.random.default_rng(0).normal(size=300).astype(np.float32)
+    search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
+    known = np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, bool), 25, search
+    expected, sizes, paths = device.best_paths(x, *known), [], device.Search.paths
+    monkeypatch.setattr(device, "MEMORY", 96 * 110)
+    monkeypatch.setattr(device.Search, "paths", lambda self, *args: [sizes.append(len(args[0])), paths(self, *args)][1])
+    np.testing.assert_array_equal(device.best_paths(x, *known), expected)
+    assert sizes == [100, 100, 100]
+    many = device.Segments.room(1000, 40, 4, torch.device(ON))
+    assert many.best.shape == (1000, 1) and many.length == 64  # not the 16,384 weights that four programs would take
+
+
 def eighths(values):
     """Rounded, so that sums are exact in whatever order they are added up."""
     return (np.round(values * 8) / 8).astype(np.float32)

@@ -27,8 +27,11 @@ densities at .7 to 4 bits, 64 states need 900, one segment in a thousand; ten ti
 BLOCK = 128
 """Weights of a program that prices branches."""
 
-DECISIONS = 1 << 31
-"""Decisions in memory at once, about."""
+MEMORY = 1 << 30
+"""Bytes that a search takes at once, about; several threads search side by side."""
+
+TAKEN = 96
+"""Bytes that a weight takes besides its decisions, one bit for each state: 57 while paths are searched, others before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,8 @@ class Segments(NamedTuple):
     def room(cls, paths: int, longest: int, states: int, device: torch.device) -> Segments:
         """Room for so many paths of so many weights."""
         new = functools.partial(torch.empty, dtype=torch.int32, device=device)
-        length = max(SEGMENT, 1 << (paths * longest // PROGRAMS).bit_length())
+        whole = 1 << (longest - 1).bit_length()
+        length = max(SEGMENT, min(1 << (paths * longest // PROGRAMS).bit_length(), whole))
         segments = -(-longest // length)
         every = paths, segments, states
         return cls(new(*every[:2], length // 32, states), new(every), new(every), new(paths, segments), new(every))
@@ -245,7 +249,8 @@ def best_paths(
         span: levels after which the state is 0 again.
         search: what is sought.
     """
-    levels, once = np.empty(x.size, np.int32), max(1, DECISIONS // (span * search.trellis.states)) * span
+    levels, taken = np.empty(x.size, np.int32), TAKEN + search.trellis.states // 8
+    once = max(1, MEMORY // (span * taken)) * span
     with side_by_side(search.device):
         for start in range(0, x.size, once):
             some = slice(start, min(start + once, x.size))
