@@ -20,7 +20,7 @@ from waterfill.records import Layout, Weight
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
-from waterfill.quantize import device
+from waterfill.quantize import device, device_kernels
 
 ON = "cuda" if torch.cuda.is_available() else "cpu"
 EXPONENTS = 6
@@ -95,6 +95,23 @@ def test_what_a_search_takes_is_bounded_whatever_the_paths_are(monkeypatch):
     assert sizes == [100, 100, 100]
     many = device.Segments.room(1000, 40, 4, torch.device(ON))
     assert many.best.shape == (1000, 1) and many.length == 64  # not the 16,384 weights that four programs would take
+
+
+def test_launches_have_no_more_programs_than_a_gpu_takes(monkeypatch):
+    """On all axes but the first, 65,535."""
+    launched = []
+
+    class Recorded:
+        def __getitem__(self, grid):
+            return lambda *_, **__: launched.append(grid)
+
+    for name in ("extend_segments", "decide_segments"):
+        monkeypatch.setattr(device_kernels, name, Recorded())
+    search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
+    room = device.Segments.room(1 << 17, 40, 4, torch.device(ON))
+    search.extend(None, None, None, 5, room)
+    search.decide(device.Order(None, None, None), room, None, None, None, None)
+    assert launched == [(1 << 17, 2)] * 2
 
 
 def eighths(values):

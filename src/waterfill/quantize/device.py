@@ -31,7 +31,7 @@ MEMORY = 1 << 30
 """Bytes that a search takes at once, about; several threads search side by side."""
 
 TAKEN = 96
-"""Bytes that a weight takes besides its decisions, one bit for each state: 57 while paths are searched, others before."""
+"""Bytes that a weight takes, besides a bit for each state: 57 while paths are searched, the rest before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ class Search:
 
         trellis, (paths, segments) = self.trellis, room.best.shape
         known = costs, strands, begins, trellis.odds, trellis.flips, trellis.far, warm, segments
-        kernels.extend_segments[(segments, paths)](
+        kernels.extend_segments[(paths, segments)](
             *known, *room, STATES=trellis.states, LOG=trellis.log_states, SEGMENT=room.length, num_warps=trellis.warps
         )
 
@@ -210,7 +210,7 @@ class Search:
 
         trellis, (paths, segments) = self.trellis, room.best.shape
         known = order.strands, order.order, trellis.odds, trellis.flips, segments, *room, levels, found, begins, unlike
-        kernels.decide_segments[(segments, paths)](
+        kernels.decide_segments[(paths, segments)](
             *known,
             *(feed or (found, found, found)),
             STATES=trellis.states,

@@ -276,7 +276,7 @@ def extend_segments(
         LOG: its logarithm.
         SEGMENT: weights of a segment.
     """
-    segment, strand = tl.program_id(0), tl.program_id(1)
+    strand, segment = tl.program_id(0), tl.program_id(1)
     begin = tl.load(strands + strand)
     size = tl.load(strands + strand + 1) - begin
     first = segment * SEGMENT
@@ -342,7 +342,7 @@ def decide_segments(
         SEGMENT: weights of a segment.
         FEEDS: whether errors are kept, of a column that the next one goes on from.
     """
-    segment, strand = tl.program_id(0), tl.program_id(1)
+    strand, segment = tl.program_id(0), tl.program_id(1)
     begin = tl.load(strands + strand)
     size = tl.load(strands + strand + 1) - begin
     first = segment * SEGMENT
