@@ -51,6 +51,11 @@ class OnDevice:
         self._matrix: Floats | None = None
         self._lock = threading.Lock()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensor is."""
+        return self._tensor.device
+
     def put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         """Reconstruct symbols on the processor."""
         with self._lock:
