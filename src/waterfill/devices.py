@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+
+_COMPILING = threading.Lock()
+_compiled: set[tuple[object, ...]] = set()
 
 
 def has_kernels(device: str | torch.device | None) -> bool:
@@ -34,5 +39,24 @@ def side_by_side(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+    own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device), torch.cuda.stream(own):
         yield
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Launch a kernel, the first time in one thread alone: it is compiled then, which all would do at once otherwise.
+
+    Args:
+        kernel: whose arguments are not specialized, so that constants alone tell its programs.
+        grid: how many programs there are on each axis.
+        args: its arguments; the first one tells the device.
+        constants: its constants, and options of the compiler.
+    """
+    key = id(kernel), args[0].device, *constants.values()
+    if key in _compiled:
+        kernel[grid](*args, **constants)
+        return
+    with _COMPILING:
+        kernel[grid](*args, **constants)
+        _compiled.add(key)

@@ -109,8 +109,8 @@ def test_launches_have_no_more_programs_than_a_gpu_takes(monkeypatch):
         monkeypatch.setattr(device_kernels, name, Recorded())
     search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
     room = device.Segments.room(1 << 17, 40, 4, torch.device(ON))
-    search.extend(None, None, None, 5, room)
-    search.decide(device.Order(None, None, None), room, None, None, None, None)
+    search.extend(room.best, None, None, 5, room)
+    search.decide(device.Order(room.best, None, None), room, None, None, None, None)
     assert launched == [(1 << 17, 2)] * 2
 
 
@@ -242,6 +242,7 @@ def compiled(kernel, warps, **constants):
     source = ASTSource(fn=kernel, signature=kinds | dict.fromkeys(constants, "constexpr"), constexprs=constants)
     options = {"num_warps": warps, "enable_fp_fusion": False}
     made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+    assert all(each.is_constexpr or each.do_not_specialize for each in kernel.params), kernel.__name__
     assert "fma" not in made.asm["ptx"], kernel.__name__
     print(kernel.__name__, len(made.asm["cubin"]))
 

@@ -155,6 +155,7 @@ from waterfill.targets import device_kernels as kernels
 WIDE = "ends states pieces lasts shrink".split()
 KINDS = {"words": "*i16", "lows": "*u8", "steps": "*fp32", "matrix": "*fp32"} | dict.fromkeys(WIDE, "*i64")
 SCALARS = dict.fromkeys("flips picks zero depth length apart next_place".split(), "i32")
+assert all(each.is_constexpr or each.do_not_specialize for each in kernels.decode_streams.params)
 for lanes in (8, 32):
     kinds = {name: (KINDS | SCALARS).get(name, "*i32") for name in kernels.decode_streams.arg_names}
     source = ASTSource(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from waterfill.devices import side_by_side
+from waterfill.devices import launch, side_by_side
 from waterfill.quantize.branch_kernels import PRICES
 from waterfill.quantize.feedback_kernels import Feed, Prices
 from waterfill.quantize.viterbi_kernels import Code
@@ -176,7 +176,8 @@ class Search:
         order, costs, levels, found = Order.of(stays, span), new(size, 4), new(size, 4), new(size)
         known = values, weights, starts, order.places, size, self.prices, self.shrink, self.trellis.unit
         flags = {"EACH": weights.numel() > 1, "PRICED": starts.numel() > 1, "ZERO": self.zero, "BLOCK": BLOCK}
-        kernels.price_weights[(-(-size // BLOCK),)](*known, costs, levels, found, **flags, enable_fp_fusion=False)
+        programs = (-(-size // BLOCK),)
+        launch(kernels.price_weights, programs, *known, costs, levels, found, **flags, enable_fp_fusion=False)
         paths = order.strands.numel() - 1
         longest = int((order.strands[1:] - order.strands[:-1]).max())
         if not longest:
@@ -198,8 +199,15 @@ class Search:
 
         trellis, (paths, segments) = self.trellis, room.best.shape
         known = costs, strands, begins, trellis.odds, trellis.flips, trellis.far, warm, segments
-        kernels.extend_segments[(paths, segments)](
-            *known, *room, STATES=trellis.states, LOG=trellis.log_states, SEGMENT=room.length, num_warps=trellis.warps
+        launch(
+            kernels.extend_segments,
+            (paths, segments),
+            *known,
+            *room,
+            STATES=trellis.states,
+            LOG=trellis.log_states,
+            SEGMENT=room.length,
+            num_warps=trellis.warps,
         )
 
     def decide(
@@ -210,7 +218,9 @@ class Search:
 
         trellis, (paths, segments) = self.trellis, room.best.shape
         known = order.strands, order.order, trellis.odds, trellis.flips, segments, *room, levels, found, begins, unlike
-        kernels.decide_segments[(paths, segments)](
+        launch(
+            kernels.decide_segments,
+            (paths, segments),
             *known,
             *(feed or (found, found, found)),
             STATES=trellis.states,
@@ -373,8 +383,15 @@ class Columns:
         priced = search.prices, search.shrink, search.trellis.unit, costs, levels, self.levels[column]
         here = factors[:, column, base:], gains[:, column:]
         fed = *here, classes, steps[column:], errors[base:], column - base, inputs, height
-        kernels.price_column[(-(-height // BLOCK),)](
-            *known, *priced, *fed, EACH=weights.numel() > 1, BLOCK=BLOCK, enable_fp_fusion=False
+        launch(
+            kernels.price_column,
+            (-(-height // BLOCK),),
+            *known,
+            *priced,
+            *fed,
+            EACH=weights.numel() > 1,
+            BLOCK=BLOCK,
+            enable_fp_fusion=False,
         )
 
 

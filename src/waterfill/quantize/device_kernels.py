@@ -7,6 +7,8 @@ its last. Integers are compared, so there is no tolerance.
 
 Each path carries the last 32 of its decisions with it, bit 0 the latest: which half of the states it came from. They
 tell all states on the way back, so only every 32nd are kept.
+
+Arguments are not specialized: columns begin anywhere, and programs for each alignment would be compiled one by one.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def _price(value, weight, start, at, place, inside, prices, shrink, unit, costs,
     return alone
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit(do_not_specialize=range(11))
 def price_weights(
     values, weights, starts, places, size, prices, shrink, unit, costs, levels, found,
     EACH: tl.constexpr, PRICED: tl.constexpr, ZERO: tl.constexpr, BLOCK: tl.constexpr,
@@ -151,7 +153,7 @@ def price_weights(
     _price(value, weight, start, at, place, inside, prices, shrink, unit, costs, levels, found, ZERO)
 
 
-@triton.jit(do_not_specialize=["earlier"])
+@triton.jit(do_not_specialize=range(20))
 def price_column(
     values, carried, weights, rows, column, places, prices, shrink, unit, costs, levels, found,
     factors, gains, classes, step, errors, earlier, columns, height,
@@ -251,7 +253,7 @@ def _back(state, history, count, LOG: tl.constexpr):
     return (state >> kept) | (taken << (LOG - kept))
 
 
-@triton.jit(do_not_specialize=["warm", "segments"])
+@triton.jit(do_not_specialize=range(13))
 def extend_segments(
     costs, strands, begins, odds, flips, far, warm, segments, histories, before, after, best, starts,
     STATES: tl.constexpr, LOG: tl.constexpr, SEGMENT: tl.constexpr,
@@ -311,7 +313,7 @@ def extend_segments(
         tl.store(starts + here * STATES + state, now)
 
 
-@triton.jit(do_not_specialize=["segments"])
+@triton.jit(do_not_specialize=range(17))
 def decide_segments(
     strands, order, odds, flips, segments, histories, before, after, best, starts, levels, found, begins, unlike,
     values, step, errors,

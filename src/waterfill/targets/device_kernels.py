@@ -1,4 +1,7 @@
-"""Decoding of paths with lanes on a device, in Triton: the steps of `codec.lane_kernels`, one program for a stream."""
+"""Decoding of paths with lanes on a device, in Triton: the steps of `codec.lane_kernels`, one program for a stream.
+
+Arguments are not specialized: one program does for all tensors.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ def _value(k, subset, step, shrink, zero):
     return (64 * level - tl.where(level > 0, by, -by)).to(tl.float32) * step
 
 
-@triton.jit(do_not_specialize=["flips", "picks", "zero", "depth", "length", "apart", "next_place"])
+@triton.jit(do_not_specialize=range(21))
 def decode_streams(
     words, ends, states, pieces, lines, within, entries, slots, lows, lasts, steps, shrink, matrix, failed,
     flips, picks, zero, depth, length, apart, next_place,
