@@ -47,12 +47,12 @@ def test_a_kernel_is_compiled_by_one_thread_and_launched_by_all():
 
     class Kernel:
         def __getitem__(self, grid):
-            def run(*args, WIDE):
+            def run(*args, WIDE, enable_fp_fusion):
                 with lock:
                     running.append(len(launched))
                 if len(running) == 1:
                     time.sleep(0.05)  # compiles
-                launched.append((grid, len(args), WIDE))
+                launched.append((grid, len(args), WIDE, enable_fp_fusion))
 
             return run
 
@@ -62,5 +62,5 @@ def test_a_kernel_is_compiled_by_one_thread_and_launched_by_all():
         each.start()
     for each in threads:
         each.join()
-    assert launched == [((3,), 2, True)] * 8
+    assert launched == [((3,), 2, True, False)] * 8
     assert min(running[1:]) > 0  # none began before the first one was done

@@ -47,6 +47,8 @@ def side_by_side(device: torch.device) -> Iterator[None]:
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Launch a kernel, the first time in one thread alone: it is compiled then, which all would do at once otherwise.
 
+    Products are not fused with sums, which would round otherwise than the processor does.
+
     Args:
         kernel: whose arguments are not specialized, so that constants alone tell its programs.
         grid: how many programs there are on each axis.
@@ -55,8 +57,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     """
     key = id(kernel), args[0].device, *constants.values()
     if key in _compiled:
-        kernel[grid](*args, **constants)
+        kernel[grid](*args, **constants, enable_fp_fusion=False)
         return
     with _COMPILING:
-        kernel[grid](*args, **constants)
+        kernel[grid](*args, **constants, enable_fp_fusion=False)
         _compiled.add(key)

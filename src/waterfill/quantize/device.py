@@ -177,7 +177,7 @@ class Search:
         known = values, weights, starts, order.places, size, self.prices, self.shrink, self.trellis.unit
         flags = {"EACH": weights.numel() > 1, "PRICED": starts.numel() > 1, "ZERO": self.zero, "BLOCK": BLOCK}
         programs = (-(-size // BLOCK),)
-        launch(kernels.price_weights, programs, *known, costs, levels, found, **flags, enable_fp_fusion=False)
+        launch(kernels.price_weights, programs, *known, costs, levels, found, **flags)
         paths = order.strands.numel() - 1
         longest = int((order.strands[1:] - order.strands[:-1]).max())
         if not longest:
@@ -228,7 +228,6 @@ class Search:
             SEGMENT=room.length,
             FEEDS=feed is not None,
             num_warps=trellis.warps,
-            enable_fp_fusion=False,
         )
 
 
@@ -391,7 +390,6 @@ class Columns:
             *fed,
             EACH=weights.numel() > 1,
             BLOCK=BLOCK,
-            enable_fp_fusion=False,
         )
 
 
