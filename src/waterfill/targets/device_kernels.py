@@ -82,14 +82,27 @@ def _one_by_one(x, at, entry, subset, many, words, end, slots, lows, lasts, zero
 
 
 @triton.jit
-def _together(x, at, slot, active, words, end):
-    """Decode one index of every lane, where none needs more than its slot: states, position and indices."""
+def _ones(bits):
+    """How many of 32 bits are one."""
+    bits -= (bits >> 1) & 0x55555555
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
+    bits += bits >> 8
+    return (bits + (bits >> 16)) & 63
+
+
+@triton.jit
+def _together(x, at, slot, active, words, end, lane):
+    """Decode one index of every lane, where none needs more than its slot: states, position and indices.
+
+    A sum of bits tells each lane its word: in scans of less than a warp, Triton up to 3.2 lets threads disagree.
+    """
     x = tl.where(active, (slot >> 20) * (x >> 12) + ((slot >> 8) & 4095), x)
     low = active & (x < LOW)
-    taken = tl.cumsum(low.to(tl.int32), 0)
-    read = at + taken - 1
+    taken = tl.sum(low.to(tl.int32) << lane)
+    read = at + _ones(taken & ((2 << lane) - 1)) - 1
     word = tl.load(words + read, low & (read < end), 0).to(tl.int64) & 0xFFFF
-    return tl.where(low, (x << 16) | word, x), at + tl.sum(low.to(tl.int32)), (slot & 255) - 128
+    return tl.where(low, (x << 16) | word, x), at + _ones(taken), (slot & 255) - 128
 
 
 @triton.jit
@@ -172,7 +185,7 @@ def decode_streams(
                     )
                     status = tl.maximum(status, told)
                 else:
-                    x, at, k = _together(x, at, slot, active, words, end)
+                    x, at, k = _together(x, at, slot, active, words, end, lane)
                 tl.store(places, _value(k, subset, step, shrink, zero), active)
                 places += next_place
                 moved = (path >> 1) ^ tl.where((k & 1) != 0, picks, 0) ^ tl.where(subset != 0, flips, 0)
