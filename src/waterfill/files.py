@@ -19,6 +19,7 @@ from waterfill.codec.directory import original_bytes
 from waterfill.codec.opened import FilePart
 from waterfill.codec.pieces import Part
 from waterfill.codec.trellis import path_model
+from waterfill.devices import has_kernels
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
@@ -186,6 +187,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         Raises:
             KeyError: there is no such tensor.
             FormatError: the file is damaged.
+            UsageError: a tensor to fill has another shape or type, or is not contiguous.
         """
         if names is None:
             return self._decode(list(self.entries), into or {})
@@ -271,8 +273,8 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         return spread is not None and spread.trellis is not None and spread.trellis.lanes is not None
 
     def _put_stream(self, chunk: int, place: _Place, target: Target) -> bool:
-        """Leave the stream of a chunk to a device, where its tensor is there and it is a path with lanes."""
-        if not isinstance(target, OnDevice) or not self.has_lanes(place.name):
+        """Leave the stream of a chunk to a device with kernels, where its tensor is and it is a path with lanes."""
+        if not isinstance(target, OnDevice) or not has_kernels(target.device) or not self.has_lanes(place.name):
             return False
         (rule, spread), layout = self.container.rules[place.name], self.container.layouts[place.name]
         coded = path_model(spread, layout, place.start, place.stop)

@@ -20,7 +20,7 @@ from waterfill.records import Layout, Weight
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
-from waterfill.quantize import device
+from waterfill.quantize import device, device_kernels
 
 ON = "cuda" if torch.cuda.is_available() else "cpu"
 EXPONENTS = 6
@@ -81,6 +81,37 @@ def test_paths_of_nothing_but_what_stands_aside():
     search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
     levels = device.best_paths(x, np.ones(1, np.float32), np.zeros(1, np.int32), np.ones(1, bool), 3, search)
     assert (levels % 2 == 0).all() and np.abs(levels - x).max() < 1.01
+
+
+def test_what_a_search_takes_is_bounded_whatever_the_paths_are(monkeypatch):
+    monkeypatch.setattr(device, "PROGRAMS", 4)
+    x = np.random.default_rng(0).normal(size=300).astype(np.float32)
+    search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
+    known = np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, bool), 25, search
+    expected, sizes, paths = device.best_paths(x, *known), [], device.Search.paths
+    monkeypatch.setattr(device, "MEMORY", 96 * 110)
+    monkeypatch.setattr(device.Search, "paths", lambda self, *args: [sizes.append(len(args[0])), paths(self, *args)][1])
+    np.testing.assert_array_equal(device.best_paths(x, *known), expected)
+    assert sizes == [100, 100, 100]
+    many = device.Segments.room(1000, 40, 4, torch.device(ON))
+    assert many.best.shape == (1000, 1) and many.length == 64  # not the 16,384 weights that four programs would take
+
+
+def test_launches_have_no_more_programs_than_a_gpu_takes(monkeypatch):
+    """On all axes but the first, 65,535."""
+    launched = []
+
+    class Recorded:
+        def __getitem__(self, grid):
+            return lambda *_, **__: launched.append(grid)
+
+    for name in ("extend_segments", "decide_segments"):
+        monkeypatch.setattr(device_kernels, name, Recorded())
+    search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
+    room = device.Segments.room(1 << 17, 40, 4, torch.device(ON))
+    search.extend(room.best, None, None, 5, room)
+    search.decide(device.Order(room.best, None, None), room, None, None, None, None)
+    assert launched == [(1 << 17, 2)] * 2
 
 
 def eighths(values):
@@ -211,6 +242,7 @@ def compiled(kernel, warps, **constants):
     source = ASTSource(fn=kernel, signature=kinds | dict.fromkeys(constants, "constexpr"), constexprs=constants)
     options = {"num_warps": warps, "enable_fp_fusion": False}
     made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+    assert all(each.is_constexpr or each.do_not_specialize for each in kernel.params), kernel.__name__
     assert "fma" not in made.asm["ptx"], kernel.__name__
     print(kernel.__name__, len(made.asm["cubin"]))
 

@@ -14,7 +14,7 @@ from directories import compressed, original
 from waterfill import targets
 from waterfill.bundle import Bundle, part_name
 from waterfill.codec import container, pieces
-from waterfill.errors import FormatError
+from waterfill.errors import FormatError, UsageError
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import fill
 from waterfill.records import ALL, Coded, Entry, Lanes, Layout, Paths, Quantized, Spread, Uniform
@@ -114,12 +114,36 @@ def test_tensors_of_a_file_are_the_same_on_a_device(tmp_path, monkeypatch, dtype
     into = torch.empty(17, 8, dtype=getattr(torch, dtype), device=ON)
     if ON.type == "cpu":
         monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: True)
+        monkeypatch.setattr("waterfill.files.has_kernels", lambda _: True)
     taken = []
     put = OnDevice.put_stream
     monkeypatch.setattr(OnDevice, "put_stream", lambda self, *args: [taken.append(args), put(self, *args)][1])
     (found,) = dict(WaterfillFile(path).tensors(into={"w": into})).values()
     assert found is into and len(taken) == 1
     assert torch.equal(found.cpu(), expected)
+
+
+def test_devices_without_kernels_get_what_the_processor_decodes(tmp_path, monkeypatch):
+    layout, rule, spread, levels = coded((17, 8), Lanes(8, 2), largest=20)
+    path = packed(tmp_path, layout, rule, spread, levels, "bfloat16")
+    into = torch.empty(17, 8, dtype=torch.bfloat16)
+    monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: True)
+    monkeypatch.setattr(OnDevice, "put_stream", None)
+    assert dict(WaterfillFile(path).tensors(into={"w": into}))["w"] is into
+    assert torch.equal(into, WaterfillFile(path)["w"])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize(
+    "into",
+    [torch.empty(17, 8), torch.empty(8, 17).bfloat16(), torch.empty(8, 17).bfloat16().mT, torch.empty(1, 8).bfloat16()],
+    ids=["another type", "another shape", "not contiguous", "fewer rows"],
+)
+def test_tensors_that_cannot_be_filled_are_refused(tmp_path, monkeypatch, into, elsewhere):
+    monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: elsewhere)
+    path = packed(tmp_path, *coded((17, 8), Lanes(8, 2)), "bfloat16")
+    with pytest.raises(UsageError, match=r"'w' is .*; expected bfloat16 \[17, 8\], contiguous"):
+        dict(WaterfillFile(path).tensors(into={"w": into}))
 
 
 COMPILE = """
@@ -131,6 +155,7 @@ from waterfill.targets import device_kernels as kernels
 WIDE = "ends states pieces lasts shrink".split()
 KINDS = {"words": "*i16", "lows": "*u8", "steps": "*fp32", "matrix": "*fp32"} | dict.fromkeys(WIDE, "*i64")
 SCALARS = dict.fromkeys("flips picks zero depth length apart next_place".split(), "i32")
+assert all(each.is_constexpr or each.do_not_specialize for each in kernels.decode_streams.params)
 for lanes in (8, 32):
     kinds = {name: (KINDS | SCALARS).get(name, "*i32") for name in kernels.decode_streams.arg_names}
     source = ASTSource(
@@ -156,6 +181,7 @@ def with_lanes(monkeypatch):
     if ON.type == "cpu":
         monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: True)
         monkeypatch.setattr("waterfill.bundle.reader.has_kernels", lambda _: True)
+        monkeypatch.setattr("waterfill.files.has_kernels", lambda _: True)
 
 
 @pytest.mark.usefixtures("with_lanes")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from waterfill.devices import side_by_side
+from waterfill.devices import launch, side_by_side
 from waterfill.quantize.branch_kernels import PRICES
 from waterfill.quantize.feedback_kernels import Feed, Prices
 from waterfill.quantize.viterbi_kernels import Code
@@ -27,8 +27,11 @@ densities at .7 to 4 bits, 64 states need 900, one segment in a thousand; ten ti
 BLOCK = 128
 """Weights of a program that prices branches."""
 
-DECISIONS = 1 << 31
-"""Decisions in memory at once, about."""
+MEMORY = 1 << 30
+"""Bytes that a search takes at once, about; several threads search side by side."""
+
+TAKEN = 96
+"""Bytes that a weight takes, besides a bit for each state: 57 while paths are searched, the rest before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,8 @@ class Segments(NamedTuple):
     def room(cls, paths: int, longest: int, states: int, device: torch.device) -> Segments:
         """Room for so many paths of so many weights."""
         new = functools.partial(torch.empty, dtype=torch.int32, device=device)
-        length = max(SEGMENT, 1 << (paths * longest // PROGRAMS).bit_length())
+        whole = 1 << (longest - 1).bit_length()
+        length = max(SEGMENT, min(1 << (paths * longest // PROGRAMS).bit_length(), whole))
         segments = -(-longest // length)
         every = paths, segments, states
         return cls(new(*every[:2], length // 32, states), new(every), new(every), new(paths, segments), new(every))
@@ -172,7 +176,8 @@ class Search:
         order, costs, levels, found = Order.of(stays, span), new(size, 4), new(size, 4), new(size)
         known = values, weights, starts, order.places, size, self.prices, self.shrink, self.trellis.unit
         flags = {"EACH": weights.numel() > 1, "PRICED": starts.numel() > 1, "ZERO": self.zero, "BLOCK": BLOCK}
-        kernels.price_weights[(-(-size // BLOCK),)](*known, costs, levels, found, **flags, enable_fp_fusion=False)
+        programs = (-(-size // BLOCK),)
+        launch(kernels.price_weights, programs, *known, costs, levels, found, **flags)
         paths = order.strands.numel() - 1
         longest = int((order.strands[1:] - order.strands[:-1]).max())
         if not longest:
@@ -194,8 +199,15 @@ class Search:
 
         trellis, (paths, segments) = self.trellis, room.best.shape
         known = costs, strands, begins, trellis.odds, trellis.flips, trellis.far, warm, segments
-        kernels.extend_segments[(segments, paths)](
-            *known, *room, STATES=trellis.states, LOG=trellis.log_states, SEGMENT=room.length, num_warps=trellis.warps
+        launch(
+            kernels.extend_segments,
+            (paths, segments),
+            *known,
+            *room,
+            STATES=trellis.states,
+            LOG=trellis.log_states,
+            SEGMENT=room.length,
+            num_warps=trellis.warps,
         )
 
     def decide(
@@ -206,7 +218,9 @@ class Search:
 
         trellis, (paths, segments) = self.trellis, room.best.shape
         known = order.strands, order.order, trellis.odds, trellis.flips, segments, *room, levels, found, begins, unlike
-        kernels.decide_segments[(segments, paths)](
+        launch(
+            kernels.decide_segments,
+            (paths, segments),
             *known,
             *(feed or (found, found, found)),
             STATES=trellis.states,
@@ -214,7 +228,6 @@ class Search:
             SEGMENT=room.length,
             FEEDS=feed is not None,
             num_warps=trellis.warps,
-            enable_fp_fusion=False,
         )
 
 
@@ -245,7 +258,8 @@ def best_paths(
         span: levels after which the state is 0 again.
         search: what is sought.
     """
-    levels, once = np.empty(x.size, np.int32), max(1, DECISIONS // (span * search.trellis.states)) * span
+    levels, taken = np.empty(x.size, np.int32), TAKEN + search.trellis.states // 8
+    once = max(1, MEMORY // (span * taken)) * span
     with side_by_side(search.device):
         for start in range(0, x.size, once):
             some = slice(start, min(start + once, x.size))
@@ -368,8 +382,14 @@ class Columns:
         priced = search.prices, search.shrink, search.trellis.unit, costs, levels, self.levels[column]
         here = factors[:, column, base:], gains[:, column:]
         fed = *here, classes, steps[column:], errors[base:], column - base, inputs, height
-        kernels.price_column[(-(-height // BLOCK),)](
-            *known, *priced, *fed, EACH=weights.numel() > 1, BLOCK=BLOCK, enable_fp_fusion=False
+        launch(
+            kernels.price_column,
+            (-(-height // BLOCK),),
+            *known,
+            *priced,
+            *fed,
+            EACH=weights.numel() > 1,
+            BLOCK=BLOCK,
         )
 
 

@@ -7,6 +7,8 @@ its last. Integers are compared, so there is no tolerance.
 
 Each path carries the last 32 of its decisions with it, bit 0 the latest: which half of the states it came from. They
 tell all states on the way back, so only every 32nd are kept.
+
+Arguments are not specialized: columns begin anywhere, and programs for each alignment would be compiled one by one.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def _in_units(cost, least, scale, limit):
 
 
 @triton.jit
-def _price(value, weight, start, at, place, inside, prices, shrink, unit, room, found, ZERO: tl.constexpr):
+def _price(value, weight, start, at, place, inside, prices, shrink, unit, costs, levels, found, ZERO: tl.constexpr):
     """Put costs and levels of the branches of some weights where the search finds them; decide those aside.
 
     Args:
@@ -88,14 +90,14 @@ def _price(value, weight, start, at, place, inside, prices, shrink, unit, room, 
         prices: float32, of all levels.
         shrink: float32 [3], how far the levels of magnitude 1, 2, >= 3 lie towards zero.
         unit: float32 [2], integers for a cost of one, and the largest one.
-        room: costs int32 [n, 4] in the order of the path, levels int32 [n, 4].
+        costs: int32 [n, 4], in the order of the path, filled.
+        levels: int32 [n, 4], filled.
         found: int32 [n], levels of those that stand aside, filled.
         ZERO: whether zero is in subset 1 too.
 
     Returns:
         The levels, right for those that stand aside.
     """
-    costs, levels = room
     first, second, third = tl.load(shrink), tl.load(shrink + 1), tl.load(shrink + 2)
     bits = prices + start
     c0, l0 = _branch(value, weight, bits, first, second, third, 0, ZERO)
@@ -119,7 +121,7 @@ def _price(value, weight, start, at, place, inside, prices, shrink, unit, room, 
     return alone
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit(do_not_specialize=range(11))
 def price_weights(
     values, weights, starts, places, size, prices, shrink, unit, costs, levels, found,
     EACH: tl.constexpr, PRICED: tl.constexpr, ZERO: tl.constexpr, BLOCK: tl.constexpr,
@@ -148,10 +150,10 @@ def price_weights(
     value, place = tl.load(values + at, inside, 0.0), tl.load(places + at, inside, -1).to(tl.int64)
     weight = tl.load(weights + at, inside, 0.0) if EACH else tl.load(weights)
     start = tl.load(starts + at, inside, 0) if PRICED else tl.load(starts)
-    _price(value, weight, start, at, place, inside, prices, shrink, unit, (costs, levels), found, ZERO)
+    _price(value, weight, start, at, place, inside, prices, shrink, unit, costs, levels, found, ZERO)
 
 
-@triton.jit(do_not_specialize=["earlier"])
+@triton.jit(do_not_specialize=range(20))
 def price_column(
     values, carried, weights, rows, column, places, prices, shrink, unit, costs, levels, found,
     factors, gains, classes, step, errors, earlier, columns, height,
@@ -197,7 +199,7 @@ def price_column(
     weight = tl.load(weights + at, inside, 0.0) if EACH else tl.load(weights)
     place = tl.load(places + at, inside, -1)
     start = tl.load(rows + at, inside, 0) + tl.load(column)
-    alone = _price(target, weight, start, at, place, inside, prices, shrink, unit, (costs, levels), found, False)
+    alone = _price(target, weight, start, at, place, inside, prices, shrink, unit, costs, levels, found, False)
     error = (value - alone.to(tl.float32)) * tl.load(step)
     tl.store(errors + at, error, inside & (place < 0))
 
@@ -251,7 +253,7 @@ def _back(state, history, count, LOG: tl.constexpr):
     return (state >> kept) | (taken << (LOG - kept))
 
 
-@triton.jit(do_not_specialize=["warm", "segments"])
+@triton.jit(do_not_specialize=range(13))
 def extend_segments(
     costs, strands, begins, odds, flips, far, warm, segments, histories, before, after, best, starts,
     STATES: tl.constexpr, LOG: tl.constexpr, SEGMENT: tl.constexpr,
@@ -276,7 +278,7 @@ def extend_segments(
         LOG: its logarithm.
         SEGMENT: weights of a segment.
     """
-    segment, strand = tl.program_id(0), tl.program_id(1)
+    strand, segment = tl.program_id(0), tl.program_id(1)
     begin = tl.load(strands + strand)
     size = tl.load(strands + strand + 1) - begin
     first = segment * SEGMENT
@@ -311,7 +313,7 @@ def extend_segments(
         tl.store(starts + here * STATES + state, now)
 
 
-@triton.jit(do_not_specialize=["segments"])
+@triton.jit(do_not_specialize=range(17))
 def decide_segments(
     strands, order, odds, flips, segments, histories, before, after, best, starts, levels, found, begins, unlike,
     values, step, errors,
@@ -342,7 +344,7 @@ def decide_segments(
         SEGMENT: weights of a segment.
         FEEDS: whether errors are kept, of a column that the next one goes on from.
     """
-    segment, strand = tl.program_id(0), tl.program_id(1)
+    strand, segment = tl.program_id(0), tl.program_id(1)
     begin = tl.load(strands + strand)
     size = tl.load(strands + strand + 1) - begin
     first = segment * SEGMENT

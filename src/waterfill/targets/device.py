@@ -15,7 +15,7 @@ from waterfill.codec import lanes
 from waterfill.codec.order import places
 from waterfill.codec.pieces import Part
 from waterfill.codec.trellis import PARITIES, PathModel
-from waterfill.devices import active
+from waterfill.devices import active, launch
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import largest_value
 from waterfill.reconstruct import fill, step_table
@@ -50,6 +50,11 @@ class OnDevice:
         self._streams: list[tuple[Stream, Uniform, bool]] = []
         self._matrix: Floats | None = None
         self._lock = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensor is."""
+        return self._tensor.device
 
     def put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         """Reconstruct symbols on the processor."""
@@ -104,7 +109,7 @@ def decode(streams: Sequence[Stream], rule: Uniform, layout: Layout, down: bool,
     apart, next_place = (1, matrix.shape[1]) if down else (matrix.shape[1], 1)
     known = flips >> 1, picks >> 1, int(trellis.zero), depth, length, apart, next_place
     with active(matrix.device):
-        kernels.decode_streams[(len(streams),)](*moved, matrix, failed, *known, LANES=count, num_warps=1)
+        launch(kernels.decode_streams, (len(streams),), *moved, matrix, failed, *known, LANES=count, num_warps=1)
     for stream, code in zip(streams, failed.tolist(), strict=True):
         if code:
             raise FormatError(f"{stream.label}: {_REASONS[code]}")

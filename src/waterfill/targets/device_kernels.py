@@ -1,4 +1,7 @@
-"""Decoding of paths with lanes on a device, in Triton: the steps of `codec.lane_kernels`, one program for a stream."""
+"""Decoding of paths with lanes on a device, in Triton: the steps of `codec.lane_kernels`, one program for a stream.
+
+Arguments are not specialized: one program does for all tensors.
+"""
 
 from __future__ import annotations
 
@@ -79,14 +82,27 @@ def _one_by_one(x, at, entry, subset, many, words, end, slots, lows, lasts, zero
 
 
 @triton.jit
-def _together(x, at, slot, active, words, end):
-    """Decode one index of every lane, where none needs more than its slot: states, position and indices."""
+def _ones(bits):
+    """How many of 32 bits are one."""
+    bits -= (bits >> 1) & 0x55555555
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
+    bits += bits >> 8
+    return (bits + (bits >> 16)) & 63
+
+
+@triton.jit
+def _together(x, at, slot, active, words, end, lane):
+    """Decode one index of every lane, where none needs more than its slot: states, position and indices.
+
+    A sum of bits tells each lane its word: in scans of less than a warp, Triton up to 3.2 lets threads disagree.
+    """
     x = tl.where(active, (slot >> 20) * (x >> 12) + ((slot >> 8) & 4095), x)
     low = active & (x < LOW)
-    taken = tl.cumsum(low.to(tl.int32), 0)
-    read = at + taken - 1
+    taken = tl.sum(low.to(tl.int32) << lane)
+    read = at + _ones(taken & ((2 << lane) - 1)) - 1
     word = tl.load(words + read, low & (read < end), 0).to(tl.int64) & 0xFFFF
-    return tl.where(low, (x << 16) | word, x), at + tl.sum(low.to(tl.int32)), (slot & 255) - 128
+    return tl.where(low, (x << 16) | word, x), at + _ones(taken), (slot & 255) - 128
 
 
 @triton.jit
@@ -100,7 +116,7 @@ def _value(k, subset, step, shrink, zero):
     return (64 * level - tl.where(level > 0, by, -by)).to(tl.float32) * step
 
 
-@triton.jit(do_not_specialize=["flips", "picks", "zero", "depth", "length", "apart", "next_place"])
+@triton.jit(do_not_specialize=range(21))
 def decode_streams(
     words, ends, states, pieces, lines, within, entries, slots, lows, lasts, steps, shrink, matrix, failed,
     flips, picks, zero, depth, length, apart, next_place,
@@ -164,12 +180,14 @@ def decode_streams(
                 slot = slot & 0xFFFFFFFF
                 rare = active & (((slot & 255) == 0) | ((entry & 2) != 0))
                 if tl.max(rare.to(tl.int32)) > 0:
-                    known = words, end, slots, lows, lasts, zero, lane
-                    x, at, k, told = _one_by_one(x, at, entry, subset, many.to(tl.int32), *known, LANES)
+                    x, at, k, told = _one_by_one(
+                        x, at, entry, subset, many.to(tl.int32), words, end, slots, lows, lasts, zero, lane, LANES
+                    )
                     status = tl.maximum(status, told)
                 else:
-                    x, at, k = _together(x, at, slot, active, words, end)
-                tl.store(places + place * next_place, _value(k, subset, step, shrink, zero), active)
+                    x, at, k = _together(x, at, slot, active, words, end, lane)
+                tl.store(places, _value(k, subset, step, shrink, zero), active)
+                places += next_place
                 moved = (path >> 1) ^ tl.where((k & 1) != 0, picks, 0) ^ tl.where(subset != 0, flips, 0)
                 path = tl.where((entry & 1) != 0, path, moved)
             status = tl.where(at > end, tl.maximum(status, ENDED), status)

@@ -20,6 +20,7 @@ from torch import Tensor
 from waterfill.bases.turning import turn_back
 from waterfill.codec.lanes import LaneSymbols
 from waterfill.codec.pieces import Part
+from waterfill.errors import UsageError
 from waterfill.models.state_dict import largest_value
 from waterfill.reconstruct import fill, some_lines
 from waterfill.records import Basis, Coded, Entry, Floats, Layout, Rule
@@ -115,15 +116,37 @@ def target_of(entry: Entry, layout: Layout, basis: Basis | None, into: Tensor | 
         layout: how it is read as a matrix.
         basis: of that.
         into: a contiguous tensor to fill, on any device, where it is filled itself; by default a new one.
+
+    Raises:
+        UsageError: that tensor has another shape or type, or is not contiguous.
     """
     is_view = len(layout.shape) == 2 if layout.transposed else len(layout.shape) >= 2
     is_matrix = entry.dtype == "float32" and not layout.transposed
     is_plain = isinstance(entry.origin, Coded) and basis is None and layout.groups == 1 and is_view
+    if is_plain and into is not None:
+        check_place(entry, into)
     if is_plain and into is not None and is_elsewhere(into):
         return OnDevice(into, layout)
     if is_plain and not is_matrix:
         return InItsType(empty(entry.shape, getattr(torch, entry.dtype)) if into is None else into, layout)
     return FloatMatrix(layout, basis)
+
+
+def check_place(entry: Entry, into: Tensor) -> None:
+    """Check that a tensor can be filled with the values of an entry.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if tuple(into.shape) == entry.shape and into.dtype == getattr(torch, entry.dtype) and into.is_contiguous():
+        return
+    found = f"{into.dtype} {list(into.shape)}, {'' if into.is_contiguous() else 'not '}contiguous".removeprefix(
+        "torch."
+    )
+    raise UsageError(
+        f"The tensor to fill with {entry.name!r} is {found}; expected {entry.dtype} {list(entry.shape)}, contiguous. "
+        "Give another one, or none."
+    )
 
 
 def is_elsewhere(tensor: Tensor) -> bool:
