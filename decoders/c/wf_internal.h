@@ -306,8 +306,12 @@ typedef struct wf_stream {
 
 wf_code wf_stream_open(wf_stream *stream, wf_work *work, const uint8_t *data, size_t size, unsigned lanes);
 wf_code wf_stream_end(const wf_stream *stream);
-/* The slots of a table; NULL after a failure. */
-const uint32_t *wf_slots(wf_stream *stream, unsigned kind, unsigned family, unsigned scale);
+/* Make the slots of a table; NULL after a failure. */
+const uint32_t *wf_make_slots(wf_stream *stream, unsigned kind, unsigned row);
+static inline const uint32_t *wf_slots(wf_stream *stream, unsigned kind, unsigned family, unsigned scale) {
+    const uint32_t *slots = stream->bank->slots[kind * 513 + family * 57 + scale];
+    return slots ? slots : wf_make_slots(stream, kind, family * 57 + scale);
+}
 unsigned wf_last_magnitude(unsigned kind, unsigned family, unsigned scale);
 
 /* Put the next word into a state that is below 2^16. */

@@ -8,18 +8,14 @@ static const uint16_t parities[11][2] = {{05, 02},      {017, 02},      {035, 01
                                          {0141, 066},   {0365, 0156},   {0405, 0356},   {01655, 0746},
                                          {02413, 01132}, {04117, 02704}, {015303, 07064}};
 
-static unsigned parity(unsigned value) {
-    value ^= value >> 8;
-    value ^= value >> 4;
-    value ^= value >> 2;
-    return (value ^ value >> 1) & 1;
-}
-
-/* A trellis, and what codes its indices. */
+/*
+ * A trellis, and what codes its indices. Its state is in another form than in docs/format.md, in which the subset is the
+ * lowest bit: s becomes s / 2 xor h1 / 2 (if k is odd) xor h0 / 2 (in subset 1). Subsets are the same, symbol by symbol.
+ */
 typedef struct path {
     wf_stream *stream;
     const wf_coded *coded;
-    unsigned flips, picks, mask;
+    unsigned flips, picks; /* h0 and h1, halved */
 } path;
 
 static path path_of(wf_stream *stream, const wf_coded *coded) {
@@ -28,7 +24,6 @@ static path path_of(wf_stream *stream, const wf_coded *coded) {
     found.coded = coded;
     found.flips = parities[coded->log_states - 2][0] >> 1;
     found.picks = parities[coded->log_states - 2][1] >> 1;
-    found.mask = (1u << coded->log_states) - 1;
     return found;
 }
 
@@ -54,7 +49,7 @@ static int64_t rest_of(wf_stream *stream, unsigned lane, int64_t high, int is_es
 static wf_code next_level(const path *p, unsigned lane, unsigned *state, int32_t sum, int32_t *level) {
     const wf_coded *coded = p->coded;
     int is_aside = sum < coded->least;
-    unsigned subset = is_aside ? 0 : parity(*state & p->picks), kind, low, scale, byte;
+    unsigned subset = is_aside ? 0 : *state & 1, kind, low, scale, byte;
     int32_t exponent = coded->bases[subset] + 2 * sum;
     const uint32_t *slots;
     int64_t k;
@@ -75,7 +70,7 @@ static wf_code next_level(const path *p, unsigned lane, unsigned *state, int32_t
     if (k >= LARGEST_INDEX || k < -LARGEST_INDEX) return wf_beyond(p->stream->work);
     *level = (int32_t)(2 * k);
     if (subset) *level += kind == WF_HALF ? 1 : (k < 0) - (k > 0);
-    if (!is_aside) *state = (2 * *state + (((unsigned)k & 1) ^ parity(*state & p->flips))) & p->mask;
+    if (!is_aside) *state = *state >> 1 ^ (k & 1 ? p->picks : 0) ^ (subset ? p->flips : 0);
     return WF_OK;
 }
 
@@ -95,29 +90,57 @@ wf_code wf_read_path(wf_stream *stream, const wf_coded *coded, uint64_t at, uint
     return WF_OK;
 }
 
-/* Where a place of a line is: `walk` of its sums. */
-static int32_t sum_at(const wf_coded *coded, uint64_t line, uint64_t place) {
-    wf_walk walk = wf_walk_from(coded, coded->spreads, line * wf_line_length(coded) + place);
-    return wf_walk_sum(&walk);
+/* The part that a line has of the sums of scales, or that a place in every line has. */
+static int32_t part_of_sum(const wf_coded *coded, uint64_t number, int is_row) {
+    const int32_t *const *scales = coded->spreads;
+    uint64_t taps = coded->axes[2];
+    int32_t sum = 0;
+    if (is_row) return scales[0] ? scales[0][number] : 0;
+    if (scales[1]) sum += scales[1][number / taps];
+    if (scales[2]) sum += scales[2][number % taps];
+    return sum;
+}
+
+/* Lines that are decoded side by side. */
+typedef struct side_by_side {
+    path p;
+    uint64_t first_line, length, depth, left; /* `left`: lines of this round */
+    unsigned states[32];
+    int32_t *levels;
+} side_by_side;
+
+/* Decode line `line` of the group of every lane that has as many. */
+static wf_code read_step(side_by_side *r, uint64_t line) {
+    const wf_coded *coded = r->p.coded;
+    int32_t sums[32];
+    uint64_t place;
+    unsigned lane, many = 0;
+    for (; many < coded->lanes && many * r->depth + line < r->left; many++) {
+        sums[many] = part_of_sum(coded, r->first_line + many * r->depth + line, !coded->down);
+    }
+    for (place = 0; place < r->length; place++) {
+        int32_t within = part_of_sum(coded, place, coded->down);
+        for (lane = 0; lane < many; lane++) {
+            int32_t *level = r->levels + (lane * r->depth + line) * r->length + place;
+            WF_TRY(next_level(&r->p, lane, r->states + lane, sums[lane] + within, level));
+        }
+    }
+    return WF_OK;
 }
 
 wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels) {
-    path p = path_of(stream, coded);
-    uint64_t length = wf_line_length(coded), first_line = at / length, lines = count / length, first;
-    uint64_t depth = wf_least(coded->lines, lines), round = depth * coded->lanes;
-    unsigned states[32], lane;
-    for (first = 0; first < lines; first += round) {
-        uint64_t left = wf_least(lines - first, round), line, place;
-        memset(states, 0, sizeof states);
-        for (line = 0; line < wf_least(depth, left); line++) {
-            for (place = 0; place < length; place++) {
-                for (lane = 0; lane < coded->lanes && lane * depth + line < left; lane++) {
-                    uint64_t own = first + lane * depth + line;
-                    int32_t sum = sum_at(coded, first_line + own, place);
-                    WF_TRY(next_level(&p, lane, states + lane, sum, levels + own * length + place));
-                }
-            }
-        }
+    uint64_t lines, first, line;
+    side_by_side r;
+    r.p = path_of(stream, coded);
+    r.length = wf_line_length(coded);
+    lines = count / r.length;
+    r.depth = wf_least(coded->lines, lines);
+    for (first = 0; first < lines; first += r.depth * coded->lanes) {
+        r.first_line = at / r.length + first;
+        r.left = wf_least(lines - first, r.depth * coded->lanes);
+        r.levels = levels + first * r.length;
+        memset(r.states, 0, sizeof r.states);
+        for (line = 0; line < wf_least(r.depth, r.left); line++) WF_TRY(read_step(&r, line));
     }
     return WF_OK;
 }

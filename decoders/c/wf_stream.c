@@ -55,12 +55,10 @@ static unsigned fill(uint32_t *slots, unsigned at, unsigned frequency, unsigned 
     return at + frequency;
 }
 
-const uint32_t *wf_slots(wf_stream *stream, unsigned kind, unsigned family, unsigned scale) {
-    unsigned row = family * 57 + scale, m, at = 0;
-    uint32_t **place = &stream->bank->slots[kind * 513 + row], *slots = *place;
+const uint32_t *wf_make_slots(wf_stream *stream, unsigned kind, unsigned row) {
+    uint32_t *slots = (uint32_t *)wf_take(stream->work, TOTAL, sizeof *slots);
     const uint8_t *data = bank_row(kind, row);
-    if (slots) return slots;
-    slots = (uint32_t *)wf_take(stream->work, TOTAL, sizeof *slots);
+    unsigned m, at = 0;
     if (slots == NULL) return NULL;
     for (m = 0; m <= data[0]; m++) {
         unsigned frequency = wf_le16(data + 1 + 2 * m);
@@ -69,7 +67,7 @@ const uint32_t *wf_slots(wf_stream *stream, unsigned kind, unsigned family, unsi
         else if (m) at = fill(slots, at, frequency, 128 - m);
     }
     fill(slots, at, TOTAL - at, 0);
-    *place = slots;
+    stream->bank->slots[kind * 513 + row] = slots;
     return slots;
 }
 
