@@ -1,7 +1,8 @@
-"""Changed files through both readers: `python tests/decoders/differential.py --count 10000 [--seed 1] [--sanitize]`.
+"""Changed files through both readers: `PYTHONPATH=tests:tests/twins python -m decoders.differential --count 10000`.
 
-Both have to refuse the same files, and to give the same tensors for all others. Only damaged frames of zstandard may be
-read by Python alone: on some machines its library does not look whether a stream of a Huffman code ends where it should.
+Both have to refuse the same files, and to give the same tensors for all others. Only damaged frames of zstandard may
+be read by Python alone: on some machines its library does not look whether a stream of a Huffman code ends where it
+should.
 """
 
 import argparse
@@ -14,11 +15,7 @@ from random import Random
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "twins")]
-
-from c_reader import LIMIT, SANITIZED, Reader, Refused, built
-
+from decoders.c_reader import LIMIT, SANITIZED, Reader, Refused, built
 from fuzz import files, seeds
 from fuzz.examine import LARGE_BYTES, values_of
 from waterfill.errors import FormatError
