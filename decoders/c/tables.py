@@ -1,8 +1,8 @@
 """Write `wf_tables.h`, the frozen tables of the format as arrays: `python decoders/c/tables.py [--check]`.
 
 Those of `bank`, `half` and `zero` are the files of `src/waterfill/codec` byte for byte: for every shape and scale one
-byte K, then the 16-bit frequencies of the magnitudes 0..K. `wf_cosines` has the cosines of 0 to 512 parts of 2048 of a turn, from
-which all others and the sines follow.
+byte K, then the 16-bit frequencies of the magnitudes 0..K. `wf_cosines` has the cosines of 0 to 512 parts of 2048 of a
+turn, from which all others and the sines follow.
 """
 
 from __future__ import annotations
