@@ -268,26 +268,39 @@ typedef struct target {
     wf_type own, type;
 } target;
 
-/* The place in the tensor of the element where a walk is. */
-static uint64_t place_of(const target *to, const wf_walk *walk) {
+/* Elements that follow each other in a stream and are equally far from each other in the tensor. */
+typedef struct run {
+    uint64_t at, stride, count;
+} run;
+
+/* The run that begins where a walk is. */
+static run run_of(const target *to, const wf_walk *walk) {
     const uint64_t *axes = to->coded->axes;
-    uint64_t each;
-    if (to->matrix || to->groups == 0) return (walk->row * axes[1] + walk->channel) * axes[2] + walk->tap;
-    each = axes[0] / to->groups;
-    return ((walk->row / each * axes[1] + walk->channel) * each + walk->row % each) * axes[2] + walk->tap;
+    uint64_t taps = axes[2], groups = to->groups && !to->matrix ? to->groups : 0, each = groups ? axes[0] / groups : 0;
+    run found;
+    if (groups == 0) {
+        found.at = (walk->row * axes[1] + walk->channel) * taps + walk->tap;
+        found.stride = walk->coded->down ? axes[1] * taps : 1;
+        found.count = walk->coded->down ? axes[0] - walk->row : axes[1] * taps - walk->channel * taps - walk->tap;
+        return found;
+    }
+    found.at = ((walk->row / each * axes[1] + walk->channel) * each + walk->row % each) * taps + walk->tap;
+    found.stride = walk->coded->down ? taps : taps == 1 ? each : 1;
+    found.count = walk->coded->down ? each - walk->row % each : taps == 1 ? axes[1] - walk->channel : taps - walk->tap;
+    return found;
 }
 
 static void put_symbols(const target *to, const int32_t *symbols, uint64_t at, uint64_t count) {
     float values[TILE];
-    wf_walk walk = wf_walk_from(to->coded, to->coded->steps, at);
     while (count) {
-        size_t some = (size_t)wf_least(count, TILE), n;
+        wf_walk walk = wf_walk_from(to->coded, to->coded->steps, at);
+        run r = run_of(to, &walk);
+        size_t some = (size_t)wf_least(wf_least(count, r.count), TILE), n;
         wf_values(to->coded, symbols, at, some, values);
-        for (n = 0; n < some; n++) {
-            uint64_t place = place_of(to, &walk);
-            if (to->matrix) to->matrix[place] = values[n];
-            else wf_put(to->out, to->type, place, wf_in_type(values[n], to->own));
-            wf_walk_next(&walk);
+        if (to->matrix) {
+            for (n = 0; n < some; n++) to->matrix[r.at + n * r.stride] = values[n];
+        } else {
+            wf_put_run(to->out, to->type, to->own, r.at, r.stride, values, some);
         }
         symbols += some;
         at += some;
@@ -329,16 +342,15 @@ static wf_code put_turned(wf_work *work, const wf_file *file, wf_kept *kept, con
     const int32_t *nothing[3] = {NULL, NULL, NULL};
     float *matrix = (float *)wf_take(work, to->coded->values, sizeof *matrix);
     wf_coded rows = *to->coded;
-    wf_walk walk;
-    uint64_t n;
+    uint64_t at;
+    run r;
     if (matrix == NULL) return WF_MEMORY;
     WF_TRY(put_matrix(work, file, kept, entry, matrix));
-    if (to->coded->values == 0) return WF_OK;
     rows.down = 0;
-    walk = wf_walk_from(&rows, nothing, 0);
-    for (n = 0; n < rows.values; n++) {
-        wf_put(to->out, to->type, place_of(to, &walk), wf_in_type(matrix[n], to->own));
-        wf_walk_next(&walk);
+    for (at = 0; at < rows.values; at += r.count) {
+        wf_walk walk = wf_walk_from(&rows, nothing, at);
+        r = run_of(to, &walk);
+        wf_put_run(to->out, to->type, to->own, r.at, r.stride, matrix + at, (size_t)r.count);
     }
     return WF_OK;
 }

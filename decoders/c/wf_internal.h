@@ -314,14 +314,13 @@ static inline const uint32_t *wf_slots(wf_stream *stream, unsigned kind, unsigne
 }
 unsigned wf_last_magnitude(unsigned kind, unsigned family, unsigned scale);
 
-/* Put the next word into a state that is below 2^16. */
+/* Put the next word into a state that is below 2^16; without a branch on the state, which no processor foresees. */
 static inline uint32_t wf_refilled(wf_stream *stream, uint32_t x) {
-    if (x >= 1u << 16) return x;
-    if (stream->at == stream->end) {
-        stream->is_short = 1;
-        return x << 16;
-    }
-    return x << 16 | wf_le16(stream->words + 2 * stream->at++);
+    uint32_t is_low = x < 1u << 16, word = 0;
+    if (stream->at < stream->end) word = wf_le16(stream->words + 2 * stream->at);
+    else stream->is_short |= (int)is_low;
+    stream->at += is_low;
+    return x << (16 * is_low) | (word & (0u - is_low));
 }
 static inline uint32_t wf_pull(wf_stream *stream, unsigned lane, const uint32_t *slots) {
     uint32_t x = stream->states[lane], slot = slots[x & 4095];
@@ -360,7 +359,6 @@ wf_code wf_read_symbols(wf_work *work, const wf_file *file, size_t chunk, int32_
 
 /* Values */
 
-float wf_power(int32_t index); /* 2^(index / 64) */
 /* Values of symbols that stand at a place of a tensor's stream. */
 void wf_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values);
 uint16_t wf_to_float16(float value);
@@ -371,6 +369,8 @@ float wf_from_bfloat16(uint16_t bits);
 float wf_in_type(double value, wf_type type);
 /* Put a value into an array of a floating-point type. */
 void wf_put(void *out, wf_type type, uint64_t at, double value);
+/* Put values, as a tensor of the type `own` has them, into an array of a floating-point type, `stride` apart. */
+void wf_put_run(void *out, wf_type type, wf_type own, uint64_t at, uint64_t stride, const float *values, size_t count);
 
 /* Turn coefficients of a matrix [out, channels, taps] back into values. */
 wf_code wf_turn_back(wf_work *work, const wf_coded *coded, const wf_entry *entry, float *matrix);

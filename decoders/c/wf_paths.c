@@ -8,6 +8,15 @@ static const uint16_t parities[11][2] = {{05, 02},      {017, 02},      {035, 01
                                          {0141, 066},   {0365, 0156},   {0405, 0356},   {01655, 0746},
                                          {02413, 01132}, {04117, 02704}, {015303, 07064}};
 
+/* What codes the indices of elements whose scales have one sum, in each of the two subsets. */
+typedef struct tables {
+    const uint32_t *slots[2]; /* NULL until they are needed */
+    uint8_t low[2], last[2], is_aside;
+} tables;
+
+#define LEAST_SUM (-3 * 127)
+#define SUMS (2 * 3 * 127 + 1)
+
 /*
  * A trellis, and what codes its indices. Its state is in another form than in docs/format.md, in which the subset is the
  * lowest bit: s becomes s / 2 xor h1 / 2 (if k is odd) xor h0 / 2 (in subset 1). Subsets are the same, symbol by symbol.
@@ -15,16 +24,36 @@ static const uint16_t parities[11][2] = {{05, 02},      {017, 02},      {035, 01
 typedef struct path {
     wf_stream *stream;
     const wf_coded *coded;
+    tables *sums;          /* [SUMS] */
     unsigned flips, picks; /* h0 and h1, halved */
+    unsigned kinds[2];
 } path;
 
-static path path_of(wf_stream *stream, const wf_coded *coded) {
-    path found;
-    found.stream = stream;
-    found.coded = coded;
-    found.flips = parities[coded->log_states - 2][0] >> 1;
-    found.picks = parities[coded->log_states - 2][1] >> 1;
-    return found;
+static wf_code open_path(path *p, wf_stream *stream, const wf_coded *coded) {
+    p->stream = stream;
+    p->coded = coded;
+    p->flips = parities[coded->log_states - 2][0] >> 1;
+    p->picks = parities[coded->log_states - 2][1] >> 1;
+    p->kinds[0] = WF_WHOLE;
+    p->kinds[1] = coded->zero ? WF_ZERO : WF_HALF;
+    p->sums = (tables *)wf_take(stream->work, SUMS, sizeof *p->sums);
+    return p->sums ? WF_OK : WF_MEMORY;
+}
+
+static wf_code make_tables(const path *p, int32_t sum, tables *made) {
+    unsigned q;
+    made->is_aside = sum < p->coded->least;
+    for (q = 0; q < 2; q++) {
+        int32_t exponent = p->coded->bases[q] + 2 * sum;
+        unsigned scale, family = p->coded->families[q];
+        exponent = exponent < 0 ? 0 : exponent > HIGHEST_EXPONENT ? HIGHEST_EXPONENT : exponent;
+        scale = wf_class_of(exponent, 0) & 0xFFFF;
+        made->low[q] = (uint8_t)(wf_class_of(exponent, 0) >> 16);
+        made->last[q] = (uint8_t)wf_last_magnitude(p->kinds[q], family, scale);
+        made->slots[q] = wf_slots(p->stream, p->kinds[q], family, scale);
+        if (made->slots[q] == NULL) return WF_MEMORY;
+    }
+    return WF_OK;
 }
 
 /* The index that an escape stands for, and low bits, of which there are `low`. */
@@ -46,39 +75,34 @@ static int64_t rest_of(wf_stream *stream, unsigned lane, int64_t high, int is_es
 }
 
 /* Decode the next level of a path in a lane of the stream. `sum`: of the scales of its element. */
-static wf_code next_level(const path *p, unsigned lane, unsigned *state, int32_t sum, int32_t *level) {
-    const wf_coded *coded = p->coded;
-    int is_aside = sum < coded->least;
-    unsigned subset = is_aside ? 0 : *state & 1, kind, low, scale, byte;
-    int32_t exponent = coded->bases[subset] + 2 * sum;
-    const uint32_t *slots;
+static inline wf_code next_level(const path *p, unsigned lane, unsigned *state, int32_t sum, int32_t *level) {
+    tables *found = p->sums + (sum - LEAST_SUM);
+    unsigned subset, byte, is_odd;
+    int32_t sign;
     int64_t k;
-    exponent = exponent < 0 ? 0 : exponent > HIGHEST_EXPONENT ? HIGHEST_EXPONENT : exponent;
-    low = exponent > 49 ? (unsigned)(exponent - 49) / 8 : 0;
-    scale = (unsigned)exponent - 8 * low;
-    scale = scale > 56 ? 56 : scale;
-    kind = subset == 0 ? WF_WHOLE : coded->zero ? WF_ZERO : WF_HALF;
-    slots = wf_slots(p->stream, kind, coded->families[subset], scale);
-    if (slots == NULL) return WF_MEMORY;
-    byte = wf_pull(p->stream, lane, slots);
+    if (found->slots[1] == NULL) WF_TRY(make_tables(p, sum, found));
+    subset = found->is_aside ? 0 : *state & 1;
+    byte = wf_pull(p->stream, lane, found->slots[subset]);
     k = (int64_t)byte - 128;
-    if (byte == 0 || low) {
-        unsigned last = wf_last_magnitude(kind, coded->families[subset], scale);
-        k = rest_of(p->stream, lane, k, byte == 0, low, kind != WF_HALF, last);
+    if (byte == 0 || found->low[subset]) {
+        int is_middle = p->kinds[subset] != WF_HALF;
+        k = rest_of(p->stream, lane, k, byte == 0, found->low[subset], is_middle, found->last[subset]);
+        if (k >= LARGEST_INDEX || k < -LARGEST_INDEX) return wf_beyond(p->stream->work);
     }
     if (p->stream->is_short) return wf_short(p->stream->work);
-    if (k >= LARGEST_INDEX || k < -LARGEST_INDEX) return wf_beyond(p->stream->work);
-    *level = (int32_t)(2 * k);
-    if (subset) *level += kind == WF_HALF ? 1 : (k < 0) - (k > 0);
-    if (!is_aside) *state = *state >> 1 ^ (k & 1 ? p->picks : 0) ^ (subset ? p->flips : 0);
+    sign = p->kinds[1] == WF_HALF ? 1 : (k < 0) - (k > 0);
+    *level = (int32_t)(2 * k) + sign * (int32_t)subset;
+    is_odd = (unsigned)(k & 1);
+    if (!found->is_aside) *state = *state >> 1 ^ (p->picks & (0u - is_odd)) ^ (p->flips & (0u - subset));
     return WF_OK;
 }
 
 wf_code wf_read_path(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels) {
-    path p = path_of(stream, coded);
     wf_walk walk = wf_walk_from(coded, coded->spreads, at);
     uint64_t span = wf_span(coded), left = span, n;
     unsigned state = 0;
+    path p;
+    WF_TRY(open_path(&p, stream, coded));
     for (n = 0; n < count; n++, left--) {
         if (left == 0) {
             state = 0;
@@ -87,6 +111,7 @@ wf_code wf_read_path(wf_stream *stream, const wf_coded *coded, uint64_t at, uint
         WF_TRY(next_level(&p, n & 7, &state, wf_walk_sum(&walk), levels + n));
         wf_walk_next(&walk);
     }
+    wf_give(stream->work, p.sums);
     return WF_OK;
 }
 
@@ -131,7 +156,7 @@ static wf_code read_step(side_by_side *r, uint64_t line) {
 wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels) {
     uint64_t lines, first, line;
     side_by_side r;
-    r.p = path_of(stream, coded);
+    WF_TRY(open_path(&r.p, stream, coded));
     r.length = wf_line_length(coded);
     lines = count / r.length;
     r.depth = wf_least(coded->lines, lines);
@@ -142,5 +167,6 @@ wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uin
         memset(r.states, 0, sizeof r.states);
         for (line = 0; line < wf_least(r.depth, r.left); line++) WF_TRY(read_step(&r, line));
     }
+    wf_give(stream->work, r.p.sums);
     return WF_OK;
 }

@@ -7,16 +7,16 @@
 #define LARGEST_FLOAT16 65504.0
 #define LARGEST_BFLOAT16 3.3895313892515355e38
 
-float wf_power(int32_t index) {
+/* 2^(index / 64). */
+static float power_of(int32_t index) {
     int32_t part = index & 63, whole = (index - part) / 64;
     return wf_float_of(wf_octave[part] + ((uint32_t)whole << 23));
 }
 
-static float uniform_level(const wf_coded *coded, int32_t symbol) {
-    int64_t level = LEVEL_UNIT * ((int64_t)symbol + coded->offset);
-    if (symbol > 0) level -= coded->shrink[symbol < 3 ? symbol - 1 : 2];
-    if (symbol < 0) level += coded->shrink[symbol > -3 ? -symbol - 1 : 2];
-    return (float)level;
+/* The level of a symbol; without branches on its sign, which no processor foresees. */
+static float uniform_level(const wf_coded *coded, const int32_t *shrink, int32_t symbol) {
+    int64_t wide = symbol, sign = (symbol > 0) - (symbol < 0), size = sign * wide;
+    return (float)(LEVEL_UNIT * (wide + coded->offset) - sign * shrink[size < 3 ? size : 3]);
 }
 
 static float relative_value(const wf_coded *coded, int32_t symbol) {
@@ -27,23 +27,31 @@ static float relative_value(const wf_coded *coded, int32_t symbol) {
     return wf_float_of((uint32_t)pattern | sign << 31);
 }
 
+static void uniform_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values) {
+    int32_t step = coded->step - 64 * 6, shrink[4] = {0, coded->shrink[0], coded->shrink[1], coded->shrink[2]};
+    int32_t last = 0, is_scaled = coded->steps[0] || coded->steps[1] || coded->steps[2];
+    float power = power_of(step);
+    wf_walk walk = wf_walk_from(coded, coded->steps, at);
+    size_t n;
+    for (n = 0; n < count; n++) {
+        if (is_scaled) {
+            int32_t sum = wf_walk_sum(&walk);
+            if (sum != last) power = power_of(step + 16 * sum);
+            last = sum;
+            wf_walk_next(&walk);
+        }
+        values[n] = uniform_level(coded, shrink, symbols[n]) * power;
+    }
+}
+
 void wf_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values) {
-    int32_t step = coded->step - 64 * 6;
-    wf_walk walk;
     size_t n;
     if (coded->kind == 'c') {
         for (n = 0; n < count; n++) values[n] = coded->book[symbols[n] - coded->first];
     } else if (coded->kind == 'r') {
         for (n = 0; n < count; n++) values[n] = relative_value(coded, symbols[n]);
-    } else if (coded->steps[0] || coded->steps[1] || coded->steps[2]) {
-        walk = wf_walk_from(coded, coded->steps, at);
-        for (n = 0; n < count; n++) {
-            values[n] = uniform_level(coded, symbols[n]) * wf_power(step + 16 * wf_walk_sum(&walk));
-            wf_walk_next(&walk);
-        }
     } else {
-        float power = wf_power(step);
-        for (n = 0; n < count; n++) values[n] = uniform_level(coded, symbols[n]) * power;
+        uniform_values(coded, symbols, at, count, values);
     }
 }
 
@@ -99,4 +107,15 @@ void wf_put(void *out, wf_type type, uint64_t at, double value) {
     else if (type == WF_FLOAT32) ((float *)out)[at] = (float)value;
     else if (type == WF_FLOAT16) ((uint16_t *)out)[at] = wf_to_float16((float)value);
     else ((uint16_t *)out)[at] = wf_to_bfloat16((float)value);
+}
+
+void wf_put_run(void *out, wf_type type, wf_type own, uint64_t at, uint64_t stride, const float *values, size_t count) {
+    const float most = (float)LARGEST_FLOAT;
+    size_t n;
+    if (type == WF_FLOAT32 && (own == WF_FLOAT32 || own == WF_FLOAT64)) {
+        float *to = (float *)out + at;
+        for (n = 0; n < count; n++) to[n * stride] = values[n] > most ? most : values[n] < -most ? -most : values[n];
+        return;
+    }
+    for (n = 0; n < count; n++) wf_put(out, type, at + n * stride, wf_in_type(values[n], own));
 }
