@@ -16,15 +16,6 @@ static const uint8_t magic[8] = {0x89, 'W', 'F', 'L', 0x0D, 0x0A, 0x1A, 0x0A};
 
 /* Opening */
 
-static wf_code read_at(wf_work *work, const wf_source *source, uint64_t at, void *to, size_t size) {
-    if (source->data) {
-        memcpy(to, (const uint8_t *)source->data + at, size);
-        return WF_OK;
-    }
-    if (source->read(source->context, at, to, size) == 0) return WF_OK;
-    return wf_fail(work, WF_READ, "the file cannot be read at byte %u", at);
-}
-
 static wf_code check_header(wf_work *work, const uint8_t *head, uint64_t file_size) {
     uint64_t packed = wf_le32(head + 12), size = wf_le32(head + 16);
     if (wf_le16(head + 8) != 1 || wf_le16(head + 10) > MINOR) {
@@ -50,7 +41,7 @@ static wf_code read_directory(wf_file *file, uint64_t *chunks_at) {
     char *text;
     wf_code code;
     size_t there = (size_t)wf_least(file->source.size, HEADER);
-    WF_TRY(read_at(work, &file->source, 0, head, there));
+    WF_TRY(wf_read_at(work, &file->source, 0, head, there));
     if (there < sizeof magic || memcmp(head, magic, sizeof magic) != 0) {
         return wf_fail(work, WF_FORMAT, "not a waterfill file; expected one that `waterfill compress` wrote");
     }
@@ -60,7 +51,7 @@ static wf_code read_directory(wf_file *file, uint64_t *chunks_at) {
     size = wf_le32(head + 16);
     packed = (uint8_t *)wf_take(work, packed_size, 1);
     if (packed == NULL) return WF_MEMORY;
-    WF_TRY(read_at(work, &file->source, HEADER, packed, packed_size));
+    WF_TRY(wf_read_at(work, &file->source, HEADER, packed, packed_size));
     if (wf_crc32(wf_crc32(0, head, HEADER - 4), packed, packed_size) != wf_le32(head + 20)) {
         return wf_fail(work, WF_FORMAT, "the checksum of the directory is wrong: the file is damaged");
     }

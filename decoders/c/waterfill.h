@@ -47,7 +47,14 @@ typedef struct wf_source {
     uint64_t size;    /* of the file */
     int (*read)(void *context, uint64_t at, void *to, size_t size); /* 0, or anything else for an error */
     void *context;
+    uint64_t start; /* where the file begins in the data or behind the callback: 0, but for payloads */
 } wf_source;
+
+/* A whole .wf file in a shard of a compressed model directory. */
+typedef struct wf_payload {
+    uint64_t number;      /* n of its name, waterfill_n */
+    uint64_t start, size; /* in the shard: `start` and `size` of its source */
+} wf_payload;
 
 typedef enum wf_type {
     WF_FLOAT64,
@@ -102,6 +109,13 @@ typedef struct wf_kept {
 wf_code wf_open(wf_file **file, const wf_source *source, const wf_allocator *allocator, uint64_t max_bytes,
                 wf_error *error);
 void wf_close(wf_file *file);
+
+/*
+ * Find the payloads of a shard (`waterfill*.safetensors` of a directory), in the order of the header, which is checked.
+ * payloads: [room], filled as far as it goes; count: of all.
+ */
+wf_code wf_payloads(const wf_source *shard, const wf_allocator *allocator, wf_payload *payloads, size_t room,
+                    size_t *count, wf_error *error);
 
 size_t wf_count(const wf_file *file);
 const wf_tensor *wf_at(const wf_file *file, size_t index); /* in the order of the state dict */

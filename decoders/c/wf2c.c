@@ -44,7 +44,7 @@ static void print_tensors(FILE *to, const wf_file *file) {
 static void print_use(FILE *to, const char *name) {
     fprintf(to,
             " *\n"
-            " *     wf_source source = {%s, sizeof %s, NULL, NULL};\n"
+            " *     wf_source source = {%s, sizeof %s, NULL, NULL, 0};\n"
             " *     wf_allocator allocator = {allocate, release, NULL, 0};  // your own two functions\n"
             " *     wf_error error;\n"
             " *     wf_file *file;\n"

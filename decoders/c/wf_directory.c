@@ -456,7 +456,7 @@ static wf_code read_text(wf_json *json, wf_directory *directory) {
         } else if (is_text(key, "limit")) {
             WF_TRY(read_limit(json, directory));
         } else {
-            return wf_fail(json->work, WF_FORMAT, "the directory cannot be read (the key %t is unknown)", &key);
+            return wf_fail(json->work, WF_FORMAT, "its JSON cannot be read (the key %t is unknown)", &key);
         }
     }
     if ((seen & 7) != 7) return wf_json_fail(json, "entries, tensors and chunks");

@@ -4,7 +4,7 @@
 #define MOST_DIGITS 4300 /* of a whole number */
 
 wf_code wf_json_fail(wf_json *json, const char *expected) {
-    return wf_fail(json->work, WF_FORMAT, "the directory cannot be read (expected %s at byte %u)", expected,
+    return wf_fail(json->work, WF_FORMAT, "its JSON cannot be read (expected %s at byte %u)", expected,
                    (uint64_t)json->at);
 }
 

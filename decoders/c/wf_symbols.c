@@ -44,16 +44,23 @@ wf_walk wf_walk_from(const wf_coded *coded, const int32_t *const *scales, uint64
     return walk;
 }
 
+wf_code wf_read_at(wf_work *work, const wf_source *source, uint64_t at, void *to, size_t size) {
+    if (source->data) {
+        memcpy(to, (const uint8_t *)source->data + source->start + at, size);
+        return WF_OK;
+    }
+    if (source->read(source->context, source->start + at, to, size) == 0) return WF_OK;
+    return wf_fail(work, WF_READ, "the file cannot be read at byte %u", at);
+}
+
 wf_code wf_read_chunk(wf_work *work, const wf_file *file, size_t number, const uint8_t **data) {
     const wf_chunk *chunk = wf_chunks(file) + number;
     if (file->source.data) {
-        *data = (const uint8_t *)file->source.data + chunk->offset;
+        *data = (const uint8_t *)file->source.data + file->source.start + chunk->offset;
     } else {
         uint8_t *bytes = (uint8_t *)wf_take(work, chunk->size, 1);
         if (bytes == NULL) return WF_MEMORY;
-        if (file->source.read(file->source.context, chunk->offset, bytes, (size_t)chunk->size) != 0) {
-            return wf_fail(work, WF_READ, "the file cannot be read at byte %u", chunk->offset);
-        }
+        WF_TRY(wf_read_at(work, &file->source, chunk->offset, bytes, (size_t)chunk->size));
         *data = bytes;
     }
     if (wf_crc32(0, *data, (size_t)chunk->size) == chunk->crc) return WF_OK;

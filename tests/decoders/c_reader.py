@@ -40,6 +40,19 @@ class Reader:
     def tensors(self, data, dtype=OWN, what="f", limit=LIMIT):
         """Type, shape and bytes of every tensor of a file, by name, as `examine.values_of` has them."""
         self._ask(what, limit << 8 | dtype, data)
+        return self._tensors()
+
+    def payloads(self, shard, what="s"):
+        """The tensors of every payload in a shard, by the number of the payload."""
+        self._ask(what, 0, shard)
+        found = {}
+        for _ in range(self._number("<I")):
+            number = self._number("<Q")
+            self._check()
+            found[number] = self._tensors()
+        return found
+
+    def _tensors(self):
         found = {}
         while (size := self._number("<I")) != 0xFFFFFFFF:
             name = self._bytes(size).decode("utf-8")
@@ -56,6 +69,9 @@ class Reader:
     def _ask(self, what, number, data):
         self._process.stdin.write(what.encode() + struct.pack("<QQ", number, len(data)) + bytes(data))
         self._process.stdin.flush()
+        self._check()
+
+    def _check(self):
         code = self._number("<I")
         text = self._bytes(self._number("<I")).decode("utf-8")
         if code:

@@ -65,7 +65,8 @@ static wf_code decode(const wf_file *file, wf_type type, uint8_t **outs, size_t 
     return code;
 }
 
-static void answer_file(const wf_source *source, uint64_t limit, wf_type type) {
+/* Answer with all tensors of a file; returns whether there was an error. */
+static int answer_tensors(const wf_source *source, uint64_t limit, wf_type type) {
     wf_error error;
     wf_file *file = NULL;
     uint8_t **outs = NULL;
@@ -92,10 +93,34 @@ static void answer_file(const wf_source *source, uint64_t limit, wf_type type) {
         }
         free(outs[i]);
     }
-    if (error.code == WF_OK) put32(UINT32_MAX);
     free(outs);
     free(sizes);
     wf_close(file);
+    return error.code != WF_OK;
+}
+
+static void answer_file(const wf_source *source, uint64_t limit, wf_type type) {
+    if (!answer_tensors(source, limit, type)) put32(UINT32_MAX);
+}
+
+/* Answer with the numbers of the payloads of a shard, and the tensors of each. */
+static void answer_shard(const wf_source *source) {
+    wf_payload payloads[16];
+    wf_error error;
+    size_t count, i;
+    memset(&error, 0, sizeof error);
+    allocator.limit = 1 << 20;
+    wf_payloads(source, &allocator, payloads, 16, &count, &error);
+    put_error(&error);
+    if (error.code != WF_OK) return;
+    put32((uint32_t)count);
+    for (i = 0; i < count && i < 16; i++) {
+        wf_source payload = *source;
+        payload.start = payloads[i].start;
+        payload.size = payloads[i].size;
+        put64(payloads[i].number);
+        answer_file(&payload, 0, WF_OWN);
+    }
 }
 
 static void answer_frame(const uint8_t *data, size_t size, uint64_t out_size, int is_named) {
@@ -129,12 +154,13 @@ int main(void) {
         memset(&source, 0, sizeof source);
         source.size = size;
         source.data = data;
-        if (what == 'p') {
+        if (what == 'p' || what == 'S') {
             source.data = NULL;
             source.read = read_piece;
             source.context = data;
         }
         if (what == 'z' || what == 'Z') answer_frame(data, (size_t)size, number, what == 'Z');
+        else if (what == 's' || what == 'S') answer_shard(&source);
         else answer_file(&source, number >> 8, (wf_type)(number & 255));
         fflush(stdout);
         free(data);

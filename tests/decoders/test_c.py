@@ -79,16 +79,58 @@ def test_golden_files_have_the_tensors_that_are_written_down(reader):
         assert found == json.loads(path.with_suffix(".json").read_text())
 
 
-def test_payloads_of_directories_are_files(reader):
+@pytest.mark.parametrize("folder", ["directory", "directory2"])
+def test_payloads_of_directories_are_found_in_their_shards(reader, folder):
     tensors = {}
-    for shard in (seeds.GOLDEN / "directory2").glob("waterfill*.safetensors"):
-        for payload in safetensors.torch.load_file(shard).values():
-            tensors |= reader.tensors(payload.numpy().tobytes())
+    for shard in sorted((seeds.GOLDEN / folder).glob("*.safetensors")):
+        data = shard.read_bytes()
+        payloads = reader.payloads(data)
+        assert payloads == reader.payloads(data, "S")
+        assert sorted(payloads) == sorted(int(n.removeprefix("waterfill_")) for n in safetensors.torch.load_file(shard))
+        for payload in payloads.values():
+            tensors |= payload
     digests = {name: hashlib.sha256(each[2]).hexdigest() for name, each in tensors.items()}
     expected = json.loads((seeds.GOLDEN / "directory.json").read_text())
     common = digests.keys() & expected.keys()
     assert len(common) > len(expected) // 2
     assert all(digests[name] == expected[name] for name in common)
+
+
+def shard_with(header, size=100):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+def payload_line(first, last, shape=None, dtype="U8", **more):
+    return {"dtype": dtype, "shape": [last - first] if shape is None else shape, "data_offsets": [first, last], **more}
+
+
+@pytest.mark.parametrize(
+    ("shard", "text"),
+    [
+        (b"1234567", "cut within its first 8 bytes"),
+        (struct.pack("<Q", 1 << 63) + bytes(99), "too large for a shard"),
+        (struct.pack("<Q", 100) + bytes(99), "too large for a shard"),
+        (shard_with(b"[]"), "expected {"),
+        (shard_with(b"{} x"), "expected the end"),
+        (shard_with({"w": payload_line(0, 9)}), "has the tensor 'w'"),
+        (shard_with({"waterfill_": payload_line(0, 9)}), "has the tensor 'waterfill_'|payload of type U8"),
+        (shard_with({"waterfill_1x": payload_line(0, 9)}), "has the tensor"),
+        (shard_with({"waterfill_0": payload_line(0, 101)}), "cannot hold the payload"),
+        (shard_with({"waterfill_0": payload_line(1 << 62, (1 << 62) + 1)}), "cannot hold the payload"),
+        (shard_with({"waterfill_0": payload_line(9, 8)}), "expected"),
+        (shard_with({"waterfill_0": payload_line(0, 9, [8])}), "payload of type U8"),
+        (shard_with({"waterfill_0": payload_line(0, 9, [9, 1])}), "expected"),
+        (shard_with({"waterfill_0": payload_line(0, 9, [])}), "expected"),
+        (shard_with({"waterfill_0": payload_line(0, 9, dtype="F32")}), "payload of type U8"),
+        (shard_with({"waterfill_0": payload_line(0, 9, other=1)}), "expected dtype"),
+        (shard_with({"__metadata__": {"a": 1}}), "expected a string"),
+        (shard_with({"waterfill_0": payload_line(0, 100)}), "not a waterfill file"),
+    ],
+)
+def test_shards_that_lie_are_refused(reader, shard, text):
+    with pytest.raises(Refused, match=text):
+        reader.payloads(shard)
 
 
 def numbers_file():
@@ -378,7 +420,7 @@ USE = """
 static void *allocate(void *context, size_t size) { (void)context; return malloc(size); }
 static void release(void *context, void *memory, size_t size) { (void)context; (void)size; free(memory); }
 int main(void) {
-    wf_source source = {small_net, sizeof small_net, NULL, NULL};
+    wf_source source = {small_net, sizeof small_net, NULL, NULL, 0};
     wf_allocator allocator = {allocate, release, NULL, 0};
     wf_error error;
     wf_file *file;
