@@ -1,0 +1,172 @@
+/* Paths through a trellis, one symbol after the other or several side by side. SPDX-License-Identifier: MIT */
+#include "wf_internal.h"
+
+#define HIGHEST_EXPONENT 280
+#define LARGEST_INDEX ((int64_t)1 << 30)
+
+static const uint16_t parities[11][2] = {{05, 02},      {017, 02},      {035, 016},     {043, 024},
+                                         {0141, 066},   {0365, 0156},   {0405, 0356},   {01655, 0746},
+                                         {02413, 01132}, {04117, 02704}, {015303, 07064}};
+
+/* What codes the indices of elements whose scales have one sum, in each of the two subsets. */
+typedef struct tables {
+    const uint32_t *slots[2]; /* NULL until they are needed */
+    uint8_t low[2], last[2], is_aside;
+} tables;
+
+#define LEAST_SUM (-3 * 127)
+#define SUMS (2 * 3 * 127 + 1)
+
+/*
+ * A trellis, and what codes its indices. Its state is in another form than in docs/format.md, in which the subset is the
+ * lowest bit: s becomes s / 2 xor h1 / 2 (if k is odd) xor h0 / 2 (in subset 1). Subsets are the same, symbol by symbol.
+ */
+typedef struct path {
+    wf_stream *stream;
+    const wf_coded *coded;
+    tables *sums;          /* [SUMS] */
+    unsigned flips, picks; /* h0 and h1, halved */
+    unsigned kinds[2];
+} path;
+
+static wf_code open_path(path *p, wf_stream *stream, const wf_coded *coded) {
+    p->stream = stream;
+    p->coded = coded;
+    p->flips = parities[coded->log_states - 2][0] >> 1;
+    p->picks = parities[coded->log_states - 2][1] >> 1;
+    p->kinds[0] = WF_WHOLE;
+    p->kinds[1] = coded->zero ? WF_ZERO : WF_HALF;
+    p->sums = (tables *)wf_take(stream->work, SUMS, sizeof *p->sums);
+    return p->sums ? WF_OK : WF_MEMORY;
+}
+
+static wf_code make_tables(const path *p, int32_t sum, tables *made) {
+    unsigned q;
+    made->is_aside = sum < p->coded->least;
+    for (q = 0; q < 2; q++) {
+        int32_t exponent = p->coded->bases[q] + 2 * sum;
+        unsigned scale, family = p->coded->families[q];
+        exponent = exponent < 0 ? 0 : exponent > HIGHEST_EXPONENT ? HIGHEST_EXPONENT : exponent;
+        scale = wf_class_of(exponent, 0) & 0xFFFF;
+        made->low[q] = (uint8_t)(wf_class_of(exponent, 0) >> 16);
+        made->last[q] = (uint8_t)wf_last_magnitude(p->kinds[q], family, scale);
+        made->slots[q] = wf_slots(p->stream, p->kinds[q], family, scale);
+        if (made->slots[q] == NULL) return WF_MEMORY;
+    }
+    return WF_OK;
+}
+
+/* The index that an escape stands for, and low bits, of which there are `low`. */
+static int64_t rest_of(wf_stream *stream, unsigned lane, int64_t high, int is_escape, unsigned low, int is_middle,
+                       unsigned last) {
+    int64_t rest = 0;
+    unsigned i;
+    for (i = 0; i < low; i += 8) {
+        rest |= (int64_t)wf_pull_uniform(stream, lane, low - i < 8 ? low - i : 8) << i;
+    }
+    if (is_escape) {
+        unsigned count = wf_pull_uniform(stream, lane, 2) + 1;
+        uint32_t extra = 0;
+        for (i = 0; i < count; i++) extra |= wf_pull_uniform(stream, lane, 8) << (8 * i);
+        high = (int64_t)(extra >> 1) + last + 1;
+        if (extra & 1) high = is_middle ? -high : -high - 1;
+    }
+    return high * ((int64_t)1 << low) + rest - (is_middle ? (int64_t)1 << low >> 1 : 0);
+}
+
+/* Decode the next level of a path in a lane of the stream. `sum`: of the scales of its element. */
+static inline wf_code next_level(const path *p, unsigned lane, unsigned *state, int32_t sum, int32_t *level) {
+    tables *found = p->sums + (sum - LEAST_SUM);
+    unsigned subset, byte, is_odd;
+    int32_t sign;
+    int64_t k;
+    if (found->slots[1] == NULL) WF_TRY(make_tables(p, sum, found));
+    subset = found->is_aside ? 0 : *state & 1;
+    byte = wf_pull(p->stream, lane, found->slots[subset]);
+    k = (int64_t)byte - 128;
+    if (byte == 0 || found->low[subset]) {
+        int is_middle = p->kinds[subset] != WF_HALF;
+        k = rest_of(p->stream, lane, k, byte == 0, found->low[subset], is_middle, found->last[subset]);
+        if (k >= LARGEST_INDEX || k < -LARGEST_INDEX) return wf_beyond(p->stream->work);
+    }
+    if (p->stream->is_short) return wf_short(p->stream->work);
+    sign = p->kinds[1] == WF_HALF ? 1 : (k < 0) - (k > 0);
+    *level = (int32_t)(2 * k) + sign * (int32_t)subset;
+    is_odd = (unsigned)(k & 1);
+    if (!found->is_aside) *state = *state >> 1 ^ (p->picks & (0u - is_odd)) ^ (p->flips & (0u - subset));
+    return WF_OK;
+}
+
+wf_code wf_read_path(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels) {
+    wf_walk walk = wf_walk_from(coded, coded->spreads, at);
+    uint64_t span = wf_span(coded), left = span, n;
+    unsigned state = 0;
+    path p;
+    WF_TRY(open_path(&p, stream, coded));
+    for (n = 0; n < count; n++, left--) {
+        if (left == 0) {
+            state = 0;
+            left = span;
+        }
+        WF_TRY(next_level(&p, n & 7, &state, wf_walk_sum(&walk), levels + n));
+        wf_walk_next(&walk);
+    }
+    wf_give(stream->work, p.sums);
+    return WF_OK;
+}
+
+/* The part that a line has of the sums of scales, or that a place in every line has. */
+static int32_t part_of_sum(const wf_coded *coded, uint64_t number, int is_row) {
+    const int32_t *const *scales = coded->spreads;
+    uint64_t taps = coded->axes[2];
+    int32_t sum = 0;
+    if (is_row) return scales[0] ? scales[0][number] : 0;
+    if (scales[1]) sum += scales[1][number / taps];
+    if (scales[2]) sum += scales[2][number % taps];
+    return sum;
+}
+
+/* Lines that are decoded side by side. */
+typedef struct side_by_side {
+    path p;
+    uint64_t first_line, length, depth, left; /* `left`: lines of this round */
+    unsigned states[32];
+    int32_t *levels;
+} side_by_side;
+
+/* Decode line `line` of the group of every lane that has as many. */
+static wf_code read_step(side_by_side *r, uint64_t line) {
+    const wf_coded *coded = r->p.coded;
+    int32_t sums[32];
+    uint64_t place;
+    unsigned lane, many = 0;
+    for (; many < coded->lanes && many * r->depth + line < r->left; many++) {
+        sums[many] = part_of_sum(coded, r->first_line + many * r->depth + line, !coded->down);
+    }
+    for (place = 0; place < r->length; place++) {
+        int32_t within = part_of_sum(coded, place, coded->down);
+        for (lane = 0; lane < many; lane++) {
+            int32_t *level = r->levels + (lane * r->depth + line) * r->length + place;
+            WF_TRY(next_level(&r->p, lane, r->states + lane, sums[lane] + within, level));
+        }
+    }
+    return WF_OK;
+}
+
+wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels) {
+    uint64_t lines, first, line;
+    side_by_side r;
+    WF_TRY(open_path(&r.p, stream, coded));
+    r.length = wf_line_length(coded);
+    lines = count / r.length;
+    r.depth = wf_least(coded->lines, lines);
+    for (first = 0; first < lines; first += r.depth * coded->lanes) {
+        r.first_line = at / r.length + first;
+        r.left = wf_least(lines - first, r.depth * coded->lanes);
+        r.levels = levels + first * r.length;
+        memset(r.states, 0, sizeof r.states);
+        for (line = 0; line < wf_least(r.depth, r.left); line++) WF_TRY(read_step(&r, line));
+    }
+    wf_give(stream->work, r.p.sums);
+    return WF_OK;
+}

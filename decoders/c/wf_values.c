@@ -1,0 +1,121 @@
+/* Symbols to values, and values in other types. SPDX-License-Identifier: MIT */
+#include "wf_internal.h"
+#include "wf_tables.h"
+
+#define LEVEL_UNIT 64
+#define LARGEST_FLOAT 3.4028234663852886e38
+#define LARGEST_FLOAT16 65504.0
+#define LARGEST_BFLOAT16 3.3895313892515355e38
+
+/* 2^(index / 64). */
+static float power_of(int32_t index) {
+    int32_t part = index & 63, whole = (index - part) / 64;
+    return wf_float_of(wf_octave[part] + ((uint32_t)whole << 23));
+}
+
+/* The level of a symbol; without branches on its sign, which no processor foresees. */
+static float uniform_level(const wf_coded *coded, const int32_t *shrink, int32_t symbol) {
+    int64_t wide = symbol, sign = (symbol > 0) - (symbol < 0), size = sign * wide;
+    return (float)(LEVEL_UNIT * (wide + coded->offset) - sign * shrink[size < 3 ? size : 3]);
+}
+
+static float relative_value(const wf_coded *coded, int32_t symbol) {
+    uint32_t sign = coded->is_signed ? (uint32_t)symbol & 1 : 0;
+    int64_t wide = coded->is_signed ? ((int64_t)symbol - (int64_t)sign) / 2 : symbol;
+    int64_t pattern = (wide + coded->offset) * ((int64_t)1 << (23 - coded->mantissa));
+    if (pattern < 0 || pattern >= 0x7F800000) pattern = 0;
+    return wf_float_of((uint32_t)pattern | sign << 31);
+}
+
+static void uniform_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values) {
+    int32_t step = coded->step - 64 * 6, shrink[4] = {0, coded->shrink[0], coded->shrink[1], coded->shrink[2]};
+    int32_t last = 0, is_scaled = coded->steps[0] || coded->steps[1] || coded->steps[2];
+    float power = power_of(step);
+    wf_walk walk = wf_walk_from(coded, coded->steps, at);
+    size_t n;
+    for (n = 0; n < count; n++) {
+        if (is_scaled) {
+            int32_t sum = wf_walk_sum(&walk);
+            if (sum != last) power = power_of(step + 16 * sum);
+            last = sum;
+            wf_walk_next(&walk);
+        }
+        values[n] = uniform_level(coded, shrink, symbols[n]) * power;
+    }
+}
+
+void wf_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values) {
+    size_t n;
+    if (coded->kind == 'c') {
+        for (n = 0; n < count; n++) values[n] = coded->book[symbols[n] - coded->first];
+    } else if (coded->kind == 'r') {
+        for (n = 0; n < count; n++) values[n] = relative_value(coded, symbols[n]);
+    } else {
+        uniform_values(coded, symbols, at, count, values);
+    }
+}
+
+/* Round bits to a multiple of 2^drop, to nearest, to even; drop in 1..31. */
+static uint32_t rounded(uint32_t bits, unsigned drop) {
+    uint32_t half = 1u << (drop - 1), odd = bits >> drop & 1;
+    return (bits + half - 1 + odd) >> drop;
+}
+
+uint16_t wf_to_float16(float value) {
+    uint32_t bits = wf_bits_of(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
+    uint32_t exponent = rest >> 23;
+    if (rest > 0x7F800000) return (uint16_t)(sign | 0x7E00);
+    if (rest >= 0x47800000) return (uint16_t)(sign | 0x7C00);
+    if (exponent < 102) return (uint16_t)sign; /* below half of the smallest one */
+    if (exponent < 113) return (uint16_t)(sign | rounded((rest & 0x7FFFFF) | 0x800000, 126 - exponent));
+    return (uint16_t)(sign | rounded(rest - (112u << 23), 13)); /* a carry may make it infinite, as it should */
+}
+
+float wf_from_float16(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = bits & 0x7FFF, exponent = rest >> 10, shift = 0;
+    if (exponent == 31) return wf_float_of(sign | 0x7F800000 | (rest & 0x3FF) << 13);
+    if (exponent) return wf_float_of(sign | ((rest << 13) + (112u << 23)));
+    if (rest == 0) return wf_float_of(sign);
+    while (!(rest & 0x400)) {
+        rest <<= 1;
+        shift++;
+    }
+    return wf_float_of(sign | (113 - shift) << 23 | (rest & 0x3FF) << 13);
+}
+
+uint16_t wf_to_bfloat16(float value) {
+    uint32_t bits = wf_bits_of(value);
+    return (bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : (uint16_t)rounded(bits, 16);
+}
+
+float wf_from_bfloat16(uint16_t bits) {
+    return wf_float_of((uint32_t)bits << 16);
+}
+
+float wf_in_type(double value, wf_type type) {
+    double limit = type == WF_FLOAT16 ? LARGEST_FLOAT16 : type == WF_BFLOAT16 ? LARGEST_BFLOAT16 : LARGEST_FLOAT;
+    float single;
+    if (value > limit) value = limit;
+    if (value < -limit) value = -limit;
+    single = (float)value;
+    if (type == WF_FLOAT16) return wf_from_float16(wf_to_float16(single));
+    return type == WF_BFLOAT16 ? wf_from_bfloat16(wf_to_bfloat16(single)) : single;
+}
+
+void wf_put(void *out, wf_type type, uint64_t at, double value) {
+    if (type == WF_FLOAT64) ((double *)out)[at] = value;
+    else if (type == WF_FLOAT32) ((float *)out)[at] = (float)value;
+    else if (type == WF_FLOAT16) ((uint16_t *)out)[at] = wf_to_float16((float)value);
+    else ((uint16_t *)out)[at] = wf_to_bfloat16((float)value);
+}
+
+void wf_put_run(void *out, wf_type type, wf_type own, uint64_t at, uint64_t stride, const float *values, size_t count) {
+    const float most = (float)LARGEST_FLOAT;
+    size_t n;
+    if (type == WF_FLOAT32 && (own == WF_FLOAT32 || own == WF_FLOAT64)) {
+        float *to = (float *)out + at;
+        for (n = 0; n < count; n++) to[n * stride] = values[n] > most ? most : values[n] < -most ? -most : values[n];
+        return;
+    }
+    for (n = 0; n < count; n++) wf_put(out, type, at + n * stride, wf_in_type(values[n], own));
+}

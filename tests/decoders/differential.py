@@ -1,0 +1,126 @@
+"""Changed files through both readers: `PYTHONPATH=tests:tests/twins python -m decoders.differential --count 10000`.
+
+Both have to refuse the same files, and to give the same tensors for all others. Only damaged frames of zstandard may
+be read by Python alone: on some machines its library does not look whether a stream of a Huffman code ends where it
+should.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from decoders.c_reader import LIMIT, SANITIZED, Reader, Refused, built
+from fuzz import files, seeds
+from fuzz.examine import LARGE_BYTES, values_of
+from waterfill.errors import FormatError
+from waterfill.files import WaterfillFile
+
+KINDS = ("mixture", *files.KINDS)
+STRICTER = "a frame cannot be decompressed (a block is damaged)"
+
+
+def mutants(seed, count):
+    """Names of seeds and kinds with the changed files, each made from the seed and its number."""
+    known = seeds.files()
+    names = sorted(known)
+    number = 0
+    while count:
+        random = Random(f"{seed} {number}")
+        number += 1
+        kind, name = random.choice(KINDS), random.choice(names)
+        if files.suits(kind, known[name]):
+            count -= 1
+            yield f"{number - 1} {kind} of {name}", files.changed(kind, random, known[name], list(known.values()))
+
+
+def by_python(data):
+    """Tensors of a file as the package reads them; None where they are many, a text where it refuses them."""
+    try:
+        with WaterfillFile(data, threads=1) as file:
+            if file.original_bytes > LARGE_BYTES:
+                return None
+            file.fetch()
+            return values_of(dict(file.tensors()))
+    except FormatError as error:
+        return str(error)
+
+
+def by_c(reader, data):
+    """The same as the reader in C has them."""
+    try:
+        return reader.tensors(data, limit=LIMIT)
+    except Refused as error:
+        return str(error)
+
+
+def alike(one, other):
+    """Whether two readers agree; numbers that are none may have any bits."""
+    if isinstance(one, str) or isinstance(other, str):
+        return isinstance(one, str) and isinstance(other, str)
+    if list(one) != list(other):
+        return False
+    return all(same(one[name], other[name]) for name in one)
+
+
+def same(one, other):
+    """Whether two tensors are the same."""
+    if one == other:
+        return True
+    if one[:2] != other[:2] or one[0] not in ("float64", "float32", "float16", "bfloat16"):
+        return False
+    arrays = [floats(dtype, data) for dtype, _, data in (one, other)]
+    none = np.isnan(arrays[0]) & np.isnan(arrays[1])
+    return bool((none | (arrays[0].view(np.uint8).reshape(none.size, -1) ==
+                         arrays[1].view(np.uint8).reshape(none.size, -1)).all(axis=1)).all())  # fmt: skip
+
+
+def floats(dtype, data):
+    """Values of a tensor of a floating-point type."""
+    if dtype == "bfloat16":
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, dtype)
+
+
+def compared(reader, some):
+    """How many files were read, refused and large, and the names of those that readers disagree about."""
+    counts, wrong = Counter(), []
+    for name, data in some:
+        expected = by_python(data)
+        if expected is None:
+            counts["large"] += 1
+            continue
+        counts["refused" if isinstance(expected, str) else "read"] += 1
+        found = by_c(reader, data)
+        if found == STRICTER and not isinstance(expected, str):
+            counts["damaged frames that Python reads"] += 1
+        elif not alike(expected, found):
+            wrong.append((name, str(expected)[:160], str(found)[:160]))
+    return counts, wrong
+
+
+def main():
+    """Compare, and say where readers disagree."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sanitize", action="store_true")
+    options = parser.parse_args()
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    with tempfile.TemporaryDirectory() as folder:
+        program = built(Path(folder), compiler, SANITIZED if options.sanitize else ["-O2"])
+        with Reader(program) as reader, np.errstate(all="ignore"):
+            counts, wrong = compared(reader, mutants(options.seed, options.count))
+    print(dict(counts))
+    for name, expected, found in wrong:
+        print(f"{name}: Python {expected!r}, C {found!r}")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
