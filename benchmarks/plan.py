@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,9 @@ BY_TOKENS = (stages.PASSES, stages.SUMS)
 ON_DEVICE = (*BY_TOKENS, stages.TARGETS, stages.FILTER, stages.UPDATE, stages.SPAN)
 """Stages that a device takes over."""
 
+LAWS = {stages.LIMITS: stages.TARGETS}
+"""Stages that go by the work of another one: limits with cross terms are factors, and products with errors."""
+
 CALIBRATION = 128 * 2048
 """Tokens of the plan."""
 
@@ -46,10 +50,11 @@ SYMBOL, SUM, REAL = 4, 8, 4
 TEXT = """A plan, computed from one measured block of the shape of Llama 8B ({weights:.0f} M random weights, rate 3,
 {tokens:,} tokens, one thread): a stage of another model takes as many times its least seconds as it does of that block.
 The least seconds are counted operations over rates of the same machine (products {product:.0f} GFLOP/s, Cholesky
-{factor:.0f}). Nothing here was run at its size."""
+{factor:.0f}); limits go by those of corrected targets. Nothing here was run at its size. The process of the measured
+block had {peak:.1f} GB at most, where the formula of the plan says {formula:.1f}."""
 
-UNITS = """CPU seconds of the block, and what that is for the unit that the stage goes by. Passes and sums go by
-tokens, factors by the cube of the inputs, the rest by weights."""
+UNITS = """Passes and sums go by tokens times weights and inputs, the others but the search, fits and coding by products
+of inputs, outputs and inputs again; these go by weights."""
 
 ONE = """*Core-hours* are CPU time of cores like the measured one. *Of these on a device* are those of stages that it
 takes over (passes, sums, factors, solutions, searches of matrices with 1,024 rows and more): how long it needs for
@@ -118,8 +123,10 @@ def measure(sources: Path) -> dict[str, Any]:
         command = [sys.executable, here / script, CASE, str(sources), *more]
         return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
-    profile, floor = run("stage_profile.py", str(sources / "out")), run("stage_floors.py")
-    return {"seconds": stages.by_stage(profile["stacks"]), "rate": profile["rate"], **floor}
+    profile = run("stage_profile.py", str(sources / "out"))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    seconds = stages.by_stage(profile["stacks"])
+    return {"seconds": seconds, "rate": profile["rate"], "peak": peak, **run("stage_floors.py")}
 
 
 class Costs:
@@ -132,19 +139,23 @@ class Costs:
     def __init__(self, found: Mapping[str, Any]) -> None:
         self.machine = Machine(**found["machine"])
         self.measured: dict[str, float] = found["seconds"]
-        least = floors(EIGHT.layers(TOKENS), self.machine)
+        least = self._least(EIGHT.layers(TOKENS))
         self.gaps = {stage: self.measured.get(stage, 0.0) / least[stage] for stage in least if least[stage] > 0}
         self.rest = sum(seconds for stage, seconds in self.measured.items() if stage not in self.gaps)
 
+    def _least(self, layers: Sequence[Layer]) -> dict[str, float]:
+        found = floors(layers, self.machine)
+        return {stage: found[LAWS.get(stage, stage)] for stage in found}
+
     def of(self, layers: Sequence[Layer]) -> dict[str, float]:
         """CPU seconds of every stage of some matrices."""
-        least = floors(layers, self.machine)
+        least = self._least(layers)
         share = sum(each.weights for each in layers) / EIGHT.block
         return {stage: gap * least[stage] for stage, gap in self.gaps.items()} | {stages.OTHER: share * self.rest}
 
     def embeddings(self, shape: Shape) -> float:
         """CPU seconds of what is coded by its weights alone."""
-        by_weights = stages.SPAN, stages.FITS, stages.LIMITS, stages.CODING
+        by_weights = stages.SPAN, stages.FITS, stages.CODING
         return sum(self.measured.get(stage, 0.0) for stage in by_weights) * shape.embeddings / EIGHT.block
 
 
@@ -245,8 +256,9 @@ def write(found: dict[str, Any]) -> None:
     costs = Costs(found)
     machine = costs.machine
     text = TEXT.format(
-        weights=EIGHT.block / 1e6, tokens=TOKENS, product=machine.product / 1e9, factor=machine.factor / 1e9
-    )
+        weights=EIGHT.block / 1e6, tokens=TOKENS, product=machine.product / 1e9, factor=machine.factor / 1e9,
+        peak=found["peak"] / 1e9, formula=memory(EIGHT, TOKENS) / 1e9,
+    )  # fmt: skip
     single = [hours(shape, costs, tokens) for shape in (EIGHT, SEVENTY) for tokens in (TOKENS, CALIBRATION)]
     several = [many(SEVENTY, costs, CALIBRATION, machines) for machines in (1, 2, 4, 8, 16)]
     sections = [

@@ -184,6 +184,7 @@ SAMPLES: dict[str, Sample | str] = {
         _data_free,
         {"bytes": BYTES, "error": ERROR},
     ),
+    "devices": "it has only seconds, and instructions that an assembler chooses",
     "hostile": Sample(
         "2,000 tensors", "Very many tensors", has(tensors=2000), partial(hostile.tensors, 2000), {"bytes": BYTES}
     ),
@@ -229,6 +230,7 @@ SAMPLES: dict[str, Sample | str] = {
         _peers,
         {"bytes": BYTES, KL: ERROR},
     ),
+    "plan": "it is computed from one block that takes ten minutes",
     "slope": Sample(
         "LeNet-300-100, rate 3",
         "Distortion against rate",
