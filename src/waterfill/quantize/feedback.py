@@ -43,8 +43,9 @@ LARGEST_SPAN = 1 << 16
 DRAFT_STATES, DRAFT_ROUNDS = 8, 2
 """Of a draft, at most."""
 
-BLOCK = 64
-"""Columns that get what all those before them leave at once, at least."""
+BLOCK, WIDE_BLOCK = 64, 256
+"""Columns that get at once what those before them leave, at least: from the wide block that they are in, and from all
+before that. Wide products are faster, and inside of a block sums are slower than products."""
 
 FORCED = 1024
 """From so many rows on the levels of a column are decided at its end."""
@@ -335,7 +336,8 @@ class Loop:
     def _columns(self, prices: tuple[Exponents, Exponents, Floats], search: tuple[Any, ...] = ()) -> Symbols:
         """Search the levels [out, in] of a path, or free ones, span by span.
 
-        What the columns before a block leave to it is one product; inside, a column adds up what those before it leave.
+        What the columns before a wide block leave to it is one product, and so is what those before a block in it
+        leave to that; inside, a column adds up what those before it leave.
 
         Args:
             prices: exponents of rows and of columns, what levels cost at each.
@@ -351,8 +353,14 @@ class Loop:
         levels, feed = np.empty(self.x.shape, np.int32), self._feed()
         block, span = self._blocks()
         rows, columns, bits = prices
+        wide = -(-WIDE_BLOCK // block) * block
+        far = np.empty((0, len(self.x)), np.float32)
         for base in range(0, self.x.shape[1], block):
-            carried = self._carried(feed, slice(base, base + block))
+            inside = base % wide
+            if not inside:
+                far = self._carried(feed, slice(base, base + wide), slice(0, base))
+            carried = far[inside : inside + block]
+            carried += self._carried(feed, slice(base, base + block), slice(base - inside, base))
             for start in range(base, min(base + block, self.x.shape[1]), span):
                 some = slice(start, min(start + span, base + block))
                 x = np.ascontiguousarray(self.x[:, some].T)
@@ -393,13 +401,14 @@ class Loop:
         gains = 1 / (np.diagonal(factors, axis1=1, axis2=2) * self.steps)
         return Feed(factors, gains, self.steps, self.target.classes, np.zeros(self.x.shape, np.float32))
 
-    def _carried(self, feed: Any, block: slice) -> Floats:
-        """What errors of all columns before a block change of the aims in it, [columns of the block, out]."""
-        some = feed.factors[:, block, : block.start]
+    def _carried(self, feed: Any, columns: slice, before: slice) -> Floats:
+        """What errors of columns before some columns change of their aims, [columns, out]."""
+        some = feed.factors[:, columns, before]
         carried = np.zeros((some.shape[1], len(self.x)), np.float32)
-        for k in range(len(some) if block.start else 0):
+        for k in range(len(some) if some.shape[2] else 0):
             mine = np.flatnonzero(feed.classes == k) if len(some) > 1 else slice(None)
-            carried[:, mine] = feed.gains[k, block, None] * (some[k] @ feed.errors[mine, : block.start].T)
+            found = some[k] @ feed.errors[mine, before].T
+            carried[:, mine] = np.multiply(feed.gains[k, columns, None], found, out=found)
         return carried
 
 
