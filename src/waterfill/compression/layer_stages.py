@@ -8,6 +8,7 @@ costs now, and where the target is, see `target_correction`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -202,6 +203,14 @@ class InputMoments:
         share = (SHRINKAGE - there) / (self.positions + there * self.columns.columns.shape[1])
         return DampedInputs(torch.from_numpy(self.columns.columns).to(self.device), share)
 
+    def compared(self, rows: int) -> DampedInputs | InputChange:
+        """The inputs as targets are solved for, with how they changed where that is known for any matrix.
+
+        Args:
+            rows: how many the matrices have together.
+        """
+        return self.damped() if self.change is None else InputChange(self.damped(), self.change[None], rows)
+
 
 @dataclass(frozen=True, eq=False)
 class VisitedMatrix:
@@ -227,21 +236,25 @@ def layer_inputs(visited: Mapping[str, VisitedMatrix], moments: Mapping[str, Inp
         visited: the matrices, by name in the checkpoint.
         moments: of their inputs, by name of the parameter.
     """
-    damped: dict[InputMoments, DampedInputs] = {}
+    rows: Counter[InputMoments] = Counter()
+    for each in visited.values():
+        rows[moments[each.parameter]] += len(each.matrix)
+    changes = {seen: seen.compared(count) for seen, count in rows.items()}
     found = {}
     for key, each in visited.items():
         seen = moments[each.parameter]
-        inputs = damped.setdefault(seen, seen.damped())
-        found[key] = LayerInputs(each.known.layout, _moves(each, seen, inputs), seen.form(each.known))
+        found[key] = LayerInputs(each.known.layout, _moves(each, seen, changes[seen]), seen.form(each.known))
     return found
 
 
-def _moves(visited: VisitedMatrix, seen: InputMoments, inputs: DampedInputs) -> Floats | None:
+def _moves(visited: VisitedMatrix, seen: InputMoments, compared: DampedInputs | InputChange) -> Floats | None:
+    if isinstance(compared, InputChange):
+        return compared.shift(visited.matrix)
     missed = seen.missed.get(visited.parameter)
-    if missed is not None:
-        rows = visited.rows if len(missed) > len(visited.matrix) else slice(None)
-        return inputs.moves(visited.matrix, missed[None, rows])
-    return None if seen.change is None else InputChange(inputs, seen.change[None]).shift(visited.matrix)
+    if missed is None:
+        return None
+    rows = visited.rows if len(missed) > len(visited.matrix) else slice(None)
+    return compared.moves(visited.matrix, missed[None, rows])
 
 
 def input_moments(
