@@ -215,12 +215,21 @@ class KroneckerForm(Form):
             >>> form.cost(np.float32([[1, 1], [0, 1]]))
             5.0
         """
-        if self.rows.ndim == 2 or self.columns.ndim == 2:
+        row_costs = self.row_costs(error)
+        if row_costs is None:
             return max(0.0, float(np.vdot(error, self.times(error))))
-        return max(0.0, float(self.rows @ self.column_costs(error)))
+        return self.cost_of_rows(row_costs)
 
-    def column_costs(self, error: Floats) -> Doubles:
-        """`e A e^T` of every row e of an error [out, in], float64 [out]; A is a matrix.
+    def cost_of_rows(self, row_costs: Doubles) -> float:
+        """Price an error by what its rows cost, not below 0.
+
+        Args:
+            row_costs: by `row_costs` of this form, or of one that differs in its factor over rows.
+        """
+        return max(0.0, float(self.rows @ row_costs))
+
+    def row_costs(self, error: Floats) -> Doubles | None:
+        """`e A e^T` of every row e of an error [out, in], float64 [out]; None where A is no matrix, or G is one.
 
         Products are in single precision where A is large, their sums in double. A is symmetric: what is above blocks on
         its diagonal counts as what is below them.
@@ -228,6 +237,8 @@ class KroneckerForm(Form):
         Raises:
             UsageError: the error has another shape.
         """
+        if self.rows.ndim == 2 or self.columns.ndim == 2:
+            return None
         groups, inputs = self.columns.shape[:2]
         self._check(error)
         dtype = np.float32 if inputs >= SINGLE else np.float64
@@ -476,6 +487,13 @@ def price_error(forms: Iterable[QuadraticForm]) -> float | None:
 
 def _is_product(form: QuadraticForm) -> TypeGuard[KroneckerForm]:
     return isinstance(form, KroneckerForm)
+
+
+def differs_in_rows(form: QuadraticForm, other: QuadraticForm | None) -> TypeGuard[KroneckerForm]:
+    """Whether a form and another are products with the same factor over columns, and rows that are independent."""
+    if other is None or not (_is_product(form) and _is_product(other)):
+        return False
+    return form.columns is other.columns and form.rows.ndim == other.rows.ndim == 1
 
 
 def has_cross_terms(form: QuadraticForm | None) -> TypeGuard[KroneckerForm]:
