@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from waterfill.compression.block_forward import Reached
+from waterfill.compression.gram_panels import gram_panels, take_gram
 from waterfill.compression.resumed_pass import BUDGET_BYTES, KeptResults, ResumedPass
 from waterfill.compression.sensitivity import CrossedSensitivity
 from waterfill.compression.target_correction import DampedInputs, InputChange, LayerInputs
@@ -32,9 +33,6 @@ from waterfill.records import Floats
 SHRINKAGE = 1.5
 """Share of the mean diagonal that is added to the products of inputs where a target is sought, times inputs over
 positions: more than an importance gets, for a target follows every accident of the text that it was fitted to."""
-
-PANEL = 2048
-"""Rows of a mean of products that are computed at once, of each as many columns as there are up to the last of them."""
 
 
 class InputsFound(Reached):
@@ -302,9 +300,7 @@ def _compared(
         now, before = now[mask], before[mask] if before is not None and aligned else None
     positions = torch.tensor([float(len(now))])
     found = {f"positions:{name}": positions}
-    for number, start in enumerate(range(0, now.shape[1], PANEL)):
-        some = now[:, : start + PANEL]
-        found[f"gram {number}:{name}"] = some[:, start:].T @ some
+    found |= gram_panels(name, now)
     if before is not None and aligned:
         change = before - now
         found |= {f"aligned:{name}": positions, f"before:{name}": before.sum(0), f"now:{name}": now.sum(0)}
@@ -318,15 +314,13 @@ def _compared(
 
 def _moments(name: str, readers: Sequence[str], totals: MutableMapping[str, Tensor]) -> InputMoments | None:
     """Moments of the inputs of some matrices from sums over all batches, which are taken out of them."""
-    panels: list[Tensor] = []
-    while f"gram {len(panels)}:{name}" in totals:
-        panels.append(totals.pop(f"gram {len(panels)}:{name}"))
-    trace = sum(float(panel.diagonal(panel.shape[1] - len(panel)).sum()) for panel in panels)
-    if not trace > 0:
+    gram = take_gram(name, totals)
+    trace = 0.0 if gram is None else float(gram.trace())
+    if gram is None or not trace > 0:
         return None
     positions = float(totals[f"positions:{name}"])
-    device = panels[0].device
-    factor = _symmetric(panels).div_(trace).cpu().numpy()[None]
+    device = gram.device
+    factor = gram.div_(trace).cpu().numpy()[None]
     columns = KroneckerForm(np.ones(1), factor, "", positions, device=None if device.type == "cpu" else str(device))
 
     def mean(what: str, of: str, counted: str, over: float) -> Tensor | None:
@@ -344,18 +338,3 @@ def _moments(name: str, readers: Sequence[str], totals: MutableMapping[str, Tens
         positions,
         device,
     )
-
-
-def _symmetric(panels: list[Tensor]) -> Tensor:
-    """The whole of a symmetric matrix from its rows, each panel of them up to its last one; panels are let go."""
-    inputs = panels[-1].shape[1]
-    whole = panels[0].new_empty(inputs, inputs)
-    while panels:
-        panel = panels.pop()
-        stop = panel.shape[1]
-        start = stop - len(panel)
-        whole[start:stop, :start] = panel[:, :start]
-        whole[:start, start:stop] = panel[:, :start].T
-        square = panel[:, start:]
-        torch.add(square, square.T, out=whole[start:stop, start:stop]).div_(2)
-    return whole
