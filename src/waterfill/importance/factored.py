@@ -237,10 +237,10 @@ class KroneckerForm(Form):
         Raises:
             UsageError: the error has another shape.
         """
+        self._check(error.shape)
         if self.rows.ndim == 2 or self.columns.ndim == 2:
             return None
         groups, inputs = self.columns.shape[:2]
-        self._check(error)
         dtype = np.float32 if inputs >= SINGLE else np.float64
         parts = error.astype(dtype, copy=False).reshape(groups, len(self.rows) // groups, inputs)
         costs = np.zeros(parts.shape[:2])
@@ -257,28 +257,32 @@ class KroneckerForm(Form):
     def times(self, error: Floats | Doubles) -> Doubles:
         """`G E A`, half the gradient of `cost`, [out, in].
 
-        The product with A is in its precision.
+        The product with A is in its precision, and one for all errors.
 
         Args:
-            error: [out, in].
+            error: [..., out, in].
 
         Raises:
             UsageError: the error has another shape.
         """
-        self._check(error)
+        self._check(error.shape[-2:])
         groups, inputs = self.columns.shape[:2]
         out = len(self.rows)
-        parts = error.astype(self.columns.dtype, copy=False).reshape(groups, out // groups, inputs)
-        right = parts @ self.columns if self.columns.ndim == 3 else parts * self.columns[:, None, :]
-        right = right.reshape(out, inputs)
+        parts = error.astype(self.columns.dtype, copy=False).reshape(-1, groups, out // groups, inputs)
+        if self.columns.ndim == 2:
+            right = parts * self.columns[:, None, :]
+        else:
+            together = parts.swapaxes(0, 1).reshape(groups, -1, inputs) @ self.columns
+            right = together.reshape(groups, -1, out // groups, inputs).swapaxes(0, 1)
+        right = right.reshape(error.shape)
         product: Doubles = self.rows @ right if self.rows.ndim == 2 else self.rows[:, None] * right
         return product
 
-    def _check(self, error: Floats | Doubles) -> None:
+    def _check(self, shape: tuple[int, ...]) -> None:
         expected = (len(self.rows), self.columns.shape[1])
-        if error.shape != expected:
+        if shape != expected:
             raise UsageError(
-                f"Error of shape {list(error.shape)} does not fit a form of shape {list(expected)}; expected the same "
+                f"Error of shape {list(shape)} does not fit a form of shape {list(expected)}; expected the same "
                 "[out, in]. Give the error in normal form."
             )
 

@@ -432,9 +432,9 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
     form, some = _some_rows(weight, form)
     matrix, levels, steps = weight.matrix[some], levels[some], steps[some]
     sizes = np.minimum(np.abs(levels), 3)
-    basis = [steps * levels.astype(np.float32)]
-    basis += [np.where(sizes == size, -np.sign(levels) * steps, np.float32(0)) for size in (1, 2, 3)]
-    moved = [form.times(part) for part in basis]
+    shifts = [np.where(sizes == size, -np.sign(levels) * steps, np.float32(0)) for size in (1, 2, 3)]
+    basis = np.stack([steps * levels.astype(np.float32), *shifts])
+    moved = form.times(basis)
     gram = np.array([[np.vdot(left, right) for right in basis] for left in moved])
     wanted = np.array([np.vdot(part, matrix) for part in moved])
     there = np.diagonal(gram) > 1e-9 * gram[0, 0]
