@@ -45,7 +45,7 @@ def test_a_device_gives_the_same_factor_solutions_and_eigenvalues(size, dtype, n
     assert not np.triu(factor, 1).any()
     solved = solved_rows(factor, rows, device)
     assert solved.dtype == dtype
-    np.testing.assert_allclose(solved, np.linalg.solve(matrix.astype(np.float64), rows.T).T, rtol=near, atol=near)
+    np.testing.assert_allclose(solved, np.linalg.solve(expected.T, rows.T).T, rtol=near, atol=near)
     values = eigenvalues(matrix[None], device)
     assert values.dtype == dtype
     np.testing.assert_allclose(values[0], np.linalg.eigvalsh(matrix.astype(np.float64)), rtol=near, atol=near)

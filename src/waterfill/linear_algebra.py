@@ -56,14 +56,15 @@ def factor_in_place(matrix: Matrix, device: str | None = None) -> bool:
             return False
         root = reverse.flip(0, 1)
         rows[:, start:] = root
-        if start:
-            rows[:, :start] = torch.linalg.solve_triangular(root.T, rows[:, :start], upper=True)
+        if start:  # a product with the inverse of so few rows is faster than solving for as many columns
+            inverse = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=root.dtype), upper=False)
+            rows[:, :start] = inverse.T @ rows[:, :start]
     whole.tril_()
     return True
 
 
 def solved_rows(factor: Matrix, rows: Matrix, device: str | None = None) -> Matrix:
-    """Solve `z A = w` for all rows w by the factor F of `A = F^T F`.
+    """Solve `z F = w` for all rows w by the factor F of `A = F^T F`: the half of a solution of `z' A = w`.
 
     Args:
         factor: F, lower triangular [n, n], by `factor_in_place`.
@@ -84,8 +85,7 @@ def solved_rows(factor: Matrix, rows: Matrix, device: str | None = None) -> Matr
 
 
 def _solved(lower: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    half = torch.linalg.solve_triangular(lower, rows, upper=False, left=False)
-    found: torch.Tensor = torch.linalg.solve_triangular(lower.T, half, upper=True, left=False)
+    found: torch.Tensor = torch.linalg.solve_triangular(lower, rows, upper=False, left=False)
     return found
 
 

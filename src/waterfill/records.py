@@ -499,6 +499,8 @@ class Quantized:
         bits: ideal code length of the symbols, the scales and the tensor's own tables, and the values of a codebook.
         distortion: what the errors cost by the quadratic form the quantizer was given: `e^T I_w e`.
         basis: in which the symbols are; None for the taps themselves.
+        row_costs: what the errors of every row cost by the factor over columns of that form, float64 [out]; None where
+            the form has no such factor, or rows that go together.
     """
 
     symbols: Symbols
@@ -507,6 +509,7 @@ class Quantized:
     bits: float = 0.0
     distortion: float = 0.0
     basis: Basis | None = None
+    row_costs: NDArray[np.float64] | None = None
 
 
 # How small it could be

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from waterfill.compression.encoder import Encoder, Job, mean_scale, mean_zero_cost, only_quantizer
+from waterfill.compression.encoder import Encoder, Job, decoded_matrix, mean_scale, mean_zero_cost, only_quantizer
 from waterfill.errors import UnsupportedModelError, UsageError
 from waterfill.importance.factored import SCALE_DAMPING, KroneckerForm
 from waterfill.importance.forms import DiagonalForm
-from waterfill.quantize import Scalar, Vector
+from waterfill.quantize import Feedback, Scalar, Trellis, Vector
 from waterfill.records import Layout, Weight
 
 # Jobs -------------------------------------------------------------------------------------------------------------
@@ -47,6 +47,28 @@ def encoder_of(quantizer, forms=FORMS, power=1.0):
 
 def plan(forms, quantizer, power=1.0):
     return encoder_of(quantizer, forms, power).jobs(MODEL, forms)
+
+
+def product_of(item, seed):
+    """A product with a matrix over columns."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(item.matrix.shape[1], 80))
+    return KroneckerForm(10 ** rng.uniform(-2, 2, len(item.matrix)), (root @ root.T)[None], factor=0.5)
+
+
+@pytest.mark.parametrize("quantizer", [Scalar(), Trellis(states=8), Feedback(states=8)])
+def test_a_loss_is_the_cost_of_the_errors_and_needs_no_product_where_the_search_made_it(quantizer, monkeypatch):
+    forms = {name: product_of(MODEL[name], seed) for seed, name in enumerate(MATRICES)}
+    jobs = encoder_of(quantizer, forms, power=0.5).jobs(MODEL, forms)
+    for name, importance in forms.items():
+        job, matrix = jobs[name], MODEL[name].matrix.astype(np.float64)
+        found = job.quantizer.quantize(job.weight, job.form, 0.1)
+        error = matrix - decoded_matrix(job.weight.layout, found)
+        expected = 0.5 * np.einsum("o,oi,ij,oj->", importance.rows, error, importance.columns[0], error)
+        with monkeypatch.context() as changes:
+            changes.setattr(KroneckerForm, "row_costs", None)
+            assert job.loss(found) == pytest.approx(expected, rel=1e-5)
+        assert replace(job, form=None).loss(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_matrices_get_the_quantizer_and_vectors_their_own():

@@ -9,8 +9,10 @@ import torch
 
 from families import batches, padded
 from waterfill.bundle import Checkpoint
+from waterfill.compression import gram_panels
 from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.checkpoint_groups import groups_of
+from waterfill.compression.gram_panels import take_gram
 from waterfill.compression.kfac_statistics import (
     TIED,
     OutputGradient,
@@ -112,7 +114,9 @@ CASES = ["llama", "bert", "gpt2", "gemma3"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_block_is_what_single_samples_say(directories, name):
+@pytest.mark.parametrize("panel", [3, 2048])
+def test_a_block_is_what_single_samples_say(directories, name, panel, monkeypatch):
+    monkeypatch.setattr(gram_panels, "PANEL", panel)
     case = Case(directories(name), batches(1)[0])
     totals, gradient = case.added()
     exact, at_input, inputs = case.by_sample()
@@ -125,7 +129,7 @@ def test_a_block_is_what_single_samples_say(directories, name):
             close(row_totals(totals, key), squares.sum(0 if name == "gpt2" else 1), key)
             assert (f"turned:{key}" in totals) == (name == "gpt2")
             x = inputs[key.removesuffix(".weight")]
-            close(totals[f"gram:{key}"], x.T @ x, key)
+            close(take_gram(key, totals), x.T @ x, key)
             assert totals[f"positions:{key}"].tolist() == [32.0]
         elif name != "gemma3":  # whose norms are not known: (1 + weight) x
             close(totals[f"squares:{key}"], squares, key)
@@ -153,7 +157,7 @@ def test_a_block_with_experts_is_what_a_single_sample_says(directories):
     there = int(totals["positions:self_attn.q_proj.weight"])
     x = inputs["self_attn.q_proj"][16 - there :]
     assert there >= 15, "the first position sees itself alone, so its query changes nothing but for rounding"
-    close(totals["gram:self_attn.q_proj.weight"], x.T @ x)
+    close(take_gram("self_attn.q_proj.weight", totals), x.T @ x)
     assert reached >= 2
     experts = [float(totals.get(f"positions:mlp.experts.down_proj.{index}", torch.zeros(1))) for index in range(4)]
     assert sum(experts) == 2 * 16, "two experts for each position"
@@ -171,7 +175,7 @@ def test_padding_counts_nothing(directories, name):
     for layer, x in inputs.items():
         key = f"{layer}.weight"
         close(row_totals(totals, key), exact[key].square().sum((0, 2)), key)
-        close(totals[f"gram:{key}"], x[there].T @ x[there], key)
+        close(take_gram(key, totals), x[there].T @ x[there], key)
         assert totals[f"positions:{key}"].tolist() == [25.0]
     shorter = Case(directories(name), {key: value[1:, :9] for key, value in batch.items()})
     shorter.signal = case.signal[1:, :9]
@@ -248,7 +252,8 @@ def test_embeddings_and_the_head(directories, name):
         close(gradient[sample], grads[1][sample])
     close(back[f"plain:{head}"], exact.sum(1))
     x = torch.cat([run(sample)[0] for sample in range(2)]).detach()
-    close(back[f"gram:{head}"], x.T @ x)
+    gram = take_gram(head, dict(back))
+    close(gram, x.T @ x)
 
     table = torch.zeros_like(matrix)
     for sample in range(2):  # each sample adds up what comes back to its tokens
@@ -267,8 +272,8 @@ def test_embeddings_and_the_head(directories, name):
         assert found.reason == TIED
         assert found.rows is None
         close(diagonal.sum(1), (exact.sum(1) + table.sum(1)).detach() / 5)
-        close(diagonal, ((exact.sum(1)[:, None] * back[f"gram:{head}"].diagonal()
-                          / back[f"gram:{head}"].trace()) + table).detach() / 5)  # fmt: skip
+        shares = gram.diagonal() / gram.trace()
+        close(diagonal, (exact.sum(1)[:, None] * shares + table).detach() / 5)
     else:
         seen = counts > 0
         close(diagonal[seen], table[seen].detach() / 5)

@@ -9,7 +9,7 @@ from torch import nn
 
 from families import batches
 from waterfill.bundle import Checkpoint
-from waterfill.compression import layer_stages
+from waterfill.compression import gram_panels, layer_stages
 from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.checkpoint_groups import groups_of
 from waterfill.compression.layer_stages import (
@@ -210,7 +210,7 @@ def test_products_with_flat_matrices_take_the_place_of_the_change(monkeypatch, p
     net.first.weight += 0.1 * torch.randn(6, 6)
     inputs = [torch.randn(2, 7, 6) for _ in range(3)]
     given = original, net, inputs, [torch.ones(14, dtype=torch.bool) for _ in inputs]
-    monkeypatch.setattr(layer_stages, "PANEL", panel)
+    monkeypatch.setattr(gram_panels, "PANEL", panel)
     flat = compared(given)
     monkeypatch.setattr(layer_stages, "_flat", lambda *_: {})
     whole = compared(given)

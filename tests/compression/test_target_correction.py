@@ -344,9 +344,20 @@ def test_inputs_that_do_not_fit_are_sampled(monkeypatch):
     assert all(isinstance(each, Tensor) for each in seen_by)
 
 
-def shift(seen, change, damping, matrix):
+def shift(seen, change, damping, matrix, rows=1):
     """How far the target of a matrix is from it."""
-    return InputChange(DampedInputs(seen, damping), change).shift(matrix)
+    return InputChange(DampedInputs(seen, damping), change, rows).shift(matrix)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_target_is_the_same_solved_for_alone_or_for_many_rows(groups):
+    inputs = torch.randn(groups, 5, 40, dtype=torch.float64)
+    seen, change = inputs @ inputs.mT / 40, 0.1 * torch.randn(groups, 5, 5, dtype=torch.float64)
+    matrix = np.random.default_rng(0).normal(size=(4 * groups, 5)).astype(np.float32)
+    damped = seen + torch.diag_embed((0.01 * 5 + 1e-4) * seen.diagonal(dim1=1, dim2=2).mean(1)[:, None].expand(-1, 5))
+    expected = (torch.from_numpy(matrix).double().reshape(groups, 4, 5) @ change @ damped.inverse()).reshape(-1, 5)
+    for rows in (4, 5, 100):
+        np.testing.assert_allclose(shift(seen, change, 0.01, matrix, rows), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_many_inputs_are_factored_in_single_precision(monkeypatch):

@@ -419,6 +419,30 @@ def test_tempered_and_scaled_forms_share_one_decomposition(monkeypatch):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("of", ["matrices", "diagonal columns", "related rows"])
+def test_errors_are_multiplied_together_as_each_alone(groups, of):
+    form = random_form(groups)
+    if of == "diagonal columns":
+        form = replace(form, columns=np.diagonal(form.columns, axis1=1, axis2=2))
+    rows = np.diag(form.rows)
+    if of == "related rows":
+        rows = rows + 0.1 * np.kron(np.eye(groups), np.ones((4 // groups, 4 // groups)))
+        form = replace(form, rows=rows)
+    errors = np.random.default_rng(1).standard_normal((5, 4, 3)).astype(np.float32)
+    found = form.times(errors)
+    for each, product in zip(errors, found, strict=True):
+        columns = [a if a.ndim == 2 else np.diag(a) for a in form.columns]
+        right = np.concatenate([e @ a for e, a in zip(np.split(each, groups), columns, strict=True)])
+        np.testing.assert_allclose(product, rows @ right, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(product, form.times(each))
+    for wrong in (errors[:, :3], errors[0].T):
+        with pytest.raises(UsageError, match=r"does not fit a form of shape \[4, 3\]"):
+            form.times(wrong)
+    with pytest.raises(UsageError, match=r"does not fit a form of shape \[4, 3\]"):
+        form.cost(errors)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
 def test_factors_of_single_precision_price_nearly_as_those_of_double(groups, monkeypatch):
     monkeypatch.setattr(factored, "ROWS_AT_ONCE", 1)
     form = random_form(groups)

@@ -129,16 +129,16 @@ def columns(rng, out, inputs, classes, weighted):
     return eighths(rng.laplace(size=(out, inputs)) * 3), feed, weights.astype(np.float32)
 
 
-def decided(x, feed, prices, aside, code, block, span):
+def decided(x, aims, feed, prices, aside, code, block, span):
     """Levels by the kernels of the processor, which leave their errors in the feed."""
     out, inputs = x.shape
     levels = np.empty(x.shape, np.int32)
     for start in range(0, inputs, span):
         base, stop = start // block * block, min(start + span, inputs)
-        carried = np.zeros((stop - start, out), np.float32)
+        carried = (aims - x)[:, start:stop].T.copy()
         for c, r in np.ndindex(carried.shape):
             k = feed.classes[r]
-            carried[c, r] = feed.gains[k, start + c] * (feed.factors[k, start + c, :base] @ feed.errors[r, :base])
+            carried[c, r] += feed.gains[k, start + c] * (feed.factors[k, start + c, :base] @ feed.errors[r, :base])
         weights = prices.weights[start:stop] if len(prices.weights) > 1 else np.ones((1, out), np.float32)
         priced_here = prices._replace(weights=weights, columns=prices.columns[start:stop])
         found = np.empty((stop - start, out), np.int32)
@@ -168,8 +168,9 @@ def test_columns_are_those_of_the_processor(
     prices, standing = Prices(weights, rows, others, priced(9)), np.arange(EXPONENTS) < aside
     code = trellis.code_for(log_states, weights)
     search = device.Search.of(code, prices.bits, np.zeros(4), False, ON)
-    found = device.decided_columns(x, feed, prices, standing, search, block, span)
-    np.testing.assert_array_equal(found, decided(x, feed, prices, standing, code, block, span))
+    aims = x + np.float32(0.25) * rng.integers(-8, 9, x.shape).astype(np.float32)
+    found = device.decided_columns(x, aims, feed, prices, standing, search, block, span)
+    np.testing.assert_array_equal(found, decided(x, aims, feed, prices, standing, code, block, span))
 
 
 def test_a_search_that_began_too_late_is_noticed(monkeypatch):

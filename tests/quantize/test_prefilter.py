@@ -37,6 +37,15 @@ def noise_of(matrix):
     return inverse_powers(Weight("w", matrix, Layout(matrix.shape)))
 
 
+def filtered(target, matrix):
+    """The filtered weights W~ that aims stand for: `aims_j U_jj = (W~ U)_j - sum_{i<j} W_i U_ij`."""
+    rows = np.empty(matrix.shape)
+    for row, weights_of_row in enumerate(matrix.astype(float)):
+        u = target.factors[target.classes[row]].T.astype(float)
+        rows[row] = np.linalg.solve(u.T, target.aims[row] * np.diagonal(u) + weights_of_row @ np.triu(u, 1))
+    return rows
+
+
 def damped(form, row):
     """The damped A of a row."""
     groups = form.damped(DAMPING).columns
@@ -56,22 +65,23 @@ def test_a_filtered_row_is_the_least_squares_solution(groups, noise):
         stacked = np.vstack([root, np.diag(np.sqrt(extra * noise_of(matrix)))])
         wanted = np.concatenate([root @ matrix[row], np.zeros(8)])
         expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
-        np.testing.assert_allclose(target.matrix[row], expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(filtered(target, matrix)[row], expected, rtol=1e-4, atol=1e-6)
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.sampled_from([1, 2, 3]), st.floats(0, 2), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
 def test_what_levels_cost_is_a_sum_over_columns(rows, inputs, groups, noise, seed):
-    """`sum_j U_jj^2 (target_j - W^_j)^2 = (W~ - W^) A' (W~ - W^)^T` for any W^."""
+    """`sum_j U_jj^2 (target_j - W^_j)^2 = (W~ - W^) A' (W~ - W^)^T` for any W^, W~ by dense algebra."""
     form, matrix = product(rows * groups, inputs, groups, decades=2.0, seed=seed), weights(rows * groups, inputs, seed)
     target = filters_of(matrix, form).target(noise)
     w_hat = matrix + np.random.default_rng(seed).normal(size=matrix.shape)
     for row in range(rows * groups):
-        u, error = target.factors[target.classes[row]].T.astype(float), target.matrix[row] - w_hat[row]
+        u, error = target.factors[target.classes[row]].T.astype(float), matrix[row] - w_hat[row]
         assert np.array_equal(u, np.triu(u))
-        aims = [target.matrix[row, j] + sum(error[i] * u[i, j] / u[j, j] for i in range(j)) for j in range(inputs)]
+        aims = [target.aims[row, j] + sum(error[i] * u[i, j] / u[j, j] for i in range(j)) for j in range(inputs)]
         cost = sum(u[j, j] ** 2 * (aims[j] - w_hat[row, j]) ** 2 for j in range(inputs))
-        assert cost == pytest.approx(error @ u @ u.T @ error, rel=1e-6)
+        left = np.linalg.solve(u @ u.T, damped(form, row) @ matrix[row]) - w_hat[row]
+        assert cost == pytest.approx(left @ u @ u.T @ left, rel=1e-5)
         added = u @ u.T - damped(form, row)
         unit = np.trace(added) / noise_of(matrix).sum()
         np.testing.assert_allclose(added, unit * np.diag(noise_of(matrix)), atol=1e-6 * (1 + abs(u).max() ** 2))
@@ -120,11 +130,12 @@ def test_a_loop_in_steps_aims_where_the_filter_does(layout, groups, scaled):
     importance = target.importance
     if scaled:  # so uneven that steps have scales of their own
         importance = importance * np.outer(4.0 ** np.arange(out), 4.0 ** np.arange(channels * taps)).astype(np.float32)
-    rule, x, relative = in_steps(Weight("w", target.matrix, layout), importance, 1e-4)
-    loop = Loop.of(target, rule, x, relative, layout, 0.3)
+    rule, aims, relative = in_steps(Weight("w", target.aims, layout), importance, 1e-4)
+    loop = Loop.of(Weight("w", matrix, layout), target, rule, aims, relative, 0.3)
     feed = loop._feed()
     steps = np.broadcast_to(step_sizes(rule, layout, 0, layout.numel), layout.numel).reshape(matrix.shape)
-    np.testing.assert_allclose(loop.x * steps, target.matrix, rtol=1e-5)
+    np.testing.assert_allclose(loop.x * steps, matrix, rtol=1e-5)
+    np.testing.assert_allclose(loop.aims * steps, target.aims, rtol=1e-5)
     assert not scaled or out == 1 or rule.channels is not None
     for row in range(out):
         u, k = target.factors[target.classes[row]].T, target.classes[row]
@@ -156,7 +167,7 @@ def test_rows_that_do_not_count_are_filtered_like_the_least_important():
     matrix, form = weights(4, 6), product(4, 6)
     form.rows[:] = 1.0, 0.0, 1e-9, 0.0
     target = filters_of(matrix, form).target(0.01)
-    assert np.isfinite(target.matrix).all()
+    assert np.isfinite(target.aims).all()
     assert target.classes[1] == target.classes[2] == target.classes[3] != target.classes[0]
     assert not target.importance[1].any()
 
@@ -166,11 +177,11 @@ def test_rows_that_do_not_count_are_filtered_like_the_least_important():
 def test_any_noise_has_a_filter(noise, scale):
     matrix = (weights(4, 6) * scale).astype(np.float32)
     target = filters_of(matrix, product(4, 6)).target(noise)
-    assert np.isfinite(target.matrix).all()
+    assert np.isfinite(target.aims).all()
     assert np.isfinite(target.importance).all()
-    assert (np.abs(target.matrix).max() <= 1e-5 * scale) == (noise / scale**2 > 1e7)
+    assert (np.abs(target.aims).max() <= 1e-5 * scale) == (noise / scale**2 > 1e7)
     if noise == 0:
-        np.testing.assert_allclose(target.matrix, matrix, rtol=1e-6)
+        np.testing.assert_allclose(target.aims, matrix, rtol=1e-6)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -1.0])
@@ -193,7 +204,7 @@ def test_matrices_that_share_columns_share_filters(monkeypatch):
     targets = [half.target(0.1) for half in halves]
     assert len(made) == 1 and np.shares_memory(targets[0].factors, targets[1].factors)
     whole = filters_of(matrix, form).target(0.1)
-    np.testing.assert_array_equal(np.concatenate([each.matrix for each in targets]), whole.matrix)
+    np.testing.assert_array_equal(np.concatenate([each.aims for each in targets]), whole.aims)
 
 
 def test_filters_that_are_shared_are_let_go(monkeypatch):
@@ -205,18 +216,19 @@ def test_filters_that_are_shared_are_let_go(monkeypatch):
     again = [filters_of(matrix, form).target(2.0**octave) for octave in range(-9, 0)]
     assert sum(each.nbytes for key, each in form.of_columns.items() if isinstance(key, tuple)) <= 8 * 300
     for one, other in zip(targets, again, strict=True):
-        assert np.array_equal(one.factors, other.factors) and np.array_equal(one.matrix, other.matrix)
+        assert np.array_equal(one.factors, other.factors) and np.array_equal(one.aims, other.aims)
 
 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_factor_in_single_precision_solves_as_one_in_double(large, monkeypatch):
     monkeypatch.setattr(filters, "SMALL", 1 if large else 100)
     form = product(2, 12)
-    expected = np.linalg.solve(damped(form, 0) + 0.3 * np.eye(12), weights(2, 12).T).T
+    inverse = np.linalg.inv(damped(form, 0) + 0.3 * np.eye(12))
     factor = filters._factor(form.columns[0], form.damped_diagonals(DAMPING)[0] + 0.3, None)
     assert factor.dtype == (np.float32 if large else np.float64)
     found = solved_rows(factor, weights(2, 12))
-    np.testing.assert_allclose(found, expected, rtol=1e-3 if large else 1e-6, atol=1e-5)
+    expected = weights(2, 12) @ inverse @ weights(2, 12).T
+    np.testing.assert_allclose(found @ found.T, expected, rtol=1e-3 if large else 1e-6, atol=1e-5)
 
 
 def test_filters_of_flat_matrices_are_shared(monkeypatch):

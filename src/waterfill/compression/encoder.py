@@ -16,6 +16,7 @@ from torch import Tensor
 from waterfill.bases.turning import turn_back
 from waterfill.compression.bases import Bases, form_in_basis, in_basis
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.importance.factored import differs_in_rows
 from waterfill.importance.weight_excess import tempered, weight_excess
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import Progress, QuadraticForm, Quantizer, traits_of
@@ -49,13 +50,20 @@ class Job:
         return self.weight.basis
 
     def loss(self, quantized: Quantized) -> float | None:
-        """The distortion of the model that the importance predicts for the errors; None where it is not known."""
-        if self.importance is None:
+        """The distortion of the model that the importance predicts for the errors; None where it is not known.
+
+        Where the form of the search differs from the importance in its rows, what rows cost is known.
+        """
+        importance = self.importance
+        if importance is None:
             return None
+        known = quantized.row_costs
+        if known is not None and self.basis is None and differs_in_rows(importance, self.form):
+            return importance.factor * importance.cost_of_rows(known)
         error = errors(self.weight, quantized.symbols, quantized.rule)
         if self.basis is not None:
             turn_back(error, self.basis, self.weight.layout)
-        return self.importance.factor * self.importance.cost(error)
+        return importance.factor * importance.cost(error)
 
 
 @dataclass(frozen=True, eq=False)

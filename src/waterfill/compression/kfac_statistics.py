@@ -8,7 +8,7 @@ the piece; one more step gives the gradients at every product in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from waterfill.compression.gram_panels import gram_panels, take_gram
 from waterfill.importance.exact_sum import ExactSum
 from waterfill.importance.factored import KroneckerForm
 from waterfill.importance.factors import expected
@@ -145,7 +146,7 @@ def _products(name: str, use: Use, gradient: Tensor, samples: int) -> dict[str, 
         g, x = g * alive[:, None], x * alive[:, None]
     turned = "turned" if use.view.layout.transposed else "plain"
     return {
-        f"gram:{name}": x.T @ x,
+        **gram_panels(name, x),
         f"{turned}:{name}": _row_squares(g, x, samples),
         f"positions:{name}": alive.sum().double()[None],
     }
@@ -204,12 +205,12 @@ class ParameterStatistics:
 
 
 def parameter_statistics(
-    totals: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], factor: float, unit: str
+    totals: MutableMapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], factor: float, unit: str
 ) -> dict[str, ParameterStatistics]:
     """The forms of all tensors of a part that some batch reached.
 
     Args:
-        totals: from `add_batch`.
+        totals: from `add_batch`; large ones are taken out of them.
         shapes: of the tensors.
         factor: of the forms, see `QuadraticForm`.
         unit: likewise.
@@ -224,21 +225,20 @@ def parameter_statistics(
 class _Reader:
     """Reads forms out of sums."""
 
-    totals: Mapping[str, Tensor]
+    totals: MutableMapping[str, Tensor]
     count: float
     factor: float
     unit: str
 
     def statistics(self, name: str, shape: tuple[int, ...]) -> ParameterStatistics | None:
         """Form and layout of one tensor; None where the sums say nothing."""
-        squares, gram = self.totals.get(f"squares:{name}"), self.totals.get(f"gram:{name}")
+        squares, gram = self.totals.get(f"squares:{name}"), take_gram(name, self.totals)
         if gram is None or not float(gram.trace()) > 0:
             return None if squares is None else self._diagonal(name, squares, shape)
         turned = f"turned:{name}" in self.totals
         row_squares = self.totals[f"turned:{name}" if turned else f"plain:{name}"]
         columns, rows = gram.cpu().numpy(), row_squares.cpu().numpy() / self.count
-        columns = columns + columns.T
-        columns /= 2 * float(gram.trace())
+        columns /= float(gram.trace())
         if squares is not None and not turned:  # a table of tokens that is the last layer, too: errors are looked up
             exact = rows[:, None] * np.diagonal(columns) + squares.cpu().numpy() / self.count
             return ParameterStatistics(self._form(exact), Layout(shape), reason=TIED)

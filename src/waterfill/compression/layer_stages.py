@@ -8,6 +8,7 @@ costs now, and where the target is, see `target_correction`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from waterfill.compression.block_forward import Reached
+from waterfill.compression.gram_panels import gram_panels, take_gram
 from waterfill.compression.resumed_pass import BUDGET_BYTES, KeptResults, ResumedPass
 from waterfill.compression.sensitivity import CrossedSensitivity
 from waterfill.compression.target_correction import DampedInputs, InputChange, LayerInputs
@@ -31,9 +33,6 @@ from waterfill.records import Floats
 SHRINKAGE = 1.5
 """Share of the mean diagonal that is added to the products of inputs where a target is sought, times inputs over
 positions: more than an importance gets, for a target follows every accident of the text that it was fitted to."""
-
-PANEL = 2048
-"""Rows of a mean of products that are computed at once, of each as many columns as there are up to the last of them."""
 
 
 class InputsFound(Reached):
@@ -202,6 +201,14 @@ class InputMoments:
         share = (SHRINKAGE - there) / (self.positions + there * self.columns.columns.shape[1])
         return DampedInputs(torch.from_numpy(self.columns.columns).to(self.device), share)
 
+    def compared(self, rows: int) -> DampedInputs | InputChange:
+        """The inputs as targets are solved for, with how they changed where that is known for any matrix.
+
+        Args:
+            rows: how many the matrices have together.
+        """
+        return self.damped() if self.change is None else InputChange(self.damped(), self.change[None], rows)
+
 
 @dataclass(frozen=True, eq=False)
 class VisitedMatrix:
@@ -227,21 +234,25 @@ def layer_inputs(visited: Mapping[str, VisitedMatrix], moments: Mapping[str, Inp
         visited: the matrices, by name in the checkpoint.
         moments: of their inputs, by name of the parameter.
     """
-    damped: dict[InputMoments, DampedInputs] = {}
+    rows: Counter[InputMoments] = Counter()
+    for each in visited.values():
+        rows[moments[each.parameter]] += len(each.matrix)
+    changes = {seen: seen.compared(count) for seen, count in rows.items()}
     found = {}
     for key, each in visited.items():
         seen = moments[each.parameter]
-        inputs = damped.setdefault(seen, seen.damped())
-        found[key] = LayerInputs(each.known.layout, _moves(each, seen, inputs), seen.form(each.known))
+        found[key] = LayerInputs(each.known.layout, _moves(each, seen, changes[seen]), seen.form(each.known))
     return found
 
 
-def _moves(visited: VisitedMatrix, seen: InputMoments, inputs: DampedInputs) -> Floats | None:
+def _moves(visited: VisitedMatrix, seen: InputMoments, compared: DampedInputs | InputChange) -> Floats | None:
+    if isinstance(compared, InputChange):
+        return compared.shift(visited.matrix)
     missed = seen.missed.get(visited.parameter)
-    if missed is not None:
-        rows = visited.rows if len(missed) > len(visited.matrix) else slice(None)
-        return inputs.moves(visited.matrix, missed[None, rows])
-    return None if seen.change is None else InputChange(inputs, seen.change[None]).shift(visited.matrix)
+    if missed is None:
+        return None
+    rows = visited.rows if len(missed) > len(visited.matrix) else slice(None)
+    return compared.moves(visited.matrix, missed[None, rows])
 
 
 def input_moments(
@@ -289,9 +300,7 @@ def _compared(
         now, before = now[mask], before[mask] if before is not None and aligned else None
     positions = torch.tensor([float(len(now))])
     found = {f"positions:{name}": positions}
-    for number, start in enumerate(range(0, now.shape[1], PANEL)):
-        some = now[:, : start + PANEL]
-        found[f"gram {number}:{name}"] = some[:, start:].T @ some
+    found |= gram_panels(name, now)
     if before is not None and aligned:
         change = before - now
         found |= {f"aligned:{name}": positions, f"before:{name}": before.sum(0), f"now:{name}": now.sum(0)}
@@ -305,15 +314,13 @@ def _compared(
 
 def _moments(name: str, readers: Sequence[str], totals: MutableMapping[str, Tensor]) -> InputMoments | None:
     """Moments of the inputs of some matrices from sums over all batches, which are taken out of them."""
-    panels: list[Tensor] = []
-    while f"gram {len(panels)}:{name}" in totals:
-        panels.append(totals.pop(f"gram {len(panels)}:{name}"))
-    trace = sum(float(panel.diagonal(panel.shape[1] - len(panel)).sum()) for panel in panels)
-    if not trace > 0:
+    gram = take_gram(name, totals)
+    trace = 0.0 if gram is None else float(gram.trace())
+    if gram is None or not trace > 0:
         return None
     positions = float(totals[f"positions:{name}"])
-    device = panels[0].device
-    factor = _symmetric(panels).div_(trace).cpu().numpy()[None]
+    device = gram.device
+    factor = gram.div_(trace).cpu().numpy()[None]
     columns = KroneckerForm(np.ones(1), factor, "", positions, device=None if device.type == "cpu" else str(device))
 
     def mean(what: str, of: str, counted: str, over: float) -> Tensor | None:
@@ -331,18 +338,3 @@ def _moments(name: str, readers: Sequence[str], totals: MutableMapping[str, Tens
         positions,
         device,
     )
-
-
-def _symmetric(panels: list[Tensor]) -> Tensor:
-    """The whole of a symmetric matrix from its rows, each panel of them up to its last one; panels are let go."""
-    inputs = panels[-1].shape[1]
-    whole = panels[0].new_empty(inputs, inputs)
-    while panels:
-        panel = panels.pop()
-        stop = panel.shape[1]
-        start = stop - len(panel)
-        whole[start:stop, :start] = panel[:, :start]
-        whole[:start, start:stop] = panel[:, :start].T
-        square = panel[:, start:]
-        torch.add(square, square.T, out=whole[start:stop, start:stop]).div_(2)
-    return whole

@@ -11,7 +11,7 @@ what the compressed blocks before hand on.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -340,7 +340,7 @@ class BackwardPass:
         statistics.estimate_unknown()
         return statistics.found
 
-    def _statistics(self, totals: Mapping[str, Tensor], part: LoadedPart) -> dict[str, ParameterStatistics]:
+    def _statistics(self, totals: MutableMapping[str, Tensor], part: LoadedPart) -> dict[str, ParameterStatistics]:
         return parameter_statistics(totals, part.shapes, self.forward.distortion.factor, self.forward.distortion.unit)
 
     def _from_output(self, passed: OriginalPass, part: LoadedPart, sums: ExactSum) -> list[OutputGradient]:

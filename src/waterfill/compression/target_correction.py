@@ -86,12 +86,14 @@ class DampedInputs:
         Returns:
             `W (C - A') A'^-1`, [out, in]; None where it is not to be trusted.
         """
+        return _trusted(self.solved(missed), matrix)
+
+    def solved(self, wanted: Tensor) -> Tensor | None:
+        """Solve `Z A' = wanted` for A' with its damping, [groups, rows, in]; None where A' has no factor."""
         if self._factor is None:
             return None
-        solved = torch.cholesky_solve(missed.to(self._factor).mT, self._factor).mT.reshape(matrix.shape)
-        if not can_be_trusted(solved, torch.from_numpy(matrix).to(solved.device)):
-            return None
-        found: Floats = solved.float().cpu().numpy()
+        half = torch.linalg.solve_triangular(self._factor.mT, wanted.to(self._factor), upper=True, left=False)
+        found: Tensor = torch.linalg.solve_triangular(self._factor, half, upper=False, left=False)
         return found
 
 
@@ -102,20 +104,40 @@ class InputChange:
     Attributes:
         inputs: those in the compressed model.
         change: mean of `(x - x') x'^T`, float64 or float32 [groups, in, in].
+        rows: how many all of these matrices have together, in each group.
     """
 
     inputs: DampedInputs
     change: Tensor
+    rows: int
+
+    @cached_property
+    def _solved(self) -> Tensor | None:
+        """`(C - A') A'^-1`, [groups, in, in], with which a matrix is a product; None where A' has no factor."""
+        return self.inputs.solved(self.change)
 
     def shift(self, matrix: Floats) -> Floats | None:
         """How far the target of a matrix is from it, as `DampedInputs.moves`.
+
+        It is solved for, or a product with what is solved for once where that is less work for all matrices.
 
         Args:
             matrix: W [out, in].
         """
         groups, inputs = self.change.shape[:2]
         weights = torch.from_numpy(matrix).to(self.change).reshape(groups, -1, inputs)
-        return self.inputs.moves(matrix, torch.bmm(weights, self.change))
+        if self.rows < inputs:
+            return self.inputs.moves(matrix, torch.bmm(weights, self.change))
+        solved = self._solved
+        return None if solved is None else _trusted(torch.bmm(weights.to(solved), solved), matrix)
+
+
+def _trusted(moves: Tensor | None, matrix: Floats) -> Floats | None:
+    """Moves [groups, out of each, in] of a matrix [out, in] in its shape; None where they are not to be trusted."""
+    if moves is None or not can_be_trusted(moves, torch.from_numpy(matrix).to(moves.device)):
+        return None
+    found: Floats = moves.reshape(matrix.shape).float().cpu().numpy()
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +306,7 @@ def compare_inputs(view: View, before: Tensor, x: Tensor, tensor: Tensor) -> Lay
     dtype = torch.float32 if now.shape[1] > IN_DOUBLE else torch.float64
     seen = torch.bmm(now, now.mT).to(dtype).div_(positions)
     change = torch.bmm(before - now, now.mT).to(dtype).div_(positions)
-    return LayerInputs(view.layout, InputChange(DampedInputs(seen, SHRINKAGE / positions), change))
+    return LayerInputs(view.layout, InputChange(DampedInputs(seen, SHRINKAGE / positions), change, view.sizes[1]))
 
 
 def _matrix(view: View, tensor: Tensor) -> Tensor:

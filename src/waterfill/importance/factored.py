@@ -215,12 +215,21 @@ class KroneckerForm(Form):
             >>> form.cost(np.float32([[1, 1], [0, 1]]))
             5.0
         """
-        if self.rows.ndim == 2 or self.columns.ndim == 2:
+        row_costs = self.row_costs(error)
+        if row_costs is None:
             return max(0.0, float(np.vdot(error, self.times(error))))
-        return max(0.0, float(self.rows @ self.column_costs(error)))
+        return self.cost_of_rows(row_costs)
 
-    def column_costs(self, error: Floats) -> Doubles:
-        """`e A e^T` of every row e of an error [out, in], float64 [out]; A is a matrix.
+    def cost_of_rows(self, row_costs: Doubles) -> float:
+        """Price an error by what its rows cost, not below 0.
+
+        Args:
+            row_costs: by `row_costs` of this form, or of one that differs in its factor over rows.
+        """
+        return max(0.0, float(self.rows @ row_costs))
+
+    def row_costs(self, error: Floats) -> Doubles | None:
+        """`e A e^T` of every row e of an error [out, in], float64 [out]; None where A is no matrix, or G is one.
 
         Products are in single precision where A is large, their sums in double. A is symmetric: what is above blocks on
         its diagonal counts as what is below them.
@@ -228,8 +237,10 @@ class KroneckerForm(Form):
         Raises:
             UsageError: the error has another shape.
         """
+        self._check(error.shape)
+        if self.rows.ndim == 2 or self.columns.ndim == 2:
+            return None
         groups, inputs = self.columns.shape[:2]
-        self._check(error)
         dtype = np.float32 if inputs >= SINGLE else np.float64
         parts = error.astype(dtype, copy=False).reshape(groups, len(self.rows) // groups, inputs)
         costs = np.zeros(parts.shape[:2])
@@ -246,28 +257,32 @@ class KroneckerForm(Form):
     def times(self, error: Floats | Doubles) -> Doubles:
         """`G E A`, half the gradient of `cost`, [out, in].
 
-        The product with A is in its precision.
+        The product with A is in its precision, and one for all errors.
 
         Args:
-            error: [out, in].
+            error: [..., out, in].
 
         Raises:
             UsageError: the error has another shape.
         """
-        self._check(error)
+        self._check(error.shape[-2:])
         groups, inputs = self.columns.shape[:2]
         out = len(self.rows)
-        parts = error.astype(self.columns.dtype, copy=False).reshape(groups, out // groups, inputs)
-        right = parts @ self.columns if self.columns.ndim == 3 else parts * self.columns[:, None, :]
-        right = right.reshape(out, inputs)
+        parts = error.astype(self.columns.dtype, copy=False).reshape(-1, groups, out // groups, inputs)
+        if self.columns.ndim == 2:
+            right = parts * self.columns[:, None, :]
+        else:
+            together = parts.swapaxes(0, 1).reshape(groups, -1, inputs) @ self.columns
+            right = together.reshape(groups, -1, out // groups, inputs).swapaxes(0, 1)
+        right = right.reshape(error.shape)
         product: Doubles = self.rows @ right if self.rows.ndim == 2 else self.rows[:, None] * right
         return product
 
-    def _check(self, error: Floats | Doubles) -> None:
+    def _check(self, shape: tuple[int, ...]) -> None:
         expected = (len(self.rows), self.columns.shape[1])
-        if error.shape != expected:
+        if shape != expected:
             raise UsageError(
-                f"Error of shape {list(error.shape)} does not fit a form of shape {list(expected)}; expected the same "
+                f"Error of shape {list(shape)} does not fit a form of shape {list(expected)}; expected the same "
                 "[out, in]. Give the error in normal form."
             )
 
@@ -476,6 +491,13 @@ def price_error(forms: Iterable[QuadraticForm]) -> float | None:
 
 def _is_product(form: QuadraticForm) -> TypeGuard[KroneckerForm]:
     return isinstance(form, KroneckerForm)
+
+
+def differs_in_rows(form: QuadraticForm, other: QuadraticForm | None) -> TypeGuard[KroneckerForm]:
+    """Whether a form and another are products with the same factor over columns, and rows that are independent."""
+    if other is None or not (_is_product(form) and _is_product(other)):
+        return False
+    return form.columns is other.columns and form.rows.ndim == other.rows.ndim == 1
 
 
 def has_cross_terms(form: QuadraticForm | None) -> TypeGuard[KroneckerForm]:

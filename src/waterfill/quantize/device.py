@@ -270,12 +270,13 @@ def best_paths(
 
 
 def decided_columns(
-    x: Floats, feed: Feed, prices: Prices, aside: NDArray[np.bool_], search: Search, block: int, span: int
+    x: Floats, aims: Floats, feed: Feed, prices: Prices, aside: NDArray[np.bool_], search: Search, block: int, span: int
 ) -> Symbols:
     """Levels int32 [out, in] of a path of low cost down the columns, decided at the end of every column.
 
     Args:
         x: weights in steps [out, in].
+        aims: what columns aim at where nothing before them has errors, in steps [out, in].
         feed: how errors of earlier columns come in, as `feedback_kernels` has it.
         prices: of the levels, likewise.
         aside: bool [exponents], of elements that are in subset 0 whatever the state is, which stays.
@@ -284,7 +285,7 @@ def decided_columns(
         span: columns after which the state is 0 again.
     """
     with side_by_side(search.device):
-        columns = Columns.of(x, feed, prices, aside, search)
+        columns = Columns.of(x, aims, feed, prices, aside, search)
         warmer = iter(_warmer(search.trellis.log_states, len(x)))
         warm = next(warmer)
         for base in range(0, x.shape[1], block):
@@ -301,6 +302,7 @@ class Columns:
 
     Attributes:
         values: float32 [in, out], in steps.
+        aims: likewise, what columns aim at where nothing before them has errors.
         weights: float32 [in, out] of the squared errors, or [1, 1].
         feed: as `feedback_kernels.Feed`, but errors are [in, out].
         starts: int32 [out] and [in], where the prices of rows and columns begin.
@@ -313,6 +315,7 @@ class Columns:
     """
 
     values: Any
+    aims: Any
     weights: Any
     feed: Feed
     starts: tuple[Any, Any]
@@ -324,7 +327,9 @@ class Columns:
     unlike: Any
 
     @classmethod
-    def of(cls, x: Floats, feed: Feed, prices: Prices, aside: NDArray[np.bool_], search: Search) -> Columns:
+    def of(
+        cls, x: Floats, aims: Floats, feed: Feed, prices: Prices, aside: NDArray[np.bool_], search: Search
+    ) -> Columns:
         """Move a matrix to a device."""
 
         def move(array: Any) -> Any:
@@ -337,17 +342,18 @@ class Columns:
         errors = torch.zeros(inputs, out, device=search.device)
         moved = Feed(move(feed.factors), move(feed.gains), move(feed.steps), move(feed.classes).int(), errors)
         starts = (PRICES * rows).int(), (PRICES * columns).int()
-        known = move(x).T.contiguous(), move(prices.weights), moved, starts, orders, heights, search
+        values, aims = move(x).T.contiguous(), move(aims).T.contiguous()
+        known = values, aims, move(prices.weights), moved, starts, orders, heights, search
         return cls(*known, new(inputs, out), new(inputs + 1), new(1))
 
     def carried(self, base: int, stop: int) -> Any:
-        """What errors of all columns before a block change of the aims in it, [columns of the block, out]."""
+        """What is added to the columns of a block for their aims, of errors of all before it, too, [columns, out]."""
         factors, gains, _, classes, errors = self.feed
-        carried = torch.zeros(stop - base, errors.shape[1], device=errors.device)
+        carried = self.aims[base:stop] - self.values[base:stop]
         for k in range(len(factors) if base else 0):
             mine = torch.nonzero(classes == k).flatten() if len(factors) > 1 else slice(None)
             left = factors[k, base:stop, :base] @ errors[:base, mine]
-            carried[:, mine] = gains[k, base:stop, None] * left
+            carried[:, mine] += gains[k, base:stop, None] * left
         return carried
 
     def search_block(self, base: int, stop: int, carried: Any, span: int, warm: int) -> bool:

@@ -43,8 +43,9 @@ LARGEST_SPAN = 1 << 16
 DRAFT_STATES, DRAFT_ROUNDS = 8, 2
 """Of a draft, at most."""
 
-BLOCK = 64
-"""Columns that get what all those before them leave at once, at least."""
+BLOCK, WIDE_BLOCK = 64, 256
+"""Columns that get at once what those before them leave, at least: from the wide block that they are in, and from all
+before that. Wide products are faster, and inside of a block sums are slower than products."""
 
 FORCED = 1024
 """From so many rows on the levels of a column are decided at its end."""
@@ -189,9 +190,9 @@ class FilteredFeedback:
         options, form = self.options, self.filters.form
         target = self.filters.target(options.regulariser * water_level)
         squared_step = SCALAR_SQUARED_STEP if options.states == 1 else PATH_SQUARED_STEP
-        aimed_at = replace(weight, matrix=target.matrix)
-        rule, x, relative = in_steps(aimed_at, target.importance, water_level * squared_step / 12, finest=FINEST)
-        loop = Loop.of(target, rule, x, relative, weight.layout, options.lmbda / squared_step)
+        aimed_at = replace(weight, matrix=target.aims)
+        rule, aims, relative = in_steps(aimed_at, target.importance, water_level * squared_step / 12, finest=FINEST)
+        loop = Loop.of(weight, target, rule, aims, relative, options.lmbda / squared_step)
         loop = replace(loop, device=options.device)
         if options.states == 1:
             levels, fit = loop.scalar(rule, options.rounds)
@@ -216,7 +217,8 @@ class Loop:
     """What levels are sought for, column by column.
 
     Attributes:
-        x: filtered weights in steps, float32 [out, in].
+        x: weights in steps, float32 [out, in].
+        aims: what columns aim at where nothing before them has errors, in steps, float32 [out, in].
         weights: of the squared errors, of the same shape, or [1, 1] when constant.
         target: with the factors by which errors in one column change the aims of later ones.
         steps: of the columns, float32 [in].
@@ -227,6 +229,7 @@ class Loop:
     """
 
     x: Floats
+    aims: Floats
     weights: Floats
     target: Target
     steps: Floats
@@ -236,13 +239,15 @@ class Loop:
     device: str | None = None
 
     @classmethod
-    def of(cls, target: Target, rule: Uniform, x: Floats, relative: Floats, layout: Layout, lmbda: float) -> Loop:
-        """Put a target into steps: the x and relative importances of `in_steps`."""
+    def of(cls, weight: Weight, target: Target, rule: Uniform, aims: Floats, relative: Floats, lmbda: float) -> Loop:
+        """Put a weight and its target into steps: the aims and relative importances of `in_steps`."""
+        layout = weight.layout
         out, channels, taps = layout.axes
         each = np.zeros((channels, 1)) if rule.channels is None else rule.channels.astype(np.float64)[:, None]
         steps = np.exp2((each + (np.zeros(taps) if rule.taps is None else rule.taps)) / 4).reshape(-1)
         weights = relative.reshape(out, -1) if relative.size > 1 else relative.reshape(1, 1)
-        return cls(x.reshape(out, -1), weights, target, steps.astype(np.float32), layout, lmbda)
+        x = (weight.matrix.reshape(-1) / step_sizes(rule, layout, 0, layout.numel)).reshape(out, -1)
+        return cls(x, aims.reshape(out, -1), weights, target, steps.astype(np.float32), layout, lmbda)
 
     def paths(self, log_states: int) -> Paths:
         """The path: how many states it has, and where that is 0 again."""
@@ -327,15 +332,16 @@ class Loop:
         weights = self.weights[some] if self.weights.size > 1 else self.weights
         target = replace(self.target, classes=self.target.classes[some])
         layout = Layout((kept, *self.layout.axes[1:]))
-        return Loop(self.x[some], weights, target, self.steps, layout, self.lmbda), some
+        return Loop(self.x[some], self.aims[some], weights, target, self.steps, layout, self.lmbda), some
 
     def _nearest(self, step: int) -> Symbols:
-        return np.rint(self.x / step).astype(np.int32)
+        return np.rint(self.aims / step).astype(np.int32)
 
     def _columns(self, prices: tuple[Exponents, Exponents, Floats], search: tuple[Any, ...] = ()) -> Symbols:
         """Search the levels [out, in] of a path, or free ones, span by span.
 
-        What the columns before a block leave to it is one product; inside, a column adds up what those before it leave.
+        What the columns before a wide block leave to it is one product, and so is what those before a block in it
+        leave to that; inside, a column adds up what those before it leave.
 
         Args:
             prices: exponents of rows and of columns, what levels cost at each.
@@ -351,8 +357,15 @@ class Loop:
         levels, feed = np.empty(self.x.shape, np.int32), self._feed()
         block, span = self._blocks()
         rows, columns, bits = prices
+        wide = -(-WIDE_BLOCK // block) * block
+        far = np.empty((0, len(self.x)), np.float32)
         for base in range(0, self.x.shape[1], block):
-            carried = self._carried(feed, slice(base, base + block))
+            inside = base % wide
+            if not inside:
+                far = self._carried(feed, slice(base, base + wide), slice(0, base))
+            carried = far[inside : inside + block]
+            carried += self._carried(feed, slice(base, base + block), slice(base - inside, base))
+            carried += (self.aims[:, base : base + block] - self.x[:, base : base + block]).T
             for start in range(base, min(base + block, self.x.shape[1]), span):
                 some = slice(start, min(start + span, base + block))
                 x = np.ascontiguousarray(self.x[:, some].T)
@@ -372,7 +385,7 @@ class Loop:
         assert self.device is not None
         search = devices.Search.of(code, bits, np.zeros(4, np.float32), False, self.device)
         priced = Prices(self._weights(slice(None)), rows, columns, bits)
-        return devices.decided_columns(self.x, self._feed(), priced, aside, search, *self._blocks())
+        return devices.decided_columns(self.x, self.aims, self._feed(), priced, aside, search, *self._blocks())
 
     def _blocks(self) -> tuple[int, int]:
         """Columns of a block, which get at once what those before it leave, and those of a path."""
@@ -393,13 +406,14 @@ class Loop:
         gains = 1 / (np.diagonal(factors, axis1=1, axis2=2) * self.steps)
         return Feed(factors, gains, self.steps, self.target.classes, np.zeros(self.x.shape, np.float32))
 
-    def _carried(self, feed: Any, block: slice) -> Floats:
-        """What errors of all columns before a block change of the aims in it, [columns of the block, out]."""
-        some = feed.factors[:, block, : block.start]
+    def _carried(self, feed: Any, columns: slice, before: slice) -> Floats:
+        """What errors of columns before some columns change of their aims, [columns, out]."""
+        some = feed.factors[:, columns, before]
         carried = np.zeros((some.shape[1], len(self.x)), np.float32)
-        for k in range(len(some) if block.start else 0):
+        for k in range(len(some) if some.shape[2] else 0):
             mine = np.flatnonzero(feed.classes == k) if len(some) > 1 else slice(None)
-            carried[:, mine] = feed.gains[k, block, None] * (some[k] @ feed.errors[mine, : block.start].T)
+            found = some[k] @ feed.errors[mine, before].T
+            carried[:, mine] = np.multiply(feed.gains[k, columns, None], found, out=found)
         return carried
 
 
@@ -418,9 +432,9 @@ def centred(weight: Weight, form: KroneckerForm, levels: Symbols, rule: Uniform)
     form, some = _some_rows(weight, form)
     matrix, levels, steps = weight.matrix[some], levels[some], steps[some]
     sizes = np.minimum(np.abs(levels), 3)
-    basis = [steps * levels.astype(np.float32)]
-    basis += [np.where(sizes == size, -np.sign(levels) * steps, np.float32(0)) for size in (1, 2, 3)]
-    moved = [form.times(part) for part in basis]
+    shifts = [np.where(sizes == size, -np.sign(levels) * steps, np.float32(0)) for size in (1, 2, 3)]
+    basis = np.stack([steps * levels.astype(np.float32), *shifts])
+    moved = form.times(basis)
     gram = np.array([[np.vdot(left, right) for right in basis] for left in moved])
     wanted = np.array([np.vdot(part, matrix) for part in moved])
     there = np.diagonal(gram) > 1e-9 * gram[0, 0]

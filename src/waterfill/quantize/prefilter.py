@@ -2,10 +2,15 @@
 
 The errors E of a row cost `g E A E^T`. Bits cost too: under tables fitted to Gaussians of variances v, one for each
 column, a value w takes `w^2 / (2 v ln 2)` of them, each worth 2 ln 2 water levels, the slope of the rate-distortion
-function. With kappa, the water level over g, both are least together where `W~ = W A A'^-1`, `A' = A + kappa diag(1/v)`
-(a Wiener filter); what is above the least is `g (W~ - W^) A' (W~ - W^)^T`: no bits are in it any more. With
-`A' = U U^T`, U upper triangular, that is a sum over columns: column j costs `g U_jj^2 (target_j - W^_j)^2`, where the
-target is `W~_j + sum_{i<j} E_i U_ij / U_jj` with `E = W~ - W^`. Every column makes up for the errors before it.
+function. With kappa, the water level over g, both are least together where `W~ = W A A'^-1`, `A' = A + kappa D`,
+`D = diag(1/v)` (a Wiener filter); what is above the least is `g (W~ - W^) A' (W~ - W^)^T`: no bits are in it any more.
+With `A' = U U^T`, U upper triangular, that is a sum over columns: column j costs `g U_jj^2 (target_j - W^_j)^2`, where
+the target is `W~_j + sum_{i<j} (W~_i - W^_i) U_ij / U_jj`. Every column makes up for the errors before it. Since
+`W~ U = W U - kappa W D U^-T`, the target is as well
+
+    aim_j + sum_{i<j} (W_i - W^_i) U_ij / U_jj,    aim_j = W_j - kappa (W D U^-T)_j / U_jj,
+
+by the errors of the weights themselves, and W~, which would take twice the work, need not be known.
 
 Source:
     Section 5.7 of PAPER.md; feedback as in GPTQ (Frantar et al. 2023), which is successive cancellation on a lattice
@@ -71,13 +76,13 @@ class Target:
     """What the columns of a matrix aim at.
 
     Attributes:
-        matrix: the filtered weights W~, float32 [out, in].
+        aims: what columns aim at where nothing before them has errors, float32 [out, in].
         importance: `g U_jj^2`, what an error of a column costs alone, float32 [out, in].
         factors: the transpose of U for every class of rows, float32 [classes, in, in], lower triangular.
         classes: which one a row is of, int64 [out].
     """
 
-    matrix: Floats
+    aims: Floats
     importance: Floats
     factors: Floats
     classes: NDArray[np.int64]
@@ -134,18 +139,19 @@ class Filters:
 
     def _filtered(self, classes: NDArray[np.int64], added: tuple[float, ...]) -> Target:
         groups, inputs = self.form.columns.shape[:2]
-        rows, target = self.form.row_factors, np.empty_like(self.weight.matrix)
+        rows, aims = self.form.row_factors, np.empty_like(self.weight.matrix)
         variances, factors = np.empty((len(added), inputs)), []
         for k, more in enumerate(added):
             mine = np.flatnonzero(classes == k)
             factor = self._factor(mine[0] * groups // len(rows), more)
             variances[k] = np.square(np.diagonal(factor), dtype=np.float64)
             some = self.weight.matrix[mine]
-            filtered = solved_rows(factor, some * self._noise.astype(np.float32), self.form.device)
-            target[mine] = some - np.float32(more) * filtered
+            solved = solved_rows(factor, some * self._noise.astype(np.float32), self.form.device)
+            solved *= (more / np.diagonal(factor)).astype(solved.dtype)
+            aims[mine] = some - solved
             factors.append(factor.astype(np.float32, copy=False))
         stacked = factors[0][None] if len(factors) == 1 else np.stack(factors)
-        return Target(target, (rows[:, None] * variances[classes]).astype(np.float32), stacked, classes)
+        return Target(aims, (rows[:, None] * variances[classes]).astype(np.float32), stacked, classes)
 
     @property
     def _is_shared(self) -> bool:

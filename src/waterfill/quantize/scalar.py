@@ -13,6 +13,8 @@ from waterfill.codec import tables
 from waterfill.codec.scales import side_bits, stored
 from waterfill.codec.symbols import ideal_bits, spread_codes
 from waterfill.errors import UnsupportedModelError
+from waterfill.importance.factored import KroneckerForm
+from waterfill.importance.forms import Doubles
 from waterfill.protocols import QuadraticForm, QuantizerTraits
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.spread import LARGEST_OFFSET
@@ -80,19 +82,27 @@ def finish(
     """The record of symbols that are decided, with bits and distortion; their tables are the cheapest there are."""
     side = side_bits(rule.scales) if isinstance(rule, Uniform) else 0.0
     side += 32 * len(rule.values) if isinstance(rule, Codebook) else 0
-    cost = cost_of(weight, form, symbols, rule)
+    cost, row_costs = cost_of(weight, form, symbols, rule)
     widest = sum(int(exponents.max(initial=0)) for exponents in fit.exponents(weight.layout))
     largest = int(np.abs(symbols).max(initial=0))
     beyond = fit.shift > 0 or widest >= tables.SCALES or largest >= fit.lengths().shape[1]
     bits = _exact_bits(symbols, fit, weight.layout) if beyond else fit.bits
     spread, bits = spreads.cheapest(symbols, weight.layout, fit.spread(), bits)
-    return Quantized(symbols, rule, spread, bits + side, cost)
+    return Quantized(symbols, rule, spread, bits + side, cost, row_costs=row_costs)
 
 
-def cost_of(weight: Weight, form: QuadraticForm | None, symbols: NDArray[np.int32], rule: Rule) -> float:
-    """What the errors of symbols [out, in] cost."""
+def cost_of(
+    weight: Weight, form: QuadraticForm | None, symbols: NDArray[np.int32], rule: Rule
+) -> tuple[float, Doubles | None]:
+    """What the errors of symbols [out, in] cost, and those of every row, see `Quantized`."""
     error = errors(weight, symbols, rule)
-    return float(np.square(error, dtype=np.float64).sum()) if form is None else form.cost(error)
+    if form is None:
+        return float(np.square(error, dtype=np.float64).sum()), None
+    if isinstance(form, KroneckerForm):
+        row_costs = form.row_costs(error)
+        if row_costs is not None:
+            return form.cost_of_rows(row_costs), row_costs
+    return form.cost(error), None
 
 
 def _exact_bits(symbols: NDArray[np.int32], fit: spreads.Fit, layout: Layout) -> float:

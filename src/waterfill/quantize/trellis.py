@@ -431,4 +431,5 @@ def finish_path(
         return finish(weight, form, levels, rule, spreads.fit(levels, weight.layout))
     bits = pieces.tensor_bits(levels, spread, weight.layout)
     bits += side_bits(rule.scales) + side_bits(spread.scales, rule.scales)
-    return Quantized(levels, rule, spread, bits, cost_of(weight, form, levels, rule))
+    cost, row_costs = cost_of(weight, form, levels, rule)
+    return Quantized(levels, rule, spread, bits, cost, row_costs=row_costs)
