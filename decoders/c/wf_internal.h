@@ -367,7 +367,7 @@ wf_code wf_read_symbols(wf_work *work, const wf_file *file, size_t chunk, int32_
 
 /* Values */
 
-/* Values of symbols that stand at a place of a tensor's stream. */
+/* Values of symbols that stand at a place of a tensor's stream, all in one line of it. */
 void wf_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values);
 uint16_t wf_to_float16(float value);
 float wf_from_float16(uint16_t bits);

@@ -147,22 +147,33 @@ typedef struct side_by_side {
     int32_t *levels;
 } side_by_side;
 
+/* What codes the elements of all lanes at a place whose part of the sum of scales is `within`. */
+static wf_code find_tables(const side_by_side *r, const int32_t *sums, int32_t within, unsigned many,
+                           const tables **found) {
+    unsigned lane;
+    for (lane = 0; lane < many; lane++) {
+        found[lane] = tables_of(&r->p, sums[lane] + within);
+        if (found[lane] == NULL) return WF_MEMORY;
+    }
+    return WF_OK;
+}
+
 /* Decode line `line` of the group of every lane that has as many. */
 static wf_code read_step(side_by_side *r, uint64_t line) {
     const wf_coded *coded = r->p.coded;
-    int32_t sums[32];
-    uint64_t place;
+    const tables *found[32];
+    int32_t sums[32], last = 0;
+    uint64_t place, apart = r->depth * r->length;
     unsigned lane, many = 0;
     for (; many < coded->lanes && many * r->depth + line < r->left; many++) {
         sums[many] = part_of_sum(coded, r->first_line + many * r->depth + line, !coded->down);
     }
+    WF_TRY(find_tables(r, sums, 0, many, found));
     for (place = 0; place < r->length; place++) {
-        int32_t within = part_of_sum(coded, place, coded->down);
-        for (lane = 0; lane < many; lane++) {
-            const tables *found = tables_of(&r->p, sums[lane] + within);
-            if (found == NULL) return WF_MEMORY;
-            r->levels[(lane * r->depth + line) * r->length + place] = next_level(&r->p, lane, r->states + lane, found);
-        }
+        int32_t within = part_of_sum(coded, place, coded->down), *levels = r->levels + line * r->length + place;
+        if (within != last) WF_TRY(find_tables(r, sums, within, many, found));
+        last = within;
+        for (lane = 0; lane < many; lane++) levels[lane * apart] = next_level(&r->p, lane, r->states + lane, found[lane]);
         if (r->p.stream->is_short | r->p.is_beyond) return check(&r->p);
     }
     return WF_OK;
