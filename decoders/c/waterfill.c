@@ -192,7 +192,7 @@ void wf_forget(const wf_file *file, wf_kept *kept) {
     forget(&work, kept);
 }
 
-/* Keep what a chunk holds instead of what was kept. The memory is that of `work`, where it is the only block. */
+/* Keep what a chunk holds beyond a call: its block leaves the memory of that. */
 static void keep(wf_work *work, wf_kept *kept, size_t chunk, void *data) {
     wf_block *block = (wf_block *)data - 1, **place = &work->blocks;
     while (*place != block) place = &(*place)->head.next;

@@ -1,5 +1,5 @@
 /*
- * Reads .wf files, version 1.2 (docs/format.md), in C99 and with nothing but memcpy, memset, memcmp and memmove.
+ * Reads .wf files, version 1.2 (docs/format.md), in C99 and with nothing but <string.h>.
  *
  * There is no global state. Memory comes from the caller's allocator alone. Any number of threads may decode from one
  * open file, each with a `wf_kept` of its own. Tensors have the same bits as those of the Python package: compile with
