@@ -90,6 +90,12 @@ static wf_code place_chunks(wf_file *file, uint64_t at) {
     return wf_fail(&file->work, WF_FORMAT, "the file has %u bytes, but its directory needs %u", file->source.size, at);
 }
 
+static void clear(wf_error *error) {
+    if (error == NULL) return;
+    error->code = WF_OK;
+    error->message[0] = 0;
+}
+
 static wf_code open_file(wf_file *file, uint64_t max_bytes) {
     uint64_t at = 0;
     WF_TRY(read_directory(file, &at));
@@ -104,6 +110,7 @@ wf_code wf_open(wf_file **file, const wf_source *source, const wf_allocator *all
     wf_file *made;
     wf_code code;
     *file = NULL;
+    clear(error);
     memset(&work, 0, sizeof work);
     work.allocator = allocator;
     work.error = error;
@@ -157,10 +164,7 @@ static wf_work begin(const wf_file *file, wf_error *error) {
     wf_work work = file->work;
     work.blocks = NULL;
     work.error = error;
-    if (error) {
-        error->code = WF_OK;
-        error->message[0] = 0;
-    }
+    clear(error);
     return work;
 }
 

@@ -94,7 +94,7 @@ typedef struct wf_tensor {
 
 typedef struct wf_file wf_file;
 
-/* What a thread keeps between calls: the last chunk that small tensors share. All zeros at first. */
+/* What a thread keeps of one file between calls: the last chunk that small tensors share. All zeros at first. */
 typedef struct wf_kept {
     size_t chunk; /* its number plus one; 0 for none */
     void *block;

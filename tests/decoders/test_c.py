@@ -45,6 +45,8 @@ def reader(tmp_path_factory):
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     """The folder of what `make` builds."""
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
     folder = tmp_path_factory.mktemp("programs")
     done = subprocess.run(
         ["make", "-C", SOURCES, f"BUILD={folder}", f"CC={COMPILER}"], capture_output=True, text=True, check=False
