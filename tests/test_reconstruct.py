@@ -108,3 +108,10 @@ def test_relative_values_that_are_known():
                                   Codebook(np.ones(1, np.float32))])  # fmt: skip
 def test_no_symbols_at_all(rule):
     assert reconstruct(np.zeros(0, np.int32), rule, Layout((0, 4))).size == 0
+
+
+def test_the_lowest_symbol_of_all_has_a_value():
+    """A path may have it: -2^31 is in int32, its magnitude is not."""
+    lowest = np.array([-(2**31), 1, -3], np.int32)
+    values = reconstruct(lowest, Uniform(0, 0, (1, 2, 3)), Layout((3,)))
+    assert values.tolist() == [-(2.0**31), 63 / 64, -3 + 3 / 64]

@@ -52,6 +52,13 @@ def places(bank: bytes) -> list[int]:
     return found
 
 
+def crc_of(byte: int) -> int:
+    """The CRC-32 of a byte, as a table of it has that."""
+    for _ in range(8):
+        byte = byte >> 1 ^ (0xEDB88320 if byte & 1 else 0)
+    return byte
+
+
 def header() -> str:
     """The whole file."""
     text = HEAD
@@ -63,6 +70,7 @@ def header() -> str:
     text += array("wf_odds", "uint16_t", struct.unpack(f"<{len(odds) // 2}H", odds))
     text += array("wf_phrases", "uint8_t", (CODEC / "phrases.bin").read_bytes())
     text += array("wf_octave", "uint32_t", (bits_of(2.0 ** (n / 64)) for n in range(64)))
+    text += array("wf_crc", "uint32_t", map(crc_of, range(256)))
     quarter = [math.cos(2 * math.pi * n / TURN) for n in range(TURN // 4)] + [0.0]
     text += array("wf_cosines", "uint32_t", map(bits_of, quarter))
     return text + "\n#endif\n"

@@ -49,13 +49,13 @@ static wf_code read_directory(wf_file *file, uint64_t *chunks_at) {
     WF_TRY(check_header(work, head, file->source.size));
     packed_size = wf_le32(head + 12);
     size = wf_le32(head + 16);
-    packed = (uint8_t *)wf_take(work, packed_size, 1);
+    packed = (uint8_t *)wf_room(work, packed_size, 1);
     if (packed == NULL) return WF_MEMORY;
     WF_TRY(wf_read_at(work, &file->source, HEADER, packed, packed_size));
     if (wf_crc32(wf_crc32(0, head, HEADER - 4), packed, packed_size) != wf_le32(head + 20)) {
         return wf_fail(work, WF_FORMAT, "the checksum of the directory is wrong: the file is damaged");
     }
-    text = (char *)wf_take(work, size, 1);
+    text = (char *)wf_room(work, size, 1);
     if (text == NULL) return WF_MEMORY;
     code = wf_unzstd(work, packed, packed_size, phrases, 0, (uint8_t *)text, size);
     wf_give(work, packed);
@@ -90,6 +90,12 @@ static wf_code place_chunks(wf_file *file, uint64_t at) {
     return wf_fail(&file->work, WF_FORMAT, "the file has %u bytes, but its directory needs %u", file->source.size, at);
 }
 
+static void clear(wf_error *error) {
+    if (error == NULL) return;
+    error->code = WF_OK;
+    error->message[0] = 0;
+}
+
 static wf_code open_file(wf_file *file, uint64_t max_bytes) {
     uint64_t at = 0;
     WF_TRY(read_directory(file, &at));
@@ -104,6 +110,7 @@ wf_code wf_open(wf_file **file, const wf_source *source, const wf_allocator *all
     wf_file *made;
     wf_code code;
     *file = NULL;
+    clear(error);
     memset(&work, 0, sizeof work);
     work.allocator = allocator;
     work.error = error;
@@ -157,10 +164,7 @@ static wf_work begin(const wf_file *file, wf_error *error) {
     wf_work work = file->work;
     work.blocks = NULL;
     work.error = error;
-    if (error) {
-        error->code = WF_OK;
-        error->message[0] = 0;
-    }
+    clear(error);
     return work;
 }
 
@@ -192,7 +196,7 @@ void wf_forget(const wf_file *file, wf_kept *kept) {
     forget(&work, kept);
 }
 
-/* Keep what a chunk holds instead of what was kept. The memory is that of `work`, where it is the only block. */
+/* Keep what a chunk holds beyond a call: its block leaves the memory of that. */
 static void keep(wf_work *work, wf_kept *kept, size_t chunk, void *data) {
     wf_block *block = (wf_block *)data - 1, **place = &work->blocks;
     while (*place != block) place = &(*place)->head.next;
@@ -213,7 +217,7 @@ static wf_code units_of(wf_work *work, const wf_file *file, wf_kept *kept, size_
         *data = kept->data;
         return WF_OK;
     }
-    *data = wf_take(work, chunk->count, each);
+    *data = wf_room(work, chunk->count, each);
     if (*data == NULL) return WF_MEMORY;
     own = *work;
     own.blocks = NULL;
@@ -331,7 +335,7 @@ static wf_code put_matrix(wf_work *work, const wf_file *file, wf_kept *kept, con
 /* A coded tensor in another basis: its matrix first, then its values in their places. */
 static wf_code put_turned(wf_work *work, const wf_file *file, wf_kept *kept, const wf_entry *entry, target *to) {
     const int32_t *nothing[3] = {NULL, NULL, NULL};
-    float *matrix = (float *)wf_take(work, to->coded->values, sizeof *matrix);
+    float *matrix = (float *)wf_room(work, to->coded->values, sizeof *matrix);
     wf_coded rows = *to->coded;
     uint64_t at;
     run r;
@@ -427,7 +431,7 @@ static wf_code put_exact(wf_work *work, const wf_file *file, wf_kept *kept, cons
     uint64_t n, count = entry->tensor.values;
     void *data;
     if (to->type == to->own) return copy_exact(work, file, kept, entry, (uint8_t *)to->out);
-    data = wf_take(work, count, wf_type_size(to->own));
+    data = wf_room(work, count, wf_type_size(to->own));
     if (data == NULL) return WF_MEMORY;
     WF_TRY(copy_exact(work, file, kept, entry, (uint8_t *)data));
     for (n = 0; n < count; n++) wf_put(to->out, to->type, n, value_at(data, to->own, n));

@@ -1,5 +1,5 @@
 /*
- * Reads .wf files, version 1.2 (docs/format.md), in C99 and with nothing but memcpy, memset, memcmp and memmove.
+ * Reads .wf files, version 1.2 (docs/format.md), in C99 and with nothing but <string.h>.
  *
  * There is no global state. Memory comes from the caller's allocator alone. Any number of threads may decode from one
  * open file, each with a `wf_kept` of its own. Tensors have the same bits as those of the Python package: compile with
@@ -94,7 +94,7 @@ typedef struct wf_tensor {
 
 typedef struct wf_file wf_file;
 
-/* What a thread keeps between calls: the last chunk that small tensors share. All zeros at first. */
+/* What a thread keeps of one file between calls: the last chunk that small tensors share. All zeros at first. */
 typedef struct wf_kept {
     size_t chunk; /* its number plus one; 0 for none */
     void *block;

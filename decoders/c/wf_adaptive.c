@@ -130,7 +130,7 @@ static int32_t read_element(model *m, uint64_t rows, const element *e, const int
     return read_value(m, m->taps > 1 ? 5 : 3, left, above);
 }
 
-static void set_weights(parameter *parameters, uint64_t rows, uint64_t columns, uint64_t count) {
+static void set_weights(parameter *parameters, uint64_t rows, uint64_t count) {
     uint64_t n, first_column = LINES + PER_LINE * rows;
     for (n = 0; n < count; n++) {
         int64_t weight = 1 << 15;
@@ -138,7 +138,6 @@ static void set_weights(parameter *parameters, uint64_t rows, uint64_t columns, 
         else if ((n - LINES) % PER_LINE == 0) weight = n < first_column ? 1 << 13 : 1 << 14;
         parameters[n].weight = weight;
     }
-    (void)columns;
 }
 
 /* The last line with a flag; `count` where there is none. */
@@ -186,7 +185,7 @@ wf_code wf_read_adaptive(wf_stream *stream, const wf_coded *coded, uint64_t coun
     size = LINES + PER_LINE * (rows + columns + coded->axes[1] + coded->axes[2]);
     m.parameters = flags ? (parameter *)wf_take(work, size, sizeof *m.parameters) : NULL;
     if (m.parameters == NULL) return WF_MEMORY;
-    set_weights(m.parameters, rows, columns, size);
+    set_weights(m.parameters, rows, size);
     memset(values, 0, (size_t)count * sizeof *values);
     code = read_matrix(&m, rows, flags, flags + rows, flags + rows + columns, values);
     wf_give(work, m.parameters);

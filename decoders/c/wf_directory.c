@@ -33,9 +33,9 @@ static int is_text(wf_text text, const char *other) {
 
 /* Lists of numbers in the text */
 
-typedef struct field {
-    int64_t least, most;
-} field;
+typedef struct bounds {
+    int32_t least, most;
+} bounds;
 
 /* The next member of a list that has to have one. */
 static wf_code member(wf_json *json, int *first) {
@@ -83,12 +83,12 @@ static wf_code end(wf_json *json, int *first) {
 }
 
 /* A list of so many numbers in bounds. */
-static wf_code numbers(wf_json *json, size_t count, const field *bounds, int32_t *values) {
+static wf_code numbers(wf_json *json, size_t count, const bounds *each, int32_t *values) {
     int first = 1;
     size_t i;
     WF_TRY(wf_json_open(json, '['));
     for (i = 0; i < count; i++) {
-        WF_TRY(small_member(json, &first, (int32_t)bounds[i].least, (int32_t)bounds[i].most, values + i));
+        WF_TRY(small_member(json, &first, each[i].least, each[i].most, values + i));
     }
     return end(json, &first);
 }
@@ -108,8 +108,8 @@ static wf_code letter(wf_json *json, int *first, const char *known, char *found)
 
 /* Lines of the directory */
 
-static const field shrink_bounds[3] = {{-64, 64}, {-64, 64}, {-64, 64}};
-static const field code_bounds[6] = {{-1, 56}, {-1, 56}, {-1, 56}, {-59, 56}, {-59, 56}, {-59, 56}};
+static const bounds shrink_bounds[3] = {{-64, 64}, {-64, 64}, {-64, 64}};
+static const bounds code_bounds[6] = {{-1, 56}, {-1, 56}, {-1, 56}, {-59, 56}, {-59, 56}, {-59, 56}};
 
 static wf_code read_shape(wf_json *json, wf_directory *directory, wf_entry *entry) {
     int first = 1, more;

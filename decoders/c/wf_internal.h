@@ -42,7 +42,9 @@ typedef struct wf_work {
 
 /* Fail with a text in which %s is a string, %t a `const wf_text *` and %u a uint64_t. */
 wf_code wf_fail(wf_work *work, wf_code code, const char *text, ...);
-/* count * each bytes, zeroed; NULL after a failure. */
+/* count * each bytes, which hold anything; NULL after a failure. */
+void *wf_room(wf_work *work, uint64_t count, size_t each);
+/* The same, zeroed. */
 void *wf_take(wf_work *work, uint64_t count, size_t each);
 void wf_give(wf_work *work, void *memory);
 void wf_give_all(wf_work *work);
@@ -290,11 +292,15 @@ static inline void wf_walk_next(wf_walk *walk) {
 
 enum { WF_WHOLE, WF_HALF, WF_ZERO };
 
-#define WF_SLOTS 4096
+/* A table as a decoder looks it up: small, for many of them are to be in a cache. */
+typedef struct wf_slots {
+    uint32_t symbols[256]; /* frequency << 16 | first slot */
+    uint8_t of[4096];      /* the symbol of a slot: of the bank a high part + 128 or 0 for an escape */
+} wf_slots;
 
-/* Tables as a decoder looks them up, made when they are first needed. */
+/* Tables of the bank, made when they are first needed. */
 typedef struct wf_bank {
-    uint32_t *slots[3 * 513]; /* frequency << 20 | offset << 8 | high part + 128, 0 for an escape */
+    wf_slots *slots[3 * 513];
 } wf_bank;
 
 typedef struct wf_stream {
@@ -308,10 +314,10 @@ typedef struct wf_stream {
 
 wf_code wf_stream_open(wf_stream *stream, wf_work *work, const uint8_t *data, size_t size, unsigned lanes);
 wf_code wf_stream_end(const wf_stream *stream);
-/* Make the slots of a table; NULL after a failure. */
-const uint32_t *wf_make_slots(wf_stream *stream, unsigned kind, unsigned row);
-static inline const uint32_t *wf_slots(wf_stream *stream, unsigned kind, unsigned family, unsigned scale) {
-    const uint32_t *slots = stream->bank->slots[kind * 513 + family * 57 + scale];
+/* Make a table; NULL after a failure. */
+const wf_slots *wf_make_slots(wf_stream *stream, unsigned kind, unsigned row);
+static inline const wf_slots *wf_slots_of(wf_stream *stream, unsigned kind, unsigned family, unsigned scale) {
+    const wf_slots *slots = stream->bank->slots[kind * 513 + family * 57 + scale];
     return slots ? slots : wf_make_slots(stream, kind, family * 57 + scale);
 }
 unsigned wf_last_magnitude(unsigned kind, unsigned family, unsigned scale);
@@ -324,10 +330,10 @@ static inline uint32_t wf_refilled(wf_stream *stream, uint32_t x) {
     stream->at += is_low;
     return x << (16 * is_low) | (word & (0u - is_low));
 }
-static inline uint32_t wf_pull(wf_stream *stream, unsigned lane, const uint32_t *slots) {
-    uint32_t x = stream->states[lane], slot = slots[x & 4095];
-    stream->states[lane] = wf_refilled(stream, (slot >> 20) * (x >> 12) + ((slot >> 8) & 4095));
-    return slot & 255;
+static inline uint32_t wf_pull(wf_stream *stream, unsigned lane, const wf_slots *slots) {
+    uint32_t x = stream->states[lane], slot = x & 4095, symbol = slots->of[slot], found = slots->symbols[symbol];
+    stream->states[lane] = wf_refilled(stream, (found >> 16) * (x >> 12) + slot - (found & 0xFFFF));
+    return symbol;
 }
 static inline uint32_t wf_pull_uniform(wf_stream *stream, unsigned lane, unsigned bits) {
     uint32_t x = stream->states[lane], slot = x & 4095;
@@ -348,8 +354,8 @@ static inline wf_class wf_class_of(int32_t exponent, unsigned family) {
 }
 /* Decode integers of the bank, with their low bits and escapes. */
 wf_code wf_integers(wf_stream *stream, const wf_class *classes, uint64_t count, int32_t *values);
-/* The frequencies of an own table as slots; `slots` [4096] with the number of the symbol, count for the escape. */
-wf_code wf_own_slots(wf_work *work, const wf_table_line *table, uint32_t *slots, int *has_escape);
+/* An own table as slots: a symbol is counted from the first one, `count` is the escape. */
+wf_code wf_own_slots(wf_work *work, const wf_table_line *table, wf_slots *slots, int *has_escape);
 
 /* Decode the part from `at` on of a tensor with a path, with lanes or an adaptive model. */
 wf_code wf_read_path(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels);
@@ -361,7 +367,7 @@ wf_code wf_read_symbols(wf_work *work, const wf_file *file, size_t chunk, int32_
 
 /* Values */
 
-/* Values of symbols that stand at a place of a tensor's stream. */
+/* Values of symbols that stand at a place of a tensor's stream, all in one line of it. */
 void wf_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values);
 uint16_t wf_to_float16(float value);
 float wf_from_float16(uint16_t bits);

@@ -1,5 +1,6 @@
 /* Memory, errors and checksums. SPDX-License-Identifier: MIT */
 #include "wf_internal.h"
+#include "wf_tables.h"
 
 #include <stdarg.h>
 
@@ -64,7 +65,7 @@ wf_code wf_fail(wf_work *work, wf_code code, const char *text, ...) {
     return code;
 }
 
-void *wf_take(wf_work *work, uint64_t count, size_t each) {
+void *wf_room(wf_work *work, uint64_t count, size_t each) {
     uint64_t size = wf_plus(wf_times(count, each), sizeof(wf_block));
     size_t limit = work->allocator->limit;
     wf_block *block = NULL;
@@ -80,12 +81,17 @@ void *wf_take(wf_work *work, uint64_t count, size_t each) {
         }
         return NULL;
     }
-    memset(block, 0, (size_t)size);
     block->head.size = (size_t)size;
     block->head.next = work->blocks;
     work->blocks = block;
     work->used += (size_t)size;
     return block + 1;
+}
+
+void *wf_take(wf_work *work, uint64_t count, size_t each) {
+    void *memory = wf_room(work, count, each);
+    if (memory) memset(memory, 0, (size_t)count * each);
+    return memory;
 }
 
 void wf_give(wf_work *work, void *memory) {
@@ -116,16 +122,8 @@ void *wf_push(wf_work *work, wf_list *list) {
 }
 
 uint32_t wf_crc32(uint32_t crc, const uint8_t *data, size_t size) {
-    /* Four bits at a time. */
-    static const uint32_t table[16] = {
-        0x00000000, 0x1DB71064, 0x3B6E20C8, 0x26D930AC, 0x76DC4190, 0x6B6B51F4, 0x4DB26158, 0x5005713C,
-        0xEDB88320, 0xF00F9344, 0xD6D6A3E8, 0xCB61B38C, 0x9B64C2B0, 0x86D3D2D4, 0xA00AE278, 0xBDBDF21C};
     size_t i;
     crc = ~crc;
-    for (i = 0; i < size; i++) {
-        crc ^= data[i];
-        crc = crc >> 4 ^ table[crc & 15];
-        crc = crc >> 4 ^ table[crc & 15];
-    }
+    for (i = 0; i < size; i++) crc = crc >> 8 ^ wf_crc[(crc ^ data[i]) & 255];
     return ~crc;
 }

@@ -10,7 +10,7 @@ static const uint16_t parities[11][2] = {{05, 02},      {017, 02},      {035, 01
 
 /* What codes the indices of elements whose scales have one sum, in each of the two subsets. */
 typedef struct tables {
-    const uint32_t *slots[2]; /* NULL until they are needed */
+    const wf_slots *slots[2]; /* NULL until they are needed */
     uint8_t low[2], last[2], is_aside;
 } tables;
 
@@ -27,6 +27,7 @@ typedef struct path {
     tables *sums;          /* [SUMS] */
     unsigned flips, picks; /* h0 and h1, halved */
     unsigned kinds[2];
+    int is_half, is_beyond; /* whether subset 1 is between the whole numbers; whether an index was out of range */
 } path;
 
 static wf_code open_path(path *p, wf_stream *stream, const wf_coded *coded) {
@@ -36,6 +37,8 @@ static wf_code open_path(path *p, wf_stream *stream, const wf_coded *coded) {
     p->picks = parities[coded->log_states - 2][1] >> 1;
     p->kinds[0] = WF_WHOLE;
     p->kinds[1] = coded->zero ? WF_ZERO : WF_HALF;
+    p->is_half = !coded->zero;
+    p->is_beyond = 0;
     p->sums = (tables *)wf_take(stream->work, SUMS, sizeof *p->sums);
     return p->sums ? WF_OK : WF_MEMORY;
 }
@@ -50,7 +53,7 @@ static wf_code make_tables(const path *p, int32_t sum, tables *made) {
         scale = wf_class_of(exponent, 0) & 0xFFFF;
         made->low[q] = (uint8_t)(wf_class_of(exponent, 0) >> 16);
         made->last[q] = (uint8_t)wf_last_magnitude(p->kinds[q], family, scale);
-        made->slots[q] = wf_slots(p->stream, p->kinds[q], family, scale);
+        made->slots[q] = wf_slots_of(p->stream, p->kinds[q], family, scale);
         if (made->slots[q] == NULL) return WF_MEMORY;
     }
     return WF_OK;
@@ -74,27 +77,34 @@ static int64_t rest_of(wf_stream *stream, unsigned lane, int64_t high, int is_es
     return high * ((int64_t)1 << low) + rest - (is_middle ? (int64_t)1 << low >> 1 : 0);
 }
 
-/* Decode the next level of a path in a lane of the stream. `sum`: of the scales of its element. */
-static inline wf_code next_level(const path *p, unsigned lane, unsigned *state, int32_t sum, int32_t *level) {
-    tables *found = p->sums + (sum - LEAST_SUM);
-    unsigned subset, byte, is_odd;
+/* Decode the next level of a path in a lane of the stream. `found`: what codes its index. */
+static inline int32_t next_level(path *p, unsigned lane, unsigned *state, const tables *found) {
+    unsigned subset = found->is_aside ? 0 : *state & 1, byte = wf_pull(p->stream, lane, found->slots[subset]), is_odd;
+    int64_t k = (int64_t)byte - 128;
     int32_t sign;
-    int64_t k;
-    if (found->slots[1] == NULL) WF_TRY(make_tables(p, sum, found));
-    subset = found->is_aside ? 0 : *state & 1;
-    byte = wf_pull(p->stream, lane, found->slots[subset]);
-    k = (int64_t)byte - 128;
     if (byte == 0 || found->low[subset]) {
         int is_middle = p->kinds[subset] != WF_HALF;
         k = rest_of(p->stream, lane, k, byte == 0, found->low[subset], is_middle, found->last[subset]);
-        if (k >= LARGEST_INDEX || k < -LARGEST_INDEX) return wf_beyond(p->stream->work);
+        if (k >= LARGEST_INDEX || k < -LARGEST_INDEX) {
+            p->is_beyond = 1;
+            k = 0;
+        }
     }
-    if (p->stream->is_short) return wf_short(p->stream->work);
-    sign = p->kinds[1] == WF_HALF ? 1 : (k < 0) - (k > 0);
-    *level = (int32_t)(2 * k) + sign * (int32_t)subset;
     is_odd = (unsigned)(k & 1);
     if (!found->is_aside) *state = *state >> 1 ^ (p->picks & (0u - is_odd)) ^ (p->flips & (0u - subset));
-    return WF_OK;
+    sign = p->is_half ? 1 : (k < 0) - (k > 0);
+    return (int32_t)(2 * k) + (sign & -(int32_t)subset);
+}
+
+/* What codes elements whose scales have a sum; NULL after a failure. */
+static inline const tables *tables_of(const path *p, int32_t sum) {
+    tables *found = p->sums + (sum - LEAST_SUM);
+    return found->slots[1] || make_tables(p, sum, found) == WF_OK ? found : NULL;
+}
+
+static wf_code check(const path *p) {
+    if (p->stream->is_short) return wf_short(p->stream->work);
+    return p->is_beyond ? wf_beyond(p->stream->work) : WF_OK;
 }
 
 wf_code wf_read_path(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels) {
@@ -104,15 +114,18 @@ wf_code wf_read_path(wf_stream *stream, const wf_coded *coded, uint64_t at, uint
     path p;
     WF_TRY(open_path(&p, stream, coded));
     for (n = 0; n < count; n++, left--) {
+        const tables *found = tables_of(&p, wf_walk_sum(&walk));
+        if (found == NULL) return WF_MEMORY;
         if (left == 0) {
             state = 0;
             left = span;
         }
-        WF_TRY(next_level(&p, n & 7, &state, wf_walk_sum(&walk), levels + n));
+        levels[n] = next_level(&p, n & 7, &state, found);
+        if (n % 64 == 0) WF_TRY(check(&p));
         wf_walk_next(&walk);
     }
     wf_give(stream->work, p.sums);
-    return WF_OK;
+    return check(&p);
 }
 
 /* The part that a line has of the sums of scales, or that a place in every line has. */
@@ -134,21 +147,34 @@ typedef struct side_by_side {
     int32_t *levels;
 } side_by_side;
 
+/* What codes the elements of all lanes at a place whose part of the sum of scales is `within`. */
+static wf_code find_tables(const side_by_side *r, const int32_t *sums, int32_t within, unsigned many,
+                           const tables **found) {
+    unsigned lane;
+    for (lane = 0; lane < many; lane++) {
+        found[lane] = tables_of(&r->p, sums[lane] + within);
+        if (found[lane] == NULL) return WF_MEMORY;
+    }
+    return WF_OK;
+}
+
 /* Decode line `line` of the group of every lane that has as many. */
 static wf_code read_step(side_by_side *r, uint64_t line) {
     const wf_coded *coded = r->p.coded;
-    int32_t sums[32];
-    uint64_t place;
+    const tables *found[32];
+    int32_t sums[32], last = 0;
+    uint64_t place, apart = r->depth * r->length;
     unsigned lane, many = 0;
     for (; many < coded->lanes && many * r->depth + line < r->left; many++) {
         sums[many] = part_of_sum(coded, r->first_line + many * r->depth + line, !coded->down);
     }
+    WF_TRY(find_tables(r, sums, 0, many, found));
     for (place = 0; place < r->length; place++) {
-        int32_t within = part_of_sum(coded, place, coded->down);
-        for (lane = 0; lane < many; lane++) {
-            int32_t *level = r->levels + (lane * r->depth + line) * r->length + place;
-            WF_TRY(next_level(&r->p, lane, r->states + lane, sums[lane] + within, level));
-        }
+        int32_t within = part_of_sum(coded, place, coded->down), *levels = r->levels + line * r->length + place;
+        if (within != last) WF_TRY(find_tables(r, sums, within, many, found));
+        last = within;
+        for (lane = 0; lane < many; lane++) levels[lane * apart] = next_level(&r->p, lane, r->states + lane, found[lane]);
+        if (r->p.stream->is_short | r->p.is_beyond) return check(&r->p);
     }
     return WF_OK;
 }

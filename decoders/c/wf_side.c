@@ -75,7 +75,7 @@ static wf_code read_integers(wf_file *file, int32_t *values) {
         code = wf_read_chunk(&work, file, i, &data);
         if (code == WF_OK) code = wf_stream_open(&stream, &work, data, (size_t)chunks[i].size, 8);
         if (code == WF_OK) {
-            classes = (wf_class *)wf_take(&work, chunks[i].count, sizeof *classes);
+            classes = (wf_class *)wf_room(&work, chunks[i].count, sizeof *classes);
             for (n = 0; classes && n < chunks[i].count; n++) classes[n] = next_class(&at);
             code = classes ? wf_integers(&stream, classes, chunks[i].count, values) : WF_MEMORY;
         }
@@ -148,12 +148,12 @@ static wf_code read_scales(wf_work *work, wf_coded *coded, int32_t **values) {
 
 static wf_code read_tables(wf_work *work, wf_file *file, const wf_coded *coded, int32_t **values) {
     wf_table_lines *all = WF_ITEMS(file->directory.tables, wf_table_lines), *lines;
-    uint32_t *slots;
+    wf_slots *slots;
     size_t i;
     int has_escape;
     if (coded->tables == NULL) return WF_OK;
     lines = all + (coded->tables - all);
-    slots = (uint32_t *)wf_take(work, WF_SLOTS, sizeof *slots);
+    slots = (wf_slots *)wf_take(work, 1, sizeof *slots);
     if (slots == NULL) return WF_MEMORY;
     for (i = 0; i < lines->count; i++) {
         lines->tables[i].differences = *values;
@@ -251,7 +251,7 @@ static wf_code check_pieces(wf_work *work, const wf_file *file) {
 wf_code wf_read_side(wf_file *file) {
     wf_work *work = &file->work;
     wf_coded *coded = WF_ITEMS(file->directory.coded, wf_coded);
-    int32_t *values = (int32_t *)wf_take(work, file->directory.needed[0], sizeof *values);
+    int32_t *values = (int32_t *)wf_room(work, file->directory.needed[0], sizeof *values);
     size_t i, j;
     if (values == NULL) return WF_MEMORY;
     WF_TRY(read_integers(file, values));

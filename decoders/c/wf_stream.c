@@ -49,14 +49,14 @@ unsigned wf_last_magnitude(unsigned kind, unsigned family, unsigned scale) {
 }
 
 /* Give the next `frequency` slots to a symbol. */
-static unsigned fill(uint32_t *slots, unsigned at, unsigned frequency, unsigned symbol) {
-    unsigned i;
-    for (i = 0; i < frequency; i++) slots[at + i] = (uint32_t)frequency << 20 | i << 8 | symbol;
+static unsigned fill(wf_slots *slots, unsigned at, unsigned frequency, unsigned symbol) {
+    memset(slots->of + at, (int)symbol, frequency);
+    slots->symbols[symbol] = (uint32_t)frequency << 16 | at;
     return at + frequency;
 }
 
-const uint32_t *wf_make_slots(wf_stream *stream, unsigned kind, unsigned row) {
-    uint32_t *slots = (uint32_t *)wf_take(stream->work, TOTAL, sizeof *slots);
+const wf_slots *wf_make_slots(wf_stream *stream, unsigned kind, unsigned row) {
+    wf_slots *slots = (wf_slots *)wf_take(stream->work, 1, sizeof *slots);
     const uint8_t *data = bank_row(kind, row);
     unsigned m, at = 0;
     if (slots == NULL) return NULL;
@@ -71,7 +71,7 @@ const uint32_t *wf_make_slots(wf_stream *stream, unsigned kind, unsigned row) {
     return slots;
 }
 
-wf_code wf_own_slots(wf_work *work, const wf_table_line *table, uint32_t *slots, int *has_escape) {
+wf_code wf_own_slots(wf_work *work, const wf_table_line *table, wf_slots *slots, int *has_escape) {
     int64_t root = 0;
     uint64_t squares = 0, before = 0;
     unsigned used = 0, seen = 0, at = 0, i;
@@ -114,14 +114,14 @@ static unsigned last_of(wf_class class) {
 }
 
 static wf_code high_parts(integers *run) {
-    const uint32_t *slots = NULL;
+    const wf_slots *slots = NULL;
     wf_class last = UINT32_MAX;
     uint64_t n;
     for (n = 0; n < run->count; n++) {
         uint32_t byte;
         wf_class class = run->classes[n] & 0xFFFF;
         if (class != last) {
-            slots = wf_slots(run->stream, WF_WHOLE, 0, class);
+            slots = wf_slots_of(run->stream, WF_WHOLE, 0, class);
             if (slots == NULL) return WF_MEMORY;
             last = class;
         }

@@ -58,7 +58,7 @@ wf_code wf_read_chunk(wf_work *work, const wf_file *file, size_t number, const u
     if (file->source.data) {
         *data = (const uint8_t *)file->source.data + file->source.start + chunk->offset;
     } else {
-        uint8_t *bytes = (uint8_t *)wf_take(work, chunk->size, 1);
+        uint8_t *bytes = (uint8_t *)wf_room(work, chunk->size, 1);
         if (bytes == NULL) return WF_MEMORY;
         WF_TRY(wf_read_at(work, &file->source, chunk->offset, bytes, (size_t)chunk->size));
         *data = bytes;
@@ -87,13 +87,13 @@ static piece piece_at(const wf_file *file, size_t *n, uint64_t at, uint64_t stop
 /* Read what own tables have of a piece. */
 static wf_code read_own(wf_stream *stream, const piece *part, int32_t *values) {
     const wf_table_lines *lines = part->coded->tables;
-    uint32_t *slots;
+    wf_slots *slots;
     uint64_t n;
     size_t i;
     int has_escape = 1;
     for (n = 0; n < part->count; n++) values[n] = UNREAD;
     if (lines == NULL) return WF_OK;
-    slots = (uint32_t *)wf_take(stream->work, WF_SLOTS, sizeof *slots);
+    slots = (wf_slots *)wf_take(stream->work, 1, sizeof *slots);
     if (slots == NULL) return WF_MEMORY;
     for (i = 0; i < lines->count && has_escape; i++) {
         const wf_table_line *table = lines->tables + i;
@@ -137,7 +137,7 @@ static uint64_t classes_of(const piece *part, const int32_t *values, wf_class *c
 static wf_code read_rest(wf_stream *stream, const wf_file *file, const wf_chunk *chunk, int32_t *values) {
     uint64_t stop = chunk->at + chunk->count, at, count = 0, n;
     size_t first = wf_coded_at(file, chunk->at), i;
-    wf_class *classes = (wf_class *)wf_take(stream->work, chunk->count, sizeof *classes);
+    wf_class *classes = (wf_class *)wf_room(stream->work, chunk->count, sizeof *classes);
     int32_t *found;
     piece part;
     if (classes == NULL) return WF_MEMORY;
@@ -145,7 +145,7 @@ static wf_code read_rest(wf_stream *stream, const wf_file *file, const wf_chunk 
         part = piece_at(file, &i, at, stop);
         count += classes_of(&part, values + (at - chunk->at), classes + count);
     }
-    found = (int32_t *)wf_take(stream->work, count, sizeof *found);
+    found = (int32_t *)wf_room(stream->work, count, sizeof *found);
     if (found == NULL) return WF_MEMORY;
     WF_TRY(wf_integers(stream, classes, count, found));
     for (i = first, at = chunk->at; at < stop; at += part.count) {

@@ -29,18 +29,19 @@ static float relative_value(const wf_coded *coded, int32_t symbol) {
 
 static void uniform_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values) {
     int32_t step = coded->step - 64 * 6, shrink[4] = {0, coded->shrink[0], coded->shrink[1], coded->shrink[2]};
-    int32_t last = 0, is_scaled = coded->steps[0] || coded->steps[1] || coded->steps[2];
-    float power = power_of(step);
+    int is_even = coded->down ? !coded->steps[0] : !coded->steps[1] && !coded->steps[2];
     wf_walk walk = wf_walk_from(coded, coded->steps, at);
+    int32_t last = wf_walk_sum(&walk);
+    float power = power_of(step + 16 * last);
     size_t n;
-    for (n = 0; n < count; n++) {
-        if (is_scaled) {
-            int32_t sum = wf_walk_sum(&walk);
-            if (sum != last) power = power_of(step + 16 * sum);
-            last = sum;
-            wf_walk_next(&walk);
-        }
-        values[n] = uniform_level(coded, shrink, symbols[n]) * power;
+    for (n = 0; n < count; n++) values[n] = uniform_level(coded, shrink, symbols[n]);
+    for (n = 0; n < count && is_even; n++) values[n] *= power;
+    for (n = 0; n < count && !is_even; n++) {
+        int32_t sum = wf_walk_sum(&walk);
+        if (sum != last) power = power_of(step + 16 * sum);
+        last = sum;
+        values[n] *= power;
+        wf_walk_next(&walk);
     }
 }
 
@@ -92,14 +93,21 @@ float wf_from_bfloat16(uint16_t bits) {
     return wf_float_of((uint32_t)bits << 16);
 }
 
+static double limit_of(wf_type type) {
+    return type == WF_FLOAT16 ? LARGEST_FLOAT16 : type == WF_BFLOAT16 ? LARGEST_BFLOAT16 : LARGEST_FLOAT;
+}
+
+/* A value that is not beyond a type, rounded to it. */
+static inline float rounded_to(float value, wf_type type) {
+    if (type == WF_FLOAT16) return wf_from_float16(wf_to_float16(value));
+    return type == WF_BFLOAT16 ? wf_from_bfloat16(wf_to_bfloat16(value)) : value;
+}
+
 float wf_in_type(double value, wf_type type) {
-    double limit = type == WF_FLOAT16 ? LARGEST_FLOAT16 : type == WF_BFLOAT16 ? LARGEST_BFLOAT16 : LARGEST_FLOAT;
-    float single;
+    double limit = limit_of(type);
     if (value > limit) value = limit;
     if (value < -limit) value = -limit;
-    single = (float)value;
-    if (type == WF_FLOAT16) return wf_from_float16(wf_to_float16(single));
-    return type == WF_BFLOAT16 ? wf_from_bfloat16(wf_to_bfloat16(single)) : single;
+    return rounded_to((float)value, type);
 }
 
 void wf_put(void *out, wf_type type, uint64_t at, double value) {
@@ -110,12 +118,17 @@ void wf_put(void *out, wf_type type, uint64_t at, double value) {
 }
 
 void wf_put_run(void *out, wf_type type, wf_type own, uint64_t at, uint64_t stride, const float *values, size_t count) {
-    const float most = (float)LARGEST_FLOAT;
+    float limit = (float)limit_of(own);
     size_t n;
-    if (type == WF_FLOAT32 && (own == WF_FLOAT32 || own == WF_FLOAT64)) {
-        float *to = (float *)out + at;
-        for (n = 0; n < count; n++) to[n * stride] = values[n] > most ? most : values[n] < -most ? -most : values[n];
-        return;
+    for (n = 0; n < count; n++) {
+        float value = values[n];
+        uint64_t place = at + n * stride;
+        if (value > limit) value = limit;
+        if (value < -limit) value = -limit;
+        if (own != type) value = rounded_to(value, own);
+        if (type == WF_FLOAT32) ((float *)out)[place] = value;
+        else if (type == WF_FLOAT16) ((uint16_t *)out)[place] = wf_to_float16(value);
+        else if (type == WF_BFLOAT16) ((uint16_t *)out)[place] = wf_to_bfloat16(value);
+        else ((double *)out)[place] = value;
     }
-    for (n = 0; n < count; n++) wf_put(out, type, at + n * stride, wf_in_type(values[n], own));
 }

@@ -120,7 +120,7 @@ def _levels(symbols: Symbols, rule: Uniform) -> Floats:
     levels: NDArray[np.int64] = (symbols.astype(np.int64) + rule.offset) * LEVEL_UNIT
     if any(rule.shrink):
         table = np.array([0, *rule.shrink], np.int64)
-        levels -= np.sign(symbols) * table[np.minimum(np.abs(symbols), 3)]
+        levels -= np.sign(symbols) * table[np.minimum(np.abs(symbols.astype(np.int64)), 3)]  # -2^31 has no int32
     return levels.astype(np.float32)
 
 

@@ -87,11 +87,19 @@ class Reader:
         return data
 
 
-def built(folder, compiler, options):
-    """The driver, compiled with some options; its path."""
-    program = folder / "driver"
-    sources = [str(path) for path in sorted(SOURCES.glob("*.c")) if path.name.startswith(("wf_", "waterfill"))]
-    command = [compiler, *STRICT, *options, f"-I{SOURCES}", str(DRIVER), *sources, "-o", str(program)]
+def supported(folder, compiler, options):
+    """The options, where the compiler has them; otherwise none."""
+    source = folder / "nothing.c"
+    source.write_text("int main(void) { return 0; }\n")
+    done = subprocess.run([compiler, *options, str(source), "-o", str(folder / "nothing")], capture_output=True)
+    return options if done.returncode == 0 else []
+
+
+def built(folder, compiler, options, source=DRIVER):
+    """The driver or another program with the library in it, compiled with some options; its path."""
+    program = folder / source.stem
+    library = [str(path) for path in sorted(SOURCES.glob("*.c")) if path.name.startswith(("wf_", "waterfill"))]
+    command = [compiler, *STRICT, *options, f"-I{SOURCES}", str(source), *library, "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"the reader in C does not compile:\n{done.stderr[:4000]}")

@@ -8,18 +8,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* Memory that is in use; more than the limit is never asked for. */
+static size_t in_use;
+
 static void *allocate(void *context, size_t size) {
-    (void)context;
+    const wf_allocator *own = (const wf_allocator *)context;
+    in_use += size;
+    if (own->limit && in_use > own->limit) abort();
     return malloc(size);
 }
 
 static void release(void *context, void *memory, size_t size) {
     (void)context;
-    (void)size;
+    in_use -= size;
     free(memory);
 }
 
-static wf_allocator allocator = {allocate, release, NULL, 0};
+static wf_allocator allocator = {allocate, release, &allocator, 0};
 
 static void get(void *to, size_t size) {
     if (size && fread(to, 1, size, stdin) != size) exit(0);
@@ -162,6 +167,7 @@ int main(void) {
         if (what == 'z' || what == 'Z') answer_frame(data, (size_t)size, number, what == 'Z');
         else if (what == 's' || what == 'S') answer_shard(&source);
         else answer_file(&source, number >> 8, (wf_type)(number & 255));
+        if (in_use) abort(); /* nothing may stay */
         fflush(stdout);
         free(data);
     }

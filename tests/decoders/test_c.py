@@ -36,13 +36,17 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     """The reader with all checks of addresses and of undefined behaviour."""
-    with Reader(c_reader.built(tmp_path_factory.mktemp("driver"), COMPILER, SANITIZED)) as found:
+    folder = tmp_path_factory.mktemp("driver")
+    options = c_reader.supported(folder, COMPILER, SANITIZED)
+    with Reader(c_reader.built(folder, COMPILER, options)) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     """The folder of what `make` builds."""
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
     folder = tmp_path_factory.mktemp("programs")
     done = subprocess.run(
         ["make", "-C", SOURCES, f"BUILD={folder}", f"CC={COMPILER}"], capture_output=True, text=True, check=False
@@ -241,6 +245,18 @@ def test_memory_has_a_limit(reader):
     bomb = attacks.with_directory(attacks.BOMBS["2^30 values in a chunk"])
     with pytest.raises(Refused):
         reader.tensors(bomb, limit=1 << 20)
+
+
+def test_threads_share_an_open_file(tmp_path):
+    """With checks for races, where the compiler has them."""
+    source = c_reader.DRIVER.with_name("threads.c")
+    checks = c_reader.supported(tmp_path, COMPILER, ["-O1", "-g", "-fsanitize=thread"])
+    program = c_reader.built(tmp_path, COMPILER, ["-pthread", *checks], source)
+    for name in ("mixed", "lanes", "adaptive", "cosines"):
+        path = tmp_path / f"{name}.wf"
+        path.write_bytes(seeds.files()[name])
+        done = subprocess.run([program, path], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 # JSON
