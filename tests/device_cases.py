@@ -2,6 +2,7 @@
 
 import dataclasses
 import filecmp
+import os
 
 import numpy as np
 import pytest
@@ -23,8 +24,15 @@ from waterfill.processes import ALONE, Processes, _sharing
 
 pretended_device.register()
 
+RARE = pytest.mark.skipif(os.environ.get("DEVICES") != "all", reason="DEVICES=all for all of them: two minutes more")
+
 MOST_BITS = 0.002
 """By which files of a device may differ from those of the processor, bits per value."""
+
+
+def rarely(value):
+    """A value that is tried only where all are."""
+    return pytest.param(value, marks=RARE)
 
 
 class Convolutions(nn.Module):
@@ -174,7 +182,7 @@ def test_processes_of_a_machine_have_devices_of_their_own(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["convolutions", "layers"])
-@pytest.mark.parametrize("target", [{"rate": 3.0}, {"distortion": 1e-3}, {"rate": 3.0, "tune": True}])
+@pytest.mark.parametrize("target", [rarely({"rate": 3.0}), rarely({"distortion": 1e-3}), {"rate": 3.0, "tune": True}])
 def test_a_module_is_compressed_on_a_device(kind, target):
     model, data = net(kind), images(kind)
     if kind == "convolutions":  # whose table of attributes a device does not get by itself
@@ -207,7 +215,7 @@ def test_large_factors_are_found_on_the_device(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["kl", "regression", "gradient", "hessian", "gradient_hessian", "kronecker"])
-@pytest.mark.parametrize("kind", ["convolutions", "layers"])
+@pytest.mark.parametrize("kind", ["convolutions", rarely("layers")])
 def test_importances_are_estimated_on_a_device(name, kind):
     model, data = net(kind), images(kind)
     data = [inputs for inputs, _ in data] if name == "regression" else data
@@ -240,7 +248,7 @@ def test_recurrent_layers_and_tables_are_compressed_on_a_device():
     near(waterfill.compress(model, rate=4.0, device=NAME), waterfill.compress(model, rate=4.0))
 
 
-@pytest.mark.parametrize("kind", ["convolutions", "layers"])
+@pytest.mark.parametrize("kind", ["convolutions", rarely("layers")])
 def test_without_data_random_inputs_run_on_a_device(kind):
     expected = waterfill.compress(net(kind), rate=3.0, effort="fast")
     near(waterfill.compress(net(kind), rate=3.0, effort="fast", device=NAME), expected)
@@ -290,6 +298,7 @@ KINDS = {
     ),
     "experts": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**LLAMA | {"num_hidden_layers": 2}, num_local_experts=4)),
 }  # fmt: skip
+OFTEN = "gpt2", "experts"
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +325,7 @@ def texts(count=8):
     return batches
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", [kind if kind in OFTEN else rarely(kind) for kind in KINDS])
 def test_a_directory_is_compressed_on_a_device(directory, tmp_path, kind):
     data = texts()
     expected = waterfill.compress_directory(directory(kind), tmp_path / "here", data, rate=4, effort="fast")
@@ -327,7 +336,12 @@ def test_a_directory_is_compressed_on_a_device(directory, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "options", [{"distortion": 1e-3}, {"rate": 4, "tune": True}, {"rate": 4, "importance": waterfill.importance.kl()}]
+    "options",
+    [
+        rarely({"distortion": 1e-3}),
+        {"rate": 4, "tune": True},
+        rarely({"rate": 4, "importance": waterfill.importance.kl()}),
+    ],
 )
 def test_all_ways_to_compress_a_directory_go_on_a_device(directory, tmp_path, options):
     expected = waterfill.compress_directory(directory("gpt2"), tmp_path / "a", texts(), effort="fast", **options)

@@ -147,14 +147,13 @@ def decided(x, aims, feed, prices, aside, code, block, span):
     return levels
 
 
-@pytest.mark.parametrize("warm", [5, 40], ids=["again and again", "once"])
 @pytest.mark.parametrize(
-    ("log_states", "shape", "classes", "weighted", "aside", "block", "span"),
+    ("log_states", "shape", "classes", "weighted", "aside", "block", "span", "warm"),
     [
-        (3, (48, 4), 1, False, 0, 4, 2),
-        (6, (40, 5), 2, True, 0, 5, 5),
-        (4, (67, 6), 1, True, 4, 3, 3),
-        (5, (33, 4), 2, False, EXPONENTS, 2, 1),
+        (3, (48, 4), 1, False, 0, 4, 2, 40),
+        (6, (40, 5), 2, True, 0, 5, 5, 5),  # again and again
+        (4, (67, 6), 1, True, 4, 3, 3, 5),
+        (5, (33, 4), 2, False, EXPONENTS, 2, 1, 40),
     ],
 )
 def test_columns_are_those_of_the_processor(
@@ -190,9 +189,9 @@ def test_quantizers_find_on_a_device_what_they_find_without(monkeypatch, kind):
     monkeypatch.setattr(trellis, "LEAST_ON_DEVICE", 1)
     monkeypatch.setattr(feedback, "FORCED", 1)
     rng = np.random.default_rng(3)
-    weight = Weight("w", rng.normal(size=(36, 6)).astype(np.float32), Layout((36, 6, 1)))
-    inputs = rng.normal(size=(40, 6)) @ (np.eye(6) + 0.7 * np.eye(6, k=1))
-    form = KroneckerForm(np.ones(36), (inputs.T @ inputs / 40)[None])
+    weight = Weight("w", rng.normal(size=(20, 5)).astype(np.float32), Layout((20, 5, 1)))
+    inputs = rng.normal(size=(40, 5)) @ (np.eye(5) + 0.7 * np.eye(5, k=1))
+    form = KroneckerForm(np.ones(20), (inputs.T @ inputs / 40)[None])
     options = trellis.Trellis(8, rounds=1) if kind == "alone" else feedback.Feedback(8, rounds=1)
     on_device = type(options)(8, rounds=1, device=ON)
     here, there = (each.quantize(weight, None if kind == "alone" else form, 0.01) for each in (options, on_device))

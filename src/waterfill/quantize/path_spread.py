@@ -140,7 +140,7 @@ def extended(fit: PathFit, symbols: Symbols, layout: Layout, steps: AxisScales) 
     fit = replace(fit, offsets=spreads.replaced(fit.offsets, 0, None), steps=steps)
     if some is None:
         return fit.sorted()
-    magnitudes = np.minimum(np.abs(symbols), 127).astype(np.uint8).reshape(layout.axes)
+    magnitudes = np.minimum(np.abs(symbols), 127).astype(np.uint8, order="C").reshape(layout.axes)
     rows = spreads.proposed(magnitudes, spreads.exponents_of(fit.offsets, layout, 0), 0)
     tried = (replace(fit, offsets=offsets) for offsets in _tried(magnitudes, layout, fit, 0, rows))
     return min(tried, key=lambda each: _fit_bases(magnitudes, layout, each).bits).sorted()

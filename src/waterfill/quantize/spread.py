@@ -264,7 +264,7 @@ def _behind(tables_: tuple[Table, ...], bits: float, rest: Symbols) -> tuple[Spr
 def _magnitudes(symbols: Symbols, layout: Layout, shift: int) -> NDArray[np.uint8]:
     """Magnitudes of the high parts, 255 at most, as [out, channels, taps]."""
     high = symbols if not shift else (symbols.astype(np.int64) + (1 << shift >> 1)) >> shift
-    return np.minimum(np.abs(high), 255).astype(np.uint8).reshape(layout.axes)
+    return np.minimum(np.abs(high), 255).astype(np.uint8, order="C").reshape(layout.axes)
 
 
 def _shift(symbols: Symbols) -> int:
