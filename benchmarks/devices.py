@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import pace
 import results
 import waterfill
 from measure import measured
@@ -54,12 +55,7 @@ COUNTED = (
 def seconds(work: Callable[[], Any], clock: Callable[[], float], times: int = 1) -> float:
     """Least seconds, after a first run."""
     work()
-    found = []
-    for _ in range(times):
-        start = clock()
-        work()
-        found.append(clock() - start)
-    return min(found)
+    return pace.best(work, times, clock)
 
 
 def compared(what: str, size: int, here: Callable[[], Any], there: Callable[[], Any], alike: Callable[..., str]) -> Row:
@@ -67,8 +63,8 @@ def compared(what: str, size: int, here: Callable[[], Any], there: Callable[[], 
     found = {"what": what, "one core, Mweight/s": round(size / seconds(here, time.process_time) / 1e6, 1)}
     if not torch.cuda.is_available():
         return found | {"GPU, Mweight/s": WITHOUT, "results": WITHOUT}
-    pace = round(size / seconds(there, time.perf_counter, 3) / 1e6, 1)
-    return found | {"GPU, Mweight/s": pace, "results": alike(here(), there())}
+    speed = round(size / seconds(there, time.perf_counter, 3) / 1e6, 1)
+    return found | {"GPU, Mweight/s": speed, "results": alike(here(), there())}
 
 
 def same(one: Any, other: Any) -> str:

@@ -63,8 +63,8 @@ def _decoded(name: str, item: Quantized) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "w.wf"
         file.write_bytes(container.pack(entries, {"w": item}, {}, "speed").data)
-        whole = _best(lambda: waterfill.decompress(file, threads=1), clock=time.process_time)
-    decode = _best(lambda: pieces.decode(stream, [model]))
+        whole = best(lambda: waterfill.decompress(file, threads=1), clock=time.process_time)
+    decode = best(lambda: pieces.decode(stream, [model]))
     return {
         "what": f"{name}, {8 * len(stream) / layout.numel:.2f} bit",
         "lanes": "none" if path is None or path.lanes is None else path.lanes.count,
@@ -87,12 +87,12 @@ def viterbi(states: Sequence[int]) -> list[dict[str, Any]]:
             best_path(x, weights, starts, bits, False, shrink, none, c, levels)
 
         once()
-        speed = round(size / _best(once, 20) / 1e6, 1)
+        speed = round(size / best(once, 20) / 1e6, 1)
         rows.append({"states": count, "Mweight/s, one core": speed, "bar": PACE_BARS.get(count, "")})
     return rows
 
 
-def _best(work: Callable[[], Any], times: int = 7, clock: Callable[[], float] = time.thread_time) -> float:
+def best(work: Callable[[], Any], times: int = 7, clock: Callable[[], float] = time.thread_time) -> float:
     """Least CPU seconds, by default of the thread."""
     seconds = []
     for _ in range(times):

@@ -178,7 +178,7 @@ def hours(shape: Shape, costs: Costs, tokens: int) -> Row:
     seconds = costs.of(shape.layers(tokens))
     there = sum(seconds.get(stage, 0.0) for stage in ON_DEVICE)
     here = sum(seconds.values()) - there
-    one = max(_host(costs, [each], tokens) for each in shape.layers(tokens))
+    one = max(_host(costs, [each]) for each in shape.layers(tokens))
     outside = costs.embeddings(shape)
     return {
         "model": shape.name,
@@ -193,9 +193,8 @@ def hours(shape: Shape, costs: Costs, tokens: int) -> Row:
     }
 
 
-def _host(costs: Costs, layers: Sequence[Layer], tokens: int) -> float:
+def _host(costs: Costs, layers: Sequence[Layer]) -> float:
     """CPU seconds of one matrix that no device takes over."""
-    del tokens
     return sum(seconds for stage, seconds in costs.of(layers).items() if stage not in ON_DEVICE)
 
 

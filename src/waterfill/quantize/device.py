@@ -54,8 +54,8 @@ class Trellis:
     def of(cls, code: Code, device: torch.device) -> Trellis:
         """Move a trellis to a device."""
         log_states = code.flips.size.bit_length() - 1
-        odds, flips = (torch.from_numpy(each.astype(np.int32)).to(device) for each in (code.subsets, code.flips))
-        return cls(odds, flips, torch.from_numpy(code.unit).to(device), int(code.unit[1]) * (log_states + 1))
+        odds, flips = (_moved(each.astype(np.int32), device) for each in (code.subsets, code.flips))
+        return cls(odds, flips, _moved(code.unit, device), int(code.unit[1]) * (log_states + 1))
 
     @property
     def states(self) -> int:
@@ -152,13 +152,14 @@ class Search:
     def of(cls, code: Code, prices: Floats, shrink: Floats, zero: bool, name: str) -> Search:
         """Move what a search needs to a device; levels of magnitude 0, 1, 2, >= 3 lie `shrink` towards zero."""
         device = torch.device(name)
-        moved = torch.from_numpy(np.ascontiguousarray(shrink[1:], np.float32)).to(device)
-        return cls(Trellis.of(code, device), torch.from_numpy(prices.reshape(-1)).to(device), moved, zero, device)
+        moved = _moved(shrink[1:].astype(np.float32), device)
+        return cls(Trellis.of(code, device), _moved(prices.reshape(-1), device), moved, zero, device)
 
-    def moved(self, array: NDArray[Any], some: slice) -> Any:
-        """Some values on the device, or the one that there is."""
-        part = array[some] if array.size > 1 else array
-        return torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+    def constants(self, room: Segments) -> dict[str, int]:
+        """Of the programs for segments, with the warps of each."""
+        trellis = self.trellis
+        states = {"STATES": trellis.states, "LOG": trellis.log_states}
+        return states | {"SEGMENT": room.length, "num_warps": trellis.warps}
 
     def paths(self, values: Any, weights: Any, starts: Any, stays: Any, span: int) -> Any:
         """Levels int32 [n] of the paths of the lowest cost from state 0 to any state.
@@ -199,16 +200,7 @@ class Search:
 
         trellis, (paths, segments) = self.trellis, room.best.shape
         known = costs, strands, begins, trellis.odds, trellis.flips, trellis.far, warm, segments
-        launch(
-            kernels.extend_segments,
-            (paths, segments),
-            *known,
-            *room,
-            STATES=trellis.states,
-            LOG=trellis.log_states,
-            SEGMENT=room.length,
-            num_warps=trellis.warps,
-        )
+        launch(kernels.extend_segments, (paths, segments), *known, *room, **self.constants(room))
 
     def decide(
         self, order: Order, room: Segments, levels: Any, found: Any, begins: Any, unlike: Any, feed: Any = None
@@ -218,17 +210,13 @@ class Search:
 
         trellis, (paths, segments) = self.trellis, room.best.shape
         known = order.strands, order.order, trellis.odds, trellis.flips, segments, *room, levels, found, begins, unlike
-        launch(
-            kernels.decide_segments,
-            (paths, segments),
-            *known,
-            *(feed or (found, found, found)),
-            STATES=trellis.states,
-            LOG=trellis.log_states,
-            SEGMENT=room.length,
-            FEEDS=feed is not None,
-            num_warps=trellis.warps,
-        )
+        fed, constants = feed or (found, found, found), self.constants(room)
+        launch(kernels.decide_segments, (paths, segments), *known, *fed, FEEDS=feed is not None, **constants)
+
+
+def _moved(array: NDArray[Any], device: torch.device) -> Any:
+    """An array on a device."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def _warmer(log_states: int, longest: int) -> Iterator[int]:
@@ -263,7 +251,8 @@ def best_paths(
     with side_by_side(search.device):
         for start in range(0, x.size, once):
             some = slice(start, min(start + once, x.size))
-            values, errors, begins, aside = (search.moved(part, some) for part in (x, weights, starts, stays))
+            parts = (each[some] if each.size > 1 else each for each in (x, weights, starts, stays))
+            values, errors, begins, aside = (_moved(part, search.device) for part in parts)
             found = search.paths(values, errors, begins, aside.expand(values.numel()), span)
             levels[some] = found.cpu().numpy()
     return levels
@@ -331,10 +320,7 @@ class Columns:
         cls, x: Floats, aims: Floats, feed: Feed, prices: Prices, aside: NDArray[np.bool_], search: Search
     ) -> Columns:
         """Move a matrix to a device."""
-
-        def move(array: Any) -> Any:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(search.device)
-
+        move = functools.partial(_moved, device=search.device)
         out, inputs = x.shape
         new = functools.partial(torch.zeros, dtype=torch.int32, device=search.device)
         rows, columns = move(prices.rows), move(prices.columns)
