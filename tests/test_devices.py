@@ -2,15 +2,12 @@
 
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import waterfill
-from waterfill import devices
 from waterfill.errors import UsageError
 from waterfill.models.placement import device_name, has_room, model_on
 
@@ -40,27 +37,3 @@ def test_everything_runs_on_a_device_and_gives_what_the_processor_gives():
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(CASES)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CASES.parents[1], timeout=1800)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-
-
-def test_a_kernel_is_compiled_by_one_thread_and_launched_by_all():
-    running, launched, lock = [], [], threading.Lock()
-
-    class Kernel:
-        def __getitem__(self, grid):
-            def run(*args, WIDE, enable_fp_fusion):
-                with lock:
-                    running.append(len(launched))
-                if len(running) == 1:
-                    time.sleep(0.05)  # compiles
-                launched.append((grid, len(args), WIDE, enable_fp_fusion))
-
-            return run
-
-    kernel, one = Kernel(), torch.zeros(1)
-    threads = [threading.Thread(target=lambda: devices.launch(kernel, (3,), one, 7, WIDE=True)) for _ in range(8)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert launched == [((3,), 2, True, False)] * 8
-    assert min(running[1:]) > 0  # none began before the first one was done

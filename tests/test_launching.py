@@ -1,5 +1,7 @@
 """Kernels of devices: where they run, and what is said where they cannot."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -52,3 +54,23 @@ def test_no_memory_on_a_device_is_named(monkeypatch):
         side_by_side(torch.device("cuda", 1)),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_a_kernel_is_compiled_by_one_thread_and_launched_by_all():
+    running, launched, lock = [], [], threading.Lock()
+
+    def run(grid, args, constants):
+        with lock:
+            running.append(len(launched))
+        if len(running) == 1:
+            time.sleep(0.05)  # compiles
+        launched.append((grid, len(args), constants["WIDE"], constants["enable_fp_fusion"]))
+
+    kernel, one = Kernel(run), torch.zeros(1)
+    threads = [threading.Thread(target=lambda: launch(kernel, (3,), one, 7, WIDE=True)) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert launched == [((3,), 2, True, False)] * 8
+    assert min(running[1:]) > 0  # none began before the first one was done

@@ -251,7 +251,8 @@ def test_threads_share_an_open_file(tmp_path):
     """With checks for races, where the compiler has them."""
     source = c_reader.DRIVER.with_name("threads.c")
     checks = c_reader.supported(tmp_path, COMPILER, ["-O1", "-g", "-fsanitize=thread"])
-    program = c_reader.built(tmp_path, COMPILER, ["-pthread", *checks], source)
+    allocator = str(c_reader.SOURCES / "program.c")
+    program = c_reader.built(tmp_path, COMPILER, ["-pthread", *checks, allocator], source)
     for name in ("mixed", "lanes", "adaptive", "cosines"):
         path = tmp_path / f"{name}.wf"
         path.write_bytes(seeds.files()[name])

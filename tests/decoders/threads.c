@@ -1,24 +1,12 @@
 /* threads FILE: four threads decode all tensors of one open file, each with what it keeps; all have to get the same. */
-#include "waterfill.h"
+#include "program.h"
 
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define THREADS 4
 #define ROOM (1 << 20)
-
-static void *allocate(void *context, size_t size) {
-    (void)context;
-    return malloc(size);
-}
-
-static void release(void *context, void *memory, size_t size) {
-    (void)context;
-    (void)size;
-    free(memory);
-}
 
 static wf_file *file;
 static unsigned char outs[THREADS][ROOM];
@@ -39,7 +27,6 @@ static void *decode(void *out) {
 
 int main(int count, char **arguments) {
     static unsigned char data[ROOM];
-    wf_allocator allocator = {allocate, release, NULL, 0};
     wf_source source = {data, 0, NULL, NULL, 0};
     pthread_t threads[THREADS];
     FILE *input = count == 2 ? fopen(arguments[1], "rb") : NULL;
@@ -47,7 +34,7 @@ int main(int count, char **arguments) {
     if (input == NULL) return 2;
     source.size = fread(data, 1, sizeof data, input);
     fclose(input);
-    if (wf_open(&file, &source, &allocator, 0, NULL) != WF_OK) return 3;
+    if (wf_open(&file, &source, &program_allocator, 0, NULL) != WF_OK) return 3;
     for (i = 0; i < THREADS; i++) pthread_create(threads + i, NULL, decode, outs[i]);
     for (i = 0; i < THREADS; i++) {
         void *failed;
