@@ -30,7 +30,7 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def active(device: torch.device) -> AbstractContextManager[object]:
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
     """Launch kernels on a device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 

@@ -24,7 +24,7 @@ from waterfill.errors import FormatError
 from waterfill.models.state_dict import assemble
 from waterfill.models.torch_module import fill
 from waterfill.records import Coded, Entry, Exact, Floats, NormMean, NormVariance, Tied, Uniform, count_floating
-from waterfill.targets import OnDevice, Stream, Target, target_of
+from waterfill.targets import LaneStream, OnDevice, Target, target_of
 
 T = TypeVar("T")
 
@@ -279,7 +279,7 @@ class WaterfillFile(Mapping[str, torch.Tensor]):
         (rule, spread), layout = self.container.rules[place.name], self.container.layouts[place.name]
         coded = path_model(spread, layout, place.start, place.stop)
         assert isinstance(rule, Uniform)  # a path has no other one
-        stream = Stream(self.container.chunk(chunk), coded, place.start, f"{self.container.name}: {place.name!r}")
+        stream = LaneStream(self.container.chunk(chunk), coded, place.start, f"{self.container.name}: {place.name!r}")
         target.put_stream(stream, rule, spread.down)
         return True
 

@@ -64,13 +64,13 @@ def test_paths_are_those_of_the_processor(log_states, count, span, zero, metric,
         some = slice(start, start + span)
         known = x[some], weights[some], starts[some], bits, zero, shrink, stays[some]
         viterbi.best_path(*known, code, expected[some])
-    search = device.Search.of(code, bits, shrink, zero, ON)
+    search = device.DeviceSearch.of(code, bits, shrink, zero, ON)
     np.testing.assert_array_equal(device.best_paths(x, weights, starts, stays, span, search), expected)
 
 
 def test_one_weight_and_one_price_for_all_are_those_of_each():
     x = np.random.default_rng(0).normal(size=70).astype(np.float32)
-    search = device.Search.of(trellis.code_for(3, np.ones(1, np.float32)), priced(0), np.zeros(4), False, ON)
+    search = device.DeviceSearch.of(trellis.code_for(3, np.ones(1, np.float32)), priced(0), np.zeros(4), False, ON)
     every = np.full(70, 2.0, np.float32), np.full(70, 1024, np.int32), np.zeros(70, bool)
     one = np.full(1, 2.0, np.float32), np.full(1, 1024, np.int32), np.zeros(1, bool)
     np.testing.assert_array_equal(device.best_paths(x, *one, 50, search), device.best_paths(x, *every, 50, search))
@@ -78,7 +78,7 @@ def test_one_weight_and_one_price_for_all_are_those_of_each():
 
 def test_paths_of_nothing_but_what_stands_aside():
     x = np.array([0.2, -3.1, 4.4], np.float32)
-    search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
+    search = device.DeviceSearch.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
     levels = device.best_paths(x, np.ones(1, np.float32), np.zeros(1, np.int32), np.ones(1, bool), 3, search)
     assert (levels % 2 == 0).all() and np.abs(levels - x).max() < 1.01
 
@@ -86,11 +86,13 @@ def test_paths_of_nothing_but_what_stands_aside():
 def test_what_a_search_takes_is_bounded_whatever_the_paths_are(monkeypatch):
     monkeypatch.setattr(device, "PROGRAMS", 4)
     x = np.random.default_rng(0).normal(size=300).astype(np.float32)
-    search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
+    search = device.DeviceSearch.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
     known = np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, bool), 25, search
-    expected, sizes, paths = device.best_paths(x, *known), [], device.Search.paths
+    expected, sizes, paths = device.best_paths(x, *known), [], device.DeviceSearch.paths
     monkeypatch.setattr(device, "MEMORY", 96 * 110)
-    monkeypatch.setattr(device.Search, "paths", lambda self, *args: [sizes.append(len(args[0])), paths(self, *args)][1])
+    monkeypatch.setattr(
+        device.DeviceSearch, "paths", lambda self, *args: [sizes.append(len(args[0])), paths(self, *args)][1]
+    )
     np.testing.assert_array_equal(device.best_paths(x, *known), expected)
     assert sizes == [100, 100, 100]
     many = device.Segments.room(1000, 40, 4, torch.device(ON))
@@ -107,7 +109,7 @@ def test_launches_have_no_more_programs_than_a_gpu_takes(monkeypatch):
 
     for name in ("extend_segments", "decide_segments"):
         monkeypatch.setattr(device_kernels, name, Recorded())
-    search = device.Search.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
+    search = device.DeviceSearch.of(trellis.code_for(2), priced(0), np.zeros(4), False, ON)
     room = device.Segments.room(1 << 17, 40, 4, torch.device(ON))
     search.extend(room.best, None, None, 5, room)
     search.decide(device.Order(room.best, None, None), room, None, None, None, None)
@@ -166,7 +168,7 @@ def test_columns_are_those_of_the_processor(
     rows, others = rng.integers(0, EXPONENTS // 2, shape[0]), rng.integers(0, EXPONENTS // 2, shape[1])
     prices, standing = Prices(weights, rows, others, priced(9)), np.arange(EXPONENTS) < aside
     code = trellis.code_for(log_states, weights)
-    search = device.Search.of(code, prices.bits, np.zeros(4), False, ON)
+    search = device.DeviceSearch.of(code, prices.bits, np.zeros(4), False, ON)
     aims = x + np.float32(0.25) * rng.integers(-8, 9, x.shape).astype(np.float32)
     found = device.decided_columns(x, aims, feed, prices, standing, search, block, span)
     np.testing.assert_array_equal(found, decided(x, aims, feed, prices, standing, code, block, span))
@@ -175,11 +177,13 @@ def test_columns_are_those_of_the_processor(
 def test_a_search_that_began_too_late_is_noticed(monkeypatch):
     """Otherwise paths would be worse in silence."""
     tried = []
-    extend = device.Search.extend
+    extend = device.DeviceSearch.extend
     monkeypatch.setattr(device, "WARM", 1)
-    monkeypatch.setattr(device.Search, "extend", lambda self, *args: [tried.append(args[3]), extend(self, *args)][1])
+    monkeypatch.setattr(
+        device.DeviceSearch, "extend", lambda self, *args: [tried.append(args[3]), extend(self, *args)][1]
+    )
     x = np.random.default_rng(1).normal(size=100).astype(np.float32) * 5
-    search = device.Search.of(trellis.code_for(5), priced(1), np.zeros(4), False, ON)
+    search = device.DeviceSearch.of(trellis.code_for(5), priced(1), np.zeros(4), False, ON)
     device.best_paths(x, np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, bool), 100, search)
     assert len(tried) > 1 and tried == [5 * 2**i for i in range(len(tried) - 1)] + [tried[-1]]
 

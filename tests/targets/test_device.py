@@ -18,7 +18,7 @@ from waterfill.errors import FormatError, UsageError
 from waterfill.files import WaterfillFile
 from waterfill.reconstruct import fill
 from waterfill.records import ALL, Coded, Entry, Lanes, Layout, Paths, Quantized, Spread, Uniform
-from waterfill.targets.device import OnDevice, Stream, decode
+from waterfill.targets.device import LaneStream, OnDevice, decode
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
@@ -47,7 +47,7 @@ def streams_of(layout, spread, levels, per_piece):
     for start in range(0, levels.size, per_piece):
         stop = min(start + per_piece, levels.size)
         model = pieces.model(spread, layout, start, stop)
-        found.append(Stream(pieces.encode([levels[start:stop]], [model]), model, start, "net.wf"))
+        found.append(LaneStream(pieces.encode([levels[start:stop]], [model]), model, start, "net.wf"))
     return found
 
 

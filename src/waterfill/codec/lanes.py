@@ -97,7 +97,7 @@ def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model
 
     lanes, span = model.lanes
     found = LaneSymbols(np.empty(model.size + lane_vectors.WIDTH, np.int32), lanes, span, model.length)
-    coded = lane_kernels.Tables(model.slots, entries_of(model), model.lows, model.last)
+    coded = lane_kernels.Tables(model.slots, lane_entries(model), model.lows, model.last)
     flips, picks = PARITIES[model.trellis.log_states]
     trellis = lane_kernels.Trellis(flips >> 1, picks >> 1, model.trellis.zero)
     narrow = states[:lanes].astype(np.uint32)
@@ -107,7 +107,7 @@ def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model
     return replace(found, levels=found.levels[: model.size]), at
 
 
-def entries_of(model: PathModel) -> NDArray[np.int32]:
+def lane_entries(model: PathModel) -> NDArray[np.int32]:
     """The class of every sum of scales times 8192, 2 where it has low bits, and 1 where it stands aside."""
     with_low_bits = model.lows.reshape(-1, 2).any(axis=1)
     flags = 2 * with_low_bits.astype(np.int32) + model.aside

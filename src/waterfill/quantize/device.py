@@ -35,7 +35,7 @@ TAKEN = 96
 
 
 @dataclass(frozen=True, eq=False)
-class Trellis:
+class DeviceTrellis:
     """A trellis on a device.
 
     Attributes:
@@ -51,7 +51,7 @@ class Trellis:
     far: int
 
     @classmethod
-    def of(cls, code: Code, device: torch.device) -> Trellis:
+    def of(cls, code: Code, device: torch.device) -> DeviceTrellis:
         """Move a trellis to a device."""
         log_states = code.flips.size.bit_length() - 1
         odds, flips = (_moved(each.astype(np.int32), device) for each in (code.subsets, code.flips))
@@ -131,7 +131,7 @@ class Segments(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
+class DeviceSearch:
     """A search on a device.
 
     Attributes:
@@ -142,18 +142,18 @@ class Search:
         device: where it runs.
     """
 
-    trellis: Trellis
+    trellis: DeviceTrellis
     prices: Any
     shrink: Any
     zero: bool
     device: torch.device
 
     @classmethod
-    def of(cls, code: Code, prices: Floats, shrink: Floats, zero: bool, name: str) -> Search:
+    def of(cls, code: Code, prices: Floats, shrink: Floats, zero: bool, name: str) -> DeviceSearch:
         """Move what a search needs to a device; levels of magnitude 0, 1, 2, >= 3 lie `shrink` towards zero."""
         device = torch.device(name)
         moved = _moved(shrink[1:].astype(np.float32), device)
-        return cls(Trellis.of(code, device), _moved(prices.reshape(-1), device), moved, zero, device)
+        return cls(DeviceTrellis.of(code, device), _moved(prices.reshape(-1), device), moved, zero, device)
 
     def constants(self, room: Segments) -> dict[str, int]:
         """Of the programs for segments, with the warps of each."""
@@ -234,7 +234,7 @@ def best_paths(
     starts: NDArray[np.int32],
     stays: NDArray[np.bool_],
     span: int,
-    search: Search,
+    search: DeviceSearch,
 ) -> Symbols:
     """Levels int32 [n] of the paths of the lowest cost, span by span.
 
@@ -259,7 +259,14 @@ def best_paths(
 
 
 def decided_columns(
-    x: Floats, aims: Floats, feed: Feed, prices: Prices, aside: NDArray[np.bool_], search: Search, block: int, span: int
+    x: Floats,
+    aims: Floats,
+    feed: Feed,
+    prices: Prices,
+    aside: NDArray[np.bool_],
+    search: DeviceSearch,
+    block: int,
+    span: int,
 ) -> Symbols:
     """Levels int32 [out, in] of a path of low cost down the columns, decided at the end of every column.
 
@@ -310,14 +317,14 @@ class Columns:
     starts: tuple[Any, Any]
     orders: Callable[[int], Order]
     heights: list[int]
-    search: Search
+    search: DeviceSearch
     levels: Any
     begins: Any
     unlike: Any
 
     @classmethod
     def of(
-        cls, x: Floats, aims: Floats, feed: Feed, prices: Prices, aside: NDArray[np.bool_], search: Search
+        cls, x: Floats, aims: Floats, feed: Feed, prices: Prices, aside: NDArray[np.bool_], search: DeviceSearch
     ) -> Columns:
         """Move a matrix to a device."""
         move = functools.partial(_moved, device=search.device)

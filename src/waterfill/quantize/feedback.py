@@ -383,7 +383,7 @@ class Loop:
 
         rows, columns, bits = prices
         assert self.device is not None
-        search = devices.Search.of(code, bits, np.zeros(4, np.float32), False, self.device)
+        search = devices.DeviceSearch.of(code, bits, np.zeros(4, np.float32), False, self.device)
         priced = Prices(self._weights(slice(None)), rows, columns, bits)
         return devices.decided_columns(self.x, self.aims, self._feed(), priced, aside, search, *self._blocks())
 

@@ -380,7 +380,7 @@ def search(
         from waterfill.quantize import device as devices
 
         return devices.best_paths(
-            x, importance, starts, aside, span, devices.Search.of(code, bits, moves, fit.zero, device)
+            x, importance, starts, aside, span, devices.DeviceSearch.of(code, bits, moves, fit.zero, device)
         )
     levels = np.empty(x.size, np.int32)
 

@@ -1,6 +1,6 @@
 """Where decoded pieces of a tensor go."""
 
-from waterfill.targets.device import OnDevice, Stream
+from waterfill.targets.device import LaneStream, OnDevice
 from waterfill.targets.matrices import Target, empty, rectangles, target_of
 
-__all__ = ["OnDevice", "Stream", "Target", "empty", "rectangles", "target_of"]
+__all__ = ["LaneStream", "OnDevice", "Target", "empty", "rectangles", "target_of"]

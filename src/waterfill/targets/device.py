@@ -15,14 +15,14 @@ from waterfill.codec import lanes
 from waterfill.codec.order import places
 from waterfill.codec.pieces import Part
 from waterfill.codec.trellis import PARITIES, PathModel
-from waterfill.devices import active, launch
+from waterfill.devices import launch, launching_on
 from waterfill.errors import FormatError
 from waterfill.models.state_dict import largest_value
 from waterfill.reconstruct import fill, step_table
 from waterfill.records import Floats, Layout, Rule, Uniform
 
 
-class Stream(NamedTuple):
+class LaneStream(NamedTuple):
     """A stream that is one piece of a path with lanes.
 
     Attributes:
@@ -47,7 +47,7 @@ class OnDevice:
 
     def __init__(self, tensor: Tensor, layout: Layout) -> None:
         self._tensor, self._layout = tensor, layout
-        self._streams: list[tuple[Stream, Uniform, bool]] = []
+        self._streams: list[tuple[LaneStream, Uniform, bool]] = []
         self._matrix: Floats | None = None
         self._lock = threading.Lock()
 
@@ -63,7 +63,7 @@ class OnDevice:
                 self._matrix = np.empty(self._shape, np.float32)
         fill(self._matrix, symbols, rule, self._layout, start, down)
 
-    def put_stream(self, stream: Stream, rule: Uniform, down: bool) -> None:
+    def put_stream(self, stream: LaneStream, rule: Uniform, down: bool) -> None:
         """Keep a stream until all are there."""
         with self._lock:
             self._streams.append((stream, rule, down))
@@ -92,7 +92,7 @@ class OnDevice:
         return self._layout.axes[0], self._layout.numel // self._layout.axes[0]
 
 
-def decode(streams: Sequence[Stream], rule: Uniform, layout: Layout, down: bool, matrix: Tensor) -> None:
+def decode(streams: Sequence[LaneStream], rule: Uniform, layout: Layout, down: bool, matrix: Tensor) -> None:
     """Decode the streams of one tensor into its matrix, float32 [out, in] on a device.
 
     Raises:
@@ -108,7 +108,7 @@ def decode(streams: Sequence[Stream], rule: Uniform, layout: Layout, down: bool,
     flips, picks = PARITIES[trellis.log_states]
     apart, next_place = (1, matrix.shape[1]) if down else (matrix.shape[1], 1)
     known = flips >> 1, picks >> 1, int(trellis.zero), depth, length, apart, next_place
-    with active(matrix.device):
+    with launching_on(matrix.device):
         launch(kernels.decode_streams, (len(streams),), *moved, matrix, failed, *known, LANES=count, num_warps=1)
     for stream, code in zip(streams, failed.tolist(), strict=True):
         if code:
@@ -118,7 +118,7 @@ def decode(streams: Sequence[Stream], rule: Uniform, layout: Layout, down: bool,
 _REASONS = {1: "a stream does not end where its symbols do", 2: "an integer is beyond 32 bits"}
 
 
-class Tables(NamedTuple):
+class StreamTables(NamedTuple):
     """What a device needs of the streams of one tensor, see `device_kernels.decode_streams`."""
 
     words: NDArray[np.int16]
@@ -153,7 +153,7 @@ class Joined:
         return np.concatenate(self._parts)
 
 
-def tables_of(streams: Sequence[Stream], rule: Uniform, layout: Layout, down: bool) -> Tables:
+def tables_of(streams: Sequence[LaneStream], rule: Uniform, layout: Layout, down: bool) -> StreamTables:
     """Put the parts of all streams one after the other; those with the same tables share them.
 
     Raises:
@@ -176,9 +176,9 @@ def tables_of(streams: Sequence[Stream], rule: Uniform, layout: Layout, down: bo
         found = places(layout, rule.scales, start, start + model.size, down)
         sums, inner = model.sums()
         begins = lines.add(np.stack((sums, found.lines), 1)), within.add(np.stack((inner, found.within), 1))
-        tables = entries.add(lanes.entries_of(model)), steps.add(step_table(rule, found)), *known[key]
+        tables = entries.add(lanes.lane_entries(model)), steps.add(step_table(rule, found)), *known[key]
         pieces.append((found.first, len(sums), *begins, *tables))
     firsts = np.array(ends, np.int64), states.whole(), np.array(pieces, np.int64)
     places_of = lines.whole(), within.whole(), entries.whole()
     coders = slots.whole(), lows.whole(), lasts.whole(), steps.whole()
-    return Tables(words.whole(), *firsts, *places_of, *coders, np.array(rule.shrink, np.int64))
+    return StreamTables(words.whole(), *firsts, *places_of, *coders, np.array(rule.shrink, np.int64))
