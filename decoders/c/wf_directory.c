@@ -111,6 +111,11 @@ static wf_code letter(wf_json *json, int *first, const char *known, char *found)
 static const bounds shrink_bounds[3] = {{-64, 64}, {-64, 64}, {-64, 64}};
 static const bounds code_bounds[6] = {{-1, 56}, {-1, 56}, {-1, 56}, {-59, 56}, {-59, 56}, {-59, 56}};
 
+/* The lengths of its axes; NULL where it has none. */
+static const uint64_t *shape_of(const wf_directory *directory, const wf_entry *entry) {
+    return entry->tensor.axes ? WF_ITEMS(directory->lengths, uint64_t) + entry->shape_at : NULL;
+}
+
 static wf_code read_shape(wf_json *json, wf_directory *directory, wf_entry *entry) {
     int first = 1, more;
     entry->shape_at = directory->lengths.count;
@@ -201,7 +206,7 @@ static wf_code read_entry(wf_json *json, wf_directory *directory, wf_entry *entr
     entry->tensor.name_size = name.size;
     for (type = 0; type < WF_TYPES && !is_text(kind, types[type].name); type++) continue;
     entry->tensor.type = (wf_type)type;
-    shape = WF_ITEMS(directory->lengths, uint64_t) + entry->shape_at;
+    shape = shape_of(directory, entry);
     entry->tensor.values = product(shape, entry->tensor.axes, 0);
     if (type == WF_TYPES || product(shape, entry->tensor.axes, 1) > WF_MOST_VALUES) {
         return impossible(json->work, entry, "an impossible type or shape");
@@ -537,7 +542,7 @@ static wf_code join_entries(wf_work *work, wf_directory *directory) {
     wf_entry *entries = WF_ITEMS(directory->entries, wf_entry);
     size_t i, count = directory->entries.count;
     for (i = 0; i < count; i++) {
-        entries[i].tensor.shape = WF_ITEMS(directory->lengths, uint64_t) + entries[i].shape_at;
+        entries[i].tensor.shape = shape_of(directory, &entries[i]);
         entries[i].tensor.tied_to = i;
     }
     for (i = 0; i < count; i++) {

@@ -1,0 +1,83 @@
+"""The kept inputs of the fuzzer: `corpus.py seeds FOLDER`, `pack FOLDER ZIP`, `stream ZIP`."""
+
+import hashlib
+import json
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE / "corpus.zip"
+HEAD = struct.Struct("<BBBBHH")
+PARTS, FILE, SHARD, FRAME = range(4)
+
+
+def head(kind, minor=0, reads=0, dtype=0, failing=0, limit=0):
+    """What to do with an input; see fuzz.c."""
+    return HEAD.pack(kind, minor, reads, dtype, failing, limit)
+
+
+def in_parts(data, **options):
+    """A file with its directory unpacked."""
+    from fuzz.anatomy import take_apart
+
+    parts = take_apart(data)
+    text = json.dumps(parts.directory, separators=(",", ":"), ensure_ascii=False).encode()
+    return head(PARTS, parts.minor, **options) + struct.pack("<I", len(text)) + text + b"".join(parts.chunks)
+
+
+def seeds(largest=1 << 13):
+    """Inputs from the golden files and the seeds of the other fuzzer."""
+    import zstandard
+
+    from fuzz import seeds as known
+
+    for number, data in enumerate(known.files().values()):
+        yield in_parts(data, dtype=number % 4)
+        yield in_parts(data, reads=1, dtype=(number + 1) % 4)
+        yield in_parts(data, failing=3 + number)
+        yield head(FILE) + data
+        for level in (1, 19):
+            frame = zstandard.ZstdCompressor(level=level, write_content_size=True).compress(data)
+            yield head(FRAME, 1) + struct.pack("<I", len(data)) + frame
+    for shard in sorted((HERE.parents[1] / "golden").rglob("*.safetensors")):
+        yield head(SHARD) + shard.read_bytes()
+        yield head(SHARD, reads=1) + shard.read_bytes()
+
+
+def kept(path=KEPT):
+    """All inputs that are kept."""
+    with zipfile.ZipFile(path) as packed:
+        return [packed.read(name) for name in packed.namelist()]
+
+
+def pack(inputs, path=KEPT):
+    """Keep inputs, under the names that the fuzzer has for them."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as packed:
+        for data in sorted(set(inputs), key=lambda each: (len(each), each)):
+            packed.writestr(zipfile.ZipInfo(hashlib.sha1(data).hexdigest()), data, zipfile.ZIP_LZMA)
+
+
+def stream(inputs):
+    """Inputs as replay.c reads them."""
+    return b"".join(struct.pack("<I", len(data)) + data for data in inputs)
+
+
+def main(action, *paths):
+    """Run a command."""
+    if action == "seeds":
+        folder = Path(paths[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        for data in seeds():
+            (folder / hashlib.sha1(data).hexdigest()).write_bytes(data)
+    elif action == "pack":
+        pack([path.read_bytes() for path in Path(paths[0]).iterdir()], Path(paths[1]))
+    elif action == "stream":
+        sys.stdout.buffer.write(stream(kept(Path(paths[0]))))
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
