@@ -38,7 +38,7 @@ typedef struct wf_allocator {
     void *(*allocate)(void *context, size_t size); /* aligned for any type; NULL where there is no more */
     void (*release)(void *context, void *memory, size_t size);
     void *context;
-    size_t limit; /* most bytes of an open file and of one call at a time; 0 for any number */
+    size_t limit; /* most bytes of an open file, one call and its `wf_kept`; 0 for any number */
 } wf_allocator;
 
 /* Where the bytes of a file are: in memory, or behind a callback. */
