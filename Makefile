@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing waterfill into $(VENV) (once; PyTorch is large) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[compress]'
 	@touch $@
 
 $(VENV)/installed-demo: $(VENV)/installed

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import waterfill
-from waterfill import compiled
+from waterfill import numba_cache
 
 SCRIPT = """
 import sys
@@ -108,11 +108,11 @@ def test_what_an_older_version_kept_is_compiled_again(tmp_path):
 
 
 def test_code_of_a_kernel_is_old_when_a_file_with_others_has_changed(monkeypatch):
-    before = compiled.KernelCache(compiled_here.py_func)._cache_file._source_stamp
-    monkeypatch.setattr(compiled, "sources_stamp", lambda: (("kernels.py", 0, 0),))
-    assert compiled.KernelCache(compiled_here.py_func)._cache_file._source_stamp != before
+    before = numba_cache.KernelCache(compiled_here.py_func)._cache_file._source_stamp
+    monkeypatch.setattr(numba_cache, "sources_stamp", lambda: (("kernels.py", 0, 0),))
+    assert numba_cache.KernelCache(compiled_here.py_func)._cache_file._source_stamp != before
 
 
-@compiled.kernel
+@numba_cache.kernel
 def compiled_here(x):
     return x + 1

@@ -60,7 +60,7 @@ def test_nothing_is_kept_of_a_file_that_is_closed(path):
 
 
 def test_a_large_chunk_is_not_kept(path, decoded, monkeypatch):
-    monkeypatch.setattr("waterfill.files.LARGEST_KEPT", 9)
+    monkeypatch.setattr("waterfill.io.file.LARGEST_KEPT", 9)
     with WaterfillFile(path) as file:
         for name in ("w1", "w2", "w3"):
             assert file[name].shape == (3, 5)

@@ -17,7 +17,7 @@ from with_tables import WithTables
 
 import waterfill
 from waterfill.bundle import Bundle
-from waterfill.files import exact_bytes
+from waterfill.models.arrays import exact_bytes
 from waterfill.quantize import KMeans, Trellis
 from waterfill.records import TAPS, Codebook, Cosines, Flips, Lanes, Rotations
 

@@ -14,10 +14,10 @@ ROOT = Path(waterfill.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     "_version",
-    "errors", "compiled", "devices", "threads", "file_system", "temporary", "atomic", "records",
-    "linear_algebra", "theory", "bases", "protocols", "processes", "models", "distortion",
-    "importance", "codec", "reconstruct", "quantize", "targets", "files", "text", "bundle", "resident", "integrations",
-    "reading",
+    "errors", "numba_cache", "compiled", "devices", "threads", "file_system", "temporary", "atomic", "records",
+    "linear_algebra", "theory", "bases", "codec", "reconstruct", "io", "numpy",
+    "protocols", "processes", "models", "distortion",
+    "importance", "quantize", "targets", "files", "text", "bundle", "resident", "integrations", "reading", "torch",
     "batch_statistics", "evaluation", "resume", "results",
     "compression", "report", "zoo", "progress", "demo", "reproduce", "cli",
 )  # fmt: skip

@@ -61,12 +61,13 @@ if not TYPE_CHECKING:  # a type checker sees the names above, and reports all ot
 
     def __getattr__(name: str) -> object:
         """Import what a public name stands for when it is first used (PEP 562): `import waterfill` stays light."""
-        if name in _FUNCTIONS:
-            found = getattr(importlib.import_module(_FUNCTIONS[name]), name)
-        elif name in __all__:
-            found = importlib.import_module(f"waterfill.{name}")
-        else:
+        if name not in __all__:
             raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
+        try:
+            module = importlib.import_module(_FUNCTIONS.get(name, f"waterfill.{name}"))
+        except ModuleNotFoundError as error:
+            raise errors.missing_package(error, f"waterfill.{name}") from error
+        found = getattr(module, name) if name in _FUNCTIONS else module
         globals()[name] = found
         return found
 

@@ -96,7 +96,7 @@ def check_destination(path: Path, *, force: bool) -> None:
         raise WaterfillError(f"Output {path} exists and is not overwritten; use --force (force=True) or another name.")
 
 
-def write_atomically(path: Path, parts: Iterable[bytes], *, force: bool = True) -> None:
+def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, force: bool = True) -> None:
     """Write `parts` to `path` by way of a temporary file in the same folder and a rename.
 
     Both are on the disk when this returns. Temporary files of the same output that a killed process has left are
@@ -121,7 +121,7 @@ def write_atomically(path: Path, parts: Iterable[bytes], *, force: bool = True) 
     DISK.sync_path(out.parent)
 
 
-def write_file(path: Path, parts: Iterable[bytes], *, force: bool = True) -> None:
+def write_file(path: Path, parts: Iterable[bytes | memoryview], *, force: bool = True) -> None:
     """Write as `write_atomically` does, without a look at what others have left in the folder, or a name on the disk.
 
     Raises:

@@ -42,5 +42,29 @@ class UnsupportedModelError(WaterfillError):
     """The model or one of its tensors cannot be compressed as it is."""
 
 
+class MissingPackageError(WaterfillError, ImportError):
+    """A package that only some of the work needs is not installed."""
+
+
+EXTRA = ("matplotlib", "numba", "scipy", "threadpoolctl", "torch")
+"""Packages that reading does without, and everything else needs."""
+
+
+def missing_package(error: ModuleNotFoundError, what: str) -> Exception:
+    """What to raise when an import failed: an error that says what to install, where that is one of `EXTRA`.
+
+    Args:
+        error: of the import.
+        what: needs the package.
+    """
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRA:
+        return error
+    return MissingPackageError(
+        f"{what} needs {name}, which is not installed; only reading does without. Install the rest: "
+        "pip install 'waterfill[compress]'"
+    )
+
+
 class UsageError(WaterfillError, ValueError):
     """An argument is out of its range, or arguments contradict each other."""

@@ -20,8 +20,9 @@ from waterfill.codec import container, symbols
 from waterfill.codec.directory import phrases
 from waterfill.compression.encoder import Encoder, mean_zero_cost
 from waterfill.errors import FormatError
-from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.files import WaterfillFile
 from waterfill.models import torch_module
+from waterfill.models.arrays import exact_bytes
 from waterfill.quantize import KMeans, Scalar, Trellis
 from waterfill.records import (
     Adaptive,
@@ -39,7 +40,7 @@ from waterfill.records import (
     Uniform,
     Weight,
 )
-from waterfill.report.text import file_summary
+from waterfill.report.file_table import file_summary
 
 
 def table(first, *roots):

@@ -13,8 +13,9 @@ import waterfill
 from directories import compressed, original, payload
 from waterfill import cli
 from waterfill.bundle import Bundle, BundleWriter, Checkpoint, is_bundle, part_name, write_plain
-from waterfill.bundle.shards import TYPES, header
 from waterfill.errors import UsageError, WaterfillError
+from waterfill.io.arrays import STORAGE
+from waterfill.io.shards import TYPES, header
 
 torch.manual_seed(0)
 TENSORS = {
@@ -211,7 +212,7 @@ def test_plain_directories_hold_the_same_tensors(out, tmp_path, shard_bytes):
     assert size == sum(path.stat().st_size for path in files) and (len(files) == 1) == (shard_bytes > 300)
     for path in (tmp_path / "plain").glob("*.safetensors"):
         for each in header(path).values():
-            assert each.start % TYPES[each.dtype].itemsize == 0
+            assert each.start % STORAGE[TYPES[each.dtype]].itemsize == 0
     assert json.loads((tmp_path / "plain/config.json").read_bytes()) == {"vocab": 20, "dtype": "bfloat16"}
     assert (tmp_path / "plain/tokenizer.json").is_file() and (tmp_path / "plain/1_Pooling/config.json").is_file()
 

@@ -11,11 +11,12 @@ import torch
 
 import waterfill
 from directories import compressed, original, payload
-from waterfill.bundle import Bundle, BundleWriter, shards
+from waterfill.bundle import Bundle, BundleWriter
 from waterfill.bundle.checkpoint import natural
-from waterfill.bundle.parts import part_of
-from waterfill.bundle.shards import header
 from waterfill.errors import FormatError, WaterfillError
+from waterfill.io import shards
+from waterfill.io.parts import part_of
+from waterfill.io.shards import header
 from waterfill.report.directory import bundle_summary
 
 
@@ -85,7 +86,7 @@ def test_a_shard_that_is_cut_anywhere_is_found(bad):
 def test_a_shard_that_is_cut_while_it_is_open_is_found(bad):
     path = shard_of(bad, "waterfill_0")
     place = header(path)["waterfill_0"]
-    from waterfill.bundle.shards import OpenShards
+    from waterfill.io.shards import OpenShards
 
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(FormatError, match="was cut"):

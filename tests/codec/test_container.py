@@ -17,8 +17,9 @@ import waterfill
 from waterfill import cli
 from waterfill.codec import container
 from waterfill.compression.encoder import Encoder, mean_zero_cost
-from waterfill.files import WaterfillFile, decompress, exact_bytes
+from waterfill.files import WaterfillFile, decompress
 from waterfill.models import torch_module
+from waterfill.models.arrays import exact_bytes
 from waterfill.quantize import KMeans, Scalar, Vector
 from waterfill.records import Codebook, Entry, Layout, NormMean, NormVariance, Weight
 
@@ -159,7 +160,7 @@ def test_another_process_another_thread_count_another_order(tmp_path, monkeypatc
             assert same(file[name], here[name])
     script = (
         "import sys, waterfill, hashlib\n"
-        "from waterfill.files import exact_bytes\n"
+        "from waterfill.models.arrays import exact_bytes\n"
         "for name, t in waterfill.decompress(sys.argv[1], threads=3).items():\n"
         "    print(name, hashlib.sha256(exact_bytes(t)).hexdigest())"
     )

@@ -24,7 +24,7 @@ from waterfill.importance.forms import DiagonalForm, QuarticForm
 from waterfill.processes import Processes
 from waterfill.quantize import Feedback, Prune, Trellis
 from waterfill.records import CHANNELS, OUT, TAPS, Cosines, Flips, Layout, Rotations, Weight
-from waterfill.report.text import file_summary
+from waterfill.report.file_table import file_summary
 
 
 def smooth(length, rho=0.9):

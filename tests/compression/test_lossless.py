@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 import waterfill
 from waterfill.compression.lossless import shorter_symbols
-from waterfill.models.state_dict import dtype_name
+from waterfill.models.arrays import dtype_name
 from waterfill.records import Codebook, Entry, Exact, Uniform
 
 DRAWN = torch.Generator().manual_seed(0)

@@ -26,7 +26,7 @@ from fuzz.anatomy import take_apart, with_text
 from fuzz.examine import Declared, read_file
 from waterfill.codec.frames import decompressed
 from waterfill.errors import FormatError
-from waterfill.files import exact_bytes
+from waterfill.models.arrays import exact_bytes
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")

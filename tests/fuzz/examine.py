@@ -13,7 +13,8 @@ import slow_decoder
 
 from waterfill.bundle import Bundle
 from waterfill.errors import WaterfillError
-from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.files import WaterfillFile
+from waterfill.models.arrays import exact_bytes
 
 LARGE_BYTES = 1 << 22
 """What declares more when decoded is opened only."""

@@ -5,7 +5,7 @@ import struct
 
 from fuzz import files, values
 from fuzz.anatomy import shard_apart, shard_together
-from waterfill.bundle.digest import KEY, directory_digest, payload_digest
+from waterfill.io.digest import KEY, directory_digest, payload_digest
 
 LINKS = ("nothing", "..", "/etc/hostname", "config.json", "x" * 300)
 

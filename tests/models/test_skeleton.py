@@ -11,9 +11,9 @@ pytest.importorskip("transformers")
 
 from families import FAMILIES, batches, loaded, maker, model, output
 from waterfill.bundle import Checkpoint
-from waterfill.bundle.parts import part_of
 from waterfill.compression.checkpoint_groups import groups_of
 from waterfill.errors import UnsupportedModelError
+from waterfill.io.parts import part_of
 from waterfill.models.skeleton import Skeleton, apart
 
 

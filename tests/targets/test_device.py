@@ -113,7 +113,7 @@ def test_tensors_of_a_file_are_the_same_on_a_device(tmp_path, monkeypatch, dtype
     expected = WaterfillFile(path)["w"]
     into = torch.empty(17, 8, dtype=getattr(torch, dtype), device=ON)
     if ON.type == "cpu":
-        monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: True)
+        monkeypatch.setattr("waterfill.files.is_elsewhere", lambda _: True)
         monkeypatch.setattr("waterfill.files.has_kernels", lambda _: True)
     taken = []
     put = OnDevice.put_stream
@@ -127,7 +127,7 @@ def test_devices_without_kernels_get_what_the_processor_decodes(tmp_path, monkey
     layout, rule, spread, levels = coded((17, 8), Lanes(8, 2), largest=20)
     path = packed(tmp_path, layout, rule, spread, levels, "bfloat16")
     into = torch.empty(17, 8, dtype=torch.bfloat16)
-    monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: True)
+    monkeypatch.setattr("waterfill.files.is_elsewhere", lambda _: True)
     monkeypatch.setattr(OnDevice, "put_stream", None)
     assert dict(WaterfillFile(path).tensors(into={"w": into}))["w"] is into
     assert torch.equal(into, WaterfillFile(path)["w"])
@@ -140,7 +140,7 @@ def test_devices_without_kernels_get_what_the_processor_decodes(tmp_path, monkey
     ids=["another type", "another shape", "not contiguous", "fewer rows"],
 )
 def test_tensors_that_cannot_be_filled_are_refused(tmp_path, monkeypatch, into, elsewhere):
-    monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: elsewhere)
+    monkeypatch.setattr("waterfill.files.is_elsewhere", lambda _: elsewhere)
     path = packed(tmp_path, *coded((17, 8), Lanes(8, 2)), "bfloat16")
     with pytest.raises(UsageError, match=r"'w' is .*; expected bfloat16 \[17, 8\], contiguous"):
         dict(WaterfillFile(path).tensors(into={"w": into}))
@@ -179,7 +179,7 @@ def with_lanes(monkeypatch):
     """Small tensors have lanes, and the processor stands for a device."""
     monkeypatch.setattr("waterfill.quantize.trellis.best_lanes", lambda *_: Lanes(8, 2))
     if ON.type == "cpu":
-        monkeypatch.setattr("waterfill.targets.matrices.is_elsewhere", lambda _: True)
+        monkeypatch.setattr("waterfill.files.is_elsewhere", lambda _: True)
         monkeypatch.setattr("waterfill.bundle.reader.has_kernels", lambda _: True)
         monkeypatch.setattr("waterfill.files.has_kernels", lambda _: True)
 

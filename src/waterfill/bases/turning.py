@@ -30,6 +30,19 @@ def turn_back(matrix: Floats, basis: Turn, layout: Layout) -> None:
         _rejoin(_multiplied(vectors, part) if part.is_dense else _rotated(vectors, part, back=True), view)
 
 
+def loops() -> Any:
+    """The module with the loops over vectors: kernels, or where numba is not installed operations on arrays."""
+    from waterfill.compiled import HAS_NUMBA
+
+    if HAS_NUMBA:
+        from waterfill.bases import kernels
+
+        return kernels
+    from waterfill.bases import arrays
+
+    return arrays
+
+
 def _vectors(view: Floats) -> Floats:
     """The vectors [vectors, length] of the blocks of a part, one after the other; the view itself where they are so."""
     return np.ascontiguousarray(view.swapaxes(2, 3)).reshape(-1, view.shape[2])
@@ -51,20 +64,16 @@ def _blocks(along: NDArray[Any], part: PlaneRotations) -> NDArray[Any]:
 
 def _multiplied(vectors: Floats, part: PlaneRotations) -> Floats:
     """Turn vectors [vectors, length] back in place, by the matrix of many rotations."""
-    from waterfill.bases.kernels import multiply_vectors
-
-    multiply_vectors(vectors, matrix_of(part))
+    loops().multiply_vectors(vectors, matrix_of(part))
     return vectors
 
 
 def _rotated(vectors: Floats, part: PlaneRotations, *, back: bool) -> Floats:
     """Turn vectors [vectors, length] in place, rotation by rotation."""
-    from waterfill.bases.kernels import rotate_vectors
-
     order = slice(None, None, -1 if back else 1)
     firsts, seconds, angles = (np.ascontiguousarray(each[order]) for each in (part.firsts, part.seconds, part.angles))
     cosines, sines = (each[(-angles if back else angles) % TURN] for each in cosines_and_sines())
-    rotate_vectors(vectors, firsts, seconds, cosines, sines)
+    loops().rotate_vectors(vectors, firsts, seconds, cosines, sines)
     return vectors
 
 

@@ -5,9 +5,10 @@ each is an ordinary `.wf` file of one *group* of tensors, such as a transformer 
 """
 
 from waterfill.bundle.checkpoint import Checkpoint
-from waterfill.bundle.parts import part_name
-from waterfill.bundle.plain import write_plain
-from waterfill.bundle.reader import Bundle, is_bundle
+from waterfill.bundle.reader import Bundle
 from waterfill.bundle.writer import BundleWriter
+from waterfill.io.directory import is_bundle
+from waterfill.io.parts import part_name
+from waterfill.io.plain import write_plain
 
 __all__ = ["Bundle", "BundleWriter", "Checkpoint", "is_bundle", "part_name", "write_plain"]

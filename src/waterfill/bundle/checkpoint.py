@@ -11,14 +11,11 @@ from typing import Any
 import safetensors
 import torch
 
-from waterfill.bundle.parts import part_of
-from waterfill.bundle.shards import INDEX, TYPES, WHOLE, Place, places
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
-from waterfill.file_system import is_file, is_folder
-from waterfill.models.configuration import architecture, read_object
-
-METHOD = "waterfill"
-"""The `quant_method` of a compressed directory."""
+from waterfill.file_system import is_file
+from waterfill.io.configuration import METHOD, architecture, quantization, read_config, read_object
+from waterfill.io.parts import part_of
+from waterfill.io.shards import INDEX, TYPES, WHOLE, Place, places
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -85,7 +82,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     @cached_property
     def dtypes(self) -> dict[str, torch.dtype]:
         """Type of every tensor, without reading it."""
-        return {name: TYPES[place.dtype] for name, place in self._places.items()}
+        return {name: getattr(torch, TYPES[place.dtype]) for name, place in self._places.items()}
 
     @property
     def size_bytes(self) -> int:
@@ -97,34 +94,6 @@ def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts the numbers in names by value."""
     parts = re.split(r"0*([0-9]+)", name)
     return [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """What `config.json` says.
-
-    Raises:
-        WaterfillError: there is no such directory or file.
-        FormatError: it is no JSON.
-    """
-    if not is_folder(directory):
-        kind = "is a file" if directory.exists() else "does not exist"
-        raise WaterfillError(f"Model directory {directory} {kind}; expected a directory with config.json. Check it.")
-    if not is_file(directory / "config.json"):
-        adapter = " (it is a PEFT adapter: merge it into its model first)"
-        hint = adapter if is_file(directory / "adapter_config.json") else ""
-        raise WaterfillError(
-            f"Model directory {directory} has no config.json{hint}; expected a Hugging Face model directory. Name the "
-            "one that save_pretrained wrote or that was downloaded."
-        )
-    return read_object(directory / "config.json")
-
-
-def quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The `quantization_config` of a configuration, where transformers looks for it; None without one."""
-    text = config.get("text_config")
-    nested = text.get("quantization_config") if isinstance(text, dict) else None
-    found = config.get("quantization_config") or nested
-    return found if isinstance(found, dict) else None
 
 
 def _check_plain(directory: Path, config: Mapping[str, Any]) -> None:

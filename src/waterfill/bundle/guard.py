@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from waterfill.bundle.shards import INDEX
 from waterfill.file_system import DISK
+from waterfill.io.shards import INDEX
 
 _NOTE = "The weights are compressed: run 'import waterfill' in Python before from_pretrained."
 _INDEXES = {

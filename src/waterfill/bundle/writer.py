@@ -8,23 +8,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import safetensors
-import torch
 
 from waterfill._version import PRODUCER
-from waterfill.bundle.checkpoint import METHOD, read_config
-from waterfill.bundle.digest import KEY, directory_digest, payload_digest
-from waterfill.bundle.folder import NewFolder, copy_companions
 from waterfill.bundle.guard import write_guards
-from waterfill.bundle.shards import SHARD_BYTES, TYPES, Planned, ShardWriter, places
 from waterfill.codec.container import MAGIC
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.file_system import DISK
-from waterfill.models.configuration import architecture
-
-FORMAT, MINOR = 2, 1
-"""Of directories. A reader of a format reads all lower minor versions; without the key that is 0."""
-STEM = "waterfill"
-"""What the names of the shards begin with; not with what transformers looks for, see `waterfill.bundle.guard`."""
+from waterfill.io.arrays import LARGEST
+from waterfill.io.configuration import METHOD, architecture, read_config
+from waterfill.io.digest import KEY, directory_digest, payload_digest
+from waterfill.io.directory import FORMAT, MINOR, STEM
+from waterfill.io.folder import NewFolder, copy_companions
+from waterfill.io.shards import SHARD_BYTES, TYPES, Planned, ShardWriter, places
 
 _OF_WEIGHTS = ("quantization_config", "transformers_weights")
 """Keys of a configuration that are about the weights of the original."""
@@ -163,7 +158,7 @@ class BundleWriter:
         }
 
     def _shards(self, metadata: Mapping[str, str]) -> ShardWriter:
-        planned = [Planned(tensor_name(k), (size,), torch.uint8) for k, (_, size) in enumerate(self._groups)]
+        planned = [Planned(tensor_name(k), (size,), "uint8") for k, (_, size) in enumerate(self._groups)]
         return ShardWriter(self._folder.path, planned, self._shard_bytes, stem=STEM, metadata=metadata)
 
     def _write_shards(self, metadata: Mapping[str, str]) -> int:
@@ -184,8 +179,8 @@ def _main_dtype(source: Path) -> str | None:
         names = list(file.keys())
     for name in names:
         dtype = TYPES.get(inside[name].dtype) if name in inside else None
-        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
-            return str(dtype).removeprefix("torch.")
+        if dtype in LARGEST:
+            return dtype
     return None
 
 

@@ -186,8 +186,8 @@ def _compress_model(
 @app.command()
 def decompress(file: FileArgument, out: Destination, force: Force = False, max_bytes: MaxBytes = MOST) -> None:
     """Decode a file to ordinary safetensors, or a compressed model directory to an ordinary one."""
-    from waterfill.files import decompress as run
-    from waterfill.models.state_dict import save_tensors
+    from waterfill.io.file import ArrayFile
+    from waterfill.io.tensors import save_arrays
 
     most = as_size(max_bytes, "--max-bytes")
     if is_folder(file):
@@ -195,23 +195,25 @@ def decompress(file: FileArgument, out: Destination, force: Force = False, max_b
         return
     check_outputs(out, None, force=force, inputs=(file,))
     check_suffix(out, ".safetensors")
-    tensors = run(file, max_bytes=most)
-    save_tensors(out, tensors, force=force)
-    show(f"{out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
+    with ArrayFile(file, max_bytes=most) as opened:
+        opened.fetch()
+        tensors = dict(opened.tensors())
+    save_arrays(out, tensors, force=force)
+    show(f"{out}: {len(tensors)} tensors, {sum(values.array.size for values in tensors.values()):,} values")
 
 
 @app.command()
 def inspect(file: FileArgument, json_file: Json = None, max_bytes: MaxBytes = MOST) -> None:
     """Check a file or a compressed model directory and show what is in it."""
-    from waterfill.files import WaterfillFile
-    from waterfill.report.text import file_summary, file_table
+    from waterfill.io.file import ArrayFile
+    from waterfill.report.file_table import file_summary, file_table
 
     check_outputs(None, json_file, force=True, inputs=(file,))
     most = as_size(max_bytes, "--max-bytes")
     if is_folder(file):
         inspect_directory(file, json_file, most)
         return
-    with WaterfillFile(file, max_bytes=most) as opened:
+    with ArrayFile(file, max_bytes=most) as opened:
         summary = file_summary(str(file), opened)
         opened.verify()  # what is not decoded for it
     write_json(json_file, json.dumps(summary, indent=1))

@@ -65,9 +65,9 @@ def compress_directory(
     Raises:
         UsageError: an option for files was given.
     """
-    from waterfill.bundle.folder import check_folder
     from waterfill.compression.api import compress_directory as run
     from waterfill.compression.memory import estimate_memory
+    from waterfill.io.folder import check_folder
     from waterfill.progress import progress_bar
     from waterfill.report.text import result_table
 
@@ -106,19 +106,20 @@ def model_and_batches(model: str, weights: Path | None, data: str | None, sampli
 
 def decompress_directory(directory: Path, out: Path, *, force: bool, max_bytes: int) -> None:
     """Make a compressed model directory an ordinary one."""
-    from waterfill.bundle import Bundle, write_plain
+    from waterfill.io.directory import ArrayDirectory
+    from waterfill.io.plain import write_plain
 
-    with Bundle(directory, max_bytes=max_bytes) as bundle:
+    with ArrayDirectory(directory, max_bytes=max_bytes) as bundle:
         size = write_plain(bundle, out, force=force)
         show(f"{out}: {len(bundle)} tensors, {size:,} bytes")
 
 
 def inspect_directory(directory: Path, json_file: Path | None, max_bytes: int) -> None:
     """Check a compressed model directory and show what is in it."""
-    from waterfill.bundle import Bundle
+    from waterfill.io.directory import ArrayDirectory
     from waterfill.report.directory import bundle_summary, bundle_table
 
-    with Bundle(directory, max_bytes=max_bytes) as bundle:
+    with ArrayDirectory(directory, max_bytes=max_bytes) as bundle:
         bundle.verify()
         summary = bundle_summary(str(directory), bundle)
     write_json(json_file, json.dumps(summary, indent=1))
@@ -149,7 +150,7 @@ def as_text_data(data: str, directory: Path, sampling: Sampling | None = None) -
     """
     if not is_text(data):
         return as_data(data)
-    from waterfill.models.configuration import read_object
+    from waterfill.io.configuration import read_object
     from waterfill.models.language import check_vocabulary
     from waterfill.text import sentence_batches, text_batches
 
@@ -217,8 +218,8 @@ def measured_batches(data: str, model: str, sampling: Sampling) -> Iterable[Any]
 def compared(file: Path, network: nn.Module, max_bytes: int) -> nn.Module:
     """The model of a compressed directory or file, beside that of MODEL."""
     from waterfill.bundle import Bundle
-    from waterfill.bundle.reader import is_bundle
     from waterfill.files import load
+    from waterfill.io.directory import is_bundle
     from waterfill.models.embedder import Embedder
 
     if is_folder(file):
@@ -249,7 +250,7 @@ def _length(asked: int | None, longest: int | None, directory: Path) -> int:
 
 def _longest(directory: Path, config: Mapping[str, Any]) -> int | None:
     """Most tokens that a model says it takes."""
-    from waterfill.models.configuration import read_object
+    from waterfill.io.configuration import read_object
 
     sentences = directory / "sentence_bert_config.json"
     asked = _smallest(read_object(sentences), ("max_seq_length",)) if is_file(sentences) else None

@@ -8,7 +8,7 @@ import sys
 from waterfill.cli.commands import app
 from waterfill.cli.output import is_first, process_number
 from waterfill.cli.streams import outlive_readers
-from waterfill.errors import UsageError, WaterfillError
+from waterfill.errors import UsageError, WaterfillError, missing_package
 from waterfill.report.words import printable
 
 
@@ -21,6 +21,12 @@ def main() -> None:
     except WaterfillError as error:
         _tell(" ".join(str(error).split()))
         raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
+    except ModuleNotFoundError as error:
+        missing = missing_package(error, f"waterfill {' '.join(sys.argv[1:2])}")
+        if missing is error:
+            raise
+        _tell(str(missing))
+        raise SystemExit(1) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _tell(f"{where}{error.strerror or error}")

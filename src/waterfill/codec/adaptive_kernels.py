@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from waterfill.codec.kernels import PADDING, _push
-from waterfill.compiled import kernel
+from waterfill.compiled import kernel, njit
 
 READ, WRITE = 0, 1
 

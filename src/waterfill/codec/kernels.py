@@ -7,9 +7,8 @@ Both directions are written out for the eight lanes so that the states stay in r
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from waterfill.compiled import kernel
+from waterfill.compiled import kernel, njit
 
 PADDING = 48
 """So many words that are not part of a stream follow it: what is read before its end is looked at."""

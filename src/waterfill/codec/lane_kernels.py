@@ -10,14 +10,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from waterfill.codec.kernels import BITS, BYTE, EIGHT, LOW, MASK, PADDING, SIXTEEN, TWENTY
-from waterfill.codec.lane_vectors import WIDTH, decode_group, fill_square, look_up
 from waterfill.codec.order_kernels import _flat
 from waterfill.codec.path_kernels import BEYOND, ENDED, _rest
-from waterfill.compiled import kernel
+from waterfill.compiled import HAS_NUMBA, kernel, njit
+
+if HAS_NUMBA:
+    from waterfill.codec import lane_vectors as vectors
+else:
+    from waterfill.codec import lane_arrays as vectors
+
+WIDTH, supported = vectors.WIDTH, vectors.supported
+decode_group, fill_square, look_up = vectors.decode_group, vectors.fill_square, vectors.look_up
 
 
 class Tables(NamedTuple):

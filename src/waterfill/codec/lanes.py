@@ -93,15 +93,15 @@ def decode(words: NDArray[np.uint16], at: int, states: NDArray[np.uint64], model
     Raises:
         FormatError: the stream ends too early, or an integer is beyond 32 bits.
     """
-    from waterfill.codec import lane_kernels, lane_vectors
+    from waterfill.codec import lane_kernels
 
     lanes, span = model.lanes
-    found = LaneSymbols(np.empty(model.size + lane_vectors.WIDTH, np.int32), lanes, span, model.length)
+    found = LaneSymbols(np.empty(model.size + lane_kernels.WIDTH, np.int32), lanes, span, model.length)
     coded = lane_kernels.Tables(model.slots, lane_entries(model), model.lows, model.last)
     flips, picks = PARITIES[model.trellis.log_states]
     trellis = lane_kernels.Trellis(flips >> 1, picks >> 1, model.trellis.zero)
     narrow = states[:lanes].astype(np.uint32)
-    known = *model.sums(), coded, trellis, span // model.length, lane_vectors.supported()
+    known = *model.sums(), coded, trellis, span // model.length, lane_kernels.supported()
     at = checked(lane_kernels.decode_lanes(words, at, narrow, *known, found.levels))
     states[:lanes] = narrow
     return replace(found, levels=found.levels[: model.size]), at

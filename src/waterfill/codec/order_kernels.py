@@ -6,9 +6,8 @@ The element in line l and place p of it has the row `lines[l] + within[p]` of a 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from waterfill.compiled import kernel
+from waterfill.compiled import kernel, njit
 
 WIDTH, DEPTH, HEIGHT = 128, 512, 16
 """Of so many columns so many rows are computed at a time, and become rows so many at a time."""

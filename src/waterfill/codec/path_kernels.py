@@ -7,10 +7,9 @@ An entry is twice a state plus the subset that the state picks. Tables come in p
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from waterfill.codec.kernels import BITS, EIGHT, LOW, MASK, PADDING, SIXTEEN, TWENTY, _push
-from waterfill.compiled import kernel
+from waterfill.compiled import kernel, njit
 
 ENDED, BEYOND = -1, -2
 """What `decode_path` returns where the words end too early, or an integer is beyond 32 bits."""

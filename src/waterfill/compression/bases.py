@@ -10,11 +10,11 @@ import numpy as np
 from waterfill.bases.fitting import fitted_flips, fitted_rotations
 from waterfill.bases.rotations import LONGEST_BLOCK, LONGEST_ROTATED, MOST_TAPS, number_of_angles
 from waterfill.bases.turning import coefficients
-from waterfill.bundle.parts import part_of
 from waterfill.codec.basis_lines import angles_of
 from waterfill.codec.own import stored_bits
 from waterfill.compression.limits import Sample, SourceModels
 from waterfill.errors import UsageError
+from waterfill.io.parts import part_of
 from waterfill.processes import ALONE, Processes
 from waterfill.protocols import QuadraticForm, Quantizer, Quartic, traits_of
 from waterfill.quantize.level_table import needs_table

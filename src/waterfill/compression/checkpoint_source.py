@@ -10,10 +10,10 @@ import zstandard
 
 from waterfill.bundle import Checkpoint, part_name
 from waterfill.compression.checkpoint_groups import TensorGroup, groups_of
-from waterfill.files import exact_bytes
+from waterfill.models.arrays import dtype_name, exact_bytes
 from waterfill.models.patterns import excluded
 from waterfill.models.skeleton import is_stack
-from waterfill.models.state_dict import CODED_DTYPES, dtype_name
+from waterfill.models.state_dict import CODED_DTYPES
 from waterfill.records import Coded, Entry, Layout, Tied, count_floating
 
 LOOKED_AT = 1 << 18

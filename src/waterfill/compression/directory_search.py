@@ -14,8 +14,6 @@ from typing import Any, Self
 import numpy as np
 
 from waterfill.bundle import BundleWriter
-from waterfill.bundle.card import Card, write_card
-from waterfill.bundle.folder import NewFolder
 from waterfill.compression.block_by_block import BlockWalk, DirectoryWalk, Walked, spend, walk_directory
 from waterfill.compression.block_forward import as_keywords
 from waterfill.compression.encoder import importance_to_power
@@ -26,6 +24,8 @@ from waterfill.compression.shortfall import ZEROED, check_tolerance, shortfall_o
 from waterfill.compression.target import Target
 from waterfill.errors import CalibrationError, WaterfillError
 from waterfill.file_system import DISK
+from waterfill.io.card import Card, write_card
+from waterfill.io.folder import NewFolder
 from waterfill.models.language import next_tokens
 from waterfill.models.pretrained import load_pretrained
 from waterfill.processes import Processes

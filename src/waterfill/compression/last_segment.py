@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from waterfill.bundle.parts import part_of
 from waterfill.compression.encoder import Encoder, Job
 from waterfill.compression.rate_control import FARTHEST, NEARLY, TRIES, SpendBudget, summed
 from waterfill.compression.rate_model import VarianceHistogram
+from waterfill.io.parts import part_of
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Quantized, Weight
 

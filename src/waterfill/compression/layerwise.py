@@ -22,7 +22,7 @@ from waterfill.compression.lossless import LosslessTensors
 from waterfill.compression.segments import Segment
 from waterfill.compression.target_correction import LayerInputs
 from waterfill.compression.tensor_slices import TensorSlice
-from waterfill.files import exact_bytes
+from waterfill.models.arrays import exact_bytes
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Entry, Exact, Limits, Quantized, Weight
 

@@ -10,9 +10,9 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from waterfill.bundle import Checkpoint
-from waterfill.bundle.parts import part_of
 from waterfill.compression.checkpoint_groups import TensorGroup
 from waterfill.errors import UnsupportedModelError, WaterfillError
+from waterfill.io.parts import part_of
 from waterfill.models.skeleton import Place, Skeleton, apart
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from waterfill._version import PRODUCER
 from waterfill.codec import container
 from waterfill.compression.encoder import decoded_matrix
-from waterfill.files import exact_bytes
+from waterfill.models.arrays import exact_bytes
 from waterfill.models.state_dict import CODED_DTYPES, assemble_one
 from waterfill.quantize import spread as spreads
 from waterfill.quantize.scalar import finish

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from waterfill.bundle import part_name
-from waterfill.models.state_dict import dtype_name, origin_of, weight_of
+from waterfill.models.arrays import dtype_name
+from waterfill.models.state_dict import origin_of, weight_of
 from waterfill.protocols import QuadraticForm
 from waterfill.records import Coded, Entry, Exact, Layout, Weight
 

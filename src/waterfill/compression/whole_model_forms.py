@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from waterfill.bundle.parts import part_of
 from waterfill.compression.block_forward import BlockForward
 from waterfill.compression.checkpoint_source import CheckpointSource
 from waterfill.compression.estimated_forms import checked_forms, data_free_forms
 from waterfill.compression.sensitivity import FormFinder
 from waterfill.compression.settings import Settings
 from waterfill.importance import DiagonalForm
+from waterfill.io.parts import part_of
 from waterfill.models.embedder import Embedder, pooling_of
 from waterfill.models.skeleton import Place, Skeleton
 from waterfill.protocols import DataFree, Estimator, QuadraticForm

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from waterfill.bundle.checkpoint import read_config
-from waterfill.bundle.reader import is_bundle
 from waterfill.errors import FormatError, UnsupportedModelError
 from waterfill.integrations.hook import register
 from waterfill.integrations.options import Options, options
-from waterfill.models.configuration import architecture
+from waterfill.io.configuration import architecture, read_config
+from waterfill.io.directory import is_bundle
 from waterfill.models.pretrained import check_implementations, class_of_models, made_of
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from waterfill.bundle import Bundle
-from waterfill.bundle.checkpoint import METHOD
-from waterfill.bundle.reader import WEIGHTS
 from waterfill.errors import UnsupportedModelError
 from waterfill.integrations.options import current
 from waterfill.integrations.staying import Staying, staying
+from waterfill.io.configuration import METHOD
+from waterfill.io.directory import WEIGHTS
 from waterfill.models.conversion import RULES, Unit, convert, plan
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import FormatError, UnsupportedModelError
 from waterfill.file_system import is_file
-from waterfill.models.configuration import inside, read_json, read_object
+from waterfill.io.configuration import inside, read_json, read_object
 from waterfill.models.outputs import first_tensor
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError, first_line
-from waterfill.models.configuration import architecture, check_links, read_object
+from waterfill.io.configuration import architecture, check_links, read_object
 from waterfill.models.embedder import Embedder, is_embedder, pooling_of
 
 

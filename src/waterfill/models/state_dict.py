@@ -9,18 +9,18 @@ from typing import TypeAlias
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from waterfill.atomic import check_destination, write_atomically
 from waterfill.errors import FormatError, UnsupportedModelError, WaterfillError
 from waterfill.file_system import is_folder
+from waterfill.io import assembly
+from waterfill.io.arrays import STORAGE
+from waterfill.io.tensors import save_arrays
+from waterfill.models.arrays import array_of, dtype_name, tensor_of
 from waterfill.models.patterns import excluded, listed
 from waterfill.records import (
     Coded,
-    Constant,
     Entry,
     Exact,
     Floats,
@@ -44,22 +44,16 @@ _EXACT_DTYPES = {
         ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"), "8-bit float tensor"
     ),
 }
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 
 LARGEST = 2.0**92
 """Of the magnitudes of a tensor that is quantized: the largest step of a file is 2^93.75."""
 
-Matrices: TypeAlias = Callable[[str], Floats | Tensor] | Mapping[str, Floats | Tensor]
-"""The values [out, in] of every coded entry, by name; of one that is not part of a norm, or the tensor itself."""
+Matrices: TypeAlias = Callable[[str], Floats] | Mapping[str, Floats]
+"""The values [out, in] of every coded entry, by name."""
 
 
 # Sorting
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Name of a type without its prefix, such as `float32`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def origin_of(name: str, tensor: Tensor, layout: Layout) -> Coded | Exact:
@@ -156,24 +150,14 @@ def assemble(entries: Iterable[Entry], matrices: Matrices, exact: Mapping[str, T
     Args:
         entries: what there is, in order.
         matrices: float32 values [out, in] by name, for every entry of origin `Coded`, `NormVariance` (the scale) and
-            `NormMean` (the shift); of origin `Coded` it may be the tensor itself.
+            `NormMean` (the shift).
         exact: the tensors of origin `Exact`, by name.
 
     Yields:
         Name and tensor of every entry, one at a time; a tied entry is the same object as the one it is tied to. A
         tensor may share the memory of its matrix.
     """
-    entries = tuple(entries)
-    shared = {entry.origin.to for entry in entries if isinstance(entry.origin, Tied)}
-    originals: dict[str, Tensor] = {}
-    for entry in entries:
-        if isinstance(entry.origin, Tied):
-            yield entry.name, originals[entry.origin.to]
-            continue
-        tensor = _tensor(entry, matrices, exact)
-        if entry.name in shared:
-            originals[entry.name] = tensor
-        yield entry.name, tensor
+    return assembly.assemble(entries, _getter(matrices), exact.__getitem__, tensor_of)
 
 
 def assemble_one(name: str, entries: Iterable[Entry], matrices: Matrices, exact: Mapping[str, Tensor]) -> Tensor:
@@ -192,51 +176,12 @@ def assemble_one(name: str, entries: Iterable[Entry], matrices: Matrices, exact:
     if name not in known:
         raise WaterfillError(f"There is no tensor {name!r}; expected one of {listed(known)}. Choose one of them.")
     entry = known[name]
-    return _tensor(known[entry.origin.to] if isinstance(entry.origin, Tied) else entry, matrices, exact)
+    original = known[entry.origin.to] if isinstance(entry.origin, Tied) else entry
+    return assembly.assembled(original, _getter(matrices), exact.__getitem__, tensor_of)
 
 
-def _tensor(entry: Entry, matrices: Matrices, exact: Mapping[str, Tensor]) -> Tensor:
-    matrix = matrices if callable(matrices) else matrices.__getitem__
-    match entry.origin:
-        case Exact():
-            return exact[entry.name]
-        case Coded(layout):
-            found = matrix(entry.name)
-            return found if isinstance(found, Tensor) else _rounded(layout.from_matrix(found), entry)
-        case Constant(value):
-            return _rounded(np.full(entry.shape, value), entry)
-        case NormVariance(_, eps):
-            return _rounded(_variance(matrix(entry.name), eps), entry)
-        case NormMean(_, scale):
-            return _rounded(_mean(matrix(entry.name), matrix(scale)), entry)
-    raise AssertionError(f"{entry.name!r} is tied")
-
-
-def _rounded(values: NDArray[np.float64] | Floats, entry: Entry) -> Tensor:
-    """Values rounded to float32 and then to the type of the entry; what is too large becomes the largest value."""
-    dtype: torch.dtype = getattr(torch, entry.dtype)
-    limit = largest_value(dtype)
-    small = values.size and values.flags.writeable and -limit <= values.min() and values.max() <= limit
-    clipped = np.asarray(values if small else np.clip(values, -limit, limit), np.float32)
-    return torch.from_numpy(clipped.reshape(entry.shape)).to(dtype)
-
-
-def largest_value(dtype: torch.dtype) -> float:
-    """The largest value that a decoded tensor of a type has; what is beyond becomes it."""
-    return min(_FLOAT32_MAX, float(torch.finfo(dtype).max))
-
-
-def _variance(scale: Floats | Tensor, eps: float) -> NDArray[np.float64]:
-    """Variance `1 / s^2 - eps`, not below 0, that makes a norm without affine parameters multiply by s."""
-    wide = np.asarray(scale, np.float64)
-    with np.errstate(divide="ignore"):
-        return np.maximum(1.0 / (wide * wide) - eps, 0.0)
-
-
-def _mean(shift: Floats | Tensor, scale: Floats | Tensor) -> NDArray[np.float64]:
-    """Mean `-t / s` that makes it add t; 0 where the scale is 0."""
-    wide = np.asarray(scale, np.float64)
-    return np.divide(-np.asarray(shift, np.float64), wide, out=np.zeros_like(wide), where=wide != 0)
+def _getter(matrices: Matrices) -> Callable[[str], Floats]:
+    return matrices if callable(matrices) else matrices.__getitem__
 
 
 # Files
@@ -246,11 +191,6 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGICS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _MAX_HEADER_BYTES = 100_000_000
-_FILE_DTYPES = (
-    *CODED_DTYPES, torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16,
-    torch.int32, torch.int64, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-)  # fmt: skip
 
 
 def values_of(inventory: Inventory, changed: Mapping[str, Floats] | None = None) -> dict[str, Tensor]:
@@ -371,18 +311,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, force: bool
     Raises:
         WaterfillError: a tensor has a type that safetensors does not know, or the file cannot be written.
     """
-    path = Path(path)
-    check_destination(path, force=force)
-    values: dict[str, Tensor] = {}
-    memory: set[int] = set()
     for name, tensor in tensors.items():
-        if tensor.dtype not in _FILE_DTYPES:
+        if dtype_name(tensor.dtype) not in STORAGE:
             raise WaterfillError(
                 f"Tensor {name!r} has the type {dtype_name(tensor.dtype)}, which safetensors does not know; expected "
                 "float, integer, boolean or complex64 values. Convert or leave out the tensor."
             )
-        value = tensor.detach().cpu().contiguous()
-        address = value.untyped_storage().data_ptr()
-        values[name] = value.clone() if address in memory else value
-        memory.add(address)
-    write_atomically(path, [safetensors.torch.save(values, {"format": "pt"})], force=force)
+    arrays = {name: array_of(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
+    save_arrays(path, arrays, force=force)

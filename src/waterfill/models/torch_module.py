@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from waterfill.errors import WaterfillError
+from waterfill.models.arrays import dtype_name
 from waterfill.models.module_state import checked_state, first_names, is_expanded, joined, memories_of, names_in
 from waterfill.models.norms import foldable_norms
 from waterfill.models.patterns import excluded, listed
 from waterfill.models.shared_memory import check_memory, contradictions
-from waterfill.models.state_dict import CODED_DTYPES, collect, dtype_name, origin_of
+from waterfill.models.state_dict import CODED_DTYPES, collect, origin_of
 from waterfill.records import Coded, Exact, Inventory, Layout, Origin, Tied, Weight
 
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

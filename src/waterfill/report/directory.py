@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from waterfill.bundle import Bundle
 from waterfill.codec.directory import LARGEST_NUMBER
-from waterfill.report.text import plain_table
+from waterfill.io.directory import DirectoryReader
+from waterfill.report.file_table import plain_table
 from waterfill.report.words import printable
 
 
-def bundle_summary(path: str, bundle: Bundle) -> dict[str, Any]:
+def bundle_summary(path: str, bundle: DirectoryReader[Any]) -> dict[str, Any]:
     """What a compressed directory says about itself and each of its groups; nothing is decoded."""
     rows = [_group_row(bundle, group) for group in bundle.groups]
     return {
@@ -31,7 +31,7 @@ def bundle_summary(path: str, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _group_row(bundle: Bundle, group: str) -> dict[str, Any]:
+def _group_row(bundle: DirectoryReader[Any], group: str) -> dict[str, Any]:
     file = bundle.file(group)
     values, named = file.floating_values, bundle.facts.get("limits")
     limit = _number(named.get(group)) if isinstance(named, dict) else None

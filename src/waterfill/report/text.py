@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group
 from rich.table import Table
@@ -12,12 +11,10 @@ from rich.text import Text
 
 from waterfill.compression.bound import BoundRow, ModelBound
 from waterfill.evaluation import Evaluation
-from waterfill.files import WaterfillFile
-from waterfill.reconstruct import step_sizes
-from waterfill.records import Codebook, Entry, Exact, Relative, Tied, Uniform
+from waterfill.report.file_table import CAVEAT, OVERHEAD, limit_line, literal, notes_of, plain_table, rate_cells
 from waterfill.report.saved import MEASURED_UNITS
 from waterfill.report.words import printable, shape_text
-from waterfill.results import Outcome, percent_above
+from waterfill.results import Outcome
 
 BAR = 24
 """Characters of the longest bar."""
@@ -29,13 +26,6 @@ ASKED = {
     "tolerance": "a loss of {:g} in {metric}",
 }
 """How a target is told."""
-
-OVERHEAD = "header, directory"
-BELOW = "below it: chance in the fit, or structure that the source model lacks"
-CAVEAT = (
-    "A limit is a lower bound under a source model that is fitted to every tensor: proven for the average over such "
-    "networks, not for this one."
-)
 
 
 def result_table(result: Outcome, name: str, metric: str = "top-1 accuracy") -> Group:
@@ -52,8 +42,8 @@ def result_table(result: Outcome, name: str, metric: str = "top-1 accuracy") -> 
     )  # fmt: skip
     for row in result.tensors:
         loss = "" if row.distortion is None else f"{row.distortion:.3g}"
-        rates = _rate_cells(row.size_bytes, row.rate, row.limit)
-        table.add_row(_literal(row.name), shape_text(row.shape), *rates, loss, row.reconstruction)
+        rates = rate_cells(row.size_bytes, row.rate, row.limit)
+        table.add_row(literal(row.name), shape_text(row.shape), *rates, loss, row.reconstruction)
     table.add_section()
     table.add_row(OVERHEAD, "", f"{result.overhead_bytes:,.0f}")
     lines = [
@@ -61,8 +51,8 @@ def result_table(result: Outcome, name: str, metric: str = "top-1 accuracy") -> 
         f"{result.ratio:.1f} times smaller than {result.original_bytes:,} bytes",
         f"importance {result.importance}, water level {result.water_level:.3g}",
     ]
-    lines.append(_limit_line(result.rate, result.limit, result.limit_measure))
-    notes = _notes((row.reconstruction, row.reason, row.name) for row in result.tensors)
+    lines.append(limit_line(result.rate, result.limit, result.limit_measure))
+    notes = notes_of((row.reconstruction, row.reason, row.name) for row in result.tensors)
     notes += _remarks({row.name: row.source_note for row in result.tensors})
     told = [f"note: {printable(note)}" for note in result.notes]
     return Group(table, *map(Text, (*notes, *lines, *told)), _told_table(result, metric))
@@ -76,7 +66,7 @@ def _told_table(result: Outcome, metric: str) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for what, number in result.target.items():
-        table.add_row("asked", _literal(ASKED[what].format(number, unit=measured, metric=metric)))
+        table.add_row("asked", literal(ASKED[what].format(number, unit=measured, metric=metric)))
     told = (
         ("predicted", result.predicted_distortion, unit, ", by the importance" + _other(result)),
         ("measured", result.distortion, measured, " on the calibration data"),
@@ -85,9 +75,9 @@ def _told_table(result: Outcome, metric: str) -> Table:
     )
     for name, value, its_unit, where in told:
         if value is not None:
-            table.add_row(name, _literal(f"{value:.4g} {its_unit}{where}"))
+            table.add_row(name, literal(f"{value:.4g} {its_unit}{where}"))
     if result.importance_error is not None:
-        table.add_row("price error", _literal(f"{result.importance_error:.1%} of the importance of a row"))
+        table.add_row("price error", literal(f"{result.importance_error:.1%} of the importance of a row"))
     return table
 
 
@@ -100,111 +90,10 @@ def _held_out(result: Outcome) -> float | None:
     return None if result.held_out_distortion == result.distortion else result.held_out_distortion
 
 
-def _rate_cells(size: float, rate: float, limit: float | None) -> tuple[str, str, str, str]:
-    """Bytes, bits per value, the limit, and the gap between them in bits per value and percent; empty for none."""
-    sizes = (f"{size:,.0f}", f"{rate:.2f}") if size else ("", "")
-    if limit is None:
-        return *sizes, "", ""
-    percent = percent_above(rate, limit)
-    return *sizes, f"{limit:.2f}", f"{rate - limit:.2f}" + ("" if percent is None else f" {percent:.0f}%")
-
-
-def _notes(rows: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Why tensors are stored as they are: a line for every reason, from (how, reason, name)."""
-    names: dict[tuple[str, str], list[str]] = {}
-    for kind, reason, name in rows:
-        if reason:
-            names.setdefault((kind, reason), []).append(printable(name))
-    return [
-        f"{kind}, {printable(reason)}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
-        for (kind, reason), found in names.items()
-    ]
-
-
 def _remarks(notes: Mapping[str, str]) -> list[str]:
     """A line that says how many limits have a note, with the first of them; none where all sources fit."""
     found = [f"{printable(name)}: {note}" for name, note in notes.items() if note]
     return [f"notes on limits (source_note of --json): {len(found)}, the first on {found[0]}"] if found else []
-
-
-def _limit_line(rate: float, limit: float, measure: str) -> str:
-    percent = percent_above(rate, limit)
-    share = "" if percent is None else f" ({percent:.1f} %)"
-    where = f"{abs(rate - limit):.3f} bit/value {BELOW if rate < limit else f'above it{share}'}"
-    by = f"at this distortion (measured by {printable(measure)})"
-    return f"limit of the fitted source {limit:.3f} bit/value {by}; the file is {where}. {CAVEAT}"
-
-
-def file_summary(path: str, file: WaterfillFile) -> dict[str, Any]:
-    """What a file says about itself and each of its tensors; decodes all symbols."""
-    size, values, limit = file.container.size, max(1, file.floating_values), file.container.limit
-    shares = file.container.tensor_bytes()
-    return {
-        "file": path,
-        "size_bytes": size,
-        "floating_values": file.floating_values,
-        "original_bytes": file.original_bytes,
-        "rate": 8 * size / values,
-        "limit": None if limit is None else limit.bits / values,
-        "limit_measure": None if limit is None else limit.measure,
-        "producer": file.container.producer,
-        "overhead_bytes": size - sum(shares.values()),
-        "tensors": [_file_row(file, entry, shares.get(entry.name, 0.0)) for entry in file.entries],
-    }
-
-
-def _file_row(file: WaterfillFile, entry: Entry, size: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": entry.name, "shape": list(entry.shape), "dtype": entry.dtype}
-    row |= {"size_bytes": size, "rate": 8 * size / max(1, math.prod(entry.shape))}
-    row["limit"] = None if file.container.limit is None else file.container.limit.rates.get(entry.name)
-    rule, spread = file.container.rules.get(entry.name, (None, None))
-    basis = file.container.bases.get(entry.name)
-    row |= {} if basis is None else {"basis": basis.name}
-    match entry.origin:
-        case Exact(reason):
-            return row | {"reconstruction": "exact", "detail": reason}
-        case Tied(to):
-            return row | {"reconstruction": "tied", "detail": f"the same tensor as {to}"}
-    if isinstance(rule, Relative):
-        return row | {"reconstruction": "relative", "detail": f"{rule.mantissa} mantissa bits"}
-    below = row["limit"] is not None and row["rate"] < row["limit"]
-    if isinstance(rule, Codebook):
-        return row | {"reconstruction": "codebook", "detail": BELOW if below else "", "values": len(rule.values)}
-    if isinstance(rule, Uniform):
-        layout = file.container.layouts[entry.name]
-        steps = step_sizes(rule, layout, 0, layout.numel)
-        low, high = (float(steps.min()), float(steps.max())) if steps.size else (0.0, 0.0)
-        return row | {
-            "reconstruction": spread.levels if spread else "uniform",
-            "detail": BELOW if below else "",
-            "steps": [low, high],
-        }
-    return row | {"reconstruction": "constant", "detail": "folded into scale and shift of its norm"}
-
-
-def file_table(summary: Mapping[str, Any]) -> Group:
-    """The rows of a summary, and the whole of it."""
-    table = plain_table(
-        ("tensor", "left"), ("shape", "left"), ("bytes", "right"), ("rate", "right"), ("limit", "right"),
-        ("gap", "right"), ("stored as", "left"),
-    )  # fmt: skip
-    for row in summary["tensors"]:
-        rates = _rate_cells(row["size_bytes"], row["rate"], row["limit"])
-        shape = shape_text(row["shape"]) + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
-        stored = ", ".join(filter(None, (row["reconstruction"], row.get("basis"))))
-        table.add_row(_literal(row["name"]), shape, *rates, stored)
-    table.add_section()
-    table.add_row(OVERHEAD, "", f"{summary['overhead_bytes']:,.0f}")
-    size, original = summary["size_bytes"], summary["original_bytes"]
-    lines = [
-        f"{summary['file']}: {size:,} bytes, {summary['rate']:.3f} bit/value over {summary['floating_values']:,} "
-        f"values, {original / size:.1f} times smaller than {original:,} bytes; "
-        f"written by {printable(summary['producer'])}; all checksums are right"
-    ]
-    if summary["limit"] is not None:
-        lines.append(_limit_line(summary["rate"], summary["limit"], summary["limit_measure"]))
-    notes = _notes((row["reconstruction"], row["detail"], row["name"]) for row in summary["tensors"])
-    return Group(table, *map(Text, (*notes, *lines)))
 
 
 def bound_table(bound: ModelBound, rate: float) -> Group:
@@ -236,7 +125,7 @@ def _bound_rows(rows: Sequence[BoundRow]) -> Table:
         ("source model", "left"),
     )  # fmt: skip
     for row in rows:
-        name, shape = _literal(row.name), shape_text(row.shape)
+        name, shape = literal(row.name), shape_text(row.shape)
         if row.rate is None:
             table.add_row(name, shape, "", "", "", f"left out: {row.reason}")
         else:
@@ -273,17 +162,3 @@ def evaluation_notes(before: Evaluation, after: Evaluation | None) -> list[str]:
     """Lines that say how outputs were read."""
     notes = dict.fromkeys((*before.notes, *(() if after is None else after.notes)))
     return [f"note: {printable(note)}" for note in notes]
-
-
-def plain_table(*columns: tuple[str, str]) -> Table:
-    """A table without lines, of columns (name, side); names of tensors wrap."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
-    for name, side in columns:
-        wraps = name in ("tensor", "source model")
-        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=not wraps, overflow="fold")
-    return table
-
-
-def _literal(text: str) -> Text:
-    """Text as it is: no markup, and no control characters for the terminal."""
-    return Text(printable(text))

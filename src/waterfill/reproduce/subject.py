@@ -21,9 +21,10 @@ from waterfill.compression.limits import SourceModels
 from waterfill.compression.settings import Settings
 from waterfill.compression.target import Target
 from waterfill.evaluation import evaluate
-from waterfill.files import WaterfillFile, exact_bytes
+from waterfill.files import WaterfillFile
 from waterfill.importance import identity
 from waterfill.models import torch_module
+from waterfill.models.arrays import exact_bytes
 from waterfill.models.cloning import clone
 from waterfill.protocols import QuadraticForm, Quantizer
 from waterfill.quantize import Threshold

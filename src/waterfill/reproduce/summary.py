@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from waterfill.report.text import plain_table
+from waterfill.report.file_table import plain_table
 from waterfill.reproduce.claims import compare, curve, smallest_within
 
 

@@ -17,7 +17,8 @@ from waterfill.codec.pieces import Part
 from waterfill.codec.trellis import PARITIES, PathModel
 from waterfill.devices import launch, launching_on
 from waterfill.errors import FormatError
-from waterfill.models.state_dict import largest_value
+from waterfill.io.arrays import LARGEST
+from waterfill.models.arrays import dtype_name
 from waterfill.reconstruct import fill, step_table
 from waterfill.records import Floats, Layout, Rule, Uniform
 
@@ -74,7 +75,7 @@ class OnDevice:
         Raises:
             FormatError: a stream is damaged.
         """
-        device, limit = self._tensor.device, largest_value(self._tensor.dtype)
+        device, limit = self._tensor.device, LARGEST[dtype_name(self._tensor.dtype)]
         if self._matrix is not None:
             found = torch.from_numpy(self._matrix).to(device)
         else:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waterfill.errors import CalibrationError, UsageError, WaterfillError, first_line
-from waterfill.models.configuration import check_links
+from waterfill.io.configuration import check_links
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model")
 """One of them is in every directory that has a tokenizer."""

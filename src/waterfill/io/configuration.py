@@ -10,6 +10,9 @@ from typing import Any
 from waterfill.errors import FormatError, WaterfillError
 from waterfill.file_system import is_file, is_folder
 
+METHOD = "waterfill"
+"""The `quant_method` of a compressed directory."""
+
 
 def inside(path: Path, directory: Path) -> Path:
     """A path in a model directory, which leads to something in that, behind all links, too.
@@ -98,3 +101,31 @@ def architecture(config: Mapping[str, Any], directory: Path) -> str | None:
             f"{directory / 'config.json'} has the architectures {named!r}; expected a list of names. Copy it again."
         )
     return named[0] if named else None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """What `config.json` says.
+
+    Raises:
+        WaterfillError: there is no such directory or file.
+        FormatError: it is no JSON.
+    """
+    if not is_folder(directory):
+        kind = "is a file" if directory.exists() else "does not exist"
+        raise WaterfillError(f"Model directory {directory} {kind}; expected a directory with config.json. Check it.")
+    if not is_file(directory / "config.json"):
+        adapter = " (it is a PEFT adapter: merge it into its model first)"
+        hint = adapter if is_file(directory / "adapter_config.json") else ""
+        raise WaterfillError(
+            f"Model directory {directory} has no config.json{hint}; expected a Hugging Face model directory. Name the "
+            "one that save_pretrained wrote or that was downloaded."
+        )
+    return read_object(directory / "config.json")
+
+
+def quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The `quantization_config` of a configuration, where transformers looks for it; None without one."""
+    text = config.get("text_config")
+    nested = text.get("quantization_config") if isinstance(text, dict) else None
+    found = config.get("quantization_config") or nested
+    return found if isinstance(found, dict) else None

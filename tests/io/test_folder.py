@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from waterfill import file_system
-from waterfill.bundle import BundleWriter, folder
-from waterfill.bundle.folder import NewFolder, companions
+from waterfill.bundle import BundleWriter
 from waterfill.errors import FormatError, WaterfillError
+from waterfill.io import folder
+from waterfill.io.folder import NewFolder, companions
 from waterfill.temporary import set_aside_path, temporary_path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from waterfill.file_system import DISK, is_file
-from waterfill.models.configuration import architecture, inside
+from waterfill.io.configuration import architecture, inside
 
 CARD = "README.md"
 _BEGIN, _END = "<!-- waterfill: card -->", "<!-- waterfill: end of card -->"

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waterfill.bundle import part_name
-from waterfill.bundle.parts import Part, part_of, stored
 from waterfill.errors import FormatError
+from waterfill.io.parts import Part, part_of, stored
 from waterfill.records import Entry, Exact
 
 

@@ -31,6 +31,11 @@ class Part:
         """Index after the last one along axis 0 of the whole."""
         return self.start + 1 if self.stop is None else self.stop
 
+    @property
+    def rows(self) -> int | slice:
+        """What it is of the whole."""
+        return self.start if self.stop is None else slice(self.start, self.stop)
+
 
 @dataclass(frozen=True)
 class Piece:

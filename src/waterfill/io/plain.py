@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from waterfill.bundle.card import restore_card
-from waterfill.bundle.folder import NewFolder, copy_companions
-from waterfill.bundle.reader import Bundle
-from waterfill.bundle.shards import SHARD_BYTES, Planned, ShardWriter
 from waterfill.errors import WaterfillError
 from waterfill.file_system import DISK
+from waterfill.io.card import restore_card
+from waterfill.io.directory import DirectoryReader
+from waterfill.io.folder import NewFolder, copy_companions
+from waterfill.io.shards import SHARD_BYTES, Planned, ShardWriter
 
 
-def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_bytes: int = SHARD_BYTES) -> int:
+def write_plain(
+    bundle: DirectoryReader[Any], out: str | Path, *, force: bool = False, shard_bytes: int = SHARD_BYTES
+) -> int:
     """Write all tensors as ordinary safetensors, with the original configuration and the other files.
 
     One group is in memory at a time. The directory appears whole or not at all.
@@ -35,15 +35,15 @@ def write_plain(bundle: Bundle, out: str | Path, *, force: bool = False, shard_b
         FormatError: a payload is damaged; nothing is left.
         WaterfillError: `out` cannot be written, or a tensor has a type that safetensors does not know.
     """
-    shapes, dtypes = bundle.shapes, bundle.dtypes
-    planned = [Planned(name, shapes[name], dtypes[name]) for group in bundle.groups for name in bundle.names(group)]
+    shapes, types = bundle.shapes, bundle.types
+    planned = [Planned(name, shapes[name], types[name]) for group in bundle.groups for name in bundle.names(group)]
     config = _unquantized(bundle.config)
     with NewFolder(Path(out), source=bundle.directory, force=force) as folder:
         try:
             with ShardWriter(folder.path, planned, shard_bytes) as shards:
                 for group in bundle.groups:
                     for name, tensor in bundle.group(group).items():
-                        shards.write(name, [_bytes(tensor)])
+                        shards.write(name, [bundle.elements(tensor)])
                 size = shards.finish()
             copy_companions(bundle.directory, folder.path)
             restore_card(folder.path)
@@ -60,8 +60,3 @@ def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("text_config"), dict):
         found["text_config"] = _unquantized(found["text_config"])
     return found
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    """The elements in row-major order, without a copy where they lie so."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

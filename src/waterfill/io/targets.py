@@ -6,34 +6,21 @@ are in the cache, by the thread that decoded them, where the tensor is its matri
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
-import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from waterfill.bases.turning import turn_back
 from waterfill.codec.lanes import LaneSymbols
 from waterfill.codec.pieces import Part
 from waterfill.errors import UsageError
-from waterfill.models.state_dict import largest_value
+from waterfill.io.arrays import LARGEST, TypedArray, empty, round_into
 from waterfill.reconstruct import fill, some_lines
 from waterfill.records import Basis, Coded, Entry, Floats, Layout, Rule
-from waterfill.targets.device import OnDevice
 
 PART = 1 << 18
 """Values that are reconstructed at a time, so that they are still in the cache when they are rounded."""
-
-MAPPED = 1 << 20
-"""Bytes from which on a tensor is a mapping of its own."""
-
-BAND = 1 << 15
-"""Values of a copy up to which PyTorch takes no threads of its own; those that decode are enough."""
 
 
 class Target(Protocol):
@@ -42,7 +29,7 @@ class Target(Protocol):
     def put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         """Reconstruct the symbols [n] that stand at `start` of the stream."""
 
-    def finished(self) -> Floats | Tensor:
+    def finished(self) -> Any:
         """What the tensor is made from when all pieces are there: its matrix [out, in], or the tensor itself."""
 
 
@@ -51,7 +38,7 @@ class FloatMatrix:
 
     def __init__(self, layout: Layout, basis: Basis | None) -> None:
         self._layout, self._basis = layout, basis
-        self._matrix: Floats = empty((layout.axes[0], layout.numel // layout.axes[0]), torch.float32).numpy()
+        self._matrix: Floats = empty((layout.axes[0], layout.numel // layout.axes[0]), "float32").array
 
     def put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         """Put values where they belong."""
@@ -67,10 +54,18 @@ class FloatMatrix:
 class InItsType:
     """A tensor whose matrix is a view of it."""
 
-    def __init__(self, tensor: Tensor, layout: Layout) -> None:
-        self._tensor = tensor
-        self._matrix = tensor.mT if layout.transposed else tensor.flatten(1)
-        self._layout, self._limit = layout, largest_value(tensor.dtype)
+    def __init__(self, place: TypedArray, layout: Layout, tensor: object = None) -> None:
+        """Fill an array.
+
+        Args:
+            place: contiguous, of the shape and type of the tensor.
+            layout: of that.
+            tensor: what the array is the memory of, where it is of another library.
+        """
+        self._place, self._tensor, self._layout = place, tensor, layout
+        flat = place.array.reshape(len(place.array), -1)
+        self._matrix = flat.T if layout.transposed else flat
+        self._limit = LARGEST[place.dtype]
 
     def put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         """Round values to the type, some lines at a time; what is too large becomes the largest value.
@@ -87,90 +82,58 @@ class InItsType:
 
     def _put(self, symbols: Part, rule: Rule, start: int, down: bool) -> None:
         found = some_lines(symbols, rule, self._layout, start, down)
-        lines, matrix = (found.T, self._matrix.mT) if down else (found, self._matrix)
+        lines, matrix = (found.T, self._matrix.T) if down else (found, self._matrix)
         first, at = divmod(start, lines.shape[1])
         for some, places in rectangles(at, symbols.size, lines.shape[1]):
             self._round(lines[some, places], matrix[first:][some, places])
 
-    def _round(self, values: Floats, into: Tensor) -> None:
+    def _round(self, values: Floats, into: np.ndarray[Any, Any]) -> None:
         if not (-self._limit <= values.min() and values.max() <= self._limit):
             np.clip(values, -self._limit, self._limit, out=values)
-        source = torch.from_numpy(values)
-        if source.stride(0) < source.stride(1):  # the lines are columns
-            source, into = source.mT, into.mT
-        step = max(1, BAND // source.shape[1])
-        with torch.no_grad():
-            for row in range(0, len(source), step):
-                into[row : row + step].copy_(source[row : row + step])
+        round_into(values, into, self._place.dtype)
 
-    def finished(self) -> Tensor:
+    def finished(self) -> Any:
         """The tensor."""
-        return self._tensor
+        return self._place if self._tensor is None else self._tensor
 
 
-def target_of(entry: Entry, layout: Layout, basis: Basis | None, into: Tensor | None = None) -> Target:
+def is_plain(entry: Entry, layout: Layout, basis: Basis | None) -> bool:
+    """Whether the matrix of a coded tensor is a view of it, or of its transpose: pieces can go where they belong."""
+    is_view = len(layout.shape) == 2 if layout.transposed else len(layout.shape) >= 2
+    return isinstance(entry.origin, Coded) and basis is None and layout.groups == 1 and is_view
+
+
+def target_of(
+    entry: Entry, layout: Layout, basis: Basis | None, into: TypedArray | None = None, tensor: object = None
+) -> Target:
     """What the pieces of a coded tensor go into: itself where it has two axes or more, and another type or order.
 
     Args:
         entry: the tensor.
         layout: how it is read as a matrix.
         basis: of that.
-        into: a contiguous tensor to fill, on any device, where it is filled itself; by default a new one.
-
-    Raises:
-        UsageError: that tensor has another shape or type, or is not contiguous.
+        into: a contiguous array to fill where the tensor is filled itself; by default a new one.
+        tensor: what that is the memory of, where it is of another library.
     """
-    is_view = len(layout.shape) == 2 if layout.transposed else len(layout.shape) >= 2
     is_matrix = entry.dtype == "float32" and not layout.transposed
-    is_plain = isinstance(entry.origin, Coded) and basis is None and layout.groups == 1 and is_view
-    if is_plain and into is not None:
-        check_place(entry, into)
-    if is_plain and into is not None and is_elsewhere(into):
-        return OnDevice(into, layout)
-    if is_plain and not is_matrix:
-        return InItsType(empty(entry.shape, getattr(torch, entry.dtype)) if into is None else into, layout)
+    if is_plain(entry, layout, basis) and (into is not None or not is_matrix):
+        return InItsType(empty(entry.shape, entry.dtype) if into is None else into, layout, tensor)
     return FloatMatrix(layout, basis)
 
 
-def check_place(entry: Entry, into: Tensor) -> None:
+def check_place(entry: Entry, dtype: str, shape: tuple[int, ...], is_contiguous: bool) -> None:
     """Check that a tensor can be filled with the values of an entry.
 
     Raises:
         UsageError: it cannot.
     """
-    if tuple(into.shape) == entry.shape and into.dtype == getattr(torch, entry.dtype) and into.is_contiguous():
+    if shape == entry.shape and dtype == entry.dtype and is_contiguous:
         return
-    found = f"{into.dtype} {list(into.shape)}, {'' if into.is_contiguous() else 'not '}contiguous".removeprefix(
-        "torch."
-    )
     raise UsageError(
-        f"The tensor to fill with {entry.name!r} is {found}; expected {entry.dtype} {list(entry.shape)}, contiguous. "
-        "Give another one, or none."
+        f"The tensor to fill with {entry.name!r} is {dtype} {list(shape)}, "
+        f"{'' if is_contiguous else 'not '}contiguous; expected {entry.dtype} {list(entry.shape)}, contiguous. Give "
+        "another one, or none."
     )
-
-
-def is_elsewhere(tensor: Tensor) -> bool:
-    """Whether a tensor is on a device, and not on the processor."""
-    return tensor.device.type != "cpu"
-
-
-def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """A tensor without values, on a device or on the processor; there a large one is a mapping of its own.
-
-    The system has that back as soon as nobody has the tensor. What is freed on a heap stays with the process: blocks
-    that come and go would leave there several times what they take.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size < MAPPED or device is not None:
-        return torch.empty(shape, dtype=dtype, device=device or "cpu")
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    try:
-        mapping = mmap.mmap(-1, size, **private)
-    except (OSError, OverflowError) as error:
-        raise MemoryError(f"a tensor {list(shape)} of {size} bytes does not fit into memory") from error
-    with contextlib.suppress(AttributeError, OSError):  # large pages are of Linux, and may be turned off
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(mapping, dtype=dtype).reshape(shape)
 
 
 def rectangles(at: int, size: int, length: int) -> Iterator[tuple[slice, slice]]:

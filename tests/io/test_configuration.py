@@ -3,7 +3,7 @@
 import pytest
 
 from waterfill.errors import FormatError
-from waterfill.models.configuration import architecture, check_links, inside, read_json
+from waterfill.io.configuration import architecture, check_links, inside, read_json
 from waterfill.models.pretrained import check_implementations
 
 

@@ -12,7 +12,7 @@ from typing import Self
 from waterfill.atomic import appeared, resolved, suffix_of_models
 from waterfill.errors import UsageError, WaterfillError
 from waterfill.file_system import DISK, is_file, is_folder
-from waterfill.models.configuration import inside
+from waterfill.io.configuration import inside
 from waterfill.temporary import Lock, locked, remove_leftovers, set_aside_path, temporary_path
 
 _WEIGHTS = (

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from waterfill.codec.opened import FilePart, OpenFile
 from waterfill.errors import FormatError, WaterfillError
 from waterfill.file_system import DISK, is_file
-from waterfill.models.configuration import inside, read_object
+from waterfill.io.arrays import STORAGE
+from waterfill.io.configuration import inside, read_object
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,11 +22,11 @@ SHARD_BYTES = 5_000_000_000
 """A model of so many bytes and more is written in shards that are smaller, as transformers does."""
 
 TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 """The types of safetensors that PyTorch has, by their names in the file."""
 NAMES = {dtype: name for name, dtype in TYPES.items()}
@@ -39,6 +38,8 @@ LARGEST_SHAPE = 1 << 62
 
 _LARGEST_HEADER = 100_000_000
 _LENGTH = struct.Struct("<Q")
+FRAMEWORK = {"format": "pt"}
+"""What transformers wants a safetensors file to say of itself."""
 _METADATA = "__metadata__"
 """What a safetensors file says of itself, under this name among its tensors."""
 
@@ -195,7 +196,7 @@ def _bytes(place: Place) -> int:
     """The bytes that a tensor of that type and shape has; of a type that PyTorch lacks, what it says."""
     if place.dtype not in TYPES:
         return place.size
-    return math.prod(place.shape) * TYPES[place.dtype].itemsize
+    return math.prod(place.shape) * STORAGE[TYPES[place.dtype]].itemsize
 
 
 class OpenShards:
@@ -230,17 +231,17 @@ class Planned:
     Attributes:
         name: its name.
         shape: its shape.
-        dtype: its type.
+        dtype: its type, by the name that PyTorch has for it.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: str
 
     @property
     def size(self) -> int:
         """Its bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * STORAGE[self.dtype].itemsize
 
 
 class ShardWriter:
@@ -274,7 +275,7 @@ class ShardWriter:
             WaterfillError: a tensor has a type that safetensors does not know.
         """
         self._folder, self._stem = folder, stem
-        self._metadata = {"format": "pt"} | dict(metadata or {})
+        self._metadata = FRAMEWORK | dict(metadata or {})
         self._shards = _shards(planned, largest)
         self._files: dict[str, BinaryIO] = {}
         self._places: dict[str, tuple[str, int, int]] = {}
@@ -284,7 +285,7 @@ class ShardWriter:
             count = len(self._shards)
             part = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
             file = f"{self._stem}{part}.safetensors"
-            head, offsets = _head(shard, self._metadata)
+            head, offsets = file_head(shard, self._metadata)
             self._files[file] = DISK.make_file(self._folder / file)
             DISK.write(self._files[file], head)
             self._places |= {
@@ -327,7 +328,7 @@ class ShardWriter:
 
 
 def _shards(planned: Iterable[Planned], largest: int) -> list[list[Planned]]:
-    """The tensors of every shard; within one, those with wide elements first, so that all are aligned."""
+    """The tensors of every shard."""
     shards: list[list[Planned]] = [[]]
     size = 0
     for each in planned:
@@ -340,11 +341,16 @@ def _shards(planned: Iterable[Planned], largest: int) -> list[list[Planned]]:
             size = 0
         shards[-1].append(each)
         size += each.size
-    return [sorted(shard, key=lambda each: -each.dtype.itemsize) for shard in shards]
+    return [widest_first(shard) for shard in shards]
 
 
-def _head(shard: list[Planned], metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
-    """The header of a shard, and where each tensor begins after it."""
+def widest_first(planned: Iterable[Planned]) -> list[Planned]:
+    """Tensors in an order in which all are aligned: those with wide elements first."""
+    return sorted(planned, key=lambda each: -STORAGE[each.dtype].itemsize)
+
+
+def file_head(shard: list[Planned], metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
+    """The header of a safetensors file, and where each tensor begins after it."""
     lines: dict[str, Any] = {_METADATA: dict(metadata)}
     offsets, at = [], 0
     for each in shard:
