@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import waterfill
+from waterfill.codec import native
 from waterfill.codec.container import Container
 from waterfill.files import WaterfillFile
 
@@ -23,7 +24,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Indices of the chunks that are decoded."""
+    """Indices of the chunks that Python decodes."""
     indices = []
     for name in ("symbols", "exact"):
         decode = getattr(Container, name)
@@ -33,7 +34,23 @@ def decoded(monkeypatch):
             return decode(self, index, *args)
 
         monkeypatch.setattr(Container, name, noted)
-    return indices
+    with native.switched_off():
+        yield indices
+
+
+@pytest.mark.skipif(not native.is_there(), reason="the reader in C was not built")
+def test_the_reader_in_c_reads_a_chunk_that_tensors_share_once(path, monkeypatch):
+    expected, reads, reading = waterfill.decompress(path), [], native._reading
+
+    def noting(data):
+        return lambda *span: reads.append(span) or reading(data)(*span)
+
+    monkeypatch.setattr(native, "_reading", noting)
+    with WaterfillFile(path) as file:
+        for name in reversed(list(file)):
+            assert file[name].equal(expected[name])
+        chunks = {int(start) for start in file.container._offsets[:-1]}
+    assert len([start for start, _ in reads if start in chunks]) == len(chunks) == 2
 
 
 def test_tensors_that_share_a_chunk_are_decoded_once(path, decoded):

@@ -60,7 +60,8 @@ def needs(module):
     These are what it names, and the packages around that; not those around the module itself, which were begun before.
     Public names of the root package are found by a table, which is tested to be what it imports for type checkers.
     """
-    named = {name if name in MODULES else parents(name)[-1] for name, _ in imports(MODULES[module])}
+    every = ([name, *reversed(parents(name))] for name, _ in imports(MODULES[module]))
+    named = {next(name for name in names if name in MODULES) for names in every}  # what is compiled has no file
     around = {parent for name in named for parent in parents(name)}
     return named | (around - {module, *parents(module)})
 

@@ -240,6 +240,18 @@ static wf_code units_of(wf_work *work, const wf_file *file, wf_kept *kept, size_
     return code;
 }
 
+wf_code wf_symbols(const wf_file *file, size_t number, int32_t *values, size_t count, wf_error *error) {
+    wf_work work = begin(file, error);
+    const wf_chunk *chunk = wf_chunks(file) + number;
+    wf_code code;
+    if (number >= file->directory.chunks.count || chunk->kind != 's' || chunk->count != count) {
+        return wf_fail(&work, WF_ARGUMENT, "chunk %u has no %u symbols", (uint64_t)number, (uint64_t)count);
+    }
+    code = wf_read_symbols(&work, file, number, values);
+    wf_give_all(&work);
+    return code;
+}
+
 /* The chunk of a kind that has a unit of it. */
 static size_t chunk_of(const wf_file *file, int kind, uint64_t at) {
     const wf_chunk *chunks = wf_chunks(file);

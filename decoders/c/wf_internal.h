@@ -363,6 +363,8 @@ wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uin
 wf_code wf_read_adaptive(wf_stream *stream, const wf_coded *coded, uint64_t count, int32_t *values);
 
 /* Decode a chunk of symbols. */
+/* All symbols of a chunk, line by line: for programs that look into a file. */
+wf_code wf_symbols(const wf_file *file, size_t number, int32_t *values, size_t count, wf_error *error);
 wf_code wf_read_symbols(wf_work *work, const wf_file *file, size_t chunk, int32_t *values);
 
 /* Values */

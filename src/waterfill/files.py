@@ -77,10 +77,13 @@ class WaterfillFile(FileReader[Tensor]):
     def _made(self, values: TypedArray) -> Tensor:
         return tensor_of(values)
 
+    def _place(self, entry: Entry, tensor: Tensor) -> TypedArray | None:
+        check_place(entry, dtype_name(tensor.dtype), tuple(tensor.shape), tensor.is_contiguous())
+        return None if is_elsewhere(tensor) else array_of(tensor)
+
     def _target(self, entry: Entry, layout: Layout, basis: Basis | None, into: Tensor | None) -> Target:
         if into is None or not is_plain(entry, layout, basis):
             return target_of(entry, layout, basis)
-        check_place(entry, dtype_name(into.dtype), tuple(into.shape), into.is_contiguous())
         if is_elsewhere(into):
             return OnDevice(into, layout)
         return target_of(entry, layout, basis, array_of(into), into)

@@ -812,7 +812,7 @@ def test_bytes_behind_a_frame_are_refused():
     assert chunk[0] == "x"
     frame = GOOD[len(GOOD) - chunk[1] :] + extra
     chunk[1:3] = len(frame), zlib.crc32(frame)
-    with pytest.raises(FormatError, match=r"the data: chunk \d+: a frame ends after"):
+    with pytest.raises(FormatError, match=r"the data: (chunk \d+: )?a frame ends after"):
         read(with_directory(directory, GOOD + extra))
 
 

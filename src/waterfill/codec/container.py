@@ -8,13 +8,16 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
-from waterfill.codec import adaptive, basis_lines, rans, symbols
+from waterfill.codec import adaptive, basis_lines, native, rans, symbols
 from waterfill.codec import directory as listing
 from waterfill.codec import pieces as coder
 from waterfill.codec.frames import decompressed
@@ -27,6 +30,9 @@ from waterfill.codec.scales import exponent
 from waterfill.codec.symbols import Codes
 from waterfill.errors import FormatError
 from waterfill.records import Basis, Codebook, Entry, Floats, Layout, Limits, Quantized, Rule, Spread, Symbols
+
+if TYPE_CHECKING:
+    from waterfill.codec._native import File
 
 MAGIC = b"\x89WFL\r\n\x1a\n"
 VERSION, MINOR = 1, 2
@@ -328,6 +334,7 @@ class Container:
         self._checked: set[int] = set()
         self._fetched: dict[int, bytes | memoryview] = {}
         self._file: OpenFile | None = None
+        self._is_closed = False
         if isinstance(source, Path):
             self._file = _open(source)
             source = FilePart.whole(self._file)
@@ -350,8 +357,48 @@ class Container:
             self.close()
             raise FormatError(f"{self.name}: {error}") from error
 
+    @functools.cached_property
+    def native(self) -> File | None:
+        """The file as the reader in C has it; None where that was not built.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        if not native.is_there():
+            return None
+        with self._told():
+            return native.opened(self._data)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Name the file in what the reader in C, or what it reads from, says of it."""
+        if self._is_closed:
+            raise ValueError(f"{self.name} is closed")
+        try:
+            yield
+        except (ValueError, FormatError) as error:
+            raise FormatError(f"{self.name}: {error}") from error
+
+    def decode(self, numbers: list[int], outs: list[NDArray[Any]]) -> None:
+        """Decode tensors by the reader in C, one after the other.
+
+        Args:
+            numbers: of their entries.
+            outs: contiguous arrays that have their bytes.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        assert self.native is not None
+        with self._told():
+            self.native.decode(numbers, outs)
+
     def close(self) -> None:
         """Close the file."""
+        self._is_closed = True
+        opened: File | None = self.__dict__.get("native")
+        if opened is not None:
+            opened.close()
         if self._file is not None:
             self._file.close()
 
@@ -540,6 +587,11 @@ class Container:
         return [coder.model(self.rules[name][1], self.layouts[name], a, b) for name, a, b in pieces]
 
     def _decoded(self, index: int, pieces: list[Piece], models: list[AnyModel]) -> list[Part]:
+        if self.native is not None:
+            found = np.empty(self.units(index), np.int32)
+            with self._told():
+                self.native.symbols(index, found)
+            return [*np.split(found, np.cumsum([stop - start for _, start, stop in pieces])[:-1])]
         data = self.chunk(index)
         try:
             parts = coder.decode(data, models)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec import rans, subsets, tables
+from waterfill.codec import native, rans, subsets, tables
 from waterfill.codec.order import Places, Sums, places
 from waterfill.errors import FormatError
 from waterfill.records import Layout, Paths, Spread, Symbols
@@ -233,8 +233,11 @@ def checked(at: int) -> int:
 
 def ideal_bits(levels: Symbols, model: PathModel) -> float:
     """Code length of the indices of a piece, in bits, without the end of the stream."""
+    bits = np.stack([each.bits for each in model.bank]).astype(np.float64)
+    if native.is_there():
+        tables = model.aside, entries(model.trellis.log_states), bits, model.lows, model.last
+        return native.path_bits(levels, model.classes, *tables, centred=model.trellis.zero, span=model.span)
     from waterfill.codec import path_kernels
 
-    bits = np.stack([each.bits for each in model.bank]).astype(np.float64)
     path = path_of(levels, model)
     return float(path_kernels.code_length(*path, model.classes, bits, model.lows, model.last, model.trellis.zero))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
@@ -18,9 +19,9 @@ from waterfill.codec.container import EXACT_CHUNK, Container
 from waterfill.codec.directory import original_bytes
 from waterfill.codec.opened import FilePart
 from waterfill.codec.pieces import Part
-from waterfill.io.arrays import TypedArray, exact_array
+from waterfill.io.arrays import TypedArray, empty, exact_array
 from waterfill.io.assembly import assemble
-from waterfill.io.targets import Target, check_place, is_plain, target_of
+from waterfill.io.targets import Target, check_place, target_of
 from waterfill.records import Basis, Coded, Entry, Exact, Layout, NormMean, NormVariance, Tied, count_floating
 
 T = TypeVar("T")
@@ -29,6 +30,9 @@ E = TypeVar("E")
 
 LARGEST_KEPT = EXACT_CHUNK
 """Symbols or bytes of a chunk up to which it is kept for the next tensor in it."""
+
+GROUP = 1 << 20
+"""Values of small tensors that one thread decodes by the reader in C."""
 
 
 class FileReader(Mapping[str, T]):
@@ -116,12 +120,15 @@ class FileReader(Mapping[str, T]):
         self.container.verify()
 
     def fetch(self) -> None:
-        """Check the whole file before it is decoded, and keep in memory what is read for it until it is decoded.
+        """Check the whole file before it is decoded; what Python decodes is read for it once, and kept until then.
 
         Raises:
             FormatError: the file is damaged.
         """
-        self.container.fetch()
+        if self.container.native is None:
+            self.container.fetch()
+        else:
+            self.container.verify()
 
     def __getitem__(self, name: str) -> T:
         """Decode one tensor.
@@ -181,7 +188,44 @@ class FileReader(Mapping[str, T]):
         for chunk, some in itertools.groupby(places, key=lambda place: place.chunk):
             yield chunk, list(some)
 
+    def _place(self, entry: Entry, tensor: T) -> TypedArray | None:
+        """The memory of a tensor that is to be filled, after its shape and type are checked; None where it has none."""
+        raise AssertionError(f"{entry.name!r} cannot be decoded into {tensor!r}")
+
     def _decode(self, entries: list[Entry], into: Mapping[str, T]) -> Iterator[tuple[str, T]]:
+        asked = {entry.name: into[entry.name] for entry in entries if entry.name in into}
+        places = {entry.name: self._place(entry, into[entry.name]) for entry in entries if entry.name in into}
+        if self.container.native is None or None in places.values():
+            yield from self._decode_by_kernels(entries, into)
+            return
+        found: dict[str, T] = {}
+        shared = {entry.origin.to for entry in entries if isinstance(entry.origin, Tied)}
+        with ThreadPoolExecutor(self._threads) as pool:
+            jobs = (functools.partial(self._decode_group, group, places) for group in _groups(entries))
+            for group in _ahead(pool, jobs, 2 * self._threads):
+                for entry, values in group:
+                    if isinstance(entry.origin, Tied):
+                        yield entry.name, found[entry.origin.to]
+                        continue
+                    tensor = asked[entry.name] if entry.name in asked else self._made(values)
+                    if entry.name in shared:
+                        found[entry.name] = tensor
+                    yield entry.name, tensor
+
+    def _decode_group(
+        self, entries: list[Entry], places: Mapping[str, TypedArray | None]
+    ) -> list[tuple[Entry, TypedArray]]:
+        """Decode entries by the reader in C, into what they are to fill or new arrays; tied ones have no values."""
+        found = []
+        for entry in entries:
+            place = places.get(entry.name)
+            shape = (0,) if isinstance(entry.origin, Tied) else entry.shape
+            found.append((entry, empty(shape, entry.dtype) if place is None else place))
+        own = [(entry, values) for entry, values in found if not isinstance(entry.origin, Tied)]
+        self.container.decode([self._order[entry.name] for entry, _ in own], [values.array for _, values in own])
+        return found
+
+    def _decode_by_kernels(self, entries: list[Entry], into: Mapping[str, T]) -> Iterator[tuple[str, T]]:
         coded = {e.name for e in entries if isinstance(e.origin, Coded | NormVariance | NormMean)}
         exact = {e.name for e in entries if isinstance(e.origin, Exact)}
         with ThreadPoolExecutor(self._threads) as pool:
@@ -325,6 +369,20 @@ class _Arriving(Mapping[str, E]):
         return value
 
 
+def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Entries that one thread decodes, one after the other: small ones share chunks, and large ones have their own."""
+    group: list[Entry] = []
+    size = 0
+    for entry in entries:
+        group.append(entry)
+        size += 0 if isinstance(entry.origin, Tied) else math.prod(entry.shape)
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
 def _ahead(pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], E]], depth: int) -> Iterator[E]:
     """Results of jobs in order, with `depth` of them under way."""
     waiting: deque[Future[E]] = deque()
@@ -342,7 +400,9 @@ class ArrayFile(FileReader[TypedArray]):
     def _made(self, values: TypedArray) -> TypedArray:
         return values
 
+    def _place(self, entry: Entry, tensor: TypedArray) -> TypedArray:
+        check_place(entry, tensor.dtype, tensor.shape, tensor.array.flags.c_contiguous)
+        return tensor
+
     def _target(self, entry: Entry, layout: Layout, basis: Basis | None, into: TypedArray | None) -> Target:
-        if into is not None and is_plain(entry, layout, basis):
-            check_place(entry, into.dtype, into.shape, into.array.flags.c_contiguous)
         return target_of(entry, layout, basis, into)

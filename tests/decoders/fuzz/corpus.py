@@ -27,7 +27,7 @@ def in_parts(data, **options):
     return head(PARTS, parts.minor, **options) + struct.pack("<I", len(text)) + text + b"".join(parts.chunks)
 
 
-def seeds(largest=1 << 13):
+def seeds():
     """Inputs from the golden files and the seeds of the other fuzzer."""
     import zstandard
 
