@@ -18,7 +18,9 @@ check: $(VENV)/installed-dev
 results-check: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/results_check.py
 
-$(VENV)/installed: pyproject.toml constraints.txt
+READER := setup.py src/waterfill/codec/_native.c $(wildcard decoders/c/*.[ch])
+
+$(VENV)/installed: pyproject.toml constraints.txt $(READER)
 	@echo "Installing waterfill into $(VENV) (once; PyTorch is large) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
