@@ -182,46 +182,57 @@ wf_code wf_verify(const wf_file *file, wf_error *error) {
 
 /* Chunks, one of which may be kept for the next call */
 
-static void forget(wf_work *work, wf_kept *kept) {
-    if (kept->block) {
-        work->blocks = (wf_block *)kept->block;
+static size_t kept_size(const wf_kept *kept) {
+    size_t size = 0, i;
+    for (i = 0; i < 2; i++) size += kept->of[i].block ? ((wf_block *)kept->of[i].block)->head.size : 0;
+    return size;
+}
+
+static void forget(wf_work *work, wf_kept *kept, int is_exact) {
+    if (kept->of[is_exact].block) {
+        work->blocks = (wf_block *)kept->of[is_exact].block;
         wf_give_all(work);
     }
-    memset(kept, 0, sizeof *kept);
+    memset(&kept->of[is_exact], 0, sizeof kept->of[is_exact]);
 }
 
 void wf_forget(const wf_file *file, wf_kept *kept) {
     wf_work work = begin(file, NULL);
-    work.used += kept->block ? ((wf_block *)kept->block)->head.size : 0;
-    forget(&work, kept);
+    work.used += kept_size(kept);
+    forget(&work, kept, 0);
+    forget(&work, kept, 1);
 }
 
-/* Keep what a chunk holds beyond a call: its block leaves the memory of that. */
-static void keep(wf_work *work, wf_kept *kept, size_t chunk, void *data) {
+/* Keep what a chunk holds beyond a call, in the place of another one: its block leaves the memory of that. */
+static void keep(wf_work *work, wf_kept *kept, int is_exact, size_t chunk, void *data) {
     wf_block *block = (wf_block *)data - 1, **place = &work->blocks;
+    wf_work before = *work;
+    forget(&before, kept, is_exact);
+    work->used = before.used;
     while (*place != block) place = &(*place)->head.next;
     *place = block->head.next;
     block->head.next = NULL;
-    kept->chunk = chunk + 1;
-    kept->block = block;
-    kept->data = data;
+    kept->of[is_exact].chunk = chunk + 1;
+    kept->of[is_exact].block = block;
+    kept->of[is_exact].data = data;
 }
 
 /* The symbols or exact bytes of a chunk: decoded, or kept from the last time. */
 static wf_code units_of(wf_work *work, const wf_file *file, wf_kept *kept, size_t number, int is_shared, void **data) {
     const wf_chunk *chunk = wf_chunks(file) + number;
-    size_t each = chunk->kind == 'x' ? 1 : sizeof(int32_t);
+    int is_exact = chunk->kind == 'x';
+    size_t each = is_exact ? 1 : sizeof(int32_t);
     wf_work own;
     wf_code code;
-    if (kept && kept->chunk == number + 1) {
-        *data = kept->data;
+    if (kept && kept->of[is_exact].chunk == number + 1) {
+        *data = kept->of[is_exact].data;
         return WF_OK;
     }
     *data = wf_room(work, chunk->count, each);
     if (*data == NULL) return WF_MEMORY;
     own = *work;
     own.blocks = NULL;
-    if (chunk->kind == 'x') {
+    if (is_exact) {
         const uint8_t *packed;
         wf_text nothing = {NULL, 0};
         code = wf_read_chunk(&own, file, number, &packed);
@@ -232,11 +243,7 @@ static wf_code units_of(wf_work *work, const wf_file *file, wf_kept *kept, size_
         code = wf_read_symbols(&own, file, number, (int32_t *)*data);
     }
     wf_give_all(&own);
-    if (code == WF_OK && kept && is_shared && chunk->count <= LARGEST_KEPT) {
-        wf_work before = *work;
-        forget(&before, kept);
-        keep(work, kept, number, *data);
-    }
+    if (code == WF_OK && kept && is_shared && chunk->count <= LARGEST_KEPT) keep(work, kept, is_exact, number, *data);
     return code;
 }
 
@@ -328,7 +335,7 @@ static wf_code put_coded(wf_work *work, const wf_file *file, wf_kept *kept, cons
         if (end <= at) continue;
         WF_TRY(units_of(work, file, kept, number, is_shared, &data));
         put_symbols(to, (const int32_t *)data + (at - first), at - coded->at, end - at);
-        if (!kept || data != kept->data) wf_give(work, data);
+        if (!kept || data != kept->of[0].data) wf_give(work, data);
         at = end;
     }
     return WF_OK;
@@ -419,7 +426,7 @@ static wf_code copy_exact(wf_work *work, const wf_file *file, wf_kept *kept, con
         if (end <= at) continue;
         WF_TRY(units_of(work, file, kept, number, is_shared, &data));
         memcpy(out + (at - entry->bytes_at), (const uint8_t *)data + (at - first), (size_t)(end - at));
-        if (!kept || data != kept->data) wf_give(work, data);
+        if (!kept || data != kept->of[1].data) wf_give(work, data);
         at = end;
     }
     for (n = 0; entry->tensor.type == WF_BOOL && n < size; n++) {
@@ -503,7 +510,7 @@ wf_code wf_decode(const wf_file *file, wf_kept *kept, size_t index, wf_type type
     if (size < needed) {
         return wf_fail(&work, WF_ARGUMENT, "a tensor of %u bytes does not fit into %u", (uint64_t)needed, (uint64_t)size);
     }
-    if (kept && kept->block) work.used += ((wf_block *)kept->block)->head.size;
+    if (kept) work.used += kept_size(kept);
     memset(&to, 0, sizeof to);
     entry = wf_entries(file) + wf_at(file, index)->tied_to;
     to.out = out;

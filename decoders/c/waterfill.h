@@ -94,11 +94,13 @@ typedef struct wf_tensor {
 
 typedef struct wf_file wf_file;
 
-/* What a thread keeps of one file between calls: the last chunk that small tensors share. All zeros at first. */
+/* What a thread keeps of one file between calls: the last chunks that small tensors share. All zeros at first. */
 typedef struct wf_kept {
-    size_t chunk; /* its number plus one; 0 for none */
-    void *block;
-    void *data;
+    struct {
+        size_t chunk; /* its number plus one; 0 for none */
+        void *block;
+        void *data;
+    } of[2]; /* of symbols and of exact bytes, which take turns in most files */
 } wf_kept;
 
 /*

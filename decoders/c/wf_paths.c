@@ -11,7 +11,7 @@ static const uint16_t parities[11][2] = {{05, 02},      {017, 02},      {035, 01
 /* What codes the indices of elements whose scales have one sum, in each of the two subsets. */
 typedef struct tables {
     const wf_slots *slots[2]; /* NULL until they are needed */
-    uint8_t low[2], last[2], is_aside;
+    uint8_t low[2], last[2], is_coded; /* `is_coded`: 0 where elements stand aside, in subset 0 */
 } tables;
 
 #define LEAST_SUM (-3 * 127)
@@ -45,7 +45,7 @@ static wf_code open_path(path *p, wf_stream *stream, const wf_coded *coded) {
 
 static wf_code make_tables(const path *p, int32_t sum, tables *made) {
     unsigned q;
-    made->is_aside = sum < p->coded->least;
+    made->is_coded = sum >= p->coded->least;
     for (q = 0; q < 2; q++) {
         int32_t exponent = p->coded->bases[q] + 2 * sum;
         unsigned scale, family = p->coded->families[q];
@@ -77,21 +77,36 @@ static int64_t rest_of(wf_stream *stream, unsigned lane, int64_t high, int is_es
     return high * ((int64_t)1 << low) + rest - (is_middle ? (int64_t)1 << low >> 1 : 0);
 }
 
-/* Decode the next level of a path in a lane of the stream. `found`: what codes its index. */
+/* The index of an escape or with low bits in a lane of the stream, of which the high part is read. */
+static int64_t rare_index(path *p, unsigned lane, unsigned byte, unsigned subset, const tables *found) {
+    int is_middle = p->kinds[subset] != WF_HALF;
+    int64_t k = rest_of(p->stream, lane, (int64_t)byte - 128, byte == 0, found->low[subset], is_middle,
+                        found->last[subset]);
+    if (k < LARGEST_INDEX && k >= -LARGEST_INDEX) return k;
+    p->is_beyond = 1;
+    return 0;
+}
+
+/*
+ * Decode the next level of a path in a lane of the stream. `found`: what codes its index.
+ *
+ * What both subsets have at the slot is read before the state of the trellis says which one it is, so that only a few
+ * instructions are between one state and the next, and no memory.
+ */
 static inline int32_t next_level(path *p, unsigned lane, unsigned *state, const tables *found) {
-    unsigned subset = found->is_aside ? 0 : *state & 1, byte = wf_pull(p->stream, lane, found->slots[subset]), is_odd;
-    int64_t k = (int64_t)byte - 128;
+    uint32_t x = p->stream->states[lane], slot = x & 4095, info;
+    unsigned bytes[2], subset = *state & 1 & found->is_coded, byte, is_odd;
+    int64_t k;
     int32_t sign;
-    if (byte == 0 || found->low[subset]) {
-        int is_middle = p->kinds[subset] != WF_HALF;
-        k = rest_of(p->stream, lane, k, byte == 0, found->low[subset], is_middle, found->last[subset]);
-        if (k >= LARGEST_INDEX || k < -LARGEST_INDEX) {
-            p->is_beyond = 1;
-            k = 0;
-        }
-    }
+    bytes[0] = found->slots[0]->of[slot];
+    bytes[1] = found->slots[1]->of[slot];
+    byte = bytes[0] ^ ((bytes[0] ^ bytes[1]) & (0u - subset));
+    info = found->slots[subset]->symbols[byte];
+    p->stream->states[lane] = wf_refilled(p->stream, (info >> 16) * (x >> 12) + slot - (info & 0xFFFF));
+    k = (int64_t)byte - 128;
+    if (byte == 0 || found->low[subset]) k = rare_index(p, lane, byte, subset, found);
     is_odd = (unsigned)(k & 1);
-    if (!found->is_aside) *state = *state >> 1 ^ (p->picks & (0u - is_odd)) ^ (p->flips & (0u - subset));
+    if (found->is_coded) *state = *state >> 1 ^ (p->picks & (0u - is_odd)) ^ (p->flips & (0u - subset));
     sign = p->is_half ? 1 : (k < 0) - (k > 0);
     return (int32_t)(2 * k) + (sign & -(int32_t)subset);
 }

@@ -19,6 +19,26 @@ static float uniform_level(const wf_coded *coded, const int32_t *shrink, int32_t
     return (float)(LEVEL_UNIT * (wide + coded->offset) - sign * shrink[size < 3 ? size : 3]);
 }
 
+#define SMALL ((int64_t)1 << 22)
+
+/* Whether all symbols are so small that their levels fit into 32 bits. */
+static int are_small(const int32_t *symbols, size_t count) {
+    int32_t bits = 0;
+    size_t n;
+    for (n = 0; n < count; n++) bits |= symbols[n] ^ (symbols[n] < 0 ? -1 : 0);
+    return bits < SMALL;
+}
+
+/* The levels of small symbols, as `uniform_level` has them, in a form that compilers turn into vectors. */
+static void small_levels(const int32_t *symbols, size_t count, int32_t offset, const int32_t *shrink, float *values) {
+    int32_t one = shrink[1], two = shrink[2], more = shrink[3];
+    size_t n;
+    for (n = 0; n < count; n++) {
+        int32_t k = symbols[n], size = k < 0 ? -k : k, towards = size > 2 ? more : size > 1 ? two : size > 0 ? one : 0;
+        values[n] = (float)(LEVEL_UNIT * (k + offset) - (k < 0 ? -towards : towards));
+    }
+}
+
 static float relative_value(const wf_coded *coded, int32_t symbol) {
     uint32_t sign = coded->is_signed ? (uint32_t)symbol & 1 : 0;
     int64_t wide = coded->is_signed ? ((int64_t)symbol - (int64_t)sign) / 2 : symbol;
@@ -34,9 +54,16 @@ static void uniform_values(const wf_coded *coded, const int32_t *symbols, uint64
     int32_t last = wf_walk_sum(&walk);
     float power = power_of(step + 16 * last);
     size_t n;
-    for (n = 0; n < count; n++) values[n] = uniform_level(coded, shrink, symbols[n]);
-    for (n = 0; n < count && is_even; n++) values[n] *= power;
-    for (n = 0; n < count && !is_even; n++) {
+    if (are_small(symbols, count) && coded->offset > -SMALL && coded->offset < SMALL) {
+        small_levels(symbols, count, (int32_t)coded->offset, shrink, values);
+    } else {
+        for (n = 0; n < count; n++) values[n] = uniform_level(coded, shrink, symbols[n]);
+    }
+    if (is_even) {
+        for (n = 0; n < count; n++) values[n] *= power;
+        return;
+    }
+    for (n = 0; n < count; n++) {
         int32_t sum = wf_walk_sum(&walk);
         if (sum != last) power = power_of(step + 16 * sum);
         last = sum;
@@ -117,9 +144,23 @@ void wf_put(void *out, wf_type type, uint64_t at, double value) {
     else ((uint16_t *)out)[at] = wf_to_bfloat16((float)value);
 }
 
+/* Values of float32 into neighbours of an array of float32. */
+static void put_floats(float *out, const float *values, size_t count) {
+    float limit = (float)LARGEST_FLOAT;
+    size_t n;
+    for (n = 0; n < count; n++) {
+        float value = values[n] > limit ? limit : values[n];
+        out[n] = value < -limit ? -limit : value;
+    }
+}
+
 void wf_put_run(void *out, wf_type type, wf_type own, uint64_t at, uint64_t stride, const float *values, size_t count) {
     float limit = (float)limit_of(own);
     size_t n;
+    if (type == WF_FLOAT32 && own == type && stride == 1) {
+        put_floats((float *)out + at, values, count);
+        return;
+    }
     for (n = 0; n < count; n++) {
         float value = values[n];
         uint64_t place = at + n * stride;
