@@ -154,12 +154,22 @@ static int32_t part_of_sum(const wf_coded *coded, uint64_t number, int is_row) {
     return sum;
 }
 
+#if !defined(WF_SCALAR) && defined(__x86_64__) && defined(__GNUC__)
+#include "wf_lanes_avx2.h"
+#define HAS_VECTORS 1
+#else
+#define HAS_VECTORS 0
+#endif
+
 /* Lines that are decoded side by side. */
 typedef struct side_by_side {
     path p;
     uint64_t first_line, length, depth, left; /* `left`: lines of this round */
     unsigned states[32];
     int32_t *levels;
+#if HAS_VECTORS
+    vectors v;
+#endif
 } side_by_side;
 
 /* What codes the elements of all lanes at a place whose part of the sum of scales is `within`. */
@@ -177,18 +187,25 @@ static wf_code find_tables(const side_by_side *r, const int32_t *sums, int32_t w
 static wf_code read_step(side_by_side *r, uint64_t line) {
     const wf_coded *coded = r->p.coded;
     const tables *found[32];
-    int32_t sums[32], last = 0;
+    int32_t sums[32], last = 0, *levels = r->levels + line * r->length;
     uint64_t place, apart = r->depth * r->length;
     unsigned lane, many = 0;
     for (; many < coded->lanes && many * r->depth + line < r->left; many++) {
         sums[many] = part_of_sum(coded, r->first_line + many * r->depth + line, !coded->down);
     }
+#if HAS_VECTORS
+    if (r->v.count && many % WIDTH == 0) {
+        return read_lines(&r->v, &r->p, sums, many, r->states, r->length, levels, apart);
+    }
+#endif
     WF_TRY(find_tables(r, sums, 0, many, found));
     for (place = 0; place < r->length; place++) {
-        int32_t within = part_of_sum(coded, place, coded->down), *levels = r->levels + line * r->length + place;
+        int32_t within = part_of_sum(coded, place, coded->down);
         if (within != last) WF_TRY(find_tables(r, sums, within, many, found));
         last = within;
-        for (lane = 0; lane < many; lane++) levels[lane * apart] = next_level(&r->p, lane, r->states + lane, found[lane]);
+        for (lane = 0; lane < many; lane++) {
+            levels[lane * apart + place] = next_level(&r->p, lane, r->states + lane, found[lane]);
+        }
         if (r->p.stream->is_short | r->p.is_beyond) return check(&r->p);
     }
     return WF_OK;
@@ -201,6 +218,9 @@ wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uin
     r.length = wf_line_length(coded);
     lines = count / r.length;
     r.depth = wf_least(coded->lines, lines);
+#if HAS_VECTORS
+    WF_TRY(begin_vectors(&r.v, &r.p, at / r.length, lines, r.length));
+#endif
     for (first = 0; first < lines; first += r.depth * coded->lanes) {
         r.first_line = at / r.length + first;
         r.left = wf_least(lines - first, r.depth * coded->lanes);
@@ -208,6 +228,9 @@ wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uin
         memset(r.states, 0, sizeof r.states);
         for (line = 0; line < wf_least(r.depth, r.left); line++) WF_TRY(read_step(&r, line));
     }
+#if HAS_VECTORS
+    end_vectors(&r.v, stream);
+#endif
     wf_give(stream->work, r.p.sums);
     return WF_OK;
 }
