@@ -71,6 +71,13 @@ def header() -> str:
     text += array("wf_phrases", "uint8_t", (CODEC / "phrases.bin").read_bytes())
     text += array("wf_octave", "uint32_t", (bits_of(2.0 ** (n / 64)) for n in range(64)))
     text += array("wf_crc", "uint32_t", map(crc_of, range(256)))
+    ahead = [crc_of(byte) for byte in range(256)]
+    text += "\n#ifndef WF_SMALL"
+    crcs: list[int] = []
+    for _ in range(7):  # of a byte that 1, 2, ... zeros follow
+        ahead = [crc >> 8 ^ crc_of(crc & 255) for crc in ahead]
+        crcs += ahead
+    text += array("wf_crc_ahead", "uint32_t", crcs) + "#endif\n"
     quarter = [math.cos(2 * math.pi * n / TURN) for n in range(TURN // 4)] + [0.0]
     text += array("wf_cosines", "uint32_t", map(bits_of, quarter))
     return text + "\n#endif\n"

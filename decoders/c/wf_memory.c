@@ -124,6 +124,16 @@ void *wf_push(wf_work *work, wf_list *list) {
 uint32_t wf_crc32(uint32_t crc, const uint8_t *data, size_t size) {
     size_t i;
     crc = ~crc;
+#ifndef WF_SMALL
+    for (; size >= 8; size -= 8, data += 8) {
+        uint32_t low = wf_le32(data) ^ crc, high = wf_le32(data + 4);
+        crc = 0;
+        for (i = 0; i < 4; i++) {
+            crc ^= wf_crc_ahead[256 * (6 - i) + (low >> 8 * i & 255)];
+            crc ^= i < 3 ? wf_crc_ahead[256 * (2 - i) + (high >> 8 * i & 255)] : wf_crc[high >> 24];
+        }
+    }
+#endif
     for (i = 0; i < size; i++) crc = crc >> 8 ^ wf_crc[(crc ^ data[i]) & 255];
     return ~crc;
 }

@@ -115,6 +115,7 @@ static unsigned last_of(wf_class class) {
 
 static wf_code high_parts(integers *run) {
     const wf_slots *slots = NULL;
+    wf_stream stream = *run->stream; /* a copy stays in registers, for no value that is written can be a part of it */
     wf_class last = UINT32_MAX;
     uint64_t n;
     for (n = 0; n < run->count; n++) {
@@ -125,11 +126,15 @@ static wf_code high_parts(integers *run) {
             if (slots == NULL) return WF_MEMORY;
             last = class;
         }
-        byte = wf_pull(run->stream, n & 7, slots);
-        if (run->stream->is_short) return wf_short(run->stream->work);
-        run->values[n] = byte ? (int32_t)byte - 128 : (int32_t)last_of(class) + 1;
-        run->escapes += byte == 0;
+        byte = wf_pull(&stream, n & 7, slots);
+        run->values[n] = (int32_t)byte - 128;
+        if (byte == 0) {
+            run->values[n] = (int32_t)last_of(class) + 1;
+            run->escapes++;
+        }
+        if (stream.is_short) return wf_short(stream.work);
     }
+    *run->stream = stream;
     return WF_OK;
 }
 

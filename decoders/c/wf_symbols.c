@@ -118,19 +118,38 @@ static wf_code read_first(wf_stream *stream, const piece *part, int32_t *values)
     return wf_read_path(stream, part->coded, part->at, part->count, values);
 }
 
-/* Classes of the symbols of a piece that are not read yet; returns how many. */
+/* Classes of the symbols of a piece that are not read yet, of all where `values` is NULL; returns how many. */
 static uint64_t classes_of(const piece *part, const int32_t *values, wf_class *classes) {
     const wf_coded *coded = part->coded;
     wf_walk walk = wf_walk_from(coded, coded->spreads, part->at);
     uint64_t n, count = 0;
+    int32_t last = wf_walk_sum(&walk);
+    wf_class class = wf_class_of(coded->bases[0] + 2 * last, coded->families[0]);
     if (coded->kind == 'p' || coded->is_adaptive) return 0;
     for (n = 0; n < part->count; n++) {
-        if (values[n] == UNREAD) {
-            classes[count++] = wf_class_of(coded->bases[0] + 2 * wf_walk_sum(&walk), coded->families[0]);
-        }
+        int32_t sum = wf_walk_sum(&walk);
+        if (sum != last) class = wf_class_of(coded->bases[0] + 2 * sum, coded->families[0]);
+        last = sum;
+        if (values == NULL || values[n] == UNREAD) classes[count++] = class;
         wf_walk_next(&walk);
     }
     return count;
+}
+
+/* Read a chunk of integers alone, none of which is in an own table. */
+static wf_code read_integers(wf_stream *stream, const wf_file *file, const wf_chunk *chunk, int32_t *values) {
+    uint64_t stop = chunk->at + chunk->count, at;
+    size_t i = wf_coded_at(file, chunk->at);
+    wf_class *classes = (wf_class *)wf_room(stream->work, chunk->count, sizeof *classes);
+    piece part;
+    if (classes == NULL) return WF_MEMORY;
+    for (at = chunk->at; at < stop; at += part.count) {
+        part = piece_at(file, &i, at, stop);
+        classes_of(&part, NULL, classes + (at - chunk->at));
+    }
+    WF_TRY(wf_integers(stream, classes, chunk->count, values));
+    wf_give(stream->work, classes);
+    return WF_OK;
 }
 
 /* Read all integers of a chunk that are in no own table, and put them where they belong. */
@@ -174,22 +193,25 @@ wf_code wf_read_symbols(wf_work *work, const wf_file *file, size_t number, int32
     const wf_chunk *chunk = wf_chunks(file) + number;
     uint64_t stop = chunk->at + chunk->count, at;
     size_t first = wf_coded_at(file, chunk->at), i;
-    unsigned lanes = 8, has_rest = 0;
+    unsigned lanes = 8, has_rest = 0, has_others = 0;
     wf_stream stream;
     const uint8_t *data;
     piece part;
     for (i = first, at = chunk->at; at < stop; at += part.count) {
         part = piece_at(file, &i, at, stop);
         if (part.coded->lanes > lanes) lanes = part.coded->lanes;
-        has_rest |= part.coded->kind != 'p' && !part.coded->is_adaptive;
+        if (part.coded->kind == 'p' || part.coded->is_adaptive) has_others = 1;
+        else has_rest = 1;
+        has_others |= part.coded->tables != NULL;
     }
     WF_TRY(wf_read_chunk(work, file, number, &data));
     WF_TRY(wf_stream_open(&stream, work, data, (size_t)chunk->size, lanes));
-    for (i = first, at = chunk->at; at < stop; at += part.count) {
+    if (!has_others) WF_TRY(read_integers(&stream, file, chunk, values));
+    for (i = first, at = chunk->at; has_others && at < stop; at += part.count) {
         part = piece_at(file, &i, at, stop);
         WF_TRY(read_first(&stream, &part, values + (at - chunk->at)));
     }
-    if (has_rest) WF_TRY(read_rest(&stream, file, chunk, values));
+    if (has_rest && has_others) WF_TRY(read_rest(&stream, file, chunk, values));
     WF_TRY(wf_stream_end(&stream));
     for (i = first, at = chunk->at; at < stop; at += part.count) {
         part = piece_at(file, &i, at, stop);
