@@ -6,6 +6,13 @@
 
 #include <string.h>
 
+/* Whether there is code for vectors of AVX2, which is chosen when the processor has them; WF_SCALAR leaves it out. */
+#if !defined(WF_SCALAR) && defined(__x86_64__) && defined(__GNUC__)
+#define WF_VECTORS 1
+#else
+#define WF_VECTORS 0
+#endif
+
 #define WF_TRY(call)                                                                                                   \
     do {                                                                                                               \
         wf_code code_ = (call);                                                                                        \

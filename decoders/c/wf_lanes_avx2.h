@@ -119,39 +119,45 @@ static VECTORS void put_square(const int32_t (*square)[WIDTH], int32_t *levels, 
     }
 }
 
+/* What a step needs and does not change. */
+typedef struct plan {
+    const int *slots;
+    const uint8_t (*order)[2 * WIDTH];
+    const uint8_t *words;
+    size_t end;
+    __m256i flips, picks;
+    int is_half;
+} plan;
+
 /* A step of eight lanes; returns 0 where one has an escape or low bits, or few words are left, and nothing is changed. */
-static inline VECTORS int step(const vectors *v, const path *p, __m256i entry, unsigned lane, unsigned *states,
+static inline VECTORS int step(const plan *s, __m256i entry, uint32_t *states, unsigned *trellises, size_t *at,
                                int32_t *levels) {
-    const __m256i one = _mm256_set1_epi32(1), bytes = _mm256_set1_epi32(255), slots = _mm256_set1_epi32(4095);
-    wf_stream *stream = p->stream;
-    __m256i x = _mm256_loadu_si256((const __m256i *)(stream->states + lane));
-    __m256i state = _mm256_loadu_si256((const __m256i *)(states + lane));
-    __m256i subset = _mm256_and_si256(_mm256_andnot_si256(entry, state), one), slot, byte, low, words, k, moved, stays;
-    __m256i at = _mm256_add_epi32(_mm256_andnot_si256(_mm256_set1_epi32(3), entry), _mm256_slli_epi32(subset, 12));
+    const __m256i none = _mm256_setzero_si256(), one = _mm256_set1_epi32(1), most = _mm256_set1_epi32(4095);
+    __m256i x = _mm256_loadu_si256((const __m256i *)states), state = _mm256_loadu_si256((const __m256i *)trellises);
+    __m256i subset = _mm256_and_si256(_mm256_andnot_si256(entry, state), one), slot, byte, low, words, k, moved;
+    __m256i place = _mm256_add_epi32(_mm256_andnot_si256(_mm256_set1_epi32(3), entry), _mm256_slli_epi32(subset, 12));
     unsigned mask;
-    if (stream->end - stream->at < WIDTH || stream->at > stream->end) return 0;
-    slot = _mm256_i32gather_epi32((const int *)v->slots, _mm256_add_epi32(at, _mm256_and_si256(x, slots)), 4);
-    byte = _mm256_and_si256(slot, bytes);
-    moved = _mm256_or_si256(_mm256_cmpeq_epi32(byte, _mm256_setzero_si256()), _mm256_slli_epi32(entry, 30));
+    if (s->end < *at + WIDTH) return 0;
+    slot = _mm256_i32gather_epi32(s->slots, _mm256_add_epi32(place, _mm256_and_si256(x, most)), 4);
+    byte = _mm256_and_si256(slot, _mm256_set1_epi32(255));
+    moved = _mm256_or_si256(_mm256_cmpeq_epi32(byte, none), _mm256_slli_epi32(entry, 30));
     if (_mm256_movemask_ps(_mm256_castsi256_ps(moved))) return 0;
     x = _mm256_add_epi32(_mm256_mullo_epi32(_mm256_srli_epi32(slot, 20), _mm256_srli_epi32(x, 12)),
-                         _mm256_and_si256(_mm256_srli_epi32(slot, 8), slots));
-    low = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
+                         _mm256_and_si256(_mm256_srli_epi32(slot, 8), most));
+    low = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), none);
     mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low));
-    words = _mm256_cvtepu16_epi32(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(stream->words + 2 * stream->at)),
-                                                   _mm_loadu_si128((const __m128i *)v->order[mask])));
+    words = _mm256_cvtepu16_epi32(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(s->words + 2 * *at)),
+                                                   _mm_loadu_si128((const __m128i *)s->order[mask])));
     x = _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), words), low);
-    _mm256_storeu_si256((__m256i *)(stream->states + lane), x);
-    stream->at += (unsigned)__builtin_popcount(mask);
-    moved = _mm256_and_si256(_mm256_sub_epi32(_mm256_setzero_si256(), _mm256_and_si256(byte, one)),
-                             _mm256_set1_epi32((int)p->picks));
-    moved = _mm256_xor_si256(moved, _mm256_and_si256(_mm256_sub_epi32(_mm256_setzero_si256(), subset),
-                                                     _mm256_set1_epi32((int)p->flips)));
+    _mm256_storeu_si256((__m256i *)states, x);
+    *at += (unsigned)__builtin_popcount(mask);
+    moved = _mm256_and_si256(_mm256_sub_epi32(none, _mm256_and_si256(byte, one)), s->picks);
+    moved = _mm256_xor_si256(moved, _mm256_and_si256(_mm256_sub_epi32(none, subset), s->flips));
     moved = _mm256_xor_si256(moved, _mm256_srli_epi32(state, 1));
-    stays = _mm256_cmpeq_epi32(_mm256_and_si256(entry, one), one);
-    _mm256_storeu_si256((__m256i *)(states + lane), _mm256_blendv_epi8(moved, state, stays));
+    moved = _mm256_blendv_epi8(moved, state, _mm256_cmpeq_epi32(_mm256_and_si256(entry, one), one));
+    _mm256_storeu_si256((__m256i *)trellises, moved);
     k = _mm256_sub_epi32(byte, _mm256_set1_epi32(128));
-    if (!p->is_half) subset = _mm256_sign_epi32(_mm256_sub_epi32(_mm256_setzero_si256(), subset), k);
+    if (!s->is_half) subset = _mm256_sign_epi32(_mm256_sub_epi32(none, subset), k);
     _mm256_storeu_si256((__m256i *)levels, _mm256_add_epi32(_mm256_add_epi32(k, k), subset));
     return 1;
 }
@@ -163,8 +169,18 @@ static inline VECTORS int step(const vectors *v, const path *p, __m256i entry, u
 static VECTORS wf_code read_lines(const vectors *v, path *p, const int32_t *sums, unsigned many, unsigned *states,
                                   uint64_t length, int32_t *levels, uint64_t apart) {
     int32_t squares[4][WIDTH][WIDTH], entries[32], last = 0;
+    wf_stream *stream = p->stream;
+    plan s;
+    size_t at = stream->at;
     uint64_t place;
     unsigned lane, is_known = 0;
+    s.slots = (const int *)v->slots;
+    s.order = (const uint8_t(*)[2 * WIDTH])v->order;
+    s.words = stream->words;
+    s.end = stream->end;
+    s.flips = _mm256_set1_epi32((int)p->flips);
+    s.picks = _mm256_set1_epi32((int)p->picks);
+    s.is_half = p->is_half;
     for (place = 0; place < length; place++) {
         int32_t within = part_of_sum(p->coded, place, p->coded->down);
         for (lane = 0; lane < many && !(is_known && within == last); lane++) {
@@ -176,9 +192,12 @@ static VECTORS wf_code read_lines(const vectors *v, path *p, const int32_t *sums
         for (lane = 0; lane < many; lane += WIDTH) {
             int32_t *found = squares[lane / WIDTH][place % WIDTH];
             __m256i entry = _mm256_loadu_si256((const __m256i *)(entries + lane));
-            if (!step(v, p, entry, lane, states, found)) one_by_one(p, sums, within, lane, states, found);
+            if (step(&s, entry, stream->states + lane, states + lane, &at, found)) continue;
+            stream->at = at;
+            one_by_one(p, sums, within, lane, states, found);
+            at = stream->at;
         }
-        if (p->stream->is_short | p->is_beyond) return check(p);
+        if (stream->is_short | p->is_beyond) return check(p);
         if (place % WIDTH == WIDTH - 1) {
             for (lane = 0; lane < many; lane += WIDTH) {
                 put_square((const int32_t(*)[WIDTH])squares[lane / WIDTH], levels + lane * apart + place + 1 - WIDTH, apart);
@@ -190,5 +209,6 @@ static VECTORS wf_code read_lines(const vectors *v, path *p, const int32_t *sums
             levels[lane * apart + place] = squares[lane / WIDTH][place % WIDTH][lane % WIDTH];
         }
     }
+    stream->at = at;
     return WF_OK;
 }

@@ -154,11 +154,8 @@ static int32_t part_of_sum(const wf_coded *coded, uint64_t number, int is_row) {
     return sum;
 }
 
-#if !defined(WF_SCALAR) && defined(__x86_64__) && defined(__GNUC__)
+#if WF_VECTORS
 #include "wf_lanes_avx2.h"
-#define HAS_VECTORS 1
-#else
-#define HAS_VECTORS 0
 #endif
 
 /* Lines that are decoded side by side. */
@@ -167,7 +164,7 @@ typedef struct side_by_side {
     uint64_t first_line, length, depth, left; /* `left`: lines of this round */
     unsigned states[32];
     int32_t *levels;
-#if HAS_VECTORS
+#if WF_VECTORS
     vectors v;
 #endif
 } side_by_side;
@@ -193,7 +190,7 @@ static wf_code read_step(side_by_side *r, uint64_t line) {
     for (; many < coded->lanes && many * r->depth + line < r->left; many++) {
         sums[many] = part_of_sum(coded, r->first_line + many * r->depth + line, !coded->down);
     }
-#if HAS_VECTORS
+#if WF_VECTORS
     if (r->v.count && many % WIDTH == 0) {
         return read_lines(&r->v, &r->p, sums, many, r->states, r->length, levels, apart);
     }
@@ -218,7 +215,7 @@ wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uin
     r.length = wf_line_length(coded);
     lines = count / r.length;
     r.depth = wf_least(coded->lines, lines);
-#if HAS_VECTORS
+#if WF_VECTORS
     WF_TRY(begin_vectors(&r.v, &r.p, at / r.length, lines, r.length));
 #endif
     for (first = 0; first < lines; first += r.depth * coded->lanes) {
@@ -228,7 +225,7 @@ wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uin
         memset(r.states, 0, sizeof r.states);
         for (line = 0; line < wf_least(r.depth, r.left); line++) WF_TRY(read_step(&r, line));
     }
-#if HAS_VECTORS
+#if WF_VECTORS
     end_vectors(&r.v, stream);
 #endif
     wf_give(stream->work, r.p.sums);

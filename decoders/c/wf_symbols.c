@@ -87,26 +87,30 @@ static piece piece_at(const wf_file *file, size_t *n, uint64_t at, uint64_t stop
 /* Read what own tables have of a piece. */
 static wf_code read_own(wf_stream *stream, const piece *part, int32_t *values) {
     const wf_table_lines *lines = part->coded->tables;
+    wf_stream local = *stream; /* in registers, for no value that is written can be a part of it */
     wf_slots *slots;
     uint64_t n;
     size_t i;
     int has_escape = 1;
-    for (n = 0; n < part->count; n++) values[n] = UNREAD;
+    for (n = 0; lines == NULL && n < part->count; n++) values[n] = UNREAD;
     if (lines == NULL) return WF_OK;
     slots = (wf_slots *)wf_take(stream->work, 1, sizeof *slots);
     if (slots == NULL) return WF_MEMORY;
     for (i = 0; i < lines->count && has_escape; i++) {
         const wf_table_line *table = lines->tables + i;
+        uint32_t count = table->count;
+        int32_t first = (int32_t)table->first;
         uint64_t place = 0;
         WF_TRY(wf_own_slots(stream->work, table, slots, &has_escape));
         for (n = 0; n < part->count; n++) {
             uint32_t symbol;
-            if (values[n] != UNREAD) continue;
-            symbol = wf_pull(stream, place++ & 7, slots);
-            if (stream->is_short) return wf_short(stream->work);
-            if (symbol < table->count) values[n] = (int32_t)(table->first + symbol);
+            if (i && values[n] != UNREAD) continue;
+            symbol = wf_pull(&local, place++ & 7, slots);
+            if (local.is_short) return wf_short(stream->work);
+            values[n] = symbol < count ? first + (int32_t)symbol : UNREAD;
         }
     }
+    *stream = local;
     wf_give(stream->work, slots);
     return WF_OK;
 }

@@ -3,6 +3,7 @@
 #include "wf_tables.h"
 
 #define LEVEL_UNIT 64
+#define SOME 256 /* sums at a time */
 #define LARGEST_FLOAT 3.4028234663852886e38
 #define LARGEST_FLOAT16 65504.0
 #define LARGEST_BFLOAT16 3.3895313892515355e38
@@ -10,7 +11,7 @@
 /* 2^(index / 64). */
 static float power_of(int32_t index) {
     int32_t part = index & 63, whole = (index - part) / 64;
-    return wf_float_of(wf_octave[part] + ((uint32_t)whole << 23));
+    return wf_float_of(wf_octave[part] + (uint32_t)whole * (1u << 23));
 }
 
 /* The level of a symbol; without branches on its sign, which no processor foresees. */
@@ -21,21 +22,76 @@ static float uniform_level(const wf_coded *coded, const int32_t *shrink, int32_t
 
 #define SMALL ((int64_t)1 << 22)
 
-/* Whether all symbols are so small that their levels fit into 32 bits. */
-static int are_small(const int32_t *symbols, size_t count) {
-    int32_t bits = 0;
+/*
+ * The levels of symbols, as `uniform_level` has them, times a power, in a form that compilers turn into vectors; returns
+ * whether all symbols are so small that their levels fit into 32 bits, else values mean nothing.
+ */
+static inline int levels_of(const int32_t *symbols, size_t count, int32_t offset, const int32_t *shrink, float power,
+                            float *values) {
+    int32_t one = shrink[1], two = shrink[2], more = shrink[3], bits = 0;
     size_t n;
-    for (n = 0; n < count; n++) bits |= symbols[n] ^ (symbols[n] < 0 ? -1 : 0);
+    for (n = 0; n < count; n++) {
+        int32_t k = symbols[n], sign = -(k < 0), near = k ^ sign; /* of k < 0 one less than its size */
+        int32_t towards = near > 2 + sign ? more : near > 1 + sign ? two : near > sign ? one : 0;
+        uint32_t level = LEVEL_UNIT * ((uint32_t)k + (uint32_t)offset) - (uint32_t)((towards ^ sign) - sign);
+        bits |= near;
+        values[n] = (float)(int32_t)level * power;
+    }
     return bits < SMALL;
 }
 
-/* The levels of small symbols, as `uniform_level` has them, in a form that compilers turn into vectors. */
-static void small_levels(const int32_t *symbols, size_t count, int32_t offset, const int32_t *shrink, float *values) {
-    int32_t one = shrink[1], two = shrink[2], more = shrink[3];
+/* Values times the powers 2^((step + 16 sum) / 64) of sums, in the same form. */
+static inline void multiply(float *values, const int32_t *sums, size_t count, int32_t step) {
     size_t n;
     for (n = 0; n < count; n++) {
-        int32_t k = symbols[n], size = k < 0 ? -k : k, towards = size > 2 ? more : size > 1 ? two : size > 0 ? one : 0;
-        values[n] = (float)(LEVEL_UNIT * (k + offset) - (k < 0 ? -towards : towards));
+        int32_t index = step + 16 * sums[n];
+        values[n] *= power_of(index);
+    }
+}
+
+#if WF_VECTORS
+static __attribute__((target("avx2"))) int wide_levels(const int32_t *symbols, size_t count, int32_t offset,
+                                                       const int32_t *shrink, float power, float *values) {
+    return levels_of(symbols, count, offset, shrink, power, values);
+}
+
+static __attribute__((target("avx2"))) void wide_multiply(float *values, const int32_t *sums, size_t count,
+                                                          int32_t step) {
+    multiply(values, sums, count, step);
+}
+#endif
+
+static int small_levels(const int32_t *symbols, size_t count, int32_t offset, const int32_t *shrink, float power,
+                        float *values) {
+#if WF_VECTORS
+    if (__builtin_cpu_supports("avx2")) return wide_levels(symbols, count, offset, shrink, power, values);
+#endif
+    return levels_of(symbols, count, offset, shrink, power, values);
+}
+
+static void multiply_by_steps(float *values, const int32_t *sums, size_t count, int32_t step) {
+#if WF_VECTORS
+    if (__builtin_cpu_supports("avx2")) {
+        wide_multiply(values, sums, count, step);
+        return;
+    }
+#endif
+    multiply(values, sums, count, step);
+}
+
+/* The sums of scales of some elements of one line, which differ. */
+static void sums_of(wf_walk walk, size_t count, int32_t *sums) {
+    const int32_t *const *scales = walk.scales;
+    uint64_t taps = walk.coded->axes[2];
+    size_t n;
+    if (walk.coded->down) {
+        int32_t rest = wf_walk_sum(&walk) - scales[0][walk.row];
+        for (n = 0; n < count; n++) sums[n] = rest + scales[0][walk.row + n];
+    } else if (taps == 1 && scales[1]) {
+        int32_t rest = wf_walk_sum(&walk) - scales[1][walk.channel];
+        for (n = 0; n < count; n++) sums[n] = rest + scales[1][walk.channel + n];
+    } else {
+        for (n = 0; n < count; n++, wf_walk_along(&walk)) sums[n] = wf_walk_sum(&walk);
     }
 }
 
@@ -51,24 +107,18 @@ static void uniform_values(const wf_coded *coded, const int32_t *symbols, uint64
     int32_t step = coded->step - 64 * 6, shrink[4] = {0, coded->shrink[0], coded->shrink[1], coded->shrink[2]};
     int is_even = coded->down ? !coded->steps[0] : !coded->steps[1] && !coded->steps[2];
     wf_walk walk = wf_walk_from(coded, coded->steps, at);
-    int32_t last = wf_walk_sum(&walk);
-    float power = power_of(step + 16 * last);
+    float power = power_of(step + 16 * wf_walk_sum(&walk));
     size_t n;
-    if (are_small(symbols, count) && coded->offset > -SMALL && coded->offset < SMALL) {
-        small_levels(symbols, count, (int32_t)coded->offset, shrink, values);
-    } else {
-        for (n = 0; n < count; n++) values[n] = uniform_level(coded, shrink, symbols[n]);
+    int is_small = coded->offset > -SMALL && coded->offset < SMALL &&
+                   small_levels(symbols, count, (int32_t)coded->offset, shrink, is_even ? power : 1, values);
+    if (!is_small) {
+        for (n = 0; n < count; n++) values[n] = uniform_level(coded, shrink, symbols[n]) * (is_even ? power : 1);
     }
-    if (is_even) {
-        for (n = 0; n < count; n++) values[n] *= power;
-        return;
-    }
-    for (n = 0; n < count; n++) {
-        int32_t sum = wf_walk_sum(&walk);
-        if (sum != last) power = power_of(step + 16 * sum);
-        last = sum;
-        values[n] *= power;
-        wf_walk_next(&walk);
+    for (n = 0; n < count && !is_even; n += SOME) {
+        int32_t sums[SOME];
+        size_t some = count - n < SOME ? count - n : SOME;
+        sums_of(wf_walk_from(coded, coded->steps, at + n), some, sums);
+        multiply_by_steps(values + n, sums, some, step);
     }
 }
 
