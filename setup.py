@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 FOLDER = Path("decoders/c")
 SOURCES = sorted(path.as_posix() for path in [FOLDER / "waterfill.c", *FOLDER.glob("wf_*.c")])
-FLAGS = [] if sys.platform == "win32" else ["-O3", "-std=c99", "-ffp-contract=off", "-fvisibility=hidden"]
+FLAGS = [] if sys.platform == "win32" else ["-O3", "-g0", "-std=c99", "-ffp-contract=off", "-fvisibility=hidden"]
 
 setup(
     ext_modules=[

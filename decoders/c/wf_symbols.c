@@ -122,7 +122,7 @@ static wf_code read_first(wf_stream *stream, const piece *part, int32_t *values)
     return wf_read_path(stream, part->coded, part->at, part->count, values);
 }
 
-/* Classes of the symbols of a piece that are not read yet, of all where `values` is NULL; returns how many. */
+/* Classes of the symbols of a piece that its own tables have not, of all where it has none; returns how many. */
 static uint64_t classes_of(const piece *part, const int32_t *values, wf_class *classes) {
     const wf_coded *coded = part->coded;
     wf_walk walk = wf_walk_from(coded, coded->spreads, part->at);
@@ -130,11 +130,16 @@ static uint64_t classes_of(const piece *part, const int32_t *values, wf_class *c
     int32_t last = wf_walk_sum(&walk);
     wf_class class = wf_class_of(coded->bases[0] + 2 * last, coded->families[0]);
     if (coded->kind == 'p' || coded->is_adaptive) return 0;
-    for (n = 0; n < part->count; n++) {
+    for (n = 0; coded->tables && n < part->count; n++) { /* few are left */
+        if (values[n] != UNREAD) continue;
+        walk = wf_walk_from(coded, coded->spreads, part->at + n);
+        classes[count++] = wf_class_of(coded->bases[0] + 2 * wf_walk_sum(&walk), coded->families[0]);
+    }
+    for (n = 0; !coded->tables && n < part->count; n++) {
         int32_t sum = wf_walk_sum(&walk);
         if (sum != last) class = wf_class_of(coded->bases[0] + 2 * sum, coded->families[0]);
         last = sum;
-        if (values == NULL || values[n] == UNREAD) classes[count++] = class;
+        classes[count++] = class;
         wf_walk_next(&walk);
     }
     return count;

@@ -1,0 +1,187 @@
+"""The readers beside each other: nanoseconds a value on one core, bytes of an installation, seconds of the commands.
+
+    python benchmarks/readers.py              measures all (five minutes)
+    python benchmarks/readers.py speed        one section: speed or install
+
+Installations are made in environments of their own, with packages of the index that pip knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import results
+import waterfill
+from pace import best
+from results import Section
+from waterfill import quantize, zoo
+from waterfill.codec import native
+from waterfill.io.file import ArrayFile
+from waterfill.zoo.folder import data_folder
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMES = 9
+
+TEXT = """Files are read by the reader in C (`decoders/c`, as a module of Python), by kernels of numba, and by plain
+Python and NumPy where neither is there. All give the same bits."""
+
+SPEED = """From the bytes of a file to arrays, opening and checksums included, on one thread: the least CPU time of
+{times} runs that took turns, and the ratio of both. Kernels were compiled before."""
+
+INSTALL = """A file of ResNet-20 at 3 bit ({size:,} bytes), read in environments of their own: CPU seconds of whole
+commands, with imports. *First* is the first call in an environment whose caches are empty; *then* the least of three
+calls after it. *MB* is all of `site-packages` but pip and setuptools."""
+
+READERS = {"C": (), "numba": ("numba",), "NumPy": ()}
+"""Packages besides those that the wheel brings; the reader in C, which is in it, is removed but for the first."""
+
+
+# Speed
+
+
+def files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """A file of every kind of code."""
+    for name, model, options in kinds():
+        path = folder / f"{name}.wf"
+        waterfill.compress(model, effort="fast", **options).save(path)
+        yield name, path
+
+
+def kinds() -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+    """Name, model and options of compression."""
+    torch.manual_seed(0)
+    wide = nn.Linear(2048, 2048, bias=False)
+    small = nn.Sequential(*(nn.Linear(256, 192, bias=False) for _ in range(16)))
+    sparse, sparser = nn.Linear(1024, 1024, bias=False), nn.Linear(1024, 1024, bias=False)
+    with torch.no_grad():
+        for model in (wide, small, sparse, sparser):
+            for weight in model.parameters():
+                weight.copy_(0.02 * torch.randn(weight.shape) * torch.exp(0.3 * torch.randn(len(weight), 1)))
+        sparse.weight.mul_(torch.rand(sparse.weight.shape) < 0.08)
+        sparser.weight.mul_(torch.rand(sparser.weight.shape) < 0.01)
+    yield "paths with 32 lanes", wide, {"rate": 3, "quantizers": [quantize.Trellis(8)]}
+    yield "paths", small, {"rate": 3, "quantizers": [quantize.Trellis(8)]}
+    yield "scalar", wide, {"rate": 3, "quantizers": [quantize.Scalar()]}
+    yield "8 % not zero", sparse, {"rate": 0.5}
+    yield "1 % not zero", sparser, {"rate": 0.1}
+    if (data_folder() / "README.md").exists():
+        yield "ResNet-20", zoo.resnet20(), {"rate": 3}
+
+
+def speed(folder: Path) -> Section:
+    """CPU time a value of the reader in C and of the kernels."""
+    if not native.is_there():
+        sys.exit("the reader in C was not built; expected an installation that has it: pip install --editable .")
+    return Section("Speed", SPEED.format(times=TIMES), [_compared(name, path) for name, path in files(folder)])
+
+
+def _compared(name: str, path: Path) -> Row:
+    data = path.read_bytes()
+    with ArrayFile(data) as file:
+        values = sum(tensor.array.size for _, tensor in file.tensors())
+    ways: tuple[Callable[[], object], ...] = (lambda: _read(data), lambda: _by_kernels(data))
+    least = [float("inf")] * 2
+    for _ in range(TIMES):
+        least = [min(known, best(way, 1, time.process_time)) for known, way in zip(least, ways, strict=True)]
+    c, numba = (1e9 * seconds / values for seconds in least)
+    return {
+        "code": name, "values": values, "bit/value": 8 * len(data) / values, "C, ns/value": c,
+        "numba, ns/value": numba, "C / numba": c / numba,
+    }  # fmt: skip
+
+
+def _read(data: bytes) -> None:
+    with ArrayFile(data, threads=1) as file:
+        dict(file.tensors())
+
+
+def _by_kernels(data: bytes) -> None:
+    with native.switched_off():
+        _read(data)
+
+
+# Installation
+
+
+def install(folder: Path) -> Section:
+    """What an installation takes, and how long commands run in it."""
+    wheel, path = _wheel(folder), folder / "resnet20.wf"
+    waterfill.compress(zoo.resnet20(), zoo.cifar10_calibration(), rate=3, effort="fast").save(path)
+    rows = [_installed(folder, name, extra, wheel, path) for name, extra in READERS.items()]
+    return Section("Installed", INSTALL.format(size=path.stat().st_size), rows)
+
+
+def _wheel(folder: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(pip, check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def _installed(folder: Path, name: str, extra: tuple[str, ...], wheel: Path, path: Path) -> Row:
+    place = folder / f"environment of {name}"
+    venv.create(place, with_pip=True)
+    python = place / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel, *extra], check=True)
+    (packages,) = place.glob("lib/*/site-packages")
+    if name != "C":
+        for module in packages.glob("waterfill/codec/_native*.so"):
+            module.unlink()
+    row: Row = {"reader": name, "MB": _megabytes(packages)}
+    for command in (["inspect"], ["decompress", "--force", "-o", str(folder / "out.safetensors")]):
+        seconds = [_seconds([place / "bin" / "waterfill", command[0], path, *command[1:]]) for _ in range(4)]
+        row |= {f"{command[0]}, first, CPU s": seconds[0], f"{command[0]}, then, CPU s": min(seconds[1:])}
+    shutil.rmtree(place)
+    return row
+
+
+def _megabytes(packages: Path) -> float:
+    apart = ("pip", "setuptools", "_distutils_hack", "pkg_resources", "distutils-precedence.pth")
+    every = (path for top in packages.iterdir() if not top.name.startswith(apart) for path in [top, *top.rglob("*")])
+    return sum(path.stat().st_size for path in every if path.is_file() and "__pycache__" not in path.parts) / 1e6
+
+
+def _seconds(command: list[Any]) -> float:
+    """CPU seconds of a command and all that it starts, without the settings of this process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "NUMBA", "OMP", "MKL"))}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=kept)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+SECTIONS = {"speed": speed, "install": install}
+TITLES = {"speed": "Speed", "install": "Installed"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", nargs="?", choices=SECTIONS)
+    asked = parser.parse_args().section
+    names = list(SECTIONS) if asked is None else [asked]
+    with tempfile.TemporaryDirectory() as folder:
+        made = {TITLES[name]: SECTIONS[name](Path(folder)) for name in names}
+    kept = {} if asked is None else results.read("readers")
+    texts = {title: Section(title, "", kept[title]) for title in TITLES.values() if title in kept and title not in made}
+    sections = [{**texts, **made}[title] for title in TITLES.values() if title in texts or title in made]
+    results.write_page("readers", "Readers", TEXT, sections, measured=list(made))
+
+
+if __name__ == "__main__":
+    main()
