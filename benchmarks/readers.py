@@ -135,10 +135,10 @@ def _wheel(folder: Path) -> Path:
 
 
 def _installed(folder: Path, name: str, extra: tuple[str, ...], wheel: Path, path: Path) -> Row:
-    place = folder / f"environment of {name}"
+    place = folder / f"with-{name}"  # without spaces, which programs may not have in their first line
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel, *extra], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel, *extra], check=True, env=_surroundings())
     (packages,) = place.glob("lib/*/site-packages")
     if name != "C":
         for module in packages.glob("waterfill/codec/_native*.so"):
@@ -158,12 +158,17 @@ def _megabytes(packages: Path) -> float:
 
 
 def _seconds(command: list[Any]) -> float:
-    """CPU seconds of a command and all that it starts, without the settings of this process."""
+    """CPU seconds of a command and all that it starts."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "NUMBA", "OMP", "MKL"))}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=kept)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=_surroundings())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _surroundings() -> dict[str, str]:
+    """The environment without what this process was started with for itself."""
+    own = ("PYTHON", "NUMBA", "OMP", "MKL", "OPENBLAS")
+    return {key: value for key, value in os.environ.items() if not key.startswith(own)}
 
 
 SECTIONS = {"speed": speed, "install": install}

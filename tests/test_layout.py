@@ -14,7 +14,8 @@ ROOT = Path(waterfill.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     "_version",
-    "errors", "numba_cache", "compiled", "devices", "threads", "file_system", "temporary", "atomic", "records",
+    "errors", "loaded", "numba_cache", "compiled", "devices", "threads", "file_system", "temporary", "atomic",
+    "records",
     "linear_algebra", "theory", "bases", "codec", "reconstruct", "io", "numpy",
     "protocols", "processes", "models", "distortion",
     "importance", "quantize", "targets", "files", "text", "bundle", "resident", "integrations", "reading", "torch",

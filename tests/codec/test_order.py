@@ -57,3 +57,24 @@ def test_a_column_and_a_row_are_lines(down):
     layout = Layout((2, 3))
     lines, within = order.line_sums(layout, (np.array([1, 2], np.int8), np.array([10, 20, 30], np.int8), None), down)
     assert [lines.tolist(), within.tolist()] == ([[10, 20, 30], [1, 2]] if down else [[1, 2], [10, 20, 30]])
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("span", [(0, 35), (3, 3), (4, 5), (2, 31), (10, 30)], ids=str)
+def test_numpy_alone_looks_up_and_scales_as_kernels_do(monkeypatch, span, down):
+    layout, (start, stop) = Layout((5, 7)), span
+    rng = np.random.default_rng(0)
+    scales = tuple(rng.integers(-3, 4, length).astype(np.int8) for length in layout.axes)
+    found = order.places(layout, scales, start, stop, down)
+    table = rng.normal(size=found.totals.size).astype(np.float32)
+    symbols, levels = rng.integers(-2, 3, stop - start).astype(np.int32), rng.normal(size=5).astype(np.float32)
+    monkeypatch.setattr(order, "BLOCK", 9)
+    ways = []
+    for loaded in (True, False):
+        monkeypatch.setattr(order, "has_kernels", lambda loaded=loaded: loaded)
+        matrix = np.zeros((5, 7), np.float32)
+        if down:
+            found.scale_down(matrix, symbols, -2, levels, table)
+        ways.append([found.look_up(table), found.scaled(symbols, -2, levels, table), matrix])
+    for one, other in zip(*ways, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)

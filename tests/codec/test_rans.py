@@ -9,6 +9,13 @@ from waterfill.codec import rans, tables
 from waterfill.errors import FormatError
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "Python alone"], autouse=True, scope="module")
+def _loaded(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rans, "has_kernels", lambda: request.param)
+        yield
+
+
 def random_run(rng, size, own=False):
     if own:
         frequencies = rng.multinomial(4096, rng.dirichlet(np.full(int(rng.integers(2, 257)), 0.3)))

@@ -98,13 +98,12 @@ class AdaptiveRun:
     def __init__(self, values: Symbols, model: AdaptiveModel, *, priced: bool = False) -> None:
         """Make them, of values [n]; `priced` also notes what zero and anything else would cost."""
         from waterfill.codec import adaptive_kernels as kernels
-        from waterfill.codec.kernels import PADDING
 
         matrix = values.reshape(model.rows, model.columns).astype(np.int32)
         used, cursor = np.abs(matrix[matrix != 0].astype(np.int64)), np.zeros(2, np.int64)
         most = matrix.size + model.rows + model.columns + int(2 * np.log2(used).sum()) + 5 * used.size
         events = np.empty(most, np.uint16)
-        words = np.zeros(PADDING, np.uint16)
+        words = np.zeros(tables.PADDING, np.uint16)
         stream = kernels.Stream(kernels.WRITE, np.zeros(0, np.uint64), words, cursor, events)
         lines = matrix.any(axis=1).astype(np.uint8), matrix.any(axis=0).astype(np.uint8)
         self.prices = np.zeros((*matrix.shape, 2) if priced else (0, 0, 0), np.float32)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec.kernels import PADDING, _push
+from waterfill.codec.kernels import _push
+from waterfill.codec.tables import PADDING
 from waterfill.compiled import kernel, njit
 
 READ, WRITE = 0, 1

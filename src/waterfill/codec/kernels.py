@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from waterfill.codec.tables import PADDING
 from waterfill.compiled import kernel, njit
-
-PADDING = 48
-"""So many words that are not part of a stream follow it: what is read before its end is looked at."""
 
 LOW = np.uint64(1 << 16)
 BITS = np.uint64(12)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from waterfill.codec.kernels import BITS, BYTE, EIGHT, LOW, MASK, PADDING, SIXTEEN, TWENTY
+from waterfill.codec.kernels import BITS, BYTE, EIGHT, LOW, MASK, SIXTEEN, TWENTY
 from waterfill.codec.order_kernels import _flat
 from waterfill.codec.path_kernels import BEYOND, ENDED, _rest
+from waterfill.codec.tables import PADDING
 from waterfill.compiled import HAS_NUMBA, kernel, njit
 
 if HAS_NUMBA:

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from waterfill.loaded import has_kernels
 from waterfill.records import AxisScales, Floats, Layout, Symbols
 
 Sums = NDArray[np.int32]
+
+BLOCK = 1 << 16
+"""Elements that NumPy looks up at a time."""
 
 
 def elements(matrix: NDArray[Any], start: int, stop: int, down: bool = False) -> NDArray[Any]:
@@ -79,6 +83,8 @@ class Places:
 
     def look_up(self, table: NDArray[Any]) -> NDArray[Any]:
         """The entry [size] of every element in a table [rows]."""
+        if not has_kernels():
+            return self._rows(table)
         from waterfill.codec import order_kernels
 
         found = np.empty(self.size, table.dtype)
@@ -87,6 +93,9 @@ class Places:
 
     def scaled(self, symbols: Symbols, lowest: int, levels: Floats, steps: Floats) -> Floats:
         """The product [size] of `levels[symbol - lowest]` and of an entry of a table [rows]."""
+        if not has_kernels():
+            found: Floats = levels[symbols - np.int32(lowest)] * self._rows(steps)
+            return found
         from waterfill.codec import order_kernels
 
         values = np.empty(self.size, np.float32)
@@ -95,10 +104,23 @@ class Places:
 
     def scale_down(self, matrix: Floats, symbols: Symbols, lowest: int, levels: Floats, steps: Floats) -> None:
         """The same of a stream down the columns of a matrix [out, in], put there at once."""
+        if not has_kernels():
+            at = self.first * self.within.size + self.start
+            place(self.scaled(symbols, lowest, levels, steps), matrix, at, down=True)
+            return
         from waterfill.codec import order_kernels
 
         known = self.lines, self.within, self.start, symbols, lowest, levels, steps
         order_kernels.scale_columns(*known, self.first, matrix)
+
+    def _rows(self, table: NDArray[Any]) -> NDArray[Any]:
+        """The entries of `look_up` by NumPy alone, some lines at a time."""
+        found = np.empty(self.lines.size * self.within.size, table.dtype)
+        lines = found.reshape(self.lines.size, self.within.size)
+        step = max(1, BLOCK // max(1, self.within.size))
+        for at in range(0, len(lines), step):
+            lines[at : at + step] = table[np.add.outer(self.lines[at : at + step], self.within)]
+        return found[self.start : self.start + self.size]
 
 
 def places(layout: Layout, scales: AxisScales, start: int, stop: int, down: bool = False) -> Places:

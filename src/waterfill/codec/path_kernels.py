@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from waterfill.codec.kernels import BITS, EIGHT, LOW, MASK, PADDING, SIXTEEN, TWENTY, _push
+from waterfill.codec.kernels import BITS, EIGHT, LOW, MASK, SIXTEEN, TWENTY, _push
+from waterfill.codec.tables import PADDING
 from waterfill.compiled import kernel, njit
 
 ENDED, BEYOND = -1, -2

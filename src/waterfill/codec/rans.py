@@ -5,6 +5,7 @@ Source: Duda, "Asymmetric numeral systems" (arXiv 1311.2540); interleaving after
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from waterfill.codec import tables
 from waterfill.errors import FormatError
+from waterfill.loaded import has_kernels
 
 T = TypeVar("T")
 
@@ -25,6 +27,10 @@ States = NDArray[np.uint64]
 Words = NDArray[np.uint16]
 Classes = NDArray[np.uint16]
 Frequencies = NDArray[np.int64]
+
+
+SHORT = 1 << 15
+"""Symbols of a run that Python reads in less time than it takes to load compiled code."""
 
 
 class Run(NamedTuple):
@@ -98,14 +104,12 @@ class Decoder:
         Raises:
             FormatError: the stream is shorter than its states or has an odd length.
         """
-        from waterfill.codec.kernels import PADDING
-
         if len(stream) < 4 * lanes or len(stream) % 2:
             raise FormatError(f"a stream of {len(stream)} bytes is cut; expected an even number from {4 * lanes}")
         self._states = np.frombuffer(stream, "<u4", lanes).astype(np.uint64)
         words = np.frombuffer(stream, "<u2", offset=4 * lanes)
         self._end = words.size
-        self._words = np.concatenate([words, np.zeros(PADDING, np.uint16)])
+        self._words = np.concatenate([words, np.zeros(tables.PADDING, np.uint16)])
         self._at = 0
 
     def run(self, classes: Classes, own: Frequencies | None = None) -> TableSymbols:
@@ -118,14 +122,42 @@ class Decoder:
         Raises:
             FormatError: the stream ends too early.
         """
+        if classes.size <= SHORT and not has_kernels():
+            symbols = self._short_run(classes, own)
+        else:
+            symbols = self._long_run(classes, own)
+        if not 0 <= self._at <= self._end:
+            raise FormatError("a stream ends before its symbols do")
+        return symbols
+
+    def _long_run(self, classes: Classes, own: Frequencies | None) -> TableSymbols:
         from waterfill.codec import kernels
 
         symbols = np.empty(classes.size, np.uint8)
         slots = tables.decoder_slots() if own is None else tables.slots_of(own)
         self._at = kernels.decode_run(self._words, self._at, self._states, classes, slots, symbols)
-        if self._at < 0:
-            raise FormatError("a stream ends before its symbols do")
         return symbols
+
+    def _short_run(self, classes: Classes, own: Frequencies | None) -> TableSymbols:
+        """The same by Python alone."""
+        states, known = self._states[:LANES].tolist(), {}
+        words = self._words[self._at : self._at + classes.size + 1].tolist()
+        at, symbols = 0, bytearray(classes.size)
+        for n, number in enumerate(classes.tolist()):
+            if number not in known:
+                frequency = tables.frequencies()[number] if own is None else own
+                known[number] = (np.cumsum(frequency) - frequency).tolist(), frequency.tolist()
+            starts, frequencies = known[number]
+            x = states[n % LANES]
+            slot = x & (tables.TOTAL - 1)
+            symbol = bisect_right(starts, slot) - 1
+            x = frequencies[symbol] * (x >> 12) + slot - starts[symbol]
+            if x < INITIAL_STATE:
+                x, at = x << 16 | (words[at] if at < len(words) else 0), at + 1
+            states[n % LANES], symbols[n] = x, symbol
+        self._states[:LANES] = states
+        self._at += at
+        return np.frombuffer(symbols, np.uint8)
 
     def read(self, decode: Callable[[Words, int, States], tuple[T, int]]) -> T:
         """Read something else than a run, given how: from words and a position, with the states changed in place.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from waterfill.codec import rans, tables
 from waterfill.codec.order import places
 from waterfill.errors import FormatError
+from waterfill.loaded import has_kernels
 from waterfill.records import Layout, Spread, Symbols
 
 SIDE_FAMILY = 5
@@ -110,11 +111,8 @@ def read(decoder: rans.Decoder, codes: Codes) -> Symbols:
     Raises:
         FormatError: the stream is damaged.
     """
-    from waterfill.codec import kernels
-
     classes, low = codes
-    high = np.empty(classes.size, np.int32)
-    escapes = kernels.to_integers(decoder.run(classes), classes, tables.largest(), high)
+    high, escapes = _integers(decoder.run(classes), classes)
     rest = np.zeros(low.size if low.any() else 0, np.int64)
     for at in range(0, int(low.max(initial=0)), 8):
         some = low > at
@@ -128,6 +126,17 @@ def read(decoder: rans.Decoder, codes: Codes) -> Symbols:
     if values.dtype != np.int32 and np.abs(values).max(initial=0) >= 1 << 31:
         raise FormatError("a symbol is beyond 32 bits")
     return values.astype(np.int32, copy=False)
+
+
+def _integers(found: rans.TableSymbols, classes: rans.Classes) -> tuple[Symbols, int]:
+    """Symbols of tables as signed integers, an escape as one more than the largest, and how many escapes there are."""
+    if not has_kernels():
+        size = (found.astype(np.int32) + 1) >> 1
+        return np.where(found & 1, size, -size), int((size > tables.largest()[classes]).sum())
+    from waterfill.codec import kernels
+
+    high = np.empty(classes.size, np.int32)
+    return high, kernels.to_integers(found, classes, tables.largest(), high)
 
 
 def _read_escapes(decoder: rans.Decoder, last: NDArray[np.int64]) -> NDArray[np.int64]:

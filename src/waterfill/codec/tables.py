@@ -22,6 +22,9 @@ SCALES = 57
 UNIT_SCALE = 32
 """Index of the standard deviation of one step."""
 
+PADDING = 48
+"""So many words that are not part of a stream follow it: what is read before its end is looked at."""
+
 TOTAL = 4096
 ALPHABET = 256
 FIRST_BANK_CLASS = 8

@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from waterfill.codec.order import places
 from waterfill.io.file import FileReader
-from waterfill.reconstruct import step_sizes
+from waterfill.reconstruct import step_table
 from waterfill.records import Codebook, Entry, Exact, Relative, Tied, Uniform
 from waterfill.report.words import printable, shape_text
 from waterfill.results import percent_above
@@ -61,8 +62,8 @@ def _file_row(file: FileReader[Any], entry: Entry, size: float) -> dict[str, Any
         return row | {"reconstruction": "codebook", "detail": BELOW if below else "", "values": len(rule.values)}
     if isinstance(rule, Uniform):
         layout = file.container.layouts[entry.name]
-        steps = step_sizes(rule, layout, 0, layout.numel)
-        low, high = (float(steps.min()), float(steps.max())) if steps.size else (0.0, 0.0)
+        steps = step_table(rule, places(layout, rule.scales, 0, layout.numel), 1)  # the least one first
+        low, high = (float(steps[0]), float(steps[-1])) if layout.numel else (0.0, 0.0)
         return row | {
             "reconstruction": spread.levels if spread else "uniform",
             "detail": BELOW if below else "",
