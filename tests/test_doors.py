@@ -19,16 +19,12 @@ from waterfill.torch import load_file as load_tensors_file
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(path.name for path in GOLDEN.glob("*.wf"))
 DIRECTORIES = ("directory", "directory2")
-ABSENT = ("matplotlib", "numba", "scipy", "sklearn", "threadpoolctl", "torch", "transformers")
 WITHOUT = f"""
-import importlib.abc, sys
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in {ABSENT}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Absent())
+import sys
+sys.path.insert(0, {str(Path(__file__).parent / "decoders")!r})
+import alone
+sys.path.pop(0)
+alone.begin()
 """
 """Makes a process one in which only what reading needs is installed."""
 

@@ -10,14 +10,17 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import numpy as np
 
-from decoders.c_reader import LIMIT, SANITIZED, Reader, Refused, built
+from decoders.c_reader import DTYPES, LIMIT, SANITIZED, Reader, Refused, built
 from fuzz import files, seeds
 from fuzz.examine import LARGE_BYTES, values_of
+from waterfill.codec import native
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
 
@@ -40,9 +43,9 @@ def mutants(seed, count):
 
 
 def by_python(data):
-    """Tensors of a file as the package reads them; None where they are many, a text where it refuses them."""
+    """Tensors of a file as the kernels read them; None where they are many, a text where it is refused."""
     try:
-        with WaterfillFile(data, threads=1) as file:
+        with native.switched_off(), WaterfillFile(data, threads=1) as file:
             if file.original_bytes > LARGE_BYTES:
                 return None
             file.fetch()
@@ -51,8 +54,18 @@ def by_python(data):
         return str(error)
 
 
+def by_module(data):
+    """The same as the reader in C has them, as a module of Python."""
+    try:
+        with WaterfillFile(data, threads=1) as file:
+            file.fetch()
+            return values_of(dict(file.tensors()))
+    except FormatError as error:
+        return str(error)
+
+
 def by_c(reader, data):
-    """The same as the reader in C has them."""
+    """The same as the reader in C has them, or another process."""
     try:
         return reader.tensors(data, limit=LIMIT)
     except Refused as error:
@@ -87,8 +100,13 @@ def floats(dtype, data):
     return np.frombuffer(data, dtype)
 
 
-def compared(reader, some):
-    """How many files were read, refused and large, and the names of those that readers disagree about."""
+def compared(read, some):
+    """How many files were read, refused and large, and the names of those that readers disagree about.
+
+    Args:
+        read: what another reader than the kernels has of a file: tensors, or the text of an error.
+        some: names and files.
+    """
     counts, wrong = Counter(), []
     for name, data in some:
         expected = by_python(data)
@@ -96,8 +114,8 @@ def compared(reader, some):
             counts["large"] += 1
             continue
         counts["refused" if isinstance(expected, str) else "read"] += 1
-        found = by_c(reader, data)
-        if found == STRICTER and not isinstance(expected, str):
+        found = read(data)
+        if isinstance(found, str) and found.endswith(STRICTER) and not isinstance(expected, str):
             counts["damaged frames that Python reads"] += 1
         elif not alike(expected, found):
             wrong.append((name, str(expected)[:160], str(found)[:160]))
@@ -110,16 +128,25 @@ def main():
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--reader", choices=("c", "module", "alone"), default="c", help="beside the kernels")
     options = parser.parse_args()
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    with tempfile.TemporaryDirectory() as folder:
-        program = built(Path(folder), compiler, SANITIZED if options.sanitize else ["-O2"])
-        with Reader(program) as reader, np.errstate(all="ignore"):
-            counts, wrong = compared(reader, mutants(options.seed, options.count))
+    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"), ExitStack() as stack:
+        read = by_module
+        if options.reader != "module":
+            read = partial(by_c, stack.enter_context(opened(options.reader, Path(folder), options.sanitize)))
+        counts, wrong = compared(read, mutants(options.seed, options.count))
     print(dict(counts))
     for name, expected, found in wrong:
-        print(f"{name}: Python {expected!r}, C {found!r}")
+        print(f"{name}: kernels {expected!r}, {options.reader} {found!r}")
     sys.exit(bool(wrong))
+
+
+def opened(reader, folder, sanitize):
+    """A reader that is a process: that in C, or Python with nothing but what reading needs."""
+    if reader == "alone":
+        return Reader(sys.executable, str(Path(__file__).with_name("alone.py")), ",".join(DTYPES))
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    return Reader(built(folder, compiler, SANITIZED if sanitize else ["-O2"]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "corpus.zip"
 HEAD = struct.Struct("<BBBBHH")
+MOST_OF_LANES = 2000
+"""Bytes of the files with lanes that are seeds."""
 PARTS, FILE, SHARD, FRAME = range(4)
 
 
@@ -31,9 +33,11 @@ def seeds():
     """Inputs from the golden files and the seeds of the other fuzzer."""
     import zstandard
 
+    from decoders.test_lanes import files
     from fuzz import seeds as known
 
-    for number, data in enumerate(known.files().values()):
+    small = [data for _, data in files() if len(data) < MOST_OF_LANES]
+    for number, data in enumerate([*known.files().values(), *small]):
         yield in_parts(data, dtype=number % 4)
         yield in_parts(data, reads=1, dtype=(number + 1) % 4)
         yield in_parts(data, failing=3 + number)

@@ -1,0 +1,70 @@
+"""All readers beside each other: the same files are read, with the same bits, and the same are refused.
+
+They are the kernels of numba, which the others are compared with; the reader in C as a module of Python (test_c.py has
+it as a program, with sanitizers); Python and NumPy alone; and the slow decoder of docs/format.md, which reads but does
+not check.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import slow_decoder
+
+from decoders import differential
+from decoders.c_reader import DTYPES, Reader
+from decoders.test_c import attack_files, damaged_files
+from fuzz import seeds
+from waterfill.codec import native
+
+ALONE = Path(__file__).with_name("alone.py")
+
+
+@pytest.fixture(scope="module", params=["module", "alone"])
+def read(request):
+    """What a reader has of a file: tensors, or the text of an error."""
+    if request.param == "module":
+        if not native.is_there():
+            pytest.skip("the reader in C was not built")
+        yield differential.by_module
+        return
+    with Reader(sys.executable, str(ALONE), ",".join(DTYPES)) as reader:
+        yield partial(differential.by_c, reader)
+
+
+def expect_alike(read, some):
+    """Readers agree about files; how many were refused."""
+    with np.errstate(all="ignore"):
+        counts, wrong = differential.compared(read, some)
+    assert not wrong, wrong[:3]
+    return counts["refused"]
+
+
+def test_files_of_every_kind(read):
+    assert expect_alike(read, seeds.files().items()) == 0
+
+
+def test_files_that_lie(read):
+    assert expect_alike(read, attack_files()) > 50
+
+
+def test_changed_and_cut_files(read):
+    assert expect_alike(read, Random(0).sample(list(damaged_files()), 150)) > 100
+
+
+def test_mutants(read):
+    assert expect_alike(read, differential.mutants(1, 300)) > 100
+
+
+def test_the_slow_decoder_reads_what_is_written_down():
+    for path in sorted(seeds.GOLDEN.glob("*.wf")):
+        data = path.read_bytes()
+        expected, found = differential.by_python(data), slow_decoder.decode(data)
+        assert list(found) == list(expected)
+        for name, (dtype, shape, elements) in expected.items():
+            assert found[name].shape == shape, (path, name, dtype)
+            if not dtype.startswith(("bfloat16", "float8", "complex32")):
+                assert found[name].tobytes() == elements, (path, name)
