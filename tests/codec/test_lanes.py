@@ -56,7 +56,7 @@ def slowly(stream, spread, layout):
     lowest = spread.base + 2 * path.least
     reader = Stream(stream, max(8, path.lanes.count))
     found = reader.path(models, path.log_states, path.zero, path.span(layout), lowest, path.lanes.count)
-    assert not reader.words
+    reader.finish()
     return found
 
 

@@ -1,8 +1,8 @@
 """Own tables: whole numbers from stored roots to frequencies, and symbols through them."""
 
+import format_page
 import numpy as np
 import pytest
-import slow_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -38,7 +38,7 @@ def test_tables_survive_as_differences_and_the_slow_decoder_agrees(roots, first)
     again = own.from_differences(first, stored)
     assert again.first == first
     assert (again.roots == roots).all()
-    assert own.frequencies(table).tolist() == slow_decoder.own_frequencies(stored.tolist())
+    assert own.frequencies(table).tolist() == format_page.own_frequencies(stored.tolist())
 
 
 @pytest.mark.parametrize(

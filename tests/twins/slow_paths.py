@@ -1,7 +1,7 @@
 """Paths from their indices, one state after the other."""
 
 import numpy as np
-from slow_decoder import PARITIES
+from format_page import MASKS
 
 
 def levels_of(indices, paths, rows=1, sums=None, columns=1):
@@ -10,7 +10,7 @@ def levels_of(indices, paths, rows=1, sums=None, columns=1):
     With `down` they are of so many rows, else of so many columns; with sums of the offsets of every element, some may
     stand aside.
     """
-    h0, h1 = (int(mask, 8) for mask in PARITIES[paths.log_states].split())
+    h0, h1 = (int(mask, 8) for mask in MASKS[paths.log_states].split())
     state, levels, span = 0, [], (rows if paths.down else 1) << paths.log_span
     span = span if paths.lanes is None else paths.lanes.lines * (rows if paths.down else columns)
     for i, k in enumerate(indices):

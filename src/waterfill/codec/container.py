@@ -623,7 +623,8 @@ class Container:
             return size, _symbols_bits(item[1], parts, models)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for size, parts in pool.map(one, self.symbol_spans.items()):
+            coded = [(index, spans) for index, spans in self.symbol_spans.items() if spans]
+            for size, parts in pool.map(one, coded):
                 _share(shares, parts, size)
         return shares
 
