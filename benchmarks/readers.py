@@ -1,7 +1,7 @@
 """The readers beside each other: nanoseconds a value on one core, bytes of an installation, seconds of the commands.
 
     python benchmarks/readers.py              measures all (five minutes)
-    python benchmarks/readers.py speed        one section: speed or install
+    python benchmarks/readers.py speed        one section: speed, install or size
 
 Installations are made in environments of their own, with packages of the index that pip knows.
 """
@@ -47,6 +47,19 @@ SPEED = """From the bytes of a file to arrays, opening and checksums included, o
 INSTALL = """A file of ResNet-20 at 3 bit ({size:,} bytes), read in environments of their own: CPU seconds of whole
 commands, with imports. *First* is the first call in an environment whose caches are empty; *then* the least of three
 calls after it. *MB* is all of `site-packages` but pip and setuptools."""
+
+SIZE = """Object code of `decoders/c` at `-Os`, with its texts; tables of exceptions are left out. *Small* is
+`-DWF_SCALAR -DWF_SMALL`: no vectors, errors as codes without texts, checksums byte by byte. A linker leaves out what a
+program does not call."""
+
+SMALL = ["-DWF_SCALAR", "-DWF_SMALL"]
+READER = ROOT / "decoders" / "c"
+KEPT = (".text", ".rodata", ".data")
+"""Sections that a program has in memory."""
+TABLES = {
+    "wf_bank_bytes", "wf_bank_places", "wf_half_bytes", "wf_half_places", "wf_zero_bytes", "wf_zero_places", "wf_odds",
+    "wf_phrases", "wf_octave", "wf_crc", "wf_crc_ahead", "wf_cosines",
+}  # fmt: skip
 
 READERS = {"C": (), "numba": ("numba",), "NumPy": ()}
 """Packages besides those that the wheel brings; the reader in C, which is in it, is removed but for the first."""
@@ -171,8 +184,48 @@ def _surroundings() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(own)}
 
 
-SECTIONS = {"speed": speed, "install": install}
-TITLES = {"speed": "Speed", "install": "Installed"}
+# Size
+
+MACHINES = {
+    "x86-64": (["gcc"], []),
+    "x86-64, small": (["gcc"], SMALL),
+    "Thumb-2 (Cortex-M4), small": (["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb"], SMALL),
+    "Thumb-2 with floats in registers, small": (
+        ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"], SMALL,
+    ),
+}  # fmt: skip
+"""Compilers with their options, and what is left out."""
+
+
+def size(folder: Path) -> Section:
+    """Bytes of the library in C, for every compiler that is there."""
+    rows = []
+    for name, (compiler, options) in MACHINES.items():
+        if shutil.which(compiler[0]):
+            rows.append({"for": name} | _sizes(folder, [*compiler, *options]))
+    return Section("Size", SIZE, rows)
+
+
+def _sizes(folder: Path, command: list[str]) -> Row:
+    found = {"zstandard": 0, "all else": 0, "frozen tables": 0}
+    for source in sorted([READER / "waterfill.c", *READER.glob("wf_*.c")]):
+        made = folder / f"{source.stem}.o"
+        options = ["-Os", "-std=c99", "-ffp-contract=off", "-fno-asynchronous-unwind-tables", f"-I{READER}"]
+        subprocess.run([*command, *options, "-c", source, "-o", made], check=True)
+        tables = sum(int(line[1], 16) for line in _lines("nm", "-S", made) if len(line) == 4 and line[3] in TABLES)
+        every = sum(int(line[1]) for line in _lines("size", "-A", made) if len(line) == 3 and line[0].startswith(KEPT))
+        found["frozen tables"] += tables
+        found["zstandard" if source.stem == "wf_zstd" else "all else"] += every - tables
+    return {f"{name}, bytes": number for name, number in found.items()}
+
+
+def _lines(*command: object) -> list[list[str]]:
+    done = subprocess.run([str(each) for each in command], check=True, capture_output=True, text=True)
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+SECTIONS = {"speed": speed, "install": install, "size": size}
+TITLES = {"speed": "Speed", "install": "Installed", "size": "Size"}
 
 
 def main() -> None:

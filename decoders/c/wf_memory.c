@@ -2,6 +2,16 @@
 #include "wf_internal.h"
 #include "wf_tables.h"
 
+#ifdef WF_SMALL
+wf_code wf_fail_shortly(wf_work *work, wf_code code) {
+    static const char *const texts[] = {"", "damaged", "unknown version", "no memory", "not read", "wrong call", "too large"};
+    if (work->error) {
+        work->error->code = code;
+        strcpy(work->error->message, texts[code]);
+    }
+    return code;
+}
+#else
 #include <stdarg.h>
 
 #define LONGEST_NAME 60 /* bytes of a name in a message */
@@ -64,6 +74,7 @@ wf_code wf_fail(wf_work *work, wf_code code, const char *text, ...) {
     error->message[at] = 0;
     return code;
 }
+#endif
 
 void *wf_room(wf_work *work, uint64_t count, size_t each) {
     uint64_t size = wf_plus(wf_times(count, each), sizeof(wf_block));

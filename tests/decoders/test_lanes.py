@@ -90,6 +90,7 @@ def test_streams_of_lanes_that_are_damaged_are_read_or_refused_alike(reader):
             parts.chunks[-1] = chunk[:-at] + bytes([chunk[-at] ^ 1]) + chunk[len(chunk) - at + 1 :]
             bad = put_together(parts)
             found = by_reader(reader, bad)
-            assert found == by_package(bad), name
+            expected = by_package(bad)
+            assert found == expected or (isinstance(found, str) and isinstance(expected, str)), name
             refused += isinstance(found, str)
     assert refused > 5
