@@ -146,7 +146,9 @@ def path_model(spread: Spread, layout: Layout, start: int, stop: int) -> PathMod
         found, number, offsets = None, np.zeros(1, np.uint16), np.zeros(1, np.int64)
     else:
         found = places(layout, spread.scales, start, stop, trellis.down)
-        used = np.unique(np.add.outer(np.unique(found.lines), np.unique(found.within)))
+        is_used = np.zeros(found.totals.size, np.bool_)
+        is_used[np.add.outer(*(np.array([*{*part.tolist()}]) for part in (found.lines, found.within)))] = True
+        used = np.flatnonzero(is_used)
         offsets = found.totals[used]
         number = np.zeros(found.totals.size, np.uint16)
         number[used] = np.arange(used.size)
