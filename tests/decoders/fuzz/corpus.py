@@ -1,14 +1,14 @@
-"""The kept inputs of the fuzzer: `corpus.py seeds FOLDER`, `pack FOLDER ZIP`, `stream ZIP`."""
+"""The kept inputs of the fuzzer: `corpus.py seeds FOLDER`, `pack FOLDER`, `unpack FOLDER`, `stream`."""
 
 import hashlib
 import json
+import lzma
 import struct
 import sys
-import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-KEPT = HERE / "corpus.zip"
+KEPT = HERE / "corpus.xz"
 HEAD = struct.Struct("<BBBBHH")
 MOST_OF_LANES = 2000
 """Bytes of the files with lanes that are seeds."""
@@ -50,17 +50,21 @@ def seeds():
         yield head(SHARD, reads=1) + shard.read_bytes()
 
 
-def kept(path=KEPT):
+def kept():
     """All inputs that are kept."""
-    with zipfile.ZipFile(path) as packed:
-        return [packed.read(name) for name in packed.namelist()]
+    data, at, found = lzma.decompress(KEPT.read_bytes()), 0, []
+    while at < len(data):
+        size = struct.unpack_from("<I", data, at)[0]
+        found.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    return found
 
 
-def pack(inputs, path=KEPT):
-    """Keep inputs, under the names that the fuzzer has for them."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as packed:
-        for data in sorted(set(inputs), key=lambda each: (len(each), each)):
-            packed.writestr(zipfile.ZipInfo(hashlib.sha1(data).hexdigest()), data, zipfile.ZIP_LZMA)
+def write(inputs, folder):
+    """Write inputs as files, under the names that the fuzzer has for them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for data in inputs:
+        (folder / hashlib.sha1(data).hexdigest()).write_bytes(data)
 
 
 def stream(inputs):
@@ -68,17 +72,17 @@ def stream(inputs):
     return b"".join(struct.pack("<I", len(data)) + data for data in inputs)
 
 
-def main(action, *paths):
+def main(action, folder=None):
     """Run a command."""
     if action == "seeds":
-        folder = Path(paths[0])
-        folder.mkdir(parents=True, exist_ok=True)
-        for data in seeds():
-            (folder / hashlib.sha1(data).hexdigest()).write_bytes(data)
+        write(seeds(), Path(folder))
+    elif action == "unpack":
+        write(kept(), Path(folder))
     elif action == "pack":
-        pack([path.read_bytes() for path in Path(paths[0]).iterdir()], Path(paths[1]))
+        inputs = {path.read_bytes() for path in Path(folder).iterdir()}
+        KEPT.write_bytes(lzma.compress(stream(sorted(inputs, key=lambda each: (each[:20], each[-20:])))))
     elif action == "stream":
-        sys.stdout.buffer.write(stream(kept(Path(paths[0]))))
+        sys.stdout.buffer.write(stream(kept()))
     else:
         sys.exit(__doc__)
 
