@@ -1,7 +1,7 @@
 """The readers beside each other: nanoseconds a value on one core, bytes of an installation, seconds of the commands.
 
     python benchmarks/readers.py              measures all (five minutes)
-    python benchmarks/readers.py speed        one section: speed, install or size
+    python benchmarks/readers.py speed        one section: speed, install, size or device
 
 Installations are made in environments of their own, with packages of the index that pip knows.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 import venv
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,10 @@ calls after it. *MB* is all of `site-packages` but pip and setuptools."""
 SIZE = """Object code of `decoders/c` at `-Os`, with its texts; tables of exceptions are left out. *Small* is
 `-DWF_SCALAR -DWF_SMALL`: no vectors, errors as codes without texts, checksums byte by byte. A linker leaves out what a
 program does not call."""
+
+DEVICE = """The net of `waterfill demo`, decoded by an emulated Cortex-M4 (`decoders/c/device`, small): whether the CRC-32 of
+every tensor is that of the package; memory that the reader had from its allocator when the file was open, and at most;
+stack; instructions."""
 
 SMALL = ["-DWF_SCALAR", "-DWF_SMALL"]
 READER = ROOT / "decoders" / "c"
@@ -224,8 +230,26 @@ def _lines(*command: object) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
-SECTIONS = {"speed": speed, "install": install, "size": size}
-TITLES = {"speed": "Speed", "install": "Installed", "size": "Size"}
+# On a device
+
+
+def device(folder: Path) -> Section:
+    """What a file takes on an emulated Cortex-M4, and whether its tensors are those of the package."""
+    subprocess.run([sys.executable, "-m", "waterfill", "demo"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    path = folder / "demo-output" / "digits.wf"
+    line = ["make", "-C", str(READER / "device"), f"BUILD={folder}", f"MODEL={path}", "run"]
+    said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    numbers = {key: int(value) for key, value in re.findall(r"^([a-z, ]+): (\d+)$", said, re.MULTILINE)}
+    found = [(name, int(crc)) for name, _, crc in re.findall(r"^(\S+) (\d+) (\d+)$", said, re.MULTILINE)]
+    with ArrayFile(path) as file:
+        same = found == [(name, zlib.crc32(values.elements())) for name, values in file.tensors()]
+        values = file.floating_values
+    row = {"network": "digits", "bytes": path.stat().st_size, "values": values, "bits equal": same}
+    return Section("On a device", DEVICE, [row | numbers])
+
+
+SECTIONS = {"speed": speed, "install": install, "size": size, "device": device}
+TITLES = {"speed": "Speed", "install": "Installed", "size": "Size", "device": "On a device"}
 
 
 def main() -> None:
