@@ -54,8 +54,8 @@ SIZE = """Object code of `decoders/c` at `-Os`, with its texts; tables of except
 `-DWF_SCALAR -DWF_SMALL`: no vectors, errors as codes without texts, checksums byte by byte. A linker leaves out what a
 program does not call."""
 
-DEVICE = """The net of `waterfill demo`, decoded by an emulated Cortex-M4 (`decoders/c/device`, small): whether the CRC-32 of
-every tensor is that of the package; memory that the reader had from its allocator when the file was open, and at most;
+DEVICE = """The net of `waterfill demo`, decoded by an emulated Cortex-M4 (`decoders/c/device`): whether the CRC-32 of
+every tensor is that of the package; bytes that the reader had from its allocator, with the file open and at most;
 stack; instructions."""
 
 SMALL = ["-DWF_SCALAR", "-DWF_SMALL"]
