@@ -165,10 +165,17 @@ static wf_code read_integers(wf_stream *stream, const wf_file *file, const wf_ch
 static wf_code read_rest(wf_stream *stream, const wf_file *file, const wf_chunk *chunk, int32_t *values) {
     uint64_t stop = chunk->at + chunk->count, at, count = 0, n;
     size_t first = wf_coded_at(file, chunk->at), i;
-    wf_class *classes = (wf_class *)wf_room(stream->work, chunk->count, sizeof *classes);
+    wf_class *classes;
     int32_t *found;
     piece part;
+    for (i = first, at = chunk->at; at < stop; at += part.count) {
+        part = piece_at(file, &i, at, stop);
+        if (part.coded->kind == 'p' || part.coded->is_adaptive) continue;
+        for (n = at - chunk->at; n < at - chunk->at + part.count; n++) count += values[n] == UNREAD;
+    }
+    classes = (wf_class *)wf_room(stream->work, count, sizeof *classes);
     if (classes == NULL) return WF_MEMORY;
+    count = 0;
     for (i = first, at = chunk->at; at < stop; at += part.count) {
         part = piece_at(file, &i, at, stop);
         count += classes_of(&part, values + (at - chunk->at), classes + count);
