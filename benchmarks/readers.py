@@ -44,9 +44,9 @@ TEXT = """Files are read by the reader in C (`decoders/c`, as a module of Python
 Python and NumPy where neither is there. All give the same bits."""
 
 SPEED = """From the bytes of a file to arrays, opening and checksums included, on one thread: the least CPU time of
-{times} runs that took turns, and the ratio of both. Kernels were compiled before."""
+nine runs that took turns, and the ratio of both. Kernels were compiled before."""
 
-INSTALL = """A file of ResNet-20 at 3 bit ({size:,} bytes), read in environments of their own: CPU seconds of whole
+INSTALL = """A file of ResNet-20 at 3 bit (100 kB), read in environments of their own: CPU seconds of whole
 commands, with imports. *First* is the first call in an environment whose caches are empty; *then* the least of three
 calls after it. *MB* is all of `site-packages` but pip and setuptools."""
 
@@ -107,7 +107,7 @@ def speed(folder: Path) -> Section:
     """CPU time a value of the reader in C and of the kernels."""
     if not native.is_there():
         sys.exit("the reader in C was not built; expected an installation that has it: pip install --editable .")
-    return Section("Speed", SPEED.format(times=TIMES), [_compared(name, path) for name, path in files(folder)])
+    return Section("Speed", SPEED, [_compared(name, path) for name, path in files(folder)])
 
 
 def _compared(name: str, path: Path) -> Row:
@@ -143,7 +143,7 @@ def install(folder: Path) -> Section:
     wheel, path = _wheel(folder), folder / "resnet20.wf"
     waterfill.compress(zoo.resnet20(), zoo.cifar10_calibration(), rate=3, effort="fast").save(path)
     rows = [_installed(folder, name, extra, wheel, path) for name, extra in READERS.items()]
-    return Section("Installed", INSTALL.format(size=path.stat().st_size), rows)
+    return Section("Installed", INSTALL, rows)
 
 
 def _wheel(folder: Path) -> Path:
@@ -250,6 +250,7 @@ def device(folder: Path) -> Section:
 
 SECTIONS = {"speed": speed, "install": install, "size": size, "device": device}
 TITLES = {"speed": "Speed", "install": "Installed", "size": "Size", "device": "On a device"}
+TEXTS = {"Speed": SPEED, "Installed": INSTALL, "Size": SIZE, "On a device": DEVICE}
 
 
 def main() -> None:
@@ -260,7 +261,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = {TITLES[name]: SECTIONS[name](Path(folder)) for name in names}
     kept = {} if asked is None else results.read("readers")
-    texts = {title: Section(title, "", kept[title]) for title in TITLES.values() if title in kept and title not in made}
+    texts = {
+        title: Section(title, TEXTS[title], kept[title])
+        for title in TITLES.values()
+        if title in kept and title not in made
+    }
     sections = [{**texts, **made}[title] for title in TITLES.values() if title in texts or title in made]
     results.write_page("readers", "Readers", TEXT, sections, measured=list(made))
 
