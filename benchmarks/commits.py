@@ -9,7 +9,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-LIBRARY = "src"
+LIBRARY = ("src", "decoders")
 CHANGED = "+"
 """Behind a commit, where files are others than in any commit."""
 
@@ -33,8 +33,8 @@ def commit(root: Path | None = None, also: Sequence[str] = ()) -> str:
         A short hash, with a plus where files are others than in the last commit.
     """
     root = root or tree()
-    found = _git(root, "log", "-1", "--format=%h", "--", LIBRARY)
-    changed = _git(root, "status", "--porcelain", "--", LIBRARY, *also)
+    found = _git(root, "log", "-1", "--format=%h", "--", *LIBRARY)
+    changed = _git(root, "status", "--porcelain", "--", *LIBRARY, *also)
     return found + CHANGED * bool(found and changed)
 
 
@@ -50,7 +50,7 @@ def contains(made: str, change: str) -> bool:
 
 def behind(made: str) -> int | None:
     """Count commits that have changed the library since; None where git does not know the commit."""
-    found = _git(tree(), "rev-list", "--count", f"{made.rstrip(CHANGED)}..HEAD", "--", LIBRARY)
+    found = _git(tree(), "rev-list", "--count", f"{made.rstrip(CHANGED)}..HEAD", "--", *LIBRARY)
     return int(found) if found else None
 
 

@@ -34,7 +34,7 @@ def stamp(named: Sequence[str] = ()) -> Stamp:
         named: commits that the rows of the page name themselves; none for the commit of the tree that runs.
     """
     script, *arguments = sys.argv
-    which: Stamp = {"commits": sorted(set(named))} if named else {"commit": commits.commit(also=("benchmarks", "decoders"))}
+    which: Stamp = {"commits": sorted(set(named))} if named else {"commit": commits.commit(also=("benchmarks",))}
     words = [f"python benchmarks/{Path(script).name}", *([] if named else map(_without_place, arguments))]
     return which | {"command": " ".join(words), "python": platform.python_version(), "machine": platform.machine()}
 
