@@ -231,6 +231,7 @@ SAMPLES: dict[str, Sample | str] = {
         {"bytes": BYTES, KL: ERROR},
     ),
     "plan": "it is computed from one block that takes ten minutes",
+    "reader_fuzzing": "a fuzzer ran for hours",
     "readers": "it compresses wide matrices and makes environments, for minutes",
     "slope": Sample(
         "LeNet-300-100, rate 3",
