@@ -1,7 +1,7 @@
 """What a fuzzer and changed files have found: `python benchmarks/reader_fuzzing.py LOG... --compared TEXT...`.
 
-A log is what `make -C tests/decoders/fuzz run` prints, a text what `python -m decoders.differential` does; each is named
-`COMMIT-anything`. Lines that the corpus reaches are counted anew.
+A log is what `make -C tests/decoders/fuzz run` prints, a text what `python -m decoders.differential` does; each is
+named `COMMIT-anything`. Lines that the corpus reaches are counted anew.
 """
 
 from __future__ import annotations
