@@ -121,4 +121,4 @@ def test_the_rest_says_what_to_install(tmp_path):
         told = run(f"import waterfill\nwaterfill.{name}", code=1).splitlines()[-1]
         assert f"waterfill.{name} needs" in told and "waterfill[compress]" in told, told
     told = run("import waterfill.torch", code=1).splitlines()[-1]
-    assert "torch" in told
+    assert "waterfill.torch needs torch" in told and "waterfill[compress]" in told

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from waterfill.errors import missing_package
 
-from waterfill.files import WaterfillFile
-from waterfill.reading import decompress
+try:
+    import torch
+    from torch import Tensor
+
+    from waterfill.files import WaterfillFile
+    from waterfill.reading import decompress
+except ModuleNotFoundError as error:
+    raise missing_package(error, "waterfill.torch") from error
 
 __all__ = ["load", "load_file"]
 
