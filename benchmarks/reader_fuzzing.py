@@ -26,7 +26,10 @@ without a text, or two answers to one file."""
 
 RUNS = """libFuzzer (clang), inputs of up to 8,192 bytes: files whose directory lies unpacked in the input, whole
 files, shards of directories, frames of zstandard; from memory and through a callback that fails, with an allocator
-that fails and has limits (`tests/decoders/fuzz`). One process; *seconds* are of the wall."""
+that fails and has limits (`tests/decoders/fuzz`). One process; *seconds* are of the wall. *Deadly signal*: the fuzzer
+itself stopped, for it had not counted what a thread keeps; *timeout*: the process had been suspended for minutes, and
+its input takes no time. Before these runs, in the first seconds of all, an offset of 0 from a null pointer was found,
+and mended."""
 
 COVERED = """Lines of the reader that the kept corpus reaches, by llvm-cov."""
 
@@ -41,9 +44,10 @@ def run_of(log: Path) -> Row:
     text = log.read_text(errors="replace")
     count = int(re.search(r"number_of_executed_units: (\d+)", text)[1])
     rate = int(re.search(r"average_exec_per_sec: +(\d+)", text)[1])
-    findings = len(re.findall(r"^(?:SUMMARY: (?:Address|Undefined|Leak)|==\d+== ?ERROR)", text, re.MULTILINE))
+    findings = len(re.findall(r"SUMMARY: (?:Address|Undefined|Leak)", text))
+    ended = re.search(r"SUMMARY: (.*?)(?: in|$)", text, re.MULTILINE)
     row = {"commit": log.name.split("-")[0], "executions": count, "seconds": round(count / max(1, rate))}
-    return row | {"findings": findings}
+    return row | {"findings": findings, "ended by": ended[1] if ended else "the time that was asked for"}
 
 
 def covered() -> list[Row]:
