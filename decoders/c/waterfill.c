@@ -5,16 +5,25 @@
 #include "wf_tables.h"
 
 #define HEADER 24
-#define MINOR 2
+#define MINOR 3
 #define LARGEST_DIRECTORY ((uint64_t)1 << 26)
 #define SMALL_DIRECTORY ((uint64_t)1 << 20)
 #define MOST_EXPANSION 1000
+#ifdef WF_SMALL
+#define TILE 32
+#else
 #define TILE 256
+#endif
 #define LARGEST_KEPT ((uint64_t)1 << 22)
 
 static const uint8_t magic[8] = {0x89, 'W', 'F', 'L', 0x0D, 0x0A, 0x1A, 0x0A};
 
 /* Opening */
+
+/* How many bytes a directory may have when unpacked, or the joined texts of a plain one. */
+static uint64_t largest_directory(uint64_t packed) {
+    return wf_least(LARGEST_DIRECTORY, SMALL_DIRECTORY + MOST_EXPANSION * packed);
+}
 
 static wf_code check_header(wf_work *work, const uint8_t *head, uint64_t file_size) {
     uint64_t packed = wf_le32(head + 12), size = wf_le32(head + 16);
@@ -25,22 +34,36 @@ static wf_code check_header(wf_work *work, const uint8_t *head, uint64_t file_si
     if (packed > file_size - HEADER) {
         return wf_fail(work, WF_FORMAT, "the file is cut: %u bytes cannot hold a directory of %u", file_size, packed);
     }
-    if (size > wf_least(LARGEST_DIRECTORY, SMALL_DIRECTORY + MOST_EXPANSION * packed)) {
+    if (size > largest_directory(packed) || packed > LARGEST_DIRECTORY) {
         return wf_fail(work, WF_FORMAT, "a directory of %u bytes is too large for the %u that it is packed in", size,
                        packed);
     }
     return WF_OK;
 }
 
+#ifdef WF_PLAIN
+static wf_code unpack(wf_tree *tree, const uint8_t *packed, size_t packed_size, size_t size) {
+    (void)packed, (void)packed_size, (void)size;
+    return wf_fail(tree->work, WF_VERSION, "the file is compressed with zstandard, which this reader does not have");
+}
+#else
+static wf_code unpack(wf_tree *tree, const uint8_t *packed, size_t packed_size, size_t size) {
+    wf_text phrases = {(const char *)wf_phrases, sizeof wf_phrases};
+    tree->json.work = tree->work;
+    tree->json.size = size;
+    tree->json.text = (char *)wf_room(tree->work, size, 1);
+    if (tree->json.text == NULL) return WF_MEMORY;
+    return wf_unzstd(tree->work, packed, packed_size, phrases, 0, (uint8_t *)tree->json.text, size);
+}
+#endif
+
 /* Read the directory; gives where the chunks begin. */
 static wf_code read_directory(wf_file *file, uint64_t *chunks_at) {
     wf_work *work = &file->work;
-    uint8_t head[HEADER], *packed;
-    wf_text phrases = {(const char *)wf_phrases, sizeof wf_phrases};
-    size_t packed_size, size;
-    char *text;
-    wf_code code;
-    size_t there = (size_t)wf_least(file->source.size, HEADER);
+    uint8_t head[HEADER];
+    const uint8_t *packed;
+    size_t packed_size, size, there = (size_t)wf_least(file->source.size, HEADER);
+    wf_tree tree;
     WF_TRY(wf_read_at(work, &file->source, 0, head, there));
     if (there < sizeof magic || memcmp(head, magic, sizeof magic) != 0) {
         return wf_fail(work, WF_FORMAT, "not a waterfill file; expected one that `waterfill compress` wrote");
@@ -49,19 +72,17 @@ static wf_code read_directory(wf_file *file, uint64_t *chunks_at) {
     WF_TRY(check_header(work, head, file->source.size));
     packed_size = wf_le32(head + 12);
     size = wf_le32(head + 16);
-    packed = (uint8_t *)wf_room(work, packed_size, 1);
-    if (packed == NULL) return WF_MEMORY;
-    WF_TRY(wf_read_at(work, &file->source, HEADER, packed, packed_size));
+    WF_TRY(wf_bytes_at(work, &file->source, HEADER, packed_size, &packed));
     if (wf_crc32(wf_crc32(0, head, HEADER - 4), packed, packed_size) != wf_le32(head + 20)) {
         return wf_fail(work, WF_FORMAT, "the checksum of the directory is wrong: the file is damaged");
     }
-    text = (char *)wf_room(work, size, 1);
-    if (text == NULL) return WF_MEMORY;
-    code = wf_unzstd(work, packed, packed_size, phrases, 0, (uint8_t *)text, size);
-    wf_give(work, packed);
-    WF_TRY(code);
+    memset(&tree, 0, sizeof tree);
+    tree.work = work;
+    tree.is_plain = file->is_plain = size == 0;
+    if (tree.is_plain) WF_TRY(wf_rows_begin(&tree.rows, work, packed, packed_size, largest_directory(packed_size)));
+    else WF_TRY(unpack(&tree, packed, packed_size, size));
     *chunks_at = HEADER + packed_size;
-    return wf_read_directory(work, &file->directory, text, size, wf_le16(head + 10));
+    return wf_read_directory(&tree, &file->directory, wf_le16(head + 10));
 }
 
 static wf_code check_bytes(wf_file *file, uint64_t max_bytes) {
@@ -203,60 +224,69 @@ void wf_forget(const wf_file *file, wf_kept *kept) {
     forget(&work, kept, 1);
 }
 
-/* Keep what a chunk holds beyond a call, in the place of another one: its block leaves the memory of that. */
-static void keep(wf_work *work, wf_kept *kept, int is_exact, size_t chunk, void *data) {
-    wf_block *block = (wf_block *)data - 1, **place = &work->blocks;
+/* The same during a call. */
+static void drop(wf_work *work, wf_kept *kept, int is_exact) {
     wf_work before = *work;
     forget(&before, kept, is_exact);
     work->used = before.used;
-    while (*place != block) place = &(*place)->head.next;
-    *place = block->head.next;
-    block->head.next = NULL;
-    kept->of[is_exact].chunk = chunk + 1;
-    kept->of[is_exact].block = block;
-    kept->of[is_exact].data = data;
 }
 
-/* The symbols or exact bytes of a chunk: decoded, or kept from the last time. */
-static wf_code units_of(wf_work *work, const wf_file *file, wf_kept *kept, size_t number, int is_shared, void **data) {
+/*
+ * Keep what a chunk holds beyond a call, in the place of another one: its block leaves the memory of that.
+ * is_block: whether it is a block of that memory, and not a part of the source.
+ */
+static void keep(wf_work *work, wf_kept *kept, int is_exact, size_t chunk, const void *data, int is_block) {
+    wf_block **place = &work->blocks;
+    drop(work, kept, is_exact);
+    kept->of[is_exact].chunk = chunk + 1;
+    kept->of[is_exact].data = data;
+    if (!is_block) return;
+    while (*place != (const wf_block *)data - 1) place = &(*place)->head.next;
+    kept->of[is_exact].block = *place;
+    *place = (*place)->head.next;
+    ((wf_block *)kept->of[is_exact].block)->head.next = NULL;
+}
+
+static int is_kept(const wf_kept *kept, int is_exact, size_t chunk) {
+    return kept && kept->of[is_exact].chunk == chunk + 1;
+}
+
+/* The exact bytes of a chunk; `is_block`: whether they are to be given back. */
+static wf_code exact_bytes(wf_work *work, const wf_file *file, wf_kept *kept, size_t number, int is_shared,
+                           const uint8_t **data, int *is_block) {
     const wf_chunk *chunk = wf_chunks(file) + number;
-    int is_exact = chunk->kind == 'x';
-    size_t each = is_exact ? 1 : sizeof(int32_t);
-    wf_work own;
-    wf_code code;
-    if (kept && kept->of[is_exact].chunk == number + 1) {
-        *data = kept->of[is_exact].data;
+    *is_block = 0;
+    if (is_kept(kept, 1, number)) {
+        *data = (const uint8_t *)kept->of[1].data;
         return WF_OK;
     }
-    *data = wf_room(work, chunk->count, each);
-    if (*data == NULL) return WF_MEMORY;
-    own = *work;
-    own.blocks = NULL;
-    if (is_exact) {
-        const uint8_t *packed;
+    *is_block = !file->is_plain || !file->source.data;
+    if (file->is_plain) {
+        WF_TRY(wf_read_chunk(work, file, number, data));
+    } else {
+#ifndef WF_PLAIN
         wf_text nothing = {NULL, 0};
+        wf_work own = *work;
+        const uint8_t *packed;
+        uint8_t *bytes = (uint8_t *)wf_room(work, chunk->count, 1);
+        wf_code code;
+        if (bytes == NULL) return WF_MEMORY;
+        own.blocks = NULL;
+        own.used = work->used;
         code = wf_read_chunk(&own, file, number, &packed);
         if (code == WF_OK) {
-            code = wf_unzstd(&own, packed, (size_t)chunk->size, nothing, 1, (uint8_t *)*data, (size_t)chunk->count);
+            code = wf_unzstd(&own, packed, (size_t)chunk->size, nothing, 1, bytes, (size_t)chunk->count);
         }
-    } else {
-        code = wf_read_symbols(&own, file, number, (int32_t *)*data);
+        wf_give_all(&own);
+        WF_TRY(code);
+        *data = bytes;
+#endif
     }
-    wf_give_all(&own);
-    if (code == WF_OK && kept && is_shared && chunk->count <= LARGEST_KEPT) keep(work, kept, is_exact, number, *data);
-    return code;
-}
-
-wf_code wf_symbols(const wf_file *file, size_t number, int32_t *values, size_t count, wf_error *error) {
-    wf_work work = begin(file, error);
-    const wf_chunk *chunk = wf_chunks(file) + number;
-    wf_code code;
-    if (number >= file->directory.chunks.count || chunk->kind != 's' || chunk->count != count) {
-        return wf_fail(&work, WF_ARGUMENT, "chunk %u has no %u symbols", (uint64_t)number, (uint64_t)count);
+    if (kept && is_shared && chunk->count <= LARGEST_KEPT) {
+        keep(work, kept, 1, number, *data, *is_block);
+        *is_block = 0;
     }
-    code = wf_read_symbols(&work, file, number, values);
-    wf_give_all(&work);
-    return code;
+    return WF_OK;
 }
 
 /* The chunk of a kind that has a unit of it. */
@@ -269,6 +299,35 @@ static size_t chunk_of(const wf_file *file, int kind, uint64_t at) {
         else high = middle;
     }
     return low;
+}
+
+#ifdef WF_SMALL
+static wf_code read_chunk(wf_work *work, const wf_file *file, size_t number, int32_t *values) {
+    const wf_chunk *chunk = wf_chunks(file) + number;
+    uint64_t at = 0;
+    wf_sequence *sequence;
+    WF_TRY(wf_sequence_begin(work, file, number, &sequence));
+    while (at < chunk->count) {
+        size_t some;
+        WF_TRY(wf_sequence_next(sequence, work, chunk->count - at, values + at, &some));
+        at += some;
+    }
+    return WF_OK;
+}
+#else
+#define read_chunk wf_read_symbols
+#endif
+
+wf_code wf_symbols(const wf_file *file, size_t number, int32_t *values, size_t count, wf_error *error) {
+    wf_work work = begin(file, error);
+    const wf_chunk *chunk = wf_chunks(file) + number;
+    wf_code code;
+    if (number >= file->directory.chunks.count || chunk->kind != 's' || chunk->count != count) {
+        return wf_fail(&work, WF_ARGUMENT, "chunk %u has no %u symbols", (uint64_t)number, (uint64_t)count);
+    }
+    code = read_chunk(&work, file, number, values);
+    wf_give_all(&work);
+    return code;
 }
 
 /* Decoding */
@@ -322,21 +381,70 @@ static void put_symbols(const target *to, const int32_t *symbols, uint64_t at, u
     }
 }
 
+#ifdef WF_SMALL
+
+/* Put symbols `at` to `end` of all into the tensor that has them. */
+static wf_code put_next(wf_work *work, wf_sequence *sequence, const target *to, uint64_t at, uint64_t end) {
+    int32_t symbols[TILE];
+    while (wf_sequence_at(sequence) < end) {
+        uint64_t now = wf_sequence_at(sequence), stop = now < at ? at : end;
+        size_t some;
+        WF_TRY(wf_sequence_next(sequence, work, wf_least(stop - now, TILE), symbols, &some));
+        if (now >= at) put_symbols(to, symbols, now - to->coded->at, some);
+    }
+    return WF_OK;
+}
+
+/* Put the part of a tensor that is in a chunk: symbols `at` to `end` of all. */
+static wf_code put_part(wf_work *work, const wf_file *file, wf_kept *kept, const target *to, size_t number, uint64_t at,
+                        uint64_t end) {
+    wf_sequence *sequence = is_kept(kept, 0, number) ? (wf_sequence *)((wf_block *)kept->of[0].block + 1) : NULL;
+    if (sequence && wf_sequence_at(sequence) <= at) {
+        wf_code code = put_next(work, sequence, to, at, end);
+        if (code != WF_OK) drop(work, kept, 0);
+        return code;
+    }
+    if (kept) drop(work, kept, 0); /* there is no memory for two */
+    WF_TRY(wf_sequence_begin(work, file, number, &sequence));
+    WF_TRY(put_next(work, sequence, to, at, end));
+    if (kept) keep(work, kept, 0, number, sequence, 1);
+    else wf_give(work, sequence);
+    return WF_OK;
+}
+#else
+
+/* Put the part of a tensor that is in a chunk: symbols `at` to `end` of all. */
+static wf_code put_part(wf_work *work, const wf_file *file, wf_kept *kept, const target *to, size_t number, uint64_t at,
+                        uint64_t end) {
+    const wf_chunk *chunk = wf_chunks(file) + number;
+    const int32_t *symbols = is_kept(kept, 0, number) ? (const int32_t *)kept->of[0].data : NULL;
+    int is_shared = end - at < chunk->count, is_new = symbols == NULL;
+    if (is_new) {
+        int32_t *found = (int32_t *)wf_room(work, chunk->count, sizeof *found);
+        wf_work own = *work;
+        wf_code code;
+        if (found == NULL) return WF_MEMORY;
+        own.blocks = NULL;
+        code = wf_read_symbols(&own, file, number, found);
+        wf_give_all(&own);
+        WF_TRY(code);
+        symbols = found;
+    }
+    put_symbols(to, symbols + (at - chunk->at), at - to->coded->at, end - at);
+    if (is_new && kept && is_shared && chunk->count <= LARGEST_KEPT) keep(work, kept, 0, number, symbols, 1);
+    else if (is_new) wf_give(work, symbols);
+    return WF_OK;
+}
+#endif
+
 /* Decode the symbols of a tensor into a target. */
 static wf_code put_coded(wf_work *work, const wf_file *file, wf_kept *kept, const target *to) {
-    const wf_coded *coded = to->coded;
     const wf_chunk *chunks = wf_chunks(file);
-    uint64_t at = coded->at, stop = at + coded->values;
+    uint64_t at = to->coded->at, stop = at + to->coded->values, end;
     size_t number = at < stop ? chunk_of(file, 2, at) : 0;
-    for (; at < stop; number++) {
-        uint64_t first = chunks[number].at, end = wf_least(stop, first + chunks[number].count);
-        int is_shared = first < coded->at || first + chunks[number].count > stop;
-        void *data;
-        if (end <= at) continue;
-        WF_TRY(units_of(work, file, kept, number, is_shared, &data));
-        put_symbols(to, (const int32_t *)data + (at - first), at - coded->at, end - at);
-        if (!kept || data != kept->of[0].data) wf_give(work, data);
-        at = end;
+    for (; at < stop; number++, at = end) {
+        end = wf_least(stop, chunks[number].at + chunks[number].count);
+        if (end > at) WF_TRY(put_part(work, file, kept, to, number, at, end));
     }
     return WF_OK;
 }
@@ -353,7 +461,7 @@ static wf_code put_matrix(wf_work *work, const wf_file *file, wf_kept *kept, con
 
 /* A coded tensor in another basis: its matrix first, then its values in their places. */
 static wf_code put_turned(wf_work *work, const wf_file *file, wf_kept *kept, const wf_entry *entry, target *to) {
-    const int32_t *nothing[3] = {NULL, NULL, NULL};
+    const int16_t *nothing[3] = {NULL, NULL, NULL};
     float *matrix = (float *)wf_room(work, to->coded->values, sizeof *matrix);
     wf_coded rows = *to->coded;
     uint64_t at;
@@ -421,12 +529,12 @@ static wf_code copy_exact(wf_work *work, const wf_file *file, wf_kept *kept, con
     size_t number = size ? chunk_of(file, 3, at) : 0;
     for (; at < stop; number++) {
         uint64_t first = chunks[number].at, end = wf_least(stop, first + chunks[number].count);
-        int is_shared = first < entry->bytes_at || first + chunks[number].count > stop;
-        void *data;
+        const uint8_t *data;
+        int is_block;
         if (end <= at) continue;
-        WF_TRY(units_of(work, file, kept, number, is_shared, &data));
-        memcpy(out + (at - entry->bytes_at), (const uint8_t *)data + (at - first), (size_t)(end - at));
-        if (!kept || data != kept->of[1].data) wf_give(work, data);
+        WF_TRY(exact_bytes(work, file, kept, number, end - at < chunks[number].count, &data, &is_block));
+        memcpy(out + (at - entry->bytes_at), data + (at - first), (size_t)(end - at));
+        if (is_block) wf_give(work, data);
         at = end;
     }
     for (n = 0; entry->tensor.type == WF_BOOL && n < size; n++) {

@@ -99,7 +99,7 @@ typedef struct wf_kept {
     struct {
         size_t chunk; /* its number plus one; 0 for none */
         void *block;
-        void *data;
+        const void *data;
     } of[2]; /* of symbols and of exact bytes, which take turns in most files */
 } wf_kept;
 

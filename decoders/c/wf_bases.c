@@ -183,7 +183,7 @@ static unsigned class_of(const wf_tensor *tensor, uint64_t tap) {
 
 static void flips(making *m, const wf_tensor *tensor, uint64_t taps, const wf_basis *basis) {
     uint16_t classes[LONGEST], some[LONGEST];
-    const int32_t *angles = basis->angles;
+    const int16_t *angles = basis->angles;
     unsigned class, most = 0, i, j, count;
     opposite(m, tensor, taps);
     for (i = 0; i < taps; i++) {
@@ -308,7 +308,7 @@ static wf_code rotated_units(wf_work *work, const wf_basis *basis, uint64_t n, f
     v.after = 1;
     for (start = 0; start < n; start += WIDE) {
         unsigned some = (unsigned)wf_least(WIDE, n - start), p, q;
-        const int32_t *angles = basis->angles;
+        const int16_t *angles = basis->angles;
         load(&v, start, some, tile);
         for (p = 0; p < basis->directions; p++) {
             for (q = p + 1; q < n; q++) {

@@ -3,6 +3,7 @@
 #include "wf_internal.h"
 
 #define MOST_AXES 64
+#define MOST_RESERVED 1024 /* lines, of which a directory may only say that it has them */
 #define MOST_TENSORS INT64_MAX
 #define LONGEST_MEASURE 64
 #define SPARE_ANGLES ((uint64_t)1 << 20)
@@ -38,69 +39,69 @@ typedef struct bounds {
 } bounds;
 
 /* The next member of a list that has to have one. */
-static wf_code member(wf_json *json, int *first) {
+static wf_code member(wf_tree *tree, int *first) {
     int more;
-    WF_TRY(wf_json_more(json, ']', first, &more));
-    return more ? WF_OK : wf_json_fail(json, "another member");
+    WF_TRY(wf_tree_more(tree, ']', first, &more));
+    return more ? WF_OK : wf_tree_fail(tree, "another member");
 }
 
-static wf_code whole_member(wf_json *json, int *first, int64_t least, int64_t most, int64_t *value) {
-    WF_TRY(member(json, first));
-    return wf_json_whole(json, least, most, value);
+static wf_code whole_member(wf_tree *tree, int *first, int64_t least, int64_t most, int64_t *value) {
+    WF_TRY(member(tree, first));
+    return wf_tree_whole(tree, least, most, value);
 }
 
-static wf_code small_member(wf_json *json, int *first, int32_t least, int32_t most, int32_t *value) {
+static wf_code small_member(wf_tree *tree, int *first, int32_t least, int32_t most, int32_t *value) {
     int64_t found;
-    WF_TRY(whole_member(json, first, least, most, &found));
+    WF_TRY(whole_member(tree, first, least, most, &found));
     *value = (int32_t)found;
     return WF_OK;
 }
 
-static wf_code byte_member(wf_json *json, int *first, int32_t least, int32_t most, uint8_t *value) {
+static wf_code byte_member(wf_tree *tree, int *first, int32_t least, int32_t most, uint8_t *value) {
     int64_t found;
-    WF_TRY(whole_member(json, first, least, most, &found));
+    WF_TRY(whole_member(tree, first, least, most, &found));
     *value = (uint8_t)found;
     return WF_OK;
 }
 
-static wf_code tensor_member(wf_json *json, int *first, uint64_t *tensor) {
+static wf_code tensor_member(wf_tree *tree, int *first, uint64_t *tensor) {
     int64_t found;
-    WF_TRY(whole_member(json, first, 0, MOST_TENSORS, &found));
+    WF_TRY(whole_member(tree, first, 0, MOST_TENSORS, &found));
     *tensor = (uint64_t)found;
     return WF_OK;
 }
 
-static wf_code bool_member(wf_json *json, int *first, uint8_t *value) {
-    WF_TRY(member(json, first));
-    return wf_json_bool(json, value);
+static wf_code bool_member(wf_tree *tree, int *first, uint8_t *value) {
+    WF_TRY(member(tree, first));
+    return wf_tree_bool(tree, value);
 }
 
 /* The end of a list that has no more members. */
-static wf_code end(wf_json *json, int *first) {
+static wf_code end(wf_tree *tree, int *first) {
     int more;
-    WF_TRY(wf_json_more(json, ']', first, &more));
-    return more ? wf_json_fail(json, "no more members") : WF_OK;
+    WF_TRY(wf_tree_more(tree, ']', first, &more));
+    return more ? wf_tree_fail(tree, "no more members") : WF_OK;
 }
 
 /* A list of so many numbers in bounds. */
-static wf_code numbers(wf_json *json, size_t count, const bounds *each, int32_t *values) {
+static wf_code numbers(wf_tree *tree, size_t count, const bounds *each, int32_t *values) {
     int first = 1;
     size_t i;
-    WF_TRY(wf_json_open(json, '['));
+    WF_TRY(wf_tree_open(tree, '['));
     for (i = 0; i < count; i++) {
-        WF_TRY(small_member(json, &first, each[i].least, each[i].most, values + i));
+        WF_TRY(small_member(tree, &first, each[i].least, each[i].most, values + i));
     }
-    return end(json, &first);
+    return end(tree, &first);
 }
 
 /* A letter as the first member. */
-static wf_code letter(wf_json *json, int *first, const char *known, char *found) {
+static wf_code letter(wf_tree *tree, int *first, const char *known, char *found) {
     wf_text text;
-    WF_TRY(wf_json_open(json, '['));
-    WF_TRY(member(json, first));
-    WF_TRY(wf_json_text(json, &text));
+    WF_TRY(wf_tree_open(tree, '['));
+    WF_TRY(member(tree, first));
+    WF_TRY(wf_tree_text(tree, &text));
     if (text.size != 1 || text.data[0] == 0 || strchr(known, text.data[0]) == NULL) {
-        return wf_json_fail(json, "a known kind");
+        return wf_tree_fail(tree, "a known kind");
     }
     *found = text.data[0];
     return WF_OK;
@@ -116,18 +117,18 @@ static const uint64_t *shape_of(const wf_directory *directory, const wf_entry *e
     return entry->tensor.axes ? WF_ITEMS(directory->lengths, uint64_t) + entry->shape_at : NULL;
 }
 
-static wf_code read_shape(wf_json *json, wf_directory *directory, wf_entry *entry) {
+static wf_code read_shape(wf_tree *tree, wf_directory *directory, wf_entry *entry) {
     int first = 1, more;
     entry->shape_at = directory->lengths.count;
-    WF_TRY(wf_json_open(json, '['));
+    WF_TRY(wf_tree_open(tree, '['));
     for (;;) {
         int64_t length;
         uint64_t *place;
-        WF_TRY(wf_json_more(json, ']', &first, &more));
+        WF_TRY(wf_tree_more(tree, ']', &first, &more));
         if (!more) return WF_OK;
-        if (entry->tensor.axes == MOST_AXES) return wf_json_fail(json, "at most 64 axes");
-        WF_TRY(wf_json_whole(json, 0, (int64_t)WF_MOST_VALUES, &length));
-        place = (uint64_t *)wf_push(json->work, &directory->lengths);
+        if (entry->tensor.axes == MOST_AXES) return wf_tree_fail(tree, "at most 64 axes");
+        WF_TRY(wf_tree_whole(tree, 0, (int64_t)WF_MOST_VALUES, &length));
+        place = (uint64_t *)wf_push(tree->work, &directory->lengths);
         if (place == NULL) return WF_MEMORY;
         *place = (uint64_t)length;
         entry->tensor.axes++;
@@ -180,27 +181,27 @@ static int is_possible(wf_entry *entry, const wf_scalar *argument, const uint64_
     return 0;
 }
 
-static wf_code read_entry(wf_json *json, wf_directory *directory, wf_entry *entry) {
+static wf_code read_entry(wf_tree *tree, wf_directory *directory, wf_entry *entry) {
     int first = 1, more, type;
     wf_text name, kind, how = {"q", 1};
     wf_scalar argument;
     const uint64_t *shape;
     memset(&argument, 0, sizeof argument);
-    WF_TRY(wf_json_open(json, '['));
-    WF_TRY(member(json, &first));
-    WF_TRY(wf_json_text(json, &name));
-    WF_TRY(member(json, &first));
-    WF_TRY(wf_json_text(json, &kind));
-    WF_TRY(member(json, &first));
-    WF_TRY(read_shape(json, directory, entry));
-    WF_TRY(wf_json_more(json, ']', &first, &more));
+    WF_TRY(wf_tree_open(tree, '['));
+    WF_TRY(member(tree, &first));
+    WF_TRY(wf_tree_text(tree, &name));
+    WF_TRY(member(tree, &first));
+    WF_TRY(wf_tree_text(tree, &kind));
+    WF_TRY(member(tree, &first));
+    WF_TRY(read_shape(tree, directory, entry));
+    WF_TRY(wf_tree_more(tree, ']', &first, &more));
     if (more) {
-        WF_TRY(wf_json_text(json, &how));
-        WF_TRY(wf_json_more(json, ']', &first, &more));
+        WF_TRY(wf_tree_text(tree, &how));
+        WF_TRY(wf_tree_more(tree, ']', &first, &more));
     }
     if (more) {
-        WF_TRY(wf_json_scalar(json, &argument));
-        WF_TRY(end(json, &first));
+        WF_TRY(wf_tree_scalar(tree, &argument));
+        WF_TRY(end(tree, &first));
     }
     entry->tensor.name = name.data;
     entry->tensor.name_size = name.size;
@@ -209,207 +210,210 @@ static wf_code read_entry(wf_json *json, wf_directory *directory, wf_entry *entr
     shape = shape_of(directory, entry);
     entry->tensor.values = product(shape, entry->tensor.axes, 0);
     if (type == WF_TYPES || product(shape, entry->tensor.axes, 1) > WF_MOST_VALUES) {
-        return impossible(json->work, entry, "an impossible type or shape");
+        return impossible(tree->work, entry, "an impossible type or shape");
     }
     entry->how = how.size == 1 ? how.data[0] : 0;
-    if (!is_possible(entry, &argument, shape)) return impossible(json->work, entry, "an impossible origin");
+    if (!is_possible(entry, &argument, shape)) return impossible(tree->work, entry, "an impossible origin");
     if (entry->how != 'x' && entry->how != '=' && type > WF_BFLOAT16) {
-        return impossible(json->work, entry, "a type that cannot be coded with loss");
+        return impossible(tree->work, entry, "a type that cannot be coded with loss");
     }
     return WF_OK;
 }
 
-static wf_code read_uniform(wf_json *json, int *first, wf_coded *coded) {
+static wf_code read_uniform(wf_tree *tree, int *first, wf_coded *coded) {
     int more, is_path = coded->kind == 'p';
     int64_t offset;
-    WF_TRY(small_member(json, first, -6000, 6000, &coded->step));
+    WF_TRY(small_member(tree, first, -6000, 6000, &coded->step));
     if (is_path) {
-        WF_TRY(byte_member(json, first, 2, 12, &coded->log_states));
-        WF_TRY(bool_member(json, first, &coded->zero));
-        WF_TRY(byte_member(json, first, 0, 42, &coded->log_span));
+        WF_TRY(byte_member(tree, first, 2, 12, &coded->log_states));
+        WF_TRY(bool_member(tree, first, &coded->zero));
+        WF_TRY(byte_member(tree, first, 0, 42, &coded->log_span));
     }
-    WF_TRY(byte_member(json, first, 0, 8, &coded->families[0]));
-    WF_TRY(small_member(json, first, -400, 256, &coded->bases[0]));
+    WF_TRY(byte_member(tree, first, 0, 8, &coded->families[0]));
+    WF_TRY(small_member(tree, first, -400, 256, &coded->bases[0]));
     if (is_path) {
-        WF_TRY(byte_member(json, first, 0, 8, &coded->families[1]));
-        WF_TRY(small_member(json, first, -400, 256, &coded->bases[1]));
+        WF_TRY(byte_member(tree, first, 0, 8, &coded->families[1]));
+        WF_TRY(small_member(tree, first, -400, 256, &coded->bases[1]));
     }
-    WF_TRY(wf_json_more(json, ']', first, &more));
+    WF_TRY(wf_tree_more(tree, ']', first, &more));
     if (!more) return WF_OK;
-    WF_TRY(numbers(json, 3, shrink_bounds, coded->shrink));
-    WF_TRY(wf_json_more(json, ']', first, &more));
+    WF_TRY(numbers(tree, 3, shrink_bounds, coded->shrink));
+    WF_TRY(wf_tree_more(tree, ']', first, &more));
     if (!more) return WF_OK;
-    WF_TRY(numbers(json, 6, code_bounds, coded->codes));
-    WF_TRY(wf_json_more(json, ']', first, &more));
+    WF_TRY(numbers(tree, 6, code_bounds, coded->codes));
+    WF_TRY(wf_tree_more(tree, ']', first, &more));
     if (!more) return WF_OK;
     if (!is_path) {
-        WF_TRY(wf_json_whole(json, -((int64_t)1 << 30), (int64_t)1 << 30, &offset));
+        WF_TRY(wf_tree_whole(tree, -((int64_t)1 << 30), (int64_t)1 << 30, &offset));
         coded->offset = offset;
-        return end(json, first);
+        return end(tree, first);
     }
-    WF_TRY(wf_json_bool(json, &coded->down));
-    WF_TRY(wf_json_more(json, ']', first, &more));
+    WF_TRY(wf_tree_bool(tree, &coded->down));
+    WF_TRY(wf_tree_more(tree, ']', first, &more));
     if (!more) return WF_OK;
-    WF_TRY(wf_json_whole(json, -381, 382, &offset));
+    WF_TRY(wf_tree_whole(tree, -381, 382, &offset));
     coded->least = (int32_t)offset;
-    return end(json, first);
+    return end(tree, first);
 }
 
-static wf_code read_relative(wf_json *json, int *first, wf_coded *coded) {
-    WF_TRY(byte_member(json, first, 0, 23, &coded->mantissa));
-    WF_TRY(whole_member(json, first, -((int64_t)1 << 31), (int64_t)1 << 31, &coded->offset));
-    WF_TRY(bool_member(json, first, &coded->is_signed));
-    WF_TRY(byte_member(json, first, 0, 8, &coded->families[0]));
-    WF_TRY(small_member(json, first, -400, 256, &coded->bases[0]));
-    return end(json, first);
+static wf_code read_relative(wf_tree *tree, int *first, wf_coded *coded) {
+    WF_TRY(byte_member(tree, first, 0, 23, &coded->mantissa));
+    WF_TRY(whole_member(tree, first, -((int64_t)1 << 31), (int64_t)1 << 31, &coded->offset));
+    WF_TRY(bool_member(tree, first, &coded->is_signed));
+    WF_TRY(byte_member(tree, first, 0, 8, &coded->families[0]));
+    WF_TRY(small_member(tree, first, -400, 256, &coded->bases[0]));
+    return end(tree, first);
 }
 
-static wf_code read_codebook(wf_json *json, int *first, wf_coded *coded) {
+static wf_code read_codebook(wf_tree *tree, int *first, wf_coded *coded) {
     int more;
     int64_t size;
-    WF_TRY(whole_member(json, first, 1, 1 << 16, &size));
+    WF_TRY(whole_member(tree, first, 1, 1 << 16, &size));
     coded->size = (uint32_t)size;
-    WF_TRY(small_member(json, first, 1 - (1 << 16), 0, &coded->first));
-    WF_TRY(byte_member(json, first, 0, 8, &coded->families[0]));
-    WF_TRY(small_member(json, first, -400, 256, &coded->bases[0]));
-    WF_TRY(wf_json_more(json, ']', first, &more));
+    WF_TRY(small_member(tree, first, 1 - (1 << 16), 0, &coded->first));
+    WF_TRY(byte_member(tree, first, 0, 8, &coded->families[0]));
+    WF_TRY(small_member(tree, first, -400, 256, &coded->bases[0]));
+    WF_TRY(wf_tree_more(tree, ']', first, &more));
     if (!more) return WF_OK;
-    WF_TRY(numbers(json, 3, code_bounds, coded->codes + 3));
-    return end(json, first);
+    WF_TRY(numbers(tree, 3, code_bounds, coded->codes + 3));
+    return end(tree, first);
 }
 
-static wf_code read_coded(wf_json *json, wf_directory *directory, wf_coded *coded) {
+static wf_code read_coded(wf_tree *tree, wf_directory *directory, wf_coded *coded) {
     int first = 1, i;
     (void)directory;
     for (i = 0; i < 6; i++) coded->codes[i] = -1;
     coded->least = -381;
-    WF_TRY(letter(json, &first, "uprc", &coded->kind));
-    if (coded->kind == 'r') return read_relative(json, &first, coded);
-    return coded->kind == 'c' ? read_codebook(json, &first, coded) : read_uniform(json, &first, coded);
+    WF_TRY(letter(tree, &first, "uprc", &coded->kind));
+    if (coded->kind == 'r') return read_relative(tree, &first, coded);
+    return coded->kind == 'c' ? read_codebook(tree, &first, coded) : read_uniform(tree, &first, coded);
 }
 
-static wf_code read_chunk_line(wf_json *json, wf_directory *directory, wf_chunk *chunk) {
+static wf_code read_chunk_line(wf_tree *tree, wf_directory *directory, wf_chunk *chunk) {
     int first = 1;
     int64_t size, crc, count;
     (void)directory;
-    WF_TRY(letter(json, &first, "acsx", &chunk->kind));
-    WF_TRY(whole_member(json, &first, 0, (int64_t)1 << 50, &size));
-    WF_TRY(whole_member(json, &first, 0, 0xFFFFFFFF, &crc));
-    WF_TRY(whole_member(json, &first, 0, (int64_t)WF_MOST_VALUES, &count));
+    WF_TRY(letter(tree, &first, "acsx", &chunk->kind));
+    WF_TRY(whole_member(tree, &first, 0, (int64_t)1 << 50, &size));
+    WF_TRY(whole_member(tree, &first, 0, 0xFFFFFFFF, &crc));
+    WF_TRY(whole_member(tree, &first, 0, (int64_t)WF_MOST_VALUES, &count));
     chunk->size = (uint64_t)size;
     chunk->crc = (uint32_t)crc;
     chunk->count = (uint64_t)count;
-    return end(json, &first);
+    return end(tree, &first);
 }
 
-static wf_code read_table(wf_json *json, wf_table_line *table) {
+static wf_code read_table(wf_tree *tree, wf_table_line *table) {
     int first = 1;
     int64_t count;
-    WF_TRY(wf_json_open(json, '['));
-    WF_TRY(whole_member(json, &first, -((int64_t)1 << 30), (int64_t)1 << 30, &table->first));
-    WF_TRY(whole_member(json, &first, 1, 255, &count));
+    WF_TRY(wf_tree_open(tree, '['));
+    WF_TRY(whole_member(tree, &first, -((int64_t)1 << 30), (int64_t)1 << 30, &table->first));
+    WF_TRY(whole_member(tree, &first, 1, 255, &count));
     table->count = (uint32_t)count;
-    WF_TRY(byte_member(json, &first, 0, 120, &table->code));
-    return end(json, &first);
+    WF_TRY(byte_member(tree, &first, 0, 120, &table->code));
+    return end(tree, &first);
 }
 
-static wf_code read_tables(wf_json *json, wf_directory *directory, wf_table_lines *lines) {
+static wf_code read_tables(wf_tree *tree, wf_directory *directory, wf_table_lines *lines) {
     int first = 1, inner = 1, more;
     (void)directory;
-    WF_TRY(wf_json_open(json, '['));
-    WF_TRY(tensor_member(json, &first, &lines->tensor));
-    WF_TRY(member(json, &first));
-    WF_TRY(wf_json_open(json, '['));
+    WF_TRY(wf_tree_open(tree, '['));
+    WF_TRY(tensor_member(tree, &first, &lines->tensor));
+    WF_TRY(member(tree, &first));
+    WF_TRY(wf_tree_open(tree, '['));
     for (;;) {
-        WF_TRY(wf_json_more(json, ']', &inner, &more));
+        WF_TRY(wf_tree_more(tree, ']', &inner, &more));
         if (!more) break;
-        if (lines->count == 2) return wf_json_fail(json, "at most two tables");
-        WF_TRY(read_table(json, &lines->tables[lines->count++]));
+        if (lines->count == 2) return wf_tree_fail(tree, "at most two tables");
+        WF_TRY(read_table(tree, &lines->tables[lines->count++]));
     }
-    return lines->count ? end(json, &first) : wf_json_fail(json, "a table");
+    return lines->count ? end(tree, &first) : wf_tree_fail(tree, "a table");
 }
 
-static wf_code read_adaptive(wf_json *json, wf_directory *directory, wf_numbered *line) {
+static wf_code read_adaptive(wf_tree *tree, wf_directory *directory, wf_numbered *line) {
     int first = 1, more;
     int64_t width = 0;
     (void)directory;
-    WF_TRY(wf_json_open(json, '['));
-    WF_TRY(tensor_member(json, &first, &line->tensor));
-    WF_TRY(wf_json_more(json, ']', &first, &more));
+    WF_TRY(wf_tree_open(tree, '['));
+    WF_TRY(tensor_member(tree, &first, &line->tensor));
+    WF_TRY(wf_tree_more(tree, ']', &first, &more));
     if (more) {
-        WF_TRY(wf_json_whole(json, 0, 1 << 16, &width));
-        WF_TRY(end(json, &first));
+        WF_TRY(wf_tree_whole(tree, 0, 1 << 16, &width));
+        WF_TRY(end(tree, &first));
     }
     line->count = (uint32_t)width;
     return WF_OK;
 }
 
-static wf_code read_lanes(wf_json *json, wf_directory *directory, wf_numbered *line) {
+static wf_code read_lanes(wf_tree *tree, wf_directory *directory, wf_numbered *line) {
     int first = 1;
     int64_t count, lines;
     (void)directory;
-    WF_TRY(wf_json_open(json, '['));
-    WF_TRY(tensor_member(json, &first, &line->tensor));
-    WF_TRY(whole_member(json, &first, 8, 32, &count));
-    if (count != 8 && count != 32) return wf_json_fail(json, "8 or 32 lanes");
-    WF_TRY(whole_member(json, &first, 1, (int64_t)WF_MOST_VALUES, &lines));
+    WF_TRY(wf_tree_open(tree, '['));
+    WF_TRY(tensor_member(tree, &first, &line->tensor));
+    WF_TRY(whole_member(tree, &first, 8, 32, &count));
+    if (count != 8 && count != 32) return wf_tree_fail(tree, "8 or 32 lanes");
+    WF_TRY(whole_member(tree, &first, 1, (int64_t)WF_MOST_VALUES, &lines));
     line->count = (uint32_t)count;
     line->number = (uint64_t)lines;
-    return end(json, &first);
+    return end(tree, &first);
 }
 
-static wf_code read_basis(wf_json *json, wf_directory *directory, wf_basis *basis) {
+static wf_code read_basis(wf_tree *tree, wf_directory *directory, wf_basis *basis) {
     int first = 1;
     int32_t number = 0;
     (void)directory;
-    WF_TRY(letter(json, &first, "cfrs", &basis->kind));
-    WF_TRY(tensor_member(json, &first, &basis->tensor));
+    WF_TRY(letter(tree, &first, "cfrs", &basis->kind));
+    WF_TRY(tensor_member(tree, &first, &basis->tensor));
     if (basis->kind == 's') {
-        WF_TRY(tensor_member(json, &first, &basis->of));
-        return end(json, &first);
+        WF_TRY(tensor_member(tree, &first, &basis->of));
+        return end(tree, &first);
     }
     basis->axis = 2;
-    if (basis->kind != 'f') WF_TRY(byte_member(json, &first, 0, basis->kind == 'c' ? 2 : 1, &basis->axis));
+    if (basis->kind != 'f') WF_TRY(byte_member(tree, &first, 0, basis->kind == 'c' ? 2 : 1, &basis->axis));
     if (basis->kind == 'c') {
-        WF_TRY(small_member(json, &first, 2, 512, &number));
+        WF_TRY(small_member(tree, &first, 2, 512, &number));
         basis->block = (uint32_t)number;
-        return end(json, &first);
+        return end(tree, &first);
     }
-    if (basis->kind == 'r') WF_TRY(small_member(json, &first, 1, 1023, &number));
+    if (basis->kind == 'r') WF_TRY(small_member(tree, &first, 1, 1023, &number));
     basis->directions = (uint32_t)number;
-    WF_TRY(byte_member(json, &first, 0, 120, &basis->code));
-    return end(json, &first);
+    WF_TRY(byte_member(tree, &first, 0, 120, &basis->code));
+    return end(tree, &first);
 }
 
-static wf_code read_rate(wf_json *json, wf_directory *directory, uint32_t *rate) {
+static wf_code read_rate(wf_tree *tree, wf_directory *directory, uint32_t *rate) {
     int64_t value;
     (void)directory;
     (void)rate;
-    return wf_json_whole(json, -1, 1 << 16, &value);
+    return wf_tree_whole(tree, -1, 1 << 16, &value);
 }
 
-typedef wf_code read_line(wf_json *json, wf_directory *directory, void *line);
+typedef wf_code read_line(wf_tree *tree, wf_directory *directory, void *line);
 
 /* A list of lines. */
-static wf_code read_list(wf_json *json, wf_directory *directory, wf_list *list, read_line *read) {
+static wf_code read_list(wf_tree *tree, wf_directory *directory, wf_list *list, read_line *read) {
     int first = 1, more;
     list->count = 0;
-    WF_TRY(wf_json_open(json, '['));
+    WF_TRY(wf_tree_open(tree, '['));
+    if (wf_tree_left(tree)) {
+        WF_TRY(wf_reserve(tree->work, list, (size_t)wf_least(wf_tree_left(tree), MOST_RESERVED)));
+    }
     for (;;) {
         void *line;
-        WF_TRY(wf_json_more(json, ']', &first, &more));
+        WF_TRY(wf_tree_more(tree, ']', &first, &more));
         if (!more) return WF_OK;
-        line = wf_push(json->work, list);
+        line = wf_push(tree->work, list);
         if (line == NULL) return WF_MEMORY;
         memset(line, 0, list->each);
-        WF_TRY(read(json, directory, line));
+        WF_TRY(read(tree, directory, line));
     }
 }
 
 /* One reader for every type of line, so that none is called through a pointer of another type. */
 #define LINES(name, type)                                                                                              \
-    static wf_code name##_line(wf_json *json, wf_directory *directory, void *line) {                                   \
-        return name(json, directory, (type *)line);                                                                    \
+    static wf_code name##_line(wf_tree *tree, wf_directory *directory, void *line) {                                   \
+        return name(tree, directory, (type *)line);                                                                    \
     }
 LINES(read_entry, wf_entry)
 LINES(read_coded, wf_coded)
@@ -420,52 +424,49 @@ LINES(read_basis, wf_basis)
 LINES(read_lanes, wf_numbered)
 LINES(read_rate, uint32_t)
 
-static wf_code read_limit(wf_json *json, wf_directory *directory) {
+static wf_code read_limit(wf_tree *tree, wf_directory *directory) {
     int first = 1;
     int64_t bits;
     wf_text measure;
     directory->has_limit = 0;
-    if (wf_json_is_null(json)) return WF_OK;
-    WF_TRY(wf_json_open(json, '['));
-    WF_TRY(whole_member(json, &first, 0, (int64_t)1 << 50, &bits));
-    WF_TRY(member(json, &first));
-    WF_TRY(wf_json_text(json, &measure));
-    if (wf_letters(measure) > LONGEST_MEASURE) return wf_json_fail(json, "at most 64 characters");
-    WF_TRY(member(json, &first));
-    WF_TRY(read_list(json, directory, &directory->rates, read_rate_line));
+    if (wf_tree_is_null(tree)) return WF_OK;
+    WF_TRY(wf_tree_open(tree, '['));
+    WF_TRY(whole_member(tree, &first, 0, (int64_t)1 << 50, &bits));
+    WF_TRY(member(tree, &first));
+    WF_TRY(wf_tree_text(tree, &measure));
+    if (wf_letters(measure) > LONGEST_MEASURE) return wf_tree_fail(tree, "at most 64 characters");
+    WF_TRY(member(tree, &first));
+    WF_TRY(read_list(tree, directory, &directory->rates, read_rate_line));
     directory->has_limit = 1;
-    return end(json, &first);
+    return end(tree, &first);
 }
 
-static wf_code read_text(wf_json *json, wf_directory *directory) {
-    static const char *const names[7] = {"entries", "tensors", "chunks", "tables", "adaptive", "bases", "lanes"};
+static wf_code read_text(wf_tree *tree, wf_directory *directory) {
+    static const char *const names[] = {"entries",  "tensors", "chunks", "tables",  "adaptive",
+                                        "bases",    "lanes",   "limit",  "producer"};
     static read_line *const readers[7] = {read_entry_line,    read_coded_line, read_chunk_line_line, read_tables_line,
                                           read_adaptive_line, read_basis_line, read_lanes_line};
     wf_list *const lists[7] = {&directory->entries,  &directory->coded, &directory->chunks, &directory->tables,
                                &directory->adaptive, &directory->bases, &directory->lanes};
     int first = 1, more, seen = 0;
-    WF_TRY(wf_json_open(json, '{'));
+    WF_TRY(wf_tree_open(tree, '{'));
     for (;;) {
         wf_text key, text;
         int i;
-        WF_TRY(wf_json_more(json, '}', &first, &more));
+        WF_TRY(wf_tree_more(tree, '}', &first, &more));
         if (!more) break;
-        WF_TRY(wf_json_key(json, &key));
-        for (i = 0; i < 7 && !is_text(key, names[i]); i++) continue;
+        WF_TRY(wf_tree_key(tree, &key));
+        for (i = 0; i < 9 && !is_text(key, names[i]); i++) continue;
+        if (i == 9) return wf_fail(tree->work, WF_FORMAT, "its directory has the key %t, which is unknown", &key);
+        if (tree->is_plain && seen >> i & 1) return wf_tree_fail(tree, "every key once");
+        seen |= 1 << i;
         if (i == 0) directory->lengths.count = 0;
-        if (i < 7) {
-            WF_TRY(read_list(json, directory, lists[i], readers[i]));
-            seen |= 1 << i;
-        } else if (is_text(key, "producer")) {
-            WF_TRY(wf_json_text(json, &text));
-        } else if (is_text(key, "limit")) {
-            WF_TRY(read_limit(json, directory));
-        } else {
-            return wf_fail(json->work, WF_FORMAT, "its JSON cannot be read (the key %t is unknown)", &key);
-        }
+        if (i < 7) WF_TRY(read_list(tree, directory, lists[i], readers[i]));
+        else if (i == 7) WF_TRY(read_limit(tree, directory));
+        else WF_TRY(wf_tree_text(tree, &text));
     }
-    if ((seen & 7) != 7) return wf_json_fail(json, "entries, tensors and chunks");
-    return wf_json_end(json);
+    if ((seen & 7) != 7) return wf_tree_fail(tree, "entries, tensors and chunks");
+    return wf_tree_end(tree);
 }
 
 /* Names */
@@ -731,20 +732,21 @@ static wf_code count_side(wf_work *work, wf_directory *directory) {
 
 static const char kinds[] = "acsx";
 
-static int can_hold(const wf_chunk *chunk) {
+static int can_hold(const wf_chunk *chunk, int is_plain) {
     unsigned log = chunk->kind == 'x' ? 15 : 13;
     if (chunk->size == 0) return 0;
     if (chunk->kind == 'c') return chunk->count <= chunk->size && chunk->size == 4 * chunk->count;
+    if (chunk->kind == 'x' && is_plain) return chunk->count == chunk->size;
     return chunk->count <= wf_times(chunk->size, (uint64_t)1 << log);
 }
 
-static wf_code check_chunks(wf_work *work, wf_directory *directory) {
+static wf_code check_chunks(wf_work *work, wf_directory *directory, int is_plain) {
     wf_chunk *chunks = WF_ITEMS(directory->chunks, wf_chunk);
     uint64_t found[4] = {0, 0, 0, 0};
     size_t i, kind = 0;
     for (i = 0; i < directory->chunks.count; i++) {
         size_t which = (size_t)(strchr(kinds, chunks[i].kind) - kinds);
-        if (!can_hold(chunks + i)) {
+        if (!can_hold(chunks + i, is_plain)) {
             return wf_fail(work, WF_FORMAT, "chunk %u cannot hold %u units in %u bytes", (uint64_t)i, chunks[i].count,
                            chunks[i].size);
         }
@@ -767,19 +769,19 @@ static wf_code check_chunks(wf_work *work, wf_directory *directory) {
     return WF_OK;
 }
 
-static wf_code check_minor(wf_work *work, const wf_directory *directory, unsigned minor) {
+static wf_code check_minor(wf_work *work, const wf_directory *directory, unsigned minor, int is_plain) {
     int has_lanes = directory->lanes.count > 0 && minor < 2, has_bases = directory->bases.count > 0 && minor < 1;
-    if (!has_lanes && !has_bases) return WF_OK;
+    is_plain = is_plain && minor < 3;
+    if (!has_lanes && !has_bases && !is_plain) return WF_OK;
     return wf_fail(work, WF_FORMAT, "the directory has %s, which format version 1.%u has not",
-                   has_lanes ? "lanes" : "bases", (uint64_t)minor);
+                   is_plain    ? "plain bytes"
+                   : has_lanes ? "lanes"
+                               : "bases",
+                   (uint64_t)minor);
 }
 
-wf_code wf_read_directory(wf_work *work, wf_directory *directory, char *text, size_t size, unsigned minor) {
-    wf_json json;
-    json.work = work;
-    json.text = text;
-    json.size = size;
-    json.at = 0;
+wf_code wf_read_directory(wf_tree *tree, wf_directory *directory, unsigned minor) {
+    wf_work *work = tree->work;
     memset(directory, 0, sizeof *directory);
     directory->entries.each = sizeof(wf_entry);
     directory->lengths.each = sizeof(uint64_t);
@@ -789,12 +791,12 @@ wf_code wf_read_directory(wf_work *work, wf_directory *directory, char *text, si
     directory->adaptive.each = directory->lanes.each = sizeof(wf_numbered);
     directory->bases.each = sizeof(wf_basis);
     directory->rates.each = sizeof(uint32_t);
-    WF_TRY(read_text(&json, directory));
-    WF_TRY(check_minor(work, directory, minor));
+    WF_TRY(read_text(tree, directory));
+    WF_TRY(check_minor(work, directory, minor, tree->is_plain));
     WF_TRY(sort_names(work, directory));
     WF_TRY(join_entries(work, directory));
     WF_TRY(number_entries(work, directory));
     WF_TRY(give_lines(work, directory));
     WF_TRY(count_side(work, directory));
-    return check_chunks(work, directory);
+    return check_chunks(work, directory, tree->is_plain);
 }

@@ -1,6 +1,8 @@
 /* A strict reader of JSON (RFC 8259). SPDX-License-Identifier: MIT */
 #include "wf_internal.h"
 
+#ifndef WF_PLAIN
+
 #define MOST_DIGITS 4300 /* of a whole number */
 
 wf_code wf_json_fail(wf_json *json, const char *expected) {
@@ -83,22 +85,6 @@ wf_code wf_json_end(wf_json *json) {
 
 /* Strings */
 
-/* Bytes of the character of UTF-8 that is next; 0 where it is none. */
-static size_t utf8_size(const wf_json *json) {
-    int c = peek(json, 0), second = peek(json, 1);
-    size_t size = c < 0x80 ? 1 : c < 0xC2 ? 0 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : c < 0xF5 ? 4 : 0, i;
-    if (size < 2) return size;
-    if (c == 0xE0 && second < 0xA0) return 0;
-    if (c == 0xED && second > 0x9F) return 0; /* halves of pairs */
-    if (c == 0xF0 && second < 0x90) return 0;
-    if (c == 0xF4 && second > 0x8F) return 0;
-    for (i = 1; i < size; i++) {
-        int byte = peek(json, i);
-        if (byte < 0x80 || byte > 0xBF) return 0;
-    }
-    return size;
-}
-
 static wf_code hexadecimal(wf_json *json, uint32_t *value) {
     int i;
     *value = 0;
@@ -178,7 +164,7 @@ wf_code wf_json_text(wf_json *json, wf_text *text) {
             WF_TRY(escape(json, &to));
             continue;
         }
-        size = utf8_size(json);
+        size = wf_utf8(json->text + json->at, json->size - json->at);
         if (size == 0) return wf_json_fail(json, "UTF-8");
         for (; size; size--) *to++ = json->text[json->at++];
     }
@@ -192,12 +178,6 @@ wf_code wf_json_key(wf_json *json, wf_text *key) {
     if (next(json) != ':') return wf_json_fail(json, "a colon");
     json->at++;
     return WF_OK;
-}
-
-size_t wf_letters(wf_text text) {
-    size_t i, count = 0;
-    for (i = 0; i < text.size; i++) count += ((unsigned char)text.data[i] & 0xC0) != 0x80;
-    return count;
 }
 
 /* Numbers */
@@ -409,3 +389,4 @@ wf_code wf_json_scalar(wf_json *json, wf_scalar *scalar) {
     if (c == 'n') return wf_json_is_null(json) ? WF_OK : wf_json_fail(json, "null");
     return number(json, scalar);
 }
+#endif

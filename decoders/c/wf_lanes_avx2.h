@@ -38,7 +38,7 @@ static void range_of(const wf_coded *coded, uint64_t first, uint64_t count, int 
 }
 
 /* Room for the tables of a piece; its `count` stays 0 where vectors are not for it. */
-static wf_code begin_vectors(vectors *v, const path *p, uint64_t first_line, uint64_t lines, uint64_t length) {
+static wf_code begin_vectors(vectors *v, const wf_path *p, uint64_t first_line, uint64_t lines, uint64_t length) {
     const wf_coded *coded = p->coded;
     int32_t low[2], high[2], count;
     unsigned mask, lane;
@@ -74,17 +74,17 @@ static void end_vectors(vectors *v, wf_stream *stream) {
 }
 
 /* The entry of a sum, whose table is made when it is first needed; -1 after a failure. */
-static int32_t entry_of(const vectors *v, const path *p, int32_t sum) {
+static int32_t entry_of(const vectors *v, const wf_path *p, int32_t sum) {
     int32_t number = sum - v->lowest, *entry = v->entries + number;
-    const tables *found;
+    const wf_pair *found;
     unsigned q, slot;
     if (*entry >= 0) return *entry;
-    found = tables_of(p, sum);
+    found = pair_of(p, sum);
     if (found == NULL) return -1;
     for (q = 0; q < 2; q++) {
         uint32_t *to = v->slots + 8192 * (size_t)number + 4096 * q;
         for (slot = 0; slot < 4096; slot++) {
-            uint32_t byte = found->slots[q]->of[slot], info = found->slots[q]->symbols[byte];
+            uint32_t byte = found->of[q]->of[slot], info = found->of[q]->symbols[byte];
             to[slot] = info >> 16 << 20 | (slot - (info & 0xFFFF)) << 8 | byte;
         }
     }
@@ -93,9 +93,9 @@ static int32_t entry_of(const vectors *v, const path *p, int32_t sum) {
 }
 
 /* Eight lanes one by one, with all that they need. */
-static void one_by_one(path *p, const int32_t *sums, int32_t within, unsigned lane, unsigned *states, int32_t *levels) {
+static void one_by_one(wf_path *p, const int32_t *sums, int32_t within, unsigned lane, unsigned *states, int32_t *levels) {
     unsigned i;
-    for (i = 0; i < WIDTH; i++) levels[i] = next_level(p, lane + i, states + lane + i, tables_of(p, sums[lane + i] + within));
+    for (i = 0; i < WIDTH; i++) levels[i] = next_level(p, lane + i, states + lane + i, pair_of(p, sums[lane + i] + within));
 }
 
 /* Put eight levels of eight lanes, as they were read, one line after the other. */
@@ -166,7 +166,7 @@ static inline VECTORS int step(const plan *s, __m256i entry, uint32_t *states, u
  * Decode a line of each of the first `many` lanes, a multiple of eight.
  * sums: what the line of each lane has of the sums of scales.
  */
-static VECTORS wf_code read_lines(const vectors *v, path *p, const int32_t *sums, unsigned many, unsigned *states,
+static VECTORS wf_code read_lines(const vectors *v, wf_path *p, const int32_t *sums, unsigned many, unsigned *states,
                                   uint64_t length, int32_t *levels, uint64_t apart) {
     int32_t squares[4][WIDTH][WIDTH], entries[32], last = 0;
     wf_stream *stream = p->stream;

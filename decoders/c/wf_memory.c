@@ -105,10 +105,10 @@ void *wf_take(wf_work *work, uint64_t count, size_t each) {
     return memory;
 }
 
-void wf_give(wf_work *work, void *memory) {
+void wf_give(wf_work *work, const void *memory) {
     wf_block **place = &work->blocks, *block;
     if (memory == NULL) return;
-    while (*place != (wf_block *)memory - 1) place = &(*place)->head.next;
+    while (*place != (const wf_block *)memory - 1) place = &(*place)->head.next;
     block = *place;
     *place = block->head.next;
     work->used -= block->head.size;
@@ -119,15 +119,20 @@ void wf_give_all(wf_work *work) {
     while (work->blocks) wf_give(work, work->blocks + 1);
 }
 
+wf_code wf_reserve(wf_work *work, wf_list *list, size_t count) {
+    void *items = wf_take(work, count, list->each);
+    if (items == NULL) return WF_MEMORY;
+    if (list->count) memcpy(items, list->items, list->count * list->each);
+    wf_give(work, list->items);
+    list->items = items;
+    list->room = count;
+    return WF_OK;
+}
+
 void *wf_push(wf_work *work, wf_list *list) {
     if (list->count == list->room) {
         size_t room = list->room < 8 ? 8 : list->room + list->room / 2;
-        void *items = wf_take(work, room, list->each);
-        if (items == NULL) return NULL;
-        if (list->count) memcpy(items, list->items, list->count * list->each);
-        wf_give(work, list->items);
-        list->items = items;
-        list->room = room;
+        if (wf_reserve(work, list, room) != WF_OK) return NULL;
     }
     return (char *)list->items + list->count++ * list->each;
 }

@@ -8,29 +8,11 @@ static const uint16_t parities[11][2] = {{05, 02},      {017, 02},      {035, 01
                                          {0141, 066},   {0365, 0156},   {0405, 0356},   {01655, 0746},
                                          {02413, 01132}, {04117, 02704}, {015303, 07064}};
 
-/* What codes the indices of elements whose scales have one sum, in each of the two subsets. */
-typedef struct tables {
-    const wf_slots *slots[2]; /* NULL until they are needed */
-    uint8_t low[2], last[2], is_coded; /* `is_coded`: 0 where elements stand aside, in subset 0 */
-} tables;
-
 #define LEAST_SUM (-3 * 127)
 #define SUMS (2 * 3 * 127 + 1)
 
-/*
- * A trellis, and what codes its indices. Its state is in another form than in docs/format.md, in which the subset is the
- * lowest bit: s becomes s / 2 xor h1 / 2 (if k is odd) xor h0 / 2 (in subset 1). Subsets are the same, symbol by symbol.
- */
-typedef struct path {
-    wf_stream *stream;
-    const wf_coded *coded;
-    tables *sums;          /* [SUMS] */
-    unsigned flips, picks; /* h0 and h1, halved */
-    unsigned kinds[2];
-    int is_half, is_beyond; /* whether subset 1 is between the whole numbers; whether an index was out of range */
-} path;
-
-static wf_code open_path(path *p, wf_stream *stream, const wf_coded *coded) {
+wf_code wf_path_begin(wf_path *p, wf_stream *stream, const wf_coded *coded, uint64_t at) {
+    memset(p, 0, sizeof *p);
     p->stream = stream;
     p->coded = coded;
     p->flips = parities[coded->log_states - 2][0] >> 1;
@@ -38,12 +20,18 @@ static wf_code open_path(path *p, wf_stream *stream, const wf_coded *coded) {
     p->kinds[0] = WF_WHOLE;
     p->kinds[1] = coded->zero ? WF_ZERO : WF_HALF;
     p->is_half = !coded->zero;
-    p->is_beyond = 0;
-    p->sums = (tables *)wf_take(stream->work, SUMS, sizeof *p->sums);
-    return p->sums ? WF_OK : WF_MEMORY;
+    p->left = wf_span(coded);
+    p->walk = wf_walk_from(coded, coded->spreads, at);
+#ifdef WF_SMALL
+    p->last_sum = LEAST_SUM - 1;
+#else
+    p->sums = (wf_pair *)wf_take(stream->work, SUMS, sizeof *p->sums);
+    if (p->sums == NULL) return WF_MEMORY;
+#endif
+    return WF_OK;
 }
 
-static wf_code make_tables(const path *p, int32_t sum, tables *made) {
+static wf_code make_pair(const wf_path *p, int32_t sum, wf_pair *made) {
     unsigned q;
     made->is_coded = sum >= p->coded->least;
     for (q = 0; q < 2; q++) {
@@ -53,9 +41,9 @@ static wf_code make_tables(const path *p, int32_t sum, tables *made) {
         scale = wf_class_of(exponent, 0) & 0xFFFF;
         made->low[q] = (uint8_t)(wf_class_of(exponent, 0) >> 16);
         made->last[q] = (uint8_t)wf_last_magnitude(p->kinds[q], family, scale);
-        made->slots[q] = wf_slots_of(p->stream, p->kinds[q], family, scale);
-        if (made->slots[q] == NULL) return WF_MEMORY;
+        WF_TRY(wf_bank_table(p->stream, p->kinds[q], family, scale, &made->of[q]));
     }
+    made->is_made = 1;
     return WF_OK;
 }
 
@@ -78,7 +66,7 @@ static int64_t rest_of(wf_stream *stream, unsigned lane, int64_t high, int is_es
 }
 
 /* The index of an escape or with low bits in a lane of the stream, of which the high part is read. */
-static int64_t rare_index(path *p, unsigned lane, unsigned byte, unsigned subset, const tables *found) {
+static int64_t rare_index(wf_path *p, unsigned lane, unsigned byte, unsigned subset, const wf_pair *found) {
     int is_middle = p->kinds[subset] != WF_HALF;
     int64_t k = rest_of(p->stream, lane, (int64_t)byte - 128, byte == 0, found->low[subset], is_middle,
                         found->last[subset]);
@@ -93,16 +81,21 @@ static int64_t rare_index(path *p, unsigned lane, unsigned byte, unsigned subset
  * What both subsets have at the slot is read before the state of the trellis says which one it is, so that only a few
  * instructions are between one state and the next, and no memory.
  */
-static inline int32_t next_level(path *p, unsigned lane, unsigned *state, const tables *found) {
-    uint32_t x = p->stream->states[lane], slot = x & 4095, info;
-    unsigned bytes[2], subset = *state & 1 & found->is_coded, byte, is_odd;
+static inline int32_t next_level(wf_path *p, unsigned lane, unsigned *state, const wf_pair *found) {
+    unsigned subset = *state & 1 & found->is_coded, byte, is_odd;
     int64_t k;
     int32_t sign;
-    bytes[0] = found->slots[0]->of[slot];
-    bytes[1] = found->slots[1]->of[slot];
+#ifdef WF_SMALL
+    byte = wf_pull(p->stream, lane, found->of[subset]);
+#else
+    uint32_t x = p->stream->states[lane], slot = x & 4095, info;
+    unsigned bytes[2];
+    bytes[0] = found->of[0]->of[slot];
+    bytes[1] = found->of[1]->of[slot];
     byte = bytes[0] ^ ((bytes[0] ^ bytes[1]) & (0u - subset));
-    info = found->slots[subset]->symbols[byte];
+    info = found->of[subset]->symbols[byte];
     p->stream->states[lane] = wf_refilled(p->stream, (info >> 16) * (x >> 12) + slot - (info & 0xFFFF));
+#endif
     k = (int64_t)byte - 128;
     if (byte == 0 || found->low[subset]) k = rare_index(p, lane, byte, subset, found);
     is_odd = (unsigned)(k & 1);
@@ -112,40 +105,45 @@ static inline int32_t next_level(path *p, unsigned lane, unsigned *state, const 
 }
 
 /* What codes elements whose scales have a sum; NULL after a failure. */
-static inline const tables *tables_of(const path *p, int32_t sum) {
-    tables *found = p->sums + (sum - LEAST_SUM);
-    return found->slots[1] || make_tables(p, sum, found) == WF_OK ? found : NULL;
+#ifdef WF_SMALL
+static const wf_pair *pair_of(wf_path *p, int32_t sum) {
+    if (sum != p->last_sum) make_pair(p, sum, &p->last);
+    p->last_sum = sum;
+    return &p->last;
 }
+#else
+static inline const wf_pair *pair_of(const wf_path *p, int32_t sum) {
+    wf_pair *found = p->sums + (sum - LEAST_SUM);
+    return found->is_made || make_pair(p, sum, found) == WF_OK ? found : NULL;
+}
+#endif
 
-static wf_code check(const path *p) {
+static wf_code check(const wf_path *p) {
     if (p->stream->is_short) return wf_short(p->stream->work);
     return p->is_beyond ? wf_beyond(p->stream->work) : WF_OK;
 }
 
-wf_code wf_read_path(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels) {
-    wf_walk walk = wf_walk_from(coded, coded->spreads, at);
-    uint64_t span = wf_span(coded), left = span, n;
-    unsigned state = 0;
-    path p;
-    WF_TRY(open_path(&p, stream, coded));
-    for (n = 0; n < count; n++, left--) {
-        const tables *found = tables_of(&p, wf_walk_sum(&walk));
+wf_code wf_path_next(wf_path *path, uint64_t count, int32_t *levels) {
+    wf_path p = *path; /* a copy stays in registers, for no level that is written can be a part of it */
+    uint64_t n;
+    for (n = 0; n < count; n++, p.left--) {
+        const wf_pair *found = pair_of(&p, wf_walk_sum(&p.walk));
         if (found == NULL) return WF_MEMORY;
-        if (left == 0) {
-            state = 0;
-            left = span;
+        if (p.left == 0) {
+            p.state = 0;
+            p.left = wf_span(p.coded);
         }
-        levels[n] = next_level(&p, n & 7, &state, found);
+        levels[n] = next_level(&p, p.done++ & 7, &p.state, found);
         if (n % 64 == 0) WF_TRY(check(&p));
-        wf_walk_next(&walk);
+        wf_walk_next(&p.walk);
     }
-    wf_give(stream->work, p.sums);
+    *path = p;
     return check(&p);
 }
 
 /* The part that a line has of the sums of scales, or that a place in every line has. */
 static int32_t part_of_sum(const wf_coded *coded, uint64_t number, int is_row) {
-    const int32_t *const *scales = coded->spreads;
+    const int16_t *const *scales = coded->spreads;
     uint64_t taps = coded->axes[2];
     int32_t sum = 0;
     if (is_row) return scales[0] ? scales[0][number] : 0;
@@ -160,7 +158,7 @@ static int32_t part_of_sum(const wf_coded *coded, uint64_t number, int is_row) {
 
 /* Lines that are decoded side by side. */
 typedef struct side_by_side {
-    path p;
+    wf_path p;
     uint64_t first_line, length, depth, left; /* `left`: lines of this round */
     unsigned states[32];
     int32_t *levels;
@@ -169,22 +167,10 @@ typedef struct side_by_side {
 #endif
 } side_by_side;
 
-/* What codes the elements of all lanes at a place whose part of the sum of scales is `within`. */
-static wf_code find_tables(const side_by_side *r, const int32_t *sums, int32_t within, unsigned many,
-                           const tables **found) {
-    unsigned lane;
-    for (lane = 0; lane < many; lane++) {
-        found[lane] = tables_of(&r->p, sums[lane] + within);
-        if (found[lane] == NULL) return WF_MEMORY;
-    }
-    return WF_OK;
-}
-
 /* Decode line `line` of the group of every lane that has as many. */
 static wf_code read_step(side_by_side *r, uint64_t line) {
     const wf_coded *coded = r->p.coded;
-    const tables *found[32];
-    int32_t sums[32], last = 0, *levels = r->levels + line * r->length;
+    int32_t sums[32], *levels = r->levels + line * r->length;
     uint64_t place, apart = r->depth * r->length;
     unsigned lane, many = 0;
     for (; many < coded->lanes && many * r->depth + line < r->left; many++) {
@@ -195,13 +181,12 @@ static wf_code read_step(side_by_side *r, uint64_t line) {
         return read_lines(&r->v, &r->p, sums, many, r->states, r->length, levels, apart);
     }
 #endif
-    WF_TRY(find_tables(r, sums, 0, many, found));
     for (place = 0; place < r->length; place++) {
         int32_t within = part_of_sum(coded, place, coded->down);
-        if (within != last) WF_TRY(find_tables(r, sums, within, many, found));
-        last = within;
         for (lane = 0; lane < many; lane++) {
-            levels[lane * apart + place] = next_level(&r->p, lane, r->states + lane, found[lane]);
+            const wf_pair *found = pair_of(&r->p, sums[lane] + within);
+            if (found == NULL) return WF_MEMORY;
+            levels[lane * apart + place] = next_level(&r->p, lane, r->states + lane, found);
         }
         if (r->p.stream->is_short | r->p.is_beyond) return check(&r->p);
     }
@@ -211,7 +196,7 @@ static wf_code read_step(side_by_side *r, uint64_t line) {
 wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uint64_t count, int32_t *levels) {
     uint64_t lines, first, line;
     side_by_side r;
-    WF_TRY(open_path(&r.p, stream, coded));
+    WF_TRY(wf_path_begin(&r.p, stream, coded, at));
     r.length = wf_line_length(coded);
     lines = count / r.length;
     r.depth = wf_least(coded->lines, lines);
@@ -228,6 +213,8 @@ wf_code wf_read_lanes(wf_stream *stream, const wf_coded *coded, uint64_t at, uin
 #if WF_VECTORS
     end_vectors(&r.v, stream);
 #endif
+#ifndef WF_SMALL
     wf_give(stream->work, r.p.sums);
+#endif
     return WF_OK;
 }

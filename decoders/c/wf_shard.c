@@ -1,6 +1,8 @@
 /* Shards of compressed model directories: safetensors files whose tensors are payloads. SPDX-License-Identifier: MIT */
 #include "wf_internal.h"
 
+#ifndef WF_PLAIN
+
 #define LARGEST_HEADER 100000000u
 
 static int is_text(wf_text text, const char *other) {
@@ -135,3 +137,4 @@ wf_code wf_payloads(const wf_source *shard, const wf_allocator *allocator, wf_pa
     wf_give_all(&work);
     return code;
 }
+#endif

@@ -36,16 +36,32 @@ static int vector_of(const wf_coded *coded, size_t number, vector *found) {
     return 1;
 }
 
-/* The vectors of all tensors, one after the other. */
+/* A place among the vectors of all tensors, one after the other. */
 typedef struct place {
     const wf_file *file;
     size_t coded, number;
     vector now;
     uint64_t done; /* of the present one */
+    uint64_t left; /* of the chunk */
 } place;
 
+/* The classes of the integers of a chunk, from a place on. */
+typedef struct places {
+    wf_classes classes;
+    place from, at;
+} places;
+
+static void begin(wf_classes *classes) {
+    places *two = (places *)classes;
+    two->at = two->from;
+}
+
 /* The class of the next integer. */
-static wf_class next_class(place *at) {
+static wf_code next(wf_classes *classes, wf_class *found, int *is_there) {
+    place *at = &((places *)classes)->at;
+    *is_there = at->left > 0;
+    if (at->left == 0) return WF_OK;
+    at->left--;
     while (at->done == at->now.length) {
         at->done = 0;
         while (!vector_of(wf_all_coded(at->file) + at->coded, at->number++, &at->now)) {
@@ -54,58 +70,76 @@ static wf_class next_class(place *at) {
         }
     }
     at->done++;
-    return wf_class_of(at->now.exponent, SIDE_FAMILY);
+    *found = wf_class_of(at->now.exponent, SIDE_FAMILY);
+    return WF_OK;
 }
 
-/* Decode all chunks `a`. */
-static wf_code read_integers(wf_file *file, int32_t *values) {
-    const wf_chunk *chunks = wf_chunks(file);
-    place at;
+/* Decode a chunk of kind `a`. */
+static wf_code read_chunk(wf_work *work, const wf_file *file, size_t number, places *two, int16_t *values) {
+    const wf_chunk *chunk = wf_chunks(file) + number;
+    wf_integers *integers = (wf_integers *)wf_room(work, 1, sizeof *integers);
+    const uint8_t *data;
+    wf_stream stream;
+    wf_class class;
+    int more;
+    if (integers == NULL) return WF_MEMORY;
+    WF_TRY(wf_read_chunk(work, file, number, &data));
+    WF_TRY(wf_stream_open(&stream, work, data, (size_t)chunk->size, 8));
+    two->from.left = chunk->count;
+    WF_TRY(wf_integers_find(integers, &stream, &two->classes));
+    for (begin(&two->classes);;) {
+        int32_t value;
+        WF_TRY(next(&two->classes, &class, &more));
+        if (!more) break;
+        WF_TRY(wf_integer(integers, class, &value));
+        if (value > INT16_MAX || value < -INT16_MAX) {
+            return wf_fail(work, WF_FORMAT, "a scale, root or angle is out of range");
+        }
+        *values++ = (int16_t)value;
+    }
+    two->from = two->at;
+    return WF_OK;
+}
+
+/* Decode all chunks of kind `a`. */
+static wf_code read_integers(wf_file *file, int16_t *values) {
+    places two;
     size_t i;
-    memset(&at, 0, sizeof at);
-    at.file = file;
+    memset(&two, 0, sizeof two);
+    two.classes.begin = begin;
+    two.classes.next = next;
+    two.from.file = file;
     for (i = file->directory.kinds[0]; i < file->directory.kinds[1]; i++) {
         wf_work work = file->work;
-        wf_stream stream;
-        const uint8_t *data;
-        wf_class *classes;
-        uint64_t n;
         wf_code code;
         work.blocks = NULL;
-        code = wf_read_chunk(&work, file, i, &data);
-        if (code == WF_OK) code = wf_stream_open(&stream, &work, data, (size_t)chunks[i].size, 8);
-        if (code == WF_OK) {
-            classes = (wf_class *)wf_room(&work, chunks[i].count, sizeof *classes);
-            for (n = 0; classes && n < chunks[i].count; n++) classes[n] = next_class(&at);
-            code = classes ? wf_integers(&stream, classes, chunks[i].count, values) : WF_MEMORY;
-        }
-        if (code == WF_OK) code = wf_stream_end(&stream);
+        code = read_chunk(&work, file, i, &two, values);
         wf_give_all(&work);
         WF_TRY(code);
-        values += chunks[i].count;
+        values += wf_chunks(file)[i].count;
     }
     return WF_OK;
 }
 
 /* Put scales less those of the steps into a vector, or the negative of these where there is none. */
-static wf_code less_steps(wf_work *work, const int32_t *steps, uint64_t length, int32_t **values) {
+static wf_code less_steps(wf_work *work, const int16_t *steps, uint64_t length, int16_t **values) {
     uint64_t n;
     if (steps == NULL) {
         return wf_fail(work, WF_FORMAT, "the spreads of an axis are relative to its steps, and these have no scales");
     }
-    if (*values == NULL) *values = (int32_t *)wf_take(work, length, sizeof **values);
+    if (*values == NULL) *values = (int16_t *)wf_take(work, length, sizeof **values);
     if (*values == NULL) return WF_MEMORY;
     for (n = 0; n < length; n++) {
-        int64_t value = (int64_t)(*values)[n] - steps[n];
+        int32_t value = (*values)[n] - steps[n];
         if (value > LARGEST_SCALE || value < -LARGEST_SCALE) {
             return wf_fail(work, WF_FORMAT, "a scale is out of range; expected -127 to 127");
         }
-        (*values)[n] = (int32_t)value;
+        (*values)[n] = (int16_t)value;
     }
     return WF_OK;
 }
 
-static wf_code check_bounds(wf_work *work, const int32_t *values, uint64_t count, int32_t most, const char *what) {
+static wf_code check_bounds(wf_work *work, const int16_t *values, uint64_t count, int32_t most, const char *what) {
     uint64_t n;
     for (n = 0; n < count; n++) {
         if (values[n] > most || values[n] < -most) {
@@ -117,12 +151,13 @@ static wf_code check_bounds(wf_work *work, const int32_t *values, uint64_t count
 }
 
 /* The scales of a tensor, from what is stored; `values` moves on. */
-static wf_code read_scales(wf_work *work, wf_coded *coded, int32_t **values) {
+static wf_code read_scales(wf_work *work, wf_coded *coded, int16_t **values) {
     int32_t range = coded->step < 0 ? -coded->step : coded->step;
     size_t i;
     for (i = 0; i < 6; i++) {
         uint64_t length = coded->axes[i % 3], n;
-        int32_t code = coded->codes[i], *found = wf_is_stored(code) ? *values : NULL, most = 0;
+        int32_t code = coded->codes[i], most = 0;
+        int16_t *found = wf_is_stored(code) ? *values : NULL;
         if (found) *values += length;
         if (code < -1) {
             WF_TRY(less_steps(work, coded->steps[i - 3], length, &found));
@@ -146,26 +181,26 @@ static wf_code read_scales(wf_work *work, wf_coded *coded, int32_t **values) {
     return WF_OK;
 }
 
-static wf_code read_tables(wf_work *work, wf_file *file, const wf_coded *coded, int32_t **values) {
+static wf_code read_tables(wf_work *work, wf_file *file, const wf_coded *coded, int16_t **values) {
     wf_table_lines *all = WF_ITEMS(file->directory.tables, wf_table_lines), *lines;
-    wf_slots *slots;
+    wf_own *own;
     size_t i;
     int has_escape;
     if (coded->tables == NULL) return WF_OK;
     lines = all + (coded->tables - all);
-    slots = (wf_slots *)wf_take(work, 1, sizeof *slots);
-    if (slots == NULL) return WF_MEMORY;
+    own = (wf_own *)wf_take(work, 1, sizeof *own);
+    if (own == NULL) return WF_MEMORY;
     for (i = 0; i < lines->count; i++) {
         lines->tables[i].differences = *values;
         *values += lines->tables[i].count + 1;
-        WF_TRY(wf_own_slots(work, lines->tables + i, slots, &has_escape));
+        WF_TRY(wf_make_own(work, lines->tables + i, own, &has_escape));
     }
-    wf_give(work, slots);
+    wf_give(work, own);
     return coded->kind == 'p' ? wf_fail(work, WF_FORMAT, "a tensor has both a trellis and tables of its own") : WF_OK;
 }
 
 /* The angles of a tensor: its own, or those that it shares with an earlier one. */
-static wf_code read_angles(wf_work *work, wf_file *file, const wf_coded *coded, int32_t **values) {
+static wf_code read_angles(wf_work *work, wf_file *file, const wf_coded *coded, int16_t **values) {
     wf_basis *all = WF_ITEMS(file->directory.bases, wf_basis), *basis;
     const wf_basis *of;
     uint64_t number = (uint64_t)(coded - wf_all_coded(file)), count;
@@ -251,7 +286,7 @@ static wf_code check_pieces(wf_work *work, const wf_file *file) {
 wf_code wf_read_side(wf_file *file) {
     wf_work *work = &file->work;
     wf_coded *coded = WF_ITEMS(file->directory.coded, wf_coded);
-    int32_t *values = (int32_t *)wf_room(work, file->directory.needed[0], sizeof *values);
+    int16_t *values = (int16_t *)wf_room(work, file->directory.needed[0], sizeof *values);
     size_t i, j;
     if (values == NULL) return WF_MEMORY;
     WF_TRY(read_integers(file, values));

@@ -1,129 +1,181 @@
-/* Chunks of symbols. SPDX-License-Identifier: MIT */
+/* Chunks of symbols, all at once. SPDX-License-Identifier: MIT */
 #include "wf_internal.h"
+
+#ifndef WF_SMALL /* wf_sequence.c has them one after the other */
 
 #define UNREAD INT32_MIN /* no symbol has this value before a chunk is read */
 
-uint64_t wf_line_length(const wf_coded *coded) {
-    uint64_t length = coded->down ? coded->axes[0] : coded->axes[1] * coded->axes[2];
-    return length ? length : 1;
+/* Integers */
+
+typedef struct integers {
+    wf_stream *stream;
+    const wf_class *classes;
+    uint64_t count;
+    int32_t *values; /* high parts at first */
+    uint64_t *rest;  /* low bits; NULL for none */
+    uint64_t escapes;
+} integers;
+
+static unsigned last_of(wf_class class) {
+    return wf_last_magnitude(WF_WHOLE, 0, class & 0xFFFF);
 }
 
-uint64_t wf_span(const wf_coded *coded) {
-    uint64_t lines = coded->down && coded->axes[0] ? coded->axes[0] : 1;
-    if (coded->is_adaptive) return wf_line_length(coded);
-    if (coded->kind != 'p') return 1;
-    if (coded->lanes) return wf_times(coded->lines, wf_line_length(coded));
-    return wf_times(lines, (uint64_t)1 << coded->log_span);
-}
-
-size_t wf_coded_at(const wf_file *file, uint64_t at) {
-    const wf_coded *coded = wf_all_coded(file);
-    size_t low = 0, high = file->directory.coded.count;
-    while (high - low > 1) { /* the last one that begins at or before the place has it: those before end there */
-        size_t middle = low + (high - low) / 2;
-        if (coded[middle].at <= at) low = middle;
-        else high = middle;
+static wf_code high_parts(integers *run) {
+    wf_table table = NULL;
+    wf_stream stream = *run->stream; /* a copy stays in registers, for no value that is written can be a part of it */
+    wf_class last = UINT32_MAX;
+    uint64_t n;
+    for (n = 0; n < run->count; n++) {
+        uint32_t byte;
+        wf_class class = run->classes[n] & 0xFFFF;
+        if (class != last) {
+            WF_TRY(wf_bank_table(run->stream, WF_WHOLE, 0, class, &table));
+            last = class;
+        }
+        byte = wf_pull(&stream, n & 7, table);
+        run->values[n] = (int32_t)byte - 128;
+        if (byte == 0) {
+            run->values[n] = (int32_t)last_of(class) + 1;
+            run->escapes++;
+        }
+        if (stream.is_short) return wf_short(stream.work);
     }
-    return low;
+    *run->stream = stream;
+    return WF_OK;
 }
 
-wf_walk wf_walk_from(const wf_coded *coded, const int32_t *const *scales, uint64_t at) {
-    uint64_t taps = coded->axes[2], columns = coded->axes[1] * taps, column;
-    wf_walk walk;
-    walk.coded = coded;
-    walk.scales = scales;
-    if (coded->down) {
-        walk.row = at % coded->axes[0];
-        column = at / coded->axes[0];
-    } else {
-        walk.row = at / columns;
-        column = at % columns;
+static wf_code low_bits(integers *run, unsigned most) {
+    unsigned from;
+    if (most == 0) return WF_OK;
+    run->rest = (uint64_t *)wf_take(run->stream->work, run->count, sizeof *run->rest);
+    if (run->rest == NULL) return WF_MEMORY;
+    for (from = 0; from < most; from += 8) {
+        uint64_t n, place = 0;
+        for (n = 0; n < run->count; n++) {
+            unsigned low = run->classes[n] >> 16, bits = low < from + 8 ? low - from : 8;
+            uint64_t some;
+            if (low <= from) continue;
+            some = wf_pull_uniform(run->stream, place++ & 7, bits);
+            if (run->stream->is_short) return wf_short(run->stream->work);
+            if (from < 64) run->rest[n] |= some << from;
+        }
     }
-    walk.channel = column / taps;
-    walk.tap = column % taps;
-    return walk;
+    return WF_OK;
 }
 
-wf_code wf_read_at(wf_work *work, const wf_source *source, uint64_t at, void *to, size_t size) {
-    if (source->data) {
-        memcpy(to, (const uint8_t *)source->data + source->start + at, size);
-        return WF_OK;
+static int is_escape(const integers *run, uint64_t n) {
+    return run->values[n] > (int32_t)last_of(run->classes[n]);
+}
+
+static wf_code escapes(integers *run) {
+    wf_stream *stream = run->stream;
+    uint64_t n, place = 0;
+    uint8_t *sizes;
+    if (run->escapes == 0) return WF_OK;
+    sizes = (uint8_t *)wf_take(stream->work, run->escapes, 1);
+    if (sizes == NULL) return WF_MEMORY;
+    for (n = 0; n < run->escapes; n++) {
+        sizes[n] = (uint8_t)(1 + wf_pull_uniform(stream, n & 7, 2));
+        if (stream->is_short) return wf_short(stream->work);
     }
-    if (source->read(source->context, source->start + at, to, size) == 0) return WF_OK;
-    return wf_fail(work, WF_READ, "the file cannot be read at byte %u", at);
-}
-
-wf_code wf_read_chunk(wf_work *work, const wf_file *file, size_t number, const uint8_t **data) {
-    const wf_chunk *chunk = wf_chunks(file) + number;
-    if (file->source.data) {
-        *data = (const uint8_t *)file->source.data + file->source.start + chunk->offset;
-    } else {
-        uint8_t *bytes = (uint8_t *)wf_room(work, chunk->size, 1);
-        if (bytes == NULL) return WF_MEMORY;
-        WF_TRY(wf_read_at(work, &file->source, chunk->offset, bytes, (size_t)chunk->size));
-        *data = bytes;
+    run->escapes = 0;
+    for (n = 0; n < run->count; n++) {
+        int64_t magnitude;
+        uint32_t extra = 0;
+        unsigned i;
+        if (!is_escape(run, n)) continue;
+        for (i = 0; i < sizes[run->escapes]; i++) extra |= wf_pull_uniform(stream, place++ & 7, 8) << (8 * i);
+        run->escapes++;
+        magnitude = (int64_t)(extra >> 1) + last_of(run->classes[n]) + 1;
+        if (magnitude > INT32_MAX) return wf_beyond(stream->work);
+        run->values[n] = (int32_t)(extra & 1 ? -magnitude : magnitude);
     }
-    if (wf_crc32(0, *data, (size_t)chunk->size) == chunk->crc) return WF_OK;
-    return wf_fail(work, WF_FORMAT, "the checksum of chunk %u is wrong: the file is damaged", (uint64_t)number);
+    wf_give(stream->work, sizes);
+    return stream->is_short ? wf_short(stream->work) : WF_OK;
 }
 
-/* A part of a tensor in a chunk. */
-typedef struct piece {
-    const wf_coded *coded;
-    uint64_t at, count; /* in the tensor */
-} piece;
-
-/* The part that begins at a place of all symbols and ends at another one; `n` is its tensor or one before that. */
-static piece piece_at(const wf_file *file, size_t *n, uint64_t at, uint64_t stop) {
-    const wf_coded *coded = wf_all_coded(file);
-    piece found;
-    while (coded[*n].at + coded[*n].values <= at) ++*n;
-    found.coded = coded + *n;
-    found.at = at - found.coded->at;
-    found.count = wf_least(stop, found.coded->at + found.coded->values) - at;
-    return found;
+/* Join high parts and low bits. */
+static wf_code join(integers *run) {
+    uint64_t n;
+    for (n = 0; n < run->count && run->rest; n++) {
+        unsigned low = run->classes[n] >> 16;
+        int64_t value = run->values[n];
+        if (low == 0) continue;
+        if (low > 62 || (low > 32 && value != 0)) return wf_beyond(run->stream->work);
+        value = value * ((int64_t)1 << (value ? low : 0)) + (int64_t)run->rest[n] - ((int64_t)1 << (low - 1));
+        if (value > INT32_MAX || value < -INT32_MAX) return wf_beyond(run->stream->work);
+        run->values[n] = (int32_t)value;
+    }
+    wf_give(run->stream->work, run->rest);
+    return WF_OK;
 }
+
+static wf_code read_all(wf_stream *stream, const wf_class *classes, uint64_t count, int32_t *values) {
+    integers run;
+    unsigned most = 0;
+    uint64_t n;
+    memset(&run, 0, sizeof run);
+    run.stream = stream;
+    run.classes = classes;
+    run.count = count;
+    run.values = values;
+    for (n = 0; n < count; n++) most = classes[n] >> 16 > most ? classes[n] >> 16 : most;
+    WF_TRY(high_parts(&run));
+    WF_TRY(low_bits(&run, most));
+    WF_TRY(escapes(&run));
+    return join(&run);
+}
+
+/* Chunks */
 
 /* Read what own tables have of a piece. */
-static wf_code read_own(wf_stream *stream, const piece *part, int32_t *values) {
+static wf_code read_own(wf_stream *stream, const wf_piece *part, int32_t *values) {
     const wf_table_lines *lines = part->coded->tables;
     wf_stream local = *stream; /* in registers, for no value that is written can be a part of it */
-    wf_slots *slots;
+    wf_own *own;
     uint64_t n;
     size_t i;
     int has_escape = 1;
     for (n = 0; lines == NULL && n < part->count; n++) values[n] = UNREAD;
     if (lines == NULL) return WF_OK;
-    slots = (wf_slots *)wf_take(stream->work, 1, sizeof *slots);
-    if (slots == NULL) return WF_MEMORY;
+    own = (wf_own *)wf_take(stream->work, 1, sizeof *own);
+    if (own == NULL) return WF_MEMORY;
     for (i = 0; i < lines->count && has_escape; i++) {
         const wf_table_line *table = lines->tables + i;
         uint32_t count = table->count;
         int32_t first = (int32_t)table->first;
         uint64_t place = 0;
-        WF_TRY(wf_own_slots(stream->work, table, slots, &has_escape));
+        WF_TRY(wf_make_own(stream->work, table, own, &has_escape));
         for (n = 0; n < part->count; n++) {
             uint32_t symbol;
             if (i && values[n] != UNREAD) continue;
-            symbol = wf_pull(&local, place++ & 7, slots);
+            symbol = wf_pull(&local, place++ & 7, wf_table_of(own));
             if (local.is_short) return wf_short(stream->work);
             values[n] = symbol < count ? first + (int32_t)symbol : UNREAD;
         }
     }
     *stream = local;
-    wf_give(stream->work, slots);
+    wf_give(stream->work, own);
     return WF_OK;
 }
 
-static wf_code read_first(wf_stream *stream, const piece *part, int32_t *values) {
+static wf_code read_path(wf_stream *stream, const wf_piece *part, int32_t *values) {
+    wf_path path;
+    WF_TRY(wf_path_begin(&path, stream, part->coded, part->at));
+    WF_TRY(wf_path_next(&path, part->count, values));
+    wf_give(stream->work, path.sums);
+    return WF_OK;
+}
+
+static wf_code read_first(wf_stream *stream, const wf_piece *part, int32_t *values) {
     if (part->coded->is_adaptive) return wf_read_adaptive(stream, part->coded, part->count, values);
     if (part->coded->kind != 'p') return read_own(stream, part, values);
     if (part->coded->lanes) return wf_read_lanes(stream, part->coded, part->at, part->count, values);
-    return wf_read_path(stream, part->coded, part->at, part->count, values);
+    return read_path(stream, part, values);
 }
 
 /* Classes of the symbols of a piece that its own tables have not, of all where it has none; returns how many. */
-static uint64_t classes_of(const piece *part, const int32_t *values, wf_class *classes) {
+static uint64_t classes_of(const wf_piece *part, const int32_t *values, wf_class *classes) {
     const wf_coded *coded = part->coded;
     wf_walk walk = wf_walk_from(coded, coded->spreads, part->at);
     uint64_t n, count = 0;
@@ -150,13 +202,13 @@ static wf_code read_integers(wf_stream *stream, const wf_file *file, const wf_ch
     uint64_t stop = chunk->at + chunk->count, at;
     size_t i = wf_coded_at(file, chunk->at);
     wf_class *classes = (wf_class *)wf_room(stream->work, chunk->count, sizeof *classes);
-    piece part;
+    wf_piece part;
     if (classes == NULL) return WF_MEMORY;
     for (at = chunk->at; at < stop; at += part.count) {
-        part = piece_at(file, &i, at, stop);
+        part = wf_piece_at(file, &i, at, stop);
         classes_of(&part, NULL, classes + (at - chunk->at));
     }
-    WF_TRY(wf_integers(stream, classes, chunk->count, values));
+    WF_TRY(read_all(stream, classes, chunk->count, values));
     wf_give(stream->work, classes);
     return WF_OK;
 }
@@ -167,9 +219,9 @@ static wf_code read_rest(wf_stream *stream, const wf_file *file, const wf_chunk 
     size_t first = wf_coded_at(file, chunk->at), i;
     wf_class *classes;
     int32_t *found;
-    piece part;
+    wf_piece part;
     for (i = first, at = chunk->at; at < stop; at += part.count) {
-        part = piece_at(file, &i, at, stop);
+        part = wf_piece_at(file, &i, at, stop);
         if (part.coded->kind == 'p' || part.coded->is_adaptive) continue;
         for (n = at - chunk->at; n < at - chunk->at + part.count; n++) count += values[n] == UNREAD;
     }
@@ -177,29 +229,17 @@ static wf_code read_rest(wf_stream *stream, const wf_file *file, const wf_chunk 
     if (classes == NULL) return WF_MEMORY;
     count = 0;
     for (i = first, at = chunk->at; at < stop; at += part.count) {
-        part = piece_at(file, &i, at, stop);
+        part = wf_piece_at(file, &i, at, stop);
         count += classes_of(&part, values + (at - chunk->at), classes + count);
     }
     found = (int32_t *)wf_room(stream->work, count, sizeof *found);
     if (found == NULL) return WF_MEMORY;
-    WF_TRY(wf_integers(stream, classes, count, found));
+    WF_TRY(read_all(stream, classes, count, found));
     for (i = first, at = chunk->at; at < stop; at += part.count) {
-        part = piece_at(file, &i, at, stop);
+        part = wf_piece_at(file, &i, at, stop);
         if (part.coded->kind == 'p' || part.coded->is_adaptive) continue;
         for (n = at - chunk->at; n < at - chunk->at + part.count; n++) {
             if (values[n] == UNREAD) values[n] = *found++;
-        }
-    }
-    return WF_OK;
-}
-
-static wf_code check_book(wf_work *work, const piece *part, const int32_t *values) {
-    uint64_t n;
-    if (part->coded->kind != 'c') return WF_OK;
-    for (n = 0; n < part->count; n++) {
-        int64_t place = (int64_t)values[n] - part->coded->first;
-        if (place < 0 || place >= part->coded->size) {
-            return wf_fail(work, WF_FORMAT, "a symbol is none of the %u of its codebook", (uint64_t)part->coded->size);
         }
     }
     return WF_OK;
@@ -212,9 +252,9 @@ wf_code wf_read_symbols(wf_work *work, const wf_file *file, size_t number, int32
     unsigned lanes = 8, has_rest = 0, has_others = 0;
     wf_stream stream;
     const uint8_t *data;
-    piece part;
+    wf_piece part;
     for (i = first, at = chunk->at; at < stop; at += part.count) {
-        part = piece_at(file, &i, at, stop);
+        part = wf_piece_at(file, &i, at, stop);
         if (part.coded->lanes > lanes) lanes = part.coded->lanes;
         if (part.coded->kind == 'p' || part.coded->is_adaptive) has_others = 1;
         else has_rest = 1;
@@ -224,14 +264,15 @@ wf_code wf_read_symbols(wf_work *work, const wf_file *file, size_t number, int32
     WF_TRY(wf_stream_open(&stream, work, data, (size_t)chunk->size, lanes));
     if (!has_others) WF_TRY(read_integers(&stream, file, chunk, values));
     for (i = first, at = chunk->at; has_others && at < stop; at += part.count) {
-        part = piece_at(file, &i, at, stop);
+        part = wf_piece_at(file, &i, at, stop);
         WF_TRY(read_first(&stream, &part, values + (at - chunk->at)));
     }
     if (has_rest && has_others) WF_TRY(read_rest(&stream, file, chunk, values));
     WF_TRY(wf_stream_end(&stream));
     for (i = first, at = chunk->at; at < stop; at += part.count) {
-        part = piece_at(file, &i, at, stop);
-        WF_TRY(check_book(work, &part, values + (at - chunk->at)));
+        part = wf_piece_at(file, &i, at, stop);
+        WF_TRY(wf_check_book(work, part.coded, values + (at - chunk->at), part.count));
     }
     return WF_OK;
 }
+#endif

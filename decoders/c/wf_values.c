@@ -81,7 +81,7 @@ static void multiply_by_steps(float *values, const int32_t *sums, size_t count, 
 
 /* The sums of scales of some elements of one line, which differ. */
 static void sums_of(wf_walk walk, size_t count, int32_t *sums) {
-    const int32_t *const *scales = walk.scales;
+    const int16_t *const *scales = walk.scales;
     uint64_t taps = walk.coded->axes[2];
     size_t n;
     if (walk.coded->down) {

@@ -6,6 +6,8 @@
  */
 #include "wf_internal.h"
 
+#ifndef WF_PLAIN
+
 #define MAGIC 0xFD2FB528u
 #define LARGEST_BLOCK (1u << 17)
 #define LARGEST_STREAMED ((uint64_t)1 << 27) /* window of a frame that does not name its size */
@@ -634,4 +636,5 @@ wf_code wf_unzstd(wf_work *work, const uint8_t *data, size_t size, wf_text befor
     return code;
 }
 
+#endif
 #endif

@@ -108,6 +108,8 @@ static void answer_file(const wf_source *source, uint64_t limit, wf_type type) {
     if (!answer_tensors(source, limit, type)) put32(UINT32_MAX);
 }
 
+#ifndef WF_PLAIN
+
 /* Answer with the numbers of the payloads of a shard, and the tensors of each. */
 static void answer_shard(const wf_source *source) {
     wf_payload payloads[16];
@@ -144,6 +146,7 @@ static void answer_frame(const uint8_t *data, size_t size, uint64_t out_size, in
     wf_give_all(&work);
     free(out);
 }
+#endif
 
 int main(void) {
     for (;;) {
@@ -164,9 +167,12 @@ int main(void) {
             source.read = read_piece;
             source.context = data;
         }
+#ifndef WF_PLAIN
         if (what == 'z' || what == 'Z') answer_frame(data, (size_t)size, number, what == 'Z');
         else if (what == 's' || what == 'S') answer_shard(&source);
-        else answer_file(&source, number >> 8, (wf_type)(number & 255));
+        else
+#endif
+            answer_file(&source, number >> 8, (wf_type)(number & 255));
         if (in_use) abort(); /* nothing may stay */
         fflush(stdout);
         free(data);
