@@ -15,7 +15,7 @@ from waterfill.codec import adaptive, own, pieces, symbols
 from waterfill.codec.container import pack
 from waterfill.records import ALL, Adaptive, Coded, Entry, Exact, Lanes, Layout, Paths, Quantized, Spread, Uniform
 
-VECTORS, EXAMPLE = (Path(__file__).with_name(name) for name in ("vectors.json", "example.wf"))
+VECTORS, EXAMPLE, PLAIN = (Path(__file__).with_name(name) for name in ("vectors.json", "example.wf", "plain.wf"))
 
 
 def integers():
@@ -101,16 +101,16 @@ def values():
     }
 
 
-def example():
+def example(*, plain=False):
     """The file of the page: a matrix of six weights, and a counter without loss."""
     layout = Layout((2, 3))
     weights = Quantized(np.array([[0, 1, -1], [2, 0, -3]], np.int32), Uniform(-128), Spread(5, 33))
     entries = Entry("w", (2, 3), "float32", Coded(layout)), Entry("n", (1,), "int64", Exact("steps"))
-    return pack(entries, {"w": weights}, {"n": (1000).to_bytes(8, "little")}, "an example").data
+    return pack(entries, {"w": weights}, {"n": (1000).to_bytes(8, "little")}, "an example", plain=plain).data
 
 
 def main():
-    """Write both files."""
+    """Write all files."""
     found = {"integers": [*integers()], "paths": [*paths()], "adaptive": [*decisions()], "tables": [*tables()]}
     parts = []
     for name, some in (found | values()).items():
@@ -118,6 +118,7 @@ def main():
         parts.append(f'"{name}": [\n{lines}\n]')
     VECTORS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
     EXAMPLE.write_bytes(example())
+    PLAIN.write_bytes(example(plain=True))
 
 
 if __name__ == "__main__":

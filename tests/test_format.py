@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from pathlib import Path
 
 import format_page
@@ -17,7 +18,7 @@ from waterfill.reconstruct import _levels, _relative
 from waterfill.records import ALL, Adaptive, Lanes, Layout, Paths, Relative, Spread, Uniform
 
 VECTORS = json.loads(make_vectors.VECTORS.read_text())
-EXAMPLE = make_vectors.EXAMPLE.read_bytes()
+EXAMPLE, PLAIN = make_vectors.EXAMPLE.read_bytes(), make_vectors.PLAIN.read_bytes()
 PAGE = format_page.PAGE.read_text()
 
 
@@ -118,6 +119,19 @@ def test_the_example_is_the_file_that_is_explained():
     for n, state in enumerate(states[:6]):
         slot, rest, symbol = state % 4096, state // 4096, int(np.searchsorted(starts, state % 4096, "right")) - 1
         assert f"| {n} | 0x{state:08x} | {slot} | {rest} | {symbol} | {starts[symbol]} |" in PAGE
+
+
+def test_the_plain_example_is_explained_byte_by_byte():
+    section = PAGE[PAGE.index("## Plain files") : PAGE.index("## Scales")]
+    directory = bytes.fromhex("".join(re.findall(r"^\| `([0-9a-f ]+)` \|", section, re.MULTILINE)))
+    assert directory == PLAIN[24 : 24 + len(directory)]
+    assert len(PLAIN) == 24 + len(directory) + 32 + 8
+    assert make_vectors.example(plain=True) == PLAIN
+    for name, found in slow_decoder.decode(PLAIN).items():
+        assert found.tolist() == ArrayFile(PLAIN)[name].array.tolist() == ArrayFile(EXAMPLE)[name].array.tolist()
+    expected = slow_decoder.directory_of(EXAMPLE)
+    expected["chunks"][1][1:3] = 8, zlib.crc32(PLAIN[-8:])
+    assert slow_decoder.directory_of(PLAIN) == expected
 
 
 def test_the_vectors_are_small_and_named_on_the_page():

@@ -78,6 +78,9 @@ CASES = {
     "lanes_down": {"quantizers": [WithPaths(down=True, lanes=Lanes(8, 2))]},
     "sums": {"quantizers": [WithSums()]},
     "adaptive": {"quantizers": [WithAdaptive()]},
+    "plain": {"rate": 8.0, "exclude": ["5.*"], "plain": True},
+    "plain_tables": {"quantizers": [WithTables()], "plain": True},
+    "plain_lanes": {"quantizers": [WithPaths(lanes=Lanes(32, 1))], "plain": True},
 }
 
 

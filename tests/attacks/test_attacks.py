@@ -843,10 +843,10 @@ def test_other_kinds_of_files_are_named(tmp_path):
 
 
 def test_an_unknown_version_is_named():
-    for at, version in ((8, "2.0"), (10, "1.3")):
+    for at, version in ((8, "2.0"), (10, "1.4")):
         bad = bytearray(GOOD)
-        bad[at] = 2 if at == 8 else 3
-        with pytest.raises(FormatError, match=f"version {version} is unknown; this release reads versions up to 1.2"):
+        bad[at] = 2 if at == 8 else 4
+        with pytest.raises(FormatError, match=f"version {version} is unknown; this release reads versions up to 1.3"):
             WaterfillFile(bytes(bad))
 
 

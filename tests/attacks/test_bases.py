@@ -113,8 +113,8 @@ def test_rotations_that_are_shared_need_as_many_angles():
 def test_bases_are_not_in_version_1_0():
     with pytest.raises(FormatError, match=r"^the data: the directory has bases, which format version 1\.0 has not"):
         Container(with_lines(LINES, minor=0))
-    with pytest.raises(FormatError, match=r"format version 1\.3 is unknown; this release reads versions up to 1\.2"):
-        Container(with_lines(LINES, minor=3))
+    with pytest.raises(FormatError, match=r"format version 1\.4 is unknown; this release reads versions up to 1\.3"):
+        Container(with_lines(LINES, minor=4))
 
 
 def test_unknown_keys_are_refused_in_version_1_1():

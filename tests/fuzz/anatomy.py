@@ -9,6 +9,8 @@ from typing import Any
 import slow_decoder
 import zstandard
 
+from waterfill.codec import rows
+
 HEADER = struct.Struct("<8sHHIII")
 MAGIC = b"\x89WFL\r\n\x1a\n"
 QUICK = zstandard.ZstdCompressionParameters.from_level(1, write_content_size=False)
@@ -18,21 +20,28 @@ PHRASES.precompute_compress(compression_params=QUICK)
 
 @dataclass
 class Parts:
-    """The directory as JSON has it, the bytes of the chunks, and the minor version."""
+    """The directory as JSON has it, the bytes of the chunks, the minor version, and whether the file is plain."""
 
     directory: Any
     chunks: list[bytes]
     minor: int = 0
+    is_plain: bool = False
 
 
 def take_apart(data):
-    _, _, minor, packed, _, _ = HEADER.unpack_from(data)
-    text = zstandard.ZstdDecompressor(dict_data=PHRASES).decompressobj().decompress(data[24 : 24 + packed])
-    directory, at, chunks = json.loads(text), 24 + packed, []
-    for _, size, _, _ in directory["chunks"]:
-        chunks.append(data[at : at + size])
-        at += size
-    return Parts(directory, chunks, minor)
+    _, _, minor, packed, size, _ = HEADER.unpack_from(data)
+    directory, at, chunks = directory_of(data[24 : 24 + packed], is_plain=size == 0), 24 + packed, []
+    for _, length, _, _ in directory["chunks"]:
+        chunks.append(data[at : at + length])
+        at += length
+    return Parts(directory, chunks, minor, size == 0)
+
+
+def directory_of(packed, *, is_plain):
+    """A directory as JSON has it."""
+    if is_plain:
+        return rows.unpack(packed, 1 << 26)
+    return json.loads(zstandard.ZstdDecompressor(dict_data=PHRASES).decompressobj().decompress(packed))
 
 
 def put_together(parts):
@@ -41,8 +50,30 @@ def put_together(parts):
     for line, chunk in zip(lines if isinstance(lines, list) else [], parts.chunks, strict=False):
         if isinstance(line, list) and len(line) == 4:
             line[1:3] = len(chunk), zlib.crc32(chunk)
+    if parts.is_plain:
+        return with_packed(plain_bytes(parts.directory), 0, parts.chunks, parts.minor)
     text = json.dumps(parts.directory, separators=(",", ":"), ensure_ascii=False)
     return with_text(text.encode("utf-8", "surrogatepass"), parts.chunks, parts.minor)
+
+
+def plain_bytes(directory):
+    """A directory as plain bytes; the beginning of them where it has what these cannot say."""
+    try:
+        return rows.pack(directory)
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return b"\0\0"
+
+
+def made_plain(data):
+    """The same file without zstandard."""
+    parts = take_apart(data)
+    lines = parts.directory["chunks"]
+    for n, line in enumerate(lines):
+        if line[0] == "x":
+            parts.chunks[n] = zstandard.ZstdDecompressor().decompress(parts.chunks[n])
+    kept = [n for n, chunk in enumerate(parts.chunks) if chunk]
+    parts.directory["chunks"] = [lines[n] for n in kept]
+    return put_together(Parts(parts.directory, [parts.chunks[n] for n in kept], 3, True))
 
 
 def with_text(text, chunks, minor=0):

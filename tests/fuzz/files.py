@@ -50,6 +50,8 @@ def packed_directory(random, data):
 def directory_text(random, data):
     """Bytes of the text of the directory."""
     parts = take_apart(data)
+    if parts.is_plain:
+        return packed_directory(random, data)
     return with_text(values.change_bytes(random, values.json_text(parts.directory)), parts.chunks, parts.minor)
 
 
@@ -369,7 +371,11 @@ NEEDED = {"side_values": "a", "side_stream": "a", "exact_frame": "x", "exact_val
 
 def suits(kind, data):
     """Whether a file has what a kind of change needs."""
-    return kind not in NEEDED or any(line[0] == NEEDED[kind] for line in take_apart(data).directory["chunks"])
+    if kind not in NEEDED:
+        return True
+    parts = take_apart(data)
+    has_frames = not (parts.is_plain and NEEDED[kind] == "x")
+    return has_frames and any(line[0] == NEEDED[kind] for line in parts.directory["chunks"])
 
 
 def changed(kind, random, data, others):

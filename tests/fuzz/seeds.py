@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from fuzz.anatomy import put_together, take_apart
+from fuzz.anatomy import made_plain, put_together, take_apart
 from waterfill.bundle import BundleWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -21,7 +21,8 @@ TIED = "head"
 
 def files():
     """Bytes of files by name."""
-    return {path.stem: path.read_bytes() for path in [*sorted(GOLDEN.glob("*.wf")), MIXED]}
+    found = {path.stem: path.read_bytes() for path in [*sorted(GOLDEN.glob("*.wf")), MIXED]}
+    return found | {"plain mixed": made_plain(found["mixed"])}
 
 
 def directories(folder):

@@ -9,7 +9,7 @@ import format_page
 import numpy as np
 import slow_bases
 import zstandard
-from format_page import frozen, level_of, own_frequencies, pattern_of
+from format_page import frozen, level_of, own_frequencies, pattern_of, plain_directory
 
 PHRASES = zstandard.ZstdCompressionDict(frozen("phrases.bin"), zstandard.DICT_TYPE_RAWCONTENT)
 
@@ -56,9 +56,12 @@ def directory_of(data):
     """The directory of a file, as JSON has it."""
     magic, version, minor, packed, size, crc = struct.unpack_from("<8sHHIII", data)
     assert (magic, version) == (b"\x89WFL\r\n\x1a\n", 1)
-    assert minor in (0, 1, 2)
+    assert minor in (0, 1, 2, 3)
     body = data[24 : 24 + packed]
     assert zlib.crc32(data[:20] + body) == crc
+    if size == 0:
+        assert minor == 3
+        return plain_directory(body)
     text = zstandard.ZstdDecompressor(dict_data=PHRASES).decompressobj().decompress(body)
     assert len(text) == size
     return json.loads(text)
@@ -66,7 +69,7 @@ def directory_of(data):
 
 def decode(data):
     """All tensors of a file as numpy arrays (bfloat16 as float32), by name."""
-    minor, packed = struct.unpack_from("<HI", data, 10)
+    minor, packed, size = struct.unpack_from("<HII", data, 10)
     directory = directory_of(data)
     at, chunks = 24 + packed, {"a": [], "c": [], "s": [], "x": []}
     for kind, length, checksum, count in directory["chunks"]:
@@ -88,7 +91,7 @@ def decode(data):
     assert minor > 1 or not lanes
     lanes = [lanes.get(n) for n in range(len(coded))]
     matrices = decode_matrices(coded, directory["tensors"], own_lines, widths, (bases, lanes), chunks)
-    exact = b"".join(zstandard.ZstdDecompressor().decompress(c) for c, _ in chunks["x"])
+    exact = b"".join(zstandard.ZstdDecompressor().decompress(c) if size else c for c, _ in chunks["x"])
     return assemble(entries, matrices, exact)
 
 

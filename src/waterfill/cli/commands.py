@@ -46,6 +46,7 @@ from waterfill.cli.options import (
     MetricOption,
     ModelArgument,
     OutputKind,
+    Plain,
     Seed,
     Temperature,
     Tolerance,
@@ -110,6 +111,7 @@ def compress(
     effort: Annotated[str, typer.Option(help="fast, default, best or max.")] = "default",
     tune: TuneOption = False,
     fold_norms: FoldNorms = True,
+    plain: Plain = False,
     seed: Seed = 0,
     work: Work = None,
     length: Length = None,
@@ -147,7 +149,8 @@ def compress(
     }
     loss = Loss(tolerance, metric, device)
     if is_folder(Path(model)):
-        refused = {"--weights": weights, "--output": output, "--no-fold-norms": None if fold_norms else ""}
+        refused = {"--weights": weights, "--output": output}
+        refused |= {"--no-fold-norms": None if fold_norms else "", "--plain": "" if plain else None}
         sampling = Sampling(length, count, seed)
         compress_directory(Path(model), out, data, refused, sampling, loss, json_file, force=force, **options)
         return
@@ -156,7 +159,8 @@ def compress(
     network = as_model(model, weights)
     batches = None if data is None else _read_data(data)
     options |= {"tolerance": loss.amount(network, batches, output), "output": as_output(output)}
-    _compress_model(network, out, batches, loss, json_file, force=force, fold_norms=fold_norms, **options)
+    options |= {"fold_norms": fold_norms, "plain": plain}
+    _compress_model(network, out, batches, loss, json_file, force=force, **options)
 
 
 def _read_data(data: str) -> Any:

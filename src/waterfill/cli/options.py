@@ -57,6 +57,9 @@ Exclude = Annotated[
 FoldNorms = Annotated[
     bool, typer.Option("--fold-norms/--no-fold-norms", help="Store batch norms as one scale and one shift.")
 ]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Write a file for small devices, whose readers have no zstandard.")
+]
 Work = Annotated[
     Path | None,
     typer.Option(

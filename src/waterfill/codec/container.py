@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from waterfill.codec._native import File
 
 MAGIC = b"\x89WFL\r\n\x1a\n"
-VERSION, MINOR = 1, 2
+VERSION, MINOR = 1, 3
 """The format, and the highest minor version that is read; each file has the lowest one that it needs."""
 
 HEADER = struct.Struct("<8sHHIII")  # magic, version, minor version, directory bytes, directory size, CRC-32 of the rest
@@ -68,6 +68,8 @@ def pack(
     exact: Mapping[str, bytes],
     producer: str,
     limits: Limits | None = None,
+    *,
+    plain: bool = False,
 ) -> Packed:
     """Encode a model.
 
@@ -77,6 +79,7 @@ def pack(
         exact: bytes of every exact entry, little-endian.
         producer: name and version of the writer.
         limits: how small the file could be, to be named in it.
+        plain: whether the directory and exact bytes are not compressed, for readers without zstandard.
     """
     layouts = listing.coded_layouts(entries)
     shares = dict.fromkeys([*layouts, *exact], 0.0)
@@ -98,7 +101,7 @@ def pack(
             chunks.append((stream, "s", sum(model.size for model in models)))
             _share(shares, parts, len(stream) - coder.header_bytes(models))
     exact_sizes = listing.exact_sizes(entries)
-    exact_chunks = _exact_chunks(exact_sizes, exact)
+    exact_chunks = _exact_chunks(exact_sizes, exact, plain=plain)
     _share(shares, exact_sizes, sum(len(stream) for stream, _, _ in exact_chunks))
     chunks += exact_chunks
     body = b"".join(stream for stream, _, _ in chunks)
@@ -113,7 +116,7 @@ def pack(
         bases=tuple(described.bases),
         lanes=tuple(described.lanes),
     )
-    data = _header_and_directory(directory) + body
+    data = _header_and_directory(directory, plain=plain) + body
     return Packed(data, shares, len(data) - sum(shares.values()))
 
 
@@ -166,15 +169,15 @@ Chunk = tuple[bytes, str, int]
 Piece = tuple[str, int, int]
 
 
-def _header_and_directory(directory: Directory) -> bytes:
-    packed, size = listing.pack(directory)
-    head = HEADER.pack(MAGIC, VERSION, _minor(directory), len(packed), size, 0)[:-4]
+def _header_and_directory(directory: Directory, *, plain: bool) -> bytes:
+    packed, size = listing.pack(directory, plain=plain)
+    head = HEADER.pack(MAGIC, VERSION, _minor(directory, plain=plain), len(packed), size, 0)[:-4]
     return head + struct.pack("<I", zlib.crc32(head + packed)) + packed
 
 
-def _minor(directory: Directory) -> int:
-    """The lowest minor version that has everything that is in a directory."""
-    return 2 if directory.lanes else 1 if directory.bases else 0
+def _minor(directory: Directory, *, plain: bool) -> int:
+    """The lowest minor version that has everything that is in a file."""
+    return 3 if plain else 2 if directory.lanes else 1 if directory.bases else 0
 
 
 def _share(shares: dict[str, float], bits: Mapping[str, float], size: int) -> None:
@@ -284,14 +287,14 @@ def _symbols_bits(group: list[Piece], values: list[Symbols], models: list[AnyMod
 
 def exact_size(entries: tuple[Entry, ...], exact: Mapping[str, bytes]) -> int:
     """Bytes that tensors without loss take in a file."""
-    return sum(len(stream) for stream, _, _ in _exact_chunks(listing.exact_sizes(entries), exact))
+    return sum(len(stream) for stream, _, _ in _exact_chunks(listing.exact_sizes(entries), exact, plain=False))
 
 
-def _exact_chunks(names: Iterable[str], exact: Mapping[str, bytes]) -> list[Chunk]:
-    """Exact bytes of all tensors one after the other, compressed in frames of a few megabytes."""
+def _exact_chunks(names: Iterable[str], exact: Mapping[str, bytes], *, plain: bool) -> list[Chunk]:
+    """Exact bytes of all tensors one after the other, a few megabytes each, compressed in frames if not plain."""
     everything = b"".join(exact[name] for name in names)
     raws = (everything[start : start + EXACT_CHUNK] for start in range(0, len(everything), EXACT_CHUNK))
-    return [(_compressed(raw), "x", len(raw)) for raw in raws]
+    return [(raw if plain else _compressed(raw), "x", len(raw)) for raw in raws]
 
 
 @functools.lru_cache(maxsize=8)
@@ -315,6 +318,7 @@ class Container:
         bases: basis of every coded tensor; None for its own values.
         producer: name and version of the writer.
         limit: how small the file could be; None when it does not say.
+        is_plain: whether its directory and exact bytes are not compressed.
     """
 
     def __init__(
@@ -420,14 +424,15 @@ class Container:
             )
         if packed_size > self.size - HEADER.size:
             raise FormatError(f"the file is cut: {self.size} bytes cannot hold a directory of {packed_size}")
-        if size > min(listing.MAX_DIRECTORY_BYTES, listing.DIRECTORY_BYTES + listing.MAX_EXPANSION * packed_size):
+        if size > listing.largest(packed_size) or packed_size > listing.MAX_DIRECTORY_BYTES:
             raise FormatError(f"a directory of {size} bytes is too large for the {packed_size} that it is packed in")
         packed = bytes(self._read(HEADER.size, packed_size))
         if zlib.crc32(head[:-4] + packed) != crc:
             raise FormatError("the checksum of the directory is wrong: the file is damaged")
+        self.is_plain = size == 0
         directory = listing.unpack(packed, size)
-        if minor < _minor(directory):
-            what = "lanes" if directory.lanes else "bases"
+        if minor < _minor(directory, plain=self.is_plain):
+            what = "plain bytes" if self.is_plain else "lanes" if directory.lanes else "bases"
             raise FormatError(f"the directory has {what}, which format version {VERSION}.{minor} has not")
         return directory, HEADER.size + packed_size
 
@@ -641,6 +646,8 @@ class Container:
             FormatError: the chunk is damaged.
         """
         data, count = self.chunk(index), self._directory.chunks[index].count
+        if self.is_plain:
+            return bytes(data)
         try:
             raw = decompressed(data, count + 1)
         except FormatError as error:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from waterfill.codec import basis_lines, own, scales
+from waterfill.codec import basis_lines, own, rows, scales
 from waterfill.codec.frames import decompressed
 from waterfill.codec.lines import (
     MAX_AXES,
@@ -85,8 +85,10 @@ SPARE_ANGLES = 1 << 20
 PHRASES_SHA256 = "f5e15af28ae616e30a75ac323962b587a50ad58ecd7597562ac190a5e911314f"
 
 
-def pack(directory: Directory) -> tuple[bytes, int]:
-    """The compressed directory and its size before compression."""
+def pack(directory: Directory, *, plain: bool = False) -> tuple[bytes, int]:
+    """The directory as bytes, and its size before compression, which is 0 for plain bytes."""
+    if plain:
+        return rows.pack(msgspec.to_builtins(directory)), 0
     text = msgspec.json.encode(directory)
     options = zstandard.ZstdCompressionParameters.from_level(
         19, write_content_size=False, write_checksum=False, write_dict_id=False
@@ -107,21 +109,34 @@ def phrases() -> zstandard.ZstdCompressionDict:
     return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
+def largest(packed_size: int) -> int:
+    """How many bytes a directory may have when unpacked, or the joined texts of a plain one."""
+    return min(MAX_DIRECTORY_BYTES, DIRECTORY_BYTES + MAX_EXPANSION * packed_size)
+
+
 def unpack(data: bytes, size: int) -> Directory:
     """Undo `pack`, and check everything that can be checked without the chunks.
 
     Raises:
         FormatError: anything is wrong.
     """
+    try:
+        if size == 0:
+            directory = msgspec.convert(rows.unpack(data, largest(len(data))), Directory)
+        else:
+            directory = msgspec.json.decode(_text(data, size), type=Directory)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"the directory cannot be read ({error})") from error
+    check_chunks(directory, entries_of(directory), plain=size == 0)
+    return directory
+
+
+def _text(data: bytes, size: int) -> bytes:
+    """The JSON of a packed directory."""
     text = decompressed(data, size + 1, phrases())
     if len(text) != size:
         raise FormatError(f"the directory has not the {size} bytes that the header says")
-    try:
-        directory = msgspec.json.decode(text, type=Directory)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"the directory cannot be read ({error})") from error
-    check_chunks(directory, entries_of(directory))
-    return directory
+    return text
 
 
 # Entries
@@ -491,8 +506,13 @@ def _matrices(layouts: Mapping[str, Layout]) -> list[str]:
     return [name for name, layout in layouts.items() if len(layout.shape) >= 2]
 
 
-def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
+def check_chunks(directory: Directory, entries: tuple[Entry, ...], *, plain: bool) -> None:
     """Check that the chunks hold exactly what the entries need.
+
+    Args:
+        directory: with the chunks.
+        entries: of it.
+        plain: whether exact bytes are in their chunks as they are.
 
     Raises:
         FormatError: they do not.
@@ -518,7 +538,7 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
         )
     found = dict.fromkeys(needed, 0)
     for chunk in directory.chunks:
-        if chunk.kind not in found or not _can_hold(chunk):
+        if chunk.kind not in found or not _can_hold(chunk, plain=plain):
             raise FormatError(f"a chunk of kind {chunk.kind!r} cannot hold {chunk.count} units in {chunk.size} bytes")
         found[chunk.kind] += chunk.count
     kinds = [chunk.kind for chunk in directory.chunks]
@@ -528,10 +548,12 @@ def check_chunks(directory: Directory, entries: tuple[Entry, ...]) -> None:
         raise FormatError(f"the chunks hold {found}, but the tensors need {needed}")
 
 
-def _can_hold(chunk: ChunkLine) -> bool:
+def _can_hold(chunk: ChunkLine, *, plain: bool) -> bool:
     """Whether a chunk of that length may decode to that many units; no chunk is empty."""
     if not chunk.size:
         return False
     if chunk.kind == "c":
         return chunk.size == 4 * chunk.count
+    if chunk.kind == "x" and plain:
+        return chunk.size == chunk.count
     return chunk.count <= chunk.size * MAX_UNITS_PER_BYTE[chunk.kind]

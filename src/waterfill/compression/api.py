@@ -60,6 +60,7 @@ def compress(
     effort: Effort = "default",
     tune: bool | Tune = False,
     fold_norms: bool = True,
+    plain: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     work: str | Path | None = None,
@@ -98,6 +99,8 @@ def compress(
             the importances that are tried.
         tune: distil biases and norms on the data at the end, without labels; the result reports it apart.
         fold_norms: store batch norms as one scale and one shift.
+        plain: write a file whose directory and exact bytes are not compressed: less than 1 % larger, for small devices,
+            whose reader then has no zstandard.
         seed: of everything that is sampled.
         progress: called with (stage, done, total).
         work: folder to keep what is finished in: the same call goes on there after it was killed, and makes the same
@@ -132,7 +135,7 @@ def compress(
     place, facts = device_name(device), {"effort": effort, "quantizer": quantizer}
     with joined_processes() as processes, _results(work, processes, facts | _device_fact(place)) as memo:
         settings = _settings(quantizer, importance, seed, progress, memo, processes)
-        settings = replace(_placed(settings, place), memory=memory)
+        settings = replace(_placed(settings, place), memory=memory, plain=plain)
         prepared = prepare(model, data, output, options, settings)
         return _compressed(prepared, settings, target, effort, tuning)
 

@@ -252,6 +252,7 @@ class PreparedModel:
         forms: what errors cost, by name.
         model: the module with its data; None without data.
         reasons: why some tensors are priced in a special way, by name.
+        plain: whether the file is written without zstandard.
     """
 
     inventory: Inventory
@@ -259,11 +260,12 @@ class PreparedModel:
     forms: Mapping[str, QuadraticForm]
     model: CalibratedModel | None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    plain: bool = False
 
     @cached_property
     def lossless(self) -> LosslessTensors:
         """How the file has the tensors that are stored without loss."""
-        return LosslessTensors.of(self.inventory)
+        return LosslessTensors.of(self.inventory, plain=self.plain)
 
 
 def prepare(
@@ -317,7 +319,7 @@ def prepare(
     forms = settings.memo.forms(compute, settings.processes)
     checked = _checked_by_moving(estimator, inventory, known, forms, settings)
     priced, reasons = priced_like_the_least(inventory.weights, checked.forms, checked.unreached)
-    return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons})
+    return PreparedModel(inventory, estimator, priced, known, {**checked.reasons, **reasons}, settings.plain)
 
 
 def _held_to_contract(

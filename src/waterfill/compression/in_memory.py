@@ -343,7 +343,7 @@ class InMemoryWalk:
         report = ReportBuilder(self.corrections)
         report.add(coded, self._lossless.packed)
         facts = self.settings.processes.broadcast(report.limit_facts(self.measure, coded.entries))
-        packed = coded.pack(facts)
+        packed = coded.pack(facts, plain=self.settings.plain)
         whole = ReportBuilder(self.corrections)
         whole.add(coded, packed)
         return FileCandidate(self, water_level, coded, packed, whole)

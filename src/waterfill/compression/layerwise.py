@@ -119,13 +119,14 @@ class CodedSegment:
         """Bits of all matrices."""
         return sum(item.bits for name, item in self.quantized.items() if len(self.entries[name].shape) > 1)
 
-    def pack(self, limits: Limits | None = None) -> container.Packed:
+    def pack(self, limits: Limits | None = None, *, plain: bool = False) -> container.Packed:
         """Encode the segment as the bytes of a file.
 
         Args:
             limits: what the file is to say about its limit; None for nothing.
+            plain: whether it is written without zstandard.
         """
-        return container.pack(tuple(self.entries.values()), self.quantized, self.exact, PRODUCER, limits)
+        return container.pack(tuple(self.entries.values()), self.quantized, self.exact, PRODUCER, limits, plain=plain)
 
 
 def quantize_segment(

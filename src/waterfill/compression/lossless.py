@@ -57,35 +57,38 @@ class LosslessTensors:
         entries: of the whole model, as the file has them.
         symbols: of those that are shorter as symbols, by name.
         data: bytes of the others, by name.
+        plain: whether files have these bytes as they are, not compressed.
     """
 
     entries: tuple[Entry, ...]
     symbols: Mapping[str, Quantized]
     data: Mapping[str, bytes]
+    plain: bool = False
 
     @classmethod
-    def of(cls, inventory: Inventory) -> LosslessTensors:
+    def of(cls, inventory: Inventory, *, plain: bool = False) -> LosslessTensors:
         """Decide for every exact tensor of a model."""
         entries = {entry.name: entry for entry in inventory.entries}
-        found = {name: shorter_symbols(entries[name], tensor) for name, tensor in inventory.exact.items()}
+        found = {name: shorter_symbols(entries[name], tensor, plain=plain) for name, tensor in inventory.exact.items()}
         symbols = {name: each for name, each in found.items() if each is not None}
         data = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items() if name not in symbols}
         coded = {name: replace(entries[name], origin=Coded(Layout(entries[name].shape))) for name in symbols}
-        return cls(tuple((entries | coded).values()), symbols, data)
+        return cls(tuple((entries | coded).values()), symbols, data, plain)
 
     @cached_property
     def packed(self) -> container.Packed:
         """A file of these tensors alone, for their sizes."""
         some = tuple(entry for entry in self.entries if entry.name in self.symbols or entry.name in self.data)
-        return container.pack(some, self.symbols, self.data, PRODUCER)
+        return container.pack(some, self.symbols, self.data, PRODUCER, plain=self.plain)
 
 
-def shorter_symbols(entry: Entry, tensor: Tensor) -> Quantized | None:
-    """A tensor as symbols from which every bit of it comes back; None where its compressed bytes are shorter.
+def shorter_symbols(entry: Entry, tensor: Tensor, *, plain: bool = False) -> Quantized | None:
+    """A tensor as symbols from which every bit of it comes back; None where its bytes in a file are shorter.
 
     Args:
         entry: of the tensor, with the origin `Exact`.
         tensor: its values, on the CPU.
+        plain: whether its bytes would be in the file as they are, not compressed.
     """
     assert isinstance(entry.origin, Exact)
     if tensor.dtype not in CODED_DTYPES or tensor.numel() < FEWEST_VALUES or not bool(tensor.float().isfinite().all()):
@@ -97,7 +100,9 @@ def shorter_symbols(entry: Entry, tensor: Tensor) -> Quantized | None:
     best = min(candidates, key=lambda each: each.bits, default=None)
     if best is None or not _comes_back(replace(entry, origin=Coded(layout)), tensor, best):
         return None
-    data = zstandard.ZstdCompressor(level=19).compress(exact_bytes(tensor))
+    data = exact_bytes(tensor)
+    if not plain:
+        data = zstandard.ZstdCompressor(level=19).compress(data)
     return best if best.bits / 8 + LINE_BYTES < len(data) else None
 
 

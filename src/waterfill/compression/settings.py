@@ -39,6 +39,7 @@ class Settings:
         processes: share the work.
         memory: bytes that may be used, about; None for any number.
         device: name of the device on which models run and large sums and factors are; None for where the model is.
+        plain: whether a file is written without zstandard, for small devices.
         notes: what has to be said about the result.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     processes: Processes = ALONE
     memory: int | None = None
     device: str | None = None
+    plain: bool = False
     notes: Notes = field(default_factory=Notes)
 
     def tell(self, stage: str, done: int, total: int) -> None:
