@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -31,7 +32,8 @@ import waterfill
 from pace import best
 from results import Section
 from waterfill import quantize, zoo
-from waterfill.codec import native
+from waterfill.codec import container, native
+from waterfill.codec.lines import ChunkLine
 from waterfill.io.file import ArrayFile
 from waterfill.zoo.folder import data_folder
 
@@ -51,14 +53,16 @@ commands, with imports. *First* is the first call in an environment whose caches
 calls after it. *MB* is all of `site-packages` but pip and setuptools."""
 
 SIZE = """Object code of `decoders/c` at `-Os`, with its texts; tables of exceptions are left out. *Small* is
-`-DWF_SCALAR -DWF_SMALL`: no vectors, errors as codes without texts, checksums byte by byte. A linker leaves out what a
-program does not call."""
+`-DWF_SMALL`: symbols one after the other, no vectors, errors as codes without texts, checksums byte by byte. *Plain* is
+`-DWF_PLAIN` as well: it reads files of `compress --plain` alone. A linker leaves out what a program does not call."""
 
-DEVICE = """The net of `waterfill demo`, decoded by an emulated Cortex-M4 (`decoders/c/device`): whether the CRC-32 of
-every tensor is that of the package; bytes that the reader had from its allocator, with the file open and at most;
-stack; instructions."""
+DEVICE = """The net of `waterfill demo` and ResNet-20 at 3 bit, decoded by an emulated Cortex-M4 (`decoders/c/device`),
+as they were written and as plain files with the same symbols: bytes, and how much larger the plain file is; whether the
+CRC-32 of every tensor is that of the package; bytes that the reader had from its allocator, with the file open and at
+most; stack; instructions."""
 
-SMALL = ["-DWF_SCALAR", "-DWF_SMALL"]
+SMALL = ["-DWF_SMALL"]
+PLAIN = [*SMALL, "-DWF_PLAIN"]
 READER = ROOT / "decoders" / "c"
 KEPT = (".text", ".rodata", ".data")
 """Sections that a program has in memory."""
@@ -192,13 +196,13 @@ def _surroundings() -> dict[str, str]:
 
 # Size
 
+CORTEX_M4 = ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"]
 MACHINES = {
     "x86-64": (["gcc"], []),
     "x86-64, small": (["gcc"], SMALL),
-    "Thumb-2 (Cortex-M4), small": (["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb"], SMALL),
-    "Thumb-2 with floats in registers, small": (
-        ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"], SMALL,
-    ),
+    "x86-64, plain": (["gcc"], PLAIN),
+    "Thumb-2 (Cortex-M4), small": (CORTEX_M4, SMALL),
+    "Thumb-2 (Cortex-M4), plain": (CORTEX_M4, PLAIN),
 }  # fmt: skip
 """Compilers with their options, and what is left out."""
 
@@ -236,16 +240,43 @@ def _lines(*command: object) -> list[list[str]]:
 def device(folder: Path) -> Section:
     """What a file takes on an emulated Cortex-M4, and whether its tensors are those of the package."""
     subprocess.run([sys.executable, "-m", "waterfill", "demo"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    path = folder / "demo-output" / "digits.wf"
-    line = ["make", "-C", str(READER / "device"), f"BUILD={folder}", f"MODEL={path}", "run"]
+    files = {"digits": folder / "demo-output" / "digits.wf", "ResNet-20": folder / "resnet20.wf"}
+    if not files["ResNet-20"].exists():
+        waterfill.compress(zoo.resnet20(), zoo.cifar10_calibration(), rate=3, effort="fast").save(files["ResNet-20"])
+    rows = []
+    for name, path in files.items():
+        plain = path.with_suffix(".plain.wf")
+        plain.write_bytes(_plain(path.read_bytes()))
+        rows += [_on_device(folder, name, path), _on_device(folder, f"{name}, plain", plain)]
+        rows[-1]["larger, %"] = 100 * (rows[-1]["bytes"] / rows[-2]["bytes"] - 1)
+    return Section("On a device", DEVICE, rows)
+
+
+def _plain(data: bytes) -> bytes:
+    """The file as `compress --plain` writes these symbols."""
+    with ArrayFile(data) as file:
+        directory, opened = file.container._directory, file.container
+        chunks = [
+            opened.exact(n) if line.kind == "x" else bytes(opened.chunk(n)) for n, line in enumerate(directory.chunks)
+        ]
+    lines = [ChunkLine(line.kind, len(chunk), zlib.crc32(chunk), line.count)
+             for line, chunk in zip(directory.chunks, chunks, strict=True)]  # fmt: skip
+    head = container._header_and_directory(msgspec.structs.replace(directory, chunks=tuple(lines)), plain=True)
+    return head + b"".join(chunks)
+
+
+def _on_device(folder: Path, name: str, path: Path) -> Row:
+    plain = "1" if name.endswith("plain") else ""
+    line = ["make", "-C", str(READER / "device"), f"BUILD={folder}/device{plain}", f"MODEL={path}", f"PLAIN={plain}"]
+    line.append("run")
     said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
     numbers = {key: int(value) for key, value in re.findall(r"^([a-z, ]+): (\d+)$", said, re.MULTILINE)}
     found = [(name, int(crc)) for name, _, crc in re.findall(r"^(\S+) (\d+) (\d+)$", said, re.MULTILINE)]
     with ArrayFile(path) as file:
         same = found == [(name, zlib.crc32(values.elements())) for name, values in file.tensors()]
         values = file.floating_values
-    row = {"network": "digits", "bytes": path.stat().st_size, "values": values, "bits equal": same}
-    return Section("On a device", DEVICE, [row | numbers])
+    row = {"network": name, "bytes": path.stat().st_size, "larger, %": None, "values": values, "bits equal": same}
+    return row | numbers
 
 
 SECTIONS = {"speed": speed, "install": install, "size": size, "device": device}

@@ -212,5 +212,6 @@ def test_golden_files_have_lanes_along_rows_and_down_columns():
 
 def test_files_have_the_lowest_minor_version_that_they_need():
     minors = dict.fromkeys(with_bases.FILES, 1) | {"lanes": 2, "lanes_down": 2}
+    minors |= {"plain": 3, "plain_tables": 3, "plain_lanes": 3}
     for name in (*CASES, *with_bases.FILES):
         assert (FOLDER / f"{name}.wf").read_bytes()[10] == minors.get(name, 0)

@@ -318,6 +318,7 @@ wf_code wf_read_side(wf_file *file);
 wf_code wf_read_at(wf_work *work, const wf_source *source, uint64_t at, void *to, size_t size);
 /* The same where they are in memory, if they are. */
 wf_code wf_bytes_at(wf_work *work, const wf_source *source, uint64_t at, uint64_t size, const uint8_t **data);
+wf_code wf_check_chunk(wf_work *work, const wf_file *file, size_t chunk, const uint8_t *data);
 /* The bytes of a chunk, checked. */
 wf_code wf_read_chunk(wf_work *work, const wf_file *file, size_t chunk, const uint8_t **data);
 /* The number of the last item that begins at or before a place, of those that have something. */

@@ -22,29 +22,24 @@ wf_code wf_path_begin(wf_path *p, wf_stream *stream, const wf_coded *coded, uint
     p->is_half = !coded->zero;
     p->left = wf_span(coded);
     p->walk = wf_walk_from(coded, coded->spreads, at);
-#ifdef WF_SMALL
-    p->last_sum = LEAST_SUM - 1;
-#else
+#ifndef WF_SMALL
     p->sums = (wf_pair *)wf_take(stream->work, SUMS, sizeof *p->sums);
     if (p->sums == NULL) return WF_MEMORY;
 #endif
     return WF_OK;
 }
 
-static wf_code make_pair(const wf_path *p, int32_t sum, wf_pair *made) {
-    unsigned q;
-    made->is_coded = sum >= p->coded->least;
-    for (q = 0; q < 2; q++) {
-        int32_t exponent = p->coded->bases[q] + 2 * sum;
-        unsigned scale, family = p->coded->families[q];
-        exponent = exponent < 0 ? 0 : exponent > HIGHEST_EXPONENT ? HIGHEST_EXPONENT : exponent;
-        scale = wf_class_of(exponent, 0) & 0xFFFF;
-        made->low[q] = (uint8_t)(wf_class_of(exponent, 0) >> 16);
-        made->last[q] = (uint8_t)wf_last_magnitude(p->kinds[q], family, scale);
-        WF_TRY(wf_bank_table(p->stream, p->kinds[q], family, scale, &made->of[q]));
-    }
-    made->is_made = 1;
-    return WF_OK;
+/* What codes the indices of a subset where scales have a sum. */
+static wf_code make_table(const wf_path *p, int32_t sum, unsigned q, wf_pair *pair) {
+    int32_t exponent = p->coded->bases[q] + 2 * sum;
+    unsigned scale, family = p->coded->families[q];
+    wf_class class;
+    exponent = exponent < 0 ? 0 : exponent > HIGHEST_EXPONENT ? HIGHEST_EXPONENT : exponent;
+    class = wf_class_of(exponent, 0);
+    scale = class & 0xFFFF;
+    pair->low[q] = (uint8_t)(class >> 16);
+    pair->last[q] = (uint8_t)wf_last_magnitude(p->kinds[q], family, scale);
+    return wf_bank_table(p->stream, p->kinds[q], family, scale, &pair->of[q]);
 }
 
 /* The index that an escape stands for, and low bits, of which there are `low`. */
@@ -86,6 +81,7 @@ static inline int32_t next_level(wf_path *p, unsigned lane, unsigned *state, con
     int64_t k;
     int32_t sign;
 #ifdef WF_SMALL
+    make_table(p, p->last_sum, subset, &p->last);
     byte = wf_pull(p->stream, lane, found->of[subset]);
 #else
     uint32_t x = p->stream->states[lane], slot = x & 4095, info;
@@ -105,13 +101,21 @@ static inline int32_t next_level(wf_path *p, unsigned lane, unsigned *state, con
 }
 
 /* What codes elements whose scales have a sum; NULL after a failure. */
-#ifdef WF_SMALL
+#ifdef WF_SMALL /* one subset alone is needed, once it is known */
 static const wf_pair *pair_of(wf_path *p, int32_t sum) {
-    if (sum != p->last_sum) make_pair(p, sum, &p->last);
+    p->last.is_coded = sum >= p->coded->least;
     p->last_sum = sum;
     return &p->last;
 }
 #else
+static wf_code make_pair(const wf_path *p, int32_t sum, wf_pair *made) {
+    made->is_coded = sum >= p->coded->least;
+    WF_TRY(make_table(p, sum, 0, made));
+    WF_TRY(make_table(p, sum, 1, made));
+    made->is_made = 1;
+    return WF_OK;
+}
+
 static inline const wf_pair *pair_of(const wf_path *p, int32_t sum) {
     wf_pair *found = p->sums + (sum - LEAST_SUM);
     return found->is_made || make_pair(p, sum, found) == WF_OK ? found : NULL;

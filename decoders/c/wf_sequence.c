@@ -3,6 +3,8 @@
 
 #ifdef WF_SMALL /* wf_symbols.c has them all at once */
 
+#define SOME 32
+
 /*
  * A chunk has first, tensor by tensor, what own tables, paths, lanes and adaptive models code; then all other integers,
  * whose runs begin where that ends. So a chunk with such integers is gone through once to find their runs, and to check
@@ -82,13 +84,15 @@ static wf_code begin_part(wf_sequence *s) {
 
 /* Pass over the rest of the present part, as far as what comes first is concerned. */
 static wf_code pass(wf_sequence *s) {
-    int is_path = s->part.coded->kind == 'p' && !s->part.coded->lanes;
+    int is_path = s->part.coded->kind == 'p' && !s->part.coded->lanes && (s->has_own || !s->is_finding);
+    int32_t levels[SOME];
+    uint64_t count = SOME;
     wf_give(s->stream.work, s->values);
     s->values = NULL;
     s->at += s->left;
-    for (; s->left && is_path && !(s->is_finding && !s->has_own); s->left--) {
-        int32_t level;
-        WF_TRY(wf_path_next(&s->path, 1, &level));
+    for (; is_path && s->left; s->left -= count) {
+        if (count > s->left) count = s->left;
+        WF_TRY(wf_path_next(&s->path, count, levels));
     }
     s->left = 0;
     return WF_OK;
@@ -150,10 +154,18 @@ static wf_code find_others(wf_sequence *s) {
 
 wf_code wf_sequence_begin(wf_work *work, const wf_file *file, size_t number, wf_sequence **found) {
     const wf_chunk *chunk = wf_chunks(file) + number;
-    wf_sequence *s = (wf_sequence *)wf_take(work, 1, sizeof *s);
-    const uint8_t *data;
+    const uint8_t *all = (const uint8_t *)file->source.data, *data = NULL;
+    wf_sequence *s = (wf_sequence *)wf_take(work, wf_plus(sizeof *s, all ? 0 : chunk->size), 1);
     if (s == NULL) return WF_MEMORY;
     *found = s;
+    if (all) {
+        data = all + file->source.start + chunk->offset;
+    } else { /* in one block with the sequence, which may outlive this call */
+        uint8_t *bytes = (uint8_t *)(s + 1);
+        WF_TRY(wf_read_at(work, &file->source, chunk->offset, bytes, (size_t)chunk->size));
+        data = bytes;
+    }
+    WF_TRY(wf_check_chunk(work, file, number, data));
     s->file = file;
     s->start = chunk->at;
     s->stop = chunk->at + chunk->count;
@@ -167,7 +179,6 @@ wf_code wf_sequence_begin(wf_work *work, const wf_file *file, size_t number, wf_
         s->has_others |= !is_direct(s->part.coded);
         s->has_own |= s->part.coded->tables != NULL;
     }
-    WF_TRY(wf_read_chunk(work, file, number, &data));
     WF_TRY(wf_stream_open(&s->begin, work, data, (size_t)chunk->size, s->lanes));
     restart(s);
     return s->has_others ? find_others(s) : WF_OK;

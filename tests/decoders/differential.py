@@ -19,18 +19,31 @@ import numpy as np
 
 from decoders.c_reader import DTYPES, LIMIT, SANITIZED, Reader, Refused, built
 from fuzz import files, seeds
+from fuzz.anatomy import made_plain, take_apart
 from fuzz.examine import LARGE_BYTES, values_of
 from waterfill.codec import native
 from waterfill.errors import FormatError
 from waterfill.files import WaterfillFile
 
 KINDS = ("mixture", *files.KINDS)
-STRICTER = "a frame cannot be decompressed (a block is damaged)"
+STRICTER = "a frame cannot be decompressed (a block is damaged)", "damaged"
+"""What C says of frames that libraries may read; the second text is that of WF_SMALL."""
+
+FRAMES = "exact_frame", "packed_directory", "mixture"
+"""Kinds of changes that damage frames."""
+
+BUILDS = {"c": [], "small": ["-DWF_SMALL"], "plain": ["-DWF_SMALL", "-DWF_PLAIN"]}
+"""Options of the readers in C."""
 
 
-def mutants(seed, count):
-    """Names of seeds and kinds with the changed files, each made from the seed and its number."""
-    known = seeds.files()
+def plain_files():
+    """Plain files, by name."""
+    return {name: data if take_apart(data).is_plain else made_plain(data) for name, data in seeds.files().items()}
+
+
+def mutants(seed, count, known=None):
+    """Names of seeds and kinds with the changed files, each made from the seed and its number; `known`: the seeds."""
+    known = known or seeds.files()
     names = sorted(known)
     number = 0
     while count:
@@ -115,7 +128,8 @@ def compared(read, some):
             continue
         counts["refused" if isinstance(expected, str) else "read"] += 1
         found = read(data)
-        if isinstance(found, str) and found.endswith(STRICTER) and not isinstance(expected, str):
+        is_frame = any(f" {kind} of " in name for kind in FRAMES)
+        if is_frame and isinstance(found, str) and found.endswith(STRICTER) and not isinstance(expected, str):
             counts["damaged frames that Python reads"] += 1
         elif not alike(expected, found):
             wrong.append((name, str(expected)[:160], str(found)[:160]))
@@ -128,13 +142,14 @@ def main():
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sanitize", action="store_true")
-    parser.add_argument("--reader", choices=("c", "module", "alone"), default="c", help="beside the kernels")
+    parser.add_argument("--reader", choices=(*BUILDS, "module", "alone"), default="c", help="beside the kernels")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"), ExitStack() as stack:
         read = by_module
         if options.reader != "module":
             read = partial(by_c, stack.enter_context(opened(options.reader, Path(folder), options.sanitize)))
-        counts, wrong = compared(read, mutants(options.seed, options.count))
+        known = plain_files() if options.reader == "plain" else None
+        counts, wrong = compared(read, mutants(options.seed, options.count, known))
     print(dict(counts))
     for name, expected, found in wrong:
         print(f"{name}: kernels {expected!r}, {options.reader} {found!r}")
@@ -142,11 +157,11 @@ def main():
 
 
 def opened(reader, folder, sanitize):
-    """A reader that is a process: that in C, or Python with nothing but what reading needs."""
+    """A reader that is a process: one in C, or Python with nothing but what reading needs."""
     if reader == "alone":
         return Reader(sys.executable, str(Path(__file__).with_name("alone.py")), ",".join(DTYPES))
     compiler = shutil.which("cc") or shutil.which("gcc")
-    return Reader(built(folder, compiler, SANITIZED if sanitize else ["-O2"]))
+    return Reader(built(folder, compiler, [*(SANITIZED if sanitize else ["-O2"]), *BUILDS[reader]]))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
-def test_nothing_is_wrong_with_inputs_that_are_kept(tmp_path):
-    options = c_reader.supported(tmp_path, COMPILER, SANITIZED)
+@pytest.mark.parametrize("build", [[], ["-DWF_SMALL"]], ids=["whole chunks", "small"])
+def test_nothing_is_wrong_with_inputs_that_are_kept(tmp_path, build):
+    options = [*c_reader.supported(tmp_path, COMPILER, SANITIZED), *build, "-DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION"]
     program = c_reader.built(tmp_path, COMPILER, [*options, str(FOLDER / "fuzz.c")], FOLDER / "replay.c")
     inputs = corpus.kept()
     done = subprocess.run([program], input=corpus.stream(inputs), capture_output=True)
@@ -27,4 +28,4 @@ def test_nothing_is_wrong_with_inputs_that_are_kept(tmp_path):
 def test_seeds_are_read_or_refused_in_every_form(tmp_path):
     corpus.write(corpus.seeds(), tmp_path / "seeds")
     kinds = {path.read_bytes()[0] for path in (tmp_path / "seeds").iterdir()}
-    assert kinds == {corpus.PARTS, corpus.FILE, corpus.SHARD, corpus.FRAME}
+    assert kinds == {corpus.PARTS, corpus.FILE, corpus.SHARD, corpus.FRAME, corpus.PLAIN}

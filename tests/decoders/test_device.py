@@ -29,13 +29,34 @@ def build(tmp_path_factory):
 
 
 @pytest.mark.skipif(bool(LACKING), reason=f"there is no {' or '.join(LACKING)}")
-@pytest.mark.parametrize("name", ["a small net", "paths.wf", "lanes_down.wf", "cosines.wf", "adaptive.wf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a small net",
+        "plain.wf",
+        "plain_tables.wf",
+        "plain_lanes.wf",
+        "paths.wf",
+        "lanes_down.wf",
+        "cosines.wf",
+        "adaptive.wf",
+    ],
+)
 def test_tensors_have_the_bits_of_the_package(build, tmp_path, name):
     path = GOLDEN / name
     if not path.exists():
         path = tmp_path / "net.wf"
         waterfill.compress(small_net(), rate=4).save(path)
-    line = ["make", "-C", SOURCES / "device", f"BUILD={build}", f"MODEL={path}", "run"]
+    plain = "1" if name.startswith("plain") else ""
+    line = [
+        "make",
+        "-C",
+        SOURCES / "device",
+        f"BUILD={build / f'plain{plain}'}",
+        f"MODEL={path}",
+        f"PLAIN={plain}",
+        "run",
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     found = re.findall(r"^(\S+) (\d+) (\d+)$", done.stdout, re.MULTILINE)

@@ -12,7 +12,7 @@ KEPT = HERE / "corpus.xz"
 HEAD = struct.Struct("<BBBBHH")
 MOST_OF_LANES = 2000
 """Bytes of the files with lanes that are seeds."""
-PARTS, FILE, SHARD, FRAME = range(4)
+PARTS, FILE, SHARD, FRAME, PLAIN = range(5)
 
 
 def head(kind, minor=0, reads=0, dtype=0, failing=0, limit=0):
@@ -29,15 +29,26 @@ def in_parts(data, **options):
     return head(PARTS, parts.minor, **options) + struct.pack("<I", len(text)) + text + b"".join(parts.chunks)
 
 
+def plain_in_parts(data, **options):
+    """A plain file without its header."""
+    _, minor, size = struct.unpack_from("<HHI", data, 8)
+    return head(PLAIN, minor, **options) + struct.pack("<I", size) + data[24:]
+
+
 def seeds():
     """Inputs from the golden files and the seeds of the other fuzzer."""
     import zstandard
 
     from decoders.test_lanes import files
     from fuzz import seeds as known
+    from fuzz.anatomy import made_plain, take_apart
 
     small = [data for _, data in files() if len(data) < MOST_OF_LANES]
     for number, data in enumerate([*known.files().values(), *small]):
+        plain = data if take_apart(data).is_plain else made_plain(data)
+        yield plain_in_parts(plain, dtype=number % 4)
+        yield plain_in_parts(plain, reads=1, dtype=(number + 1) % 4)
+        yield plain_in_parts(plain, failing=3 + number)
         yield in_parts(data, dtype=number % 4)
         yield in_parts(data, reads=1, dtype=(number + 1) % 4)
         yield in_parts(data, failing=3 + number)

@@ -2,9 +2,10 @@
  * What a fuzzer calls with any bytes: the reader refuses a file or reads it, in memory that it gives back, alike every time.
  *
  * The first eight bytes say what to do, so that inputs find what random bytes of a file never would: the directory lies
- * unpacked in the input, and the header and all checksums are made here.
+ * unpacked in the input, and the header and all checksums are made here; those of chunks in plain files are not looked at
+ * (FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION).
  *
- * 0     kind: 0 a file in parts, 1 a file, 2 a shard, 3 a frame of zstandard
+ * 0     kind: 0 a file in parts, 1 a file, 2 a shard, 3 a frame of zstandard, 4 a plain file in parts
  * 1     minor version of a file in parts; of a frame whether it has to name its size
  * 2     bit 0: behind a callback, which fails at the n-th call (0: never), n in the other bits
  * 3     type that floating-point tensors are decoded in, as well as in their own
@@ -228,6 +229,26 @@ static size_t with_checksums(const uint8_t *text, size_t size, const uint8_t *ch
     return put + size - at;
 }
 
+static void put_header(uint8_t *file, unsigned minor, size_t packed, size_t text_size) {
+    memcpy(file, MAGIC, 8);
+    put_le(file + 8, 1, 2);
+    put_le(file + 10, minor, 2);
+    put_le(file + 12, packed, 4);
+    put_le(file + 16, text_size, 4);
+    put_le(file + 20, wf_crc32(wf_crc32(0, file, 20), file + 24, packed), 4);
+}
+
+/* A plain file: header, directory and chunks. Returns its size. */
+static size_t put_plain(const uint8_t *data, size_t size, unsigned minor, uint8_t **file) {
+    size_t directory = size < 4 ? 0 : wf_le32(data);
+    if (size < 4) return 0;
+    if (directory > size - 4) directory = size - 4;
+    *file = (uint8_t *)taken(24 + size - 4);
+    memcpy(*file + 24, data + 4, size - 4);
+    put_header(*file, minor, directory, 0);
+    return 24 + size - 4;
+}
+
 /* The file: header, the directory in a frame of raw blocks, and the chunks. Returns its size. */
 static size_t put_together(const uint8_t *data, size_t size, unsigned minor, uint8_t **file) {
     size_t text_size = size < 4 ? 0 : wf_le32(data), chunks_size, packed, at;
@@ -253,12 +274,7 @@ static size_t put_together(const uint8_t *data, size_t size, unsigned minor, uin
         at += block;
         if (block == 0) break;
     }
-    memcpy(*file, MAGIC, 8);
-    put_le(*file + 8, 1, 2);
-    put_le(*file + 10, minor, 2);
-    put_le(*file + 12, packed, 4);
-    put_le(*file + 16, text_size, 4);
-    put_le(*file + 20, wf_crc32(wf_crc32(0, *file, 20), *file + 24, packed), 4);
+    put_header(*file, minor, packed, text_size);
     memcpy(*file + 24 + packed, chunks, chunks_size);
     free(fixed);
     return 24 + packed + chunks_size;
@@ -271,7 +287,7 @@ static uint64_t run(const uint8_t *data, size_t size) {
     wf_allocator allocator = {allocate, release, NULL, 0};
     wf_source source;
     uint8_t *file = NULL, *copy;
-    unsigned kind = data[0] % 4;
+    unsigned kind = data[0] == 4 ? 4 : data[0] % 4;
     wf_type type = (wf_type)(data[3] % 4);
     size_t whole = size - HEAD;
     memset(&memory, 0, sizeof memory);
@@ -282,6 +298,7 @@ static uint64_t run(const uint8_t *data, size_t size) {
     allocator.context = &memory;
     allocator.limit = memory.limit;
     if (kind == 0) whole = put_together(data + HEAD, whole, data[1], &file);
+    if (kind == 4) whole = put_plain(data + HEAD, whole, data[1], &file);
     copy = (uint8_t *)taken(whole); /* exactly, so that reads beyond it are seen */
     if (whole) memcpy(copy, file ? file : data + HEAD, whole);
     free(file);
