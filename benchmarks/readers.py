@@ -275,7 +275,7 @@ def _on_device(folder: Path, name: str, path: Path) -> Row:
     with ArrayFile(path) as file:
         same = found == [(name, zlib.crc32(values.elements())) for name, values in file.tensors()]
         values = file.floating_values
-    row = {"network": name, "bytes": path.stat().st_size, "larger, %": None, "values": values, "bits equal": same}
+    row = {"network": name, "bytes": path.stat().st_size, "larger, %": "", "values": values, "bits equal": same}
     return row | numbers
 
 

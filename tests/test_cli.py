@@ -331,6 +331,7 @@ def test_networks_that_return_probabilities(run, place):
         ("--size 64KiB --data nets:inputs --output values", "size_bytes"),
         ("--size 1000 --data nets:inputs --output logits --temperature 2", "size_bytes"),
         ("--size 1000B --importance identity --effort best --no-fold-norms", "size_bytes"),
+        ("--size 1500 --plain", "size_bytes"),
         ("--size 2000 --importance weight_scale --include 3.* --exclude 3.bias --seed 4", "size_bytes"),
         ("--size 1000 --importance regression --data nets:inputs --output values", "size_bytes"),
         ("--size 1000 --importance kronecker --data nets:data --temperature 2", "size_bytes"),

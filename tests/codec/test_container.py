@@ -45,17 +45,39 @@ class Mixed(torch.nn.Module):
         self.register_buffer("indices", torch.arange(12).reshape(3, 4))
 
 
-def pack(model, level=-5.0, quantizer=SCALAR, **options):
+def pack(model, level=-5.0, quantizer=SCALAR, *, plain=False, **options):
     inventory = torch_module.inventory(model, **options)
     cost = mean_zero_cost(Encoder(quantizer).jobs(inventory.weights, {}))
     encoder = Encoder(quantizer, zero_cost=cost)
     quantized = encoder.quantize(encoder.jobs(inventory.weights, {}), cost * 2.0**level)
     exact = {name: exact_bytes(tensor) for name, tensor in inventory.exact.items()}
-    return container.pack(inventory.entries, quantized, exact, "test")
+    return container.pack(inventory.entries, quantized, exact, "test", plain=plain)
 
 
 def same(a, b):
     return (a.shape, a.dtype, exact_bytes(a)) == (b.shape, b.dtype, exact_bytes(b))
+
+
+@pytest.mark.parametrize("quantizer", [SCALAR, KMeans(9), SPARSE], ids=str)
+def test_a_plain_file_has_the_same_tensors_and_its_exact_bytes_as_they_are(quantizer):
+    model = Mixed()
+    packed, plain = (pack(model, quantizer=quantizer, plain=each) for each in (False, True))
+    with WaterfillFile(packed.data) as one, WaterfillFile(plain.data) as other:
+        assert (one.container.is_plain, other.container.is_plain) == (False, True)
+        assert [same(a, other[name]) for name, a in one.items()] == [True] * len(one)
+        (index,) = other.container.indices("x")
+        exact = other.container.exact(index)
+    assert plain.data.endswith(exact) and len(exact) == 12 * 8 + 3 + 2 * 8
+    assert sum(plain.tensor_bytes.values()) + plain.overhead_bytes == pytest.approx(len(plain.data))
+    assert plain.tensor_bytes["indices"] == 12 * 8
+
+
+def test_plain_bytes_are_not_in_version_1_2():
+    data = bytearray(pack(Mixed(), plain=True).data)
+    data[10] = 2
+    data[20:24] = zlib.crc32(data[:20] + data[24 : 24 + int.from_bytes(data[12:16], "little")]).to_bytes(4, "little")
+    with pytest.raises(container.FormatError, match=r"plain bytes, which format version 1\.2 has not"):
+        container.Container(bytes(data))
 
 
 @pytest.mark.parametrize("quantizer", [SCALAR, KMeans(3), KMeans(300), SPARSE], ids=str)

@@ -68,6 +68,7 @@ def test_there_and_back(run, place):
     [
         ("compress lm -o new --distortion 0.1", 1, "Target distortion=0.1 is measured on data, but there are none"),
         ("compress lm -o new --weights w.safetensors", 2, "--weights is not for model directories"),
+        ("compress lm -o new --plain", 2, "--plain is not for model directories"),
         ("compress lm -o new --rate 4 --size 10kB", 2, "--rate and --size were given; expected one target"),
         ("compress lm -o new --rate 0.2 --effort fast", 1, "is below the floor of about"),
         ("compress lm -o new --data missing.txt", 1, "missing.txt"),

@@ -84,6 +84,13 @@ def test_the_shortest_way_is_taken(tensor, rule):
     assert (None if found is None else type(found.rule)) is rule
 
 
+def test_bytes_that_are_not_compressed_are_sooner_longer_than_symbols():
+    values = torch.arange(256.0).repeat(3)
+    entry = Entry("it", tuple(values.shape), "float32", Exact(""))
+    assert shorter_symbols(entry, values) is None
+    assert shorter_symbols(entry, values, plain=True) is not None
+
+
 def test_masks_of_pruned_layers_stay_masks(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 6))
