@@ -136,10 +136,10 @@ wf_code wf_open(wf_file **file, const wf_source *source, const wf_allocator *all
     work.allocator = allocator;
     work.error = error;
     if (source->data == NULL && source->read == NULL && source->size) {
-        return wf_fail(&work, WF_ARGUMENT, "the source has neither data nor a callback");
+        return wf_told(&work, wf_fail(&work, WF_ARGUMENT, "the source has neither data nor a callback"));
     }
     made = (wf_file *)wf_take(&work, 1, sizeof *made);
-    if (made == NULL) return WF_MEMORY;
+    if (made == NULL) return wf_told(&work, WF_MEMORY);
     made->allocator = *allocator;
     made->source = *source;
     made->work = work;
@@ -149,7 +149,7 @@ wf_code wf_open(wf_file **file, const wf_source *source, const wf_allocator *all
     made->work.error = NULL;
     if (code == WF_OK) *file = made;
     else wf_close(made);
-    return code;
+    return wf_told(&work, code);
 }
 
 void wf_close(wf_file *file) {
@@ -198,7 +198,7 @@ wf_code wf_verify(const wf_file *file, wf_error *error) {
         code = wf_read_chunk(&work, file, i, &data);
         wf_give_all(&work);
     }
-    return code;
+    return wf_told(&work, code);
 }
 
 /* Chunks, one of which may be kept for the next call */
@@ -320,14 +320,15 @@ static wf_code read_chunk(wf_work *work, const wf_file *file, size_t number, int
 
 wf_code wf_symbols(const wf_file *file, size_t number, int32_t *values, size_t count, wf_error *error) {
     wf_work work = begin(file, error);
-    const wf_chunk *chunk = wf_chunks(file) + number;
+    const wf_chunk *chunk = number < file->directory.chunks.count ? wf_chunks(file) + number : NULL;
     wf_code code;
-    if (number >= file->directory.chunks.count || chunk->kind != 's' || chunk->count != count) {
-        return wf_fail(&work, WF_ARGUMENT, "chunk %u has no %u symbols", (uint64_t)number, (uint64_t)count);
+    if (chunk == NULL || chunk->kind != 's' || chunk->count != count) {
+        code = wf_fail(&work, WF_ARGUMENT, "chunk %u has no %u symbols", (uint64_t)number, (uint64_t)count);
+    } else {
+        code = read_chunk(&work, file, number, values);
     }
-    code = read_chunk(&work, file, number, values);
     wf_give_all(&work);
-    return code;
+    return wf_told(&work, code);
 }
 
 /* Decoding */
@@ -604,29 +605,33 @@ static wf_code checked_size(wf_work *work, const wf_file *file, size_t index, wf
 size_t wf_size(const wf_file *file, size_t index, wf_type type, wf_error *error) {
     wf_work work = begin(file, error);
     size_t size = 0;
-    return checked_size(&work, file, index, &type, &size) == WF_OK ? size : 0;
+    return wf_told(&work, checked_size(&work, file, index, &type, &size)) == WF_OK ? size : 0;
 }
 
-wf_code wf_decode(const wf_file *file, wf_kept *kept, size_t index, wf_type type, void *out, size_t size,
-                  wf_error *error) {
-    wf_work work = begin(file, error);
+static wf_code decode(wf_work *work, const wf_file *file, wf_kept *kept, size_t index, wf_type type, void *out,
+                      size_t size) {
     const wf_entry *entry;
     size_t needed = 0;
     target to;
-    wf_code code;
-    WF_TRY(checked_size(&work, file, index, &type, &needed));
+    WF_TRY(checked_size(work, file, index, &type, &needed));
     if (size < needed) {
-        return wf_fail(&work, WF_ARGUMENT, "a tensor of %u bytes does not fit into %u", (uint64_t)needed, (uint64_t)size);
+        return wf_fail(work, WF_ARGUMENT, "a tensor of %u bytes does not fit into %u", (uint64_t)needed, (uint64_t)size);
     }
-    if (kept) work.used += kept_size(kept);
+    if (kept) work->used += kept_size(kept);
     memset(&to, 0, sizeof to);
     entry = wf_entries(file) + wf_at(file, index)->tied_to;
     to.out = out;
     to.own = entry->tensor.type;
     to.type = type;
-    code = put_tensor(&work, file, kept, entry, &to);
+    return put_tensor(work, file, kept, entry, &to);
+}
+
+wf_code wf_decode(const wf_file *file, wf_kept *kept, size_t index, wf_type type, void *out, size_t size,
+                  wf_error *error) {
+    wf_work work = begin(file, error);
+    wf_code code = decode(&work, file, kept, index, type, out, size);
     wf_give_all(&work);
-    return code;
+    return wf_told(&work, code);
 }
 
 wf_code wf_decode_all(const wf_file *file, wf_type type, void *const *outs, const size_t *sizes, wf_error *error) {

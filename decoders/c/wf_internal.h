@@ -49,9 +49,14 @@ typedef struct wf_work {
 
 /* Fail with a text in which %s is a string, %t a `const wf_text *` and %u a uint64_t. */
 wf_code wf_fail(wf_work *work, wf_code code, const char *text, ...);
-#ifdef WF_SMALL /* the texts of all errors are more than a tenth of the program: their codes have to do */
-wf_code wf_fail_shortly(wf_work *work, wf_code code);
-#define wf_fail(work, code, ...) ((void)sizeof wf_fail(work, code, __VA_ARGS__), wf_fail_shortly(work, code))
+#ifdef WF_SMALL /* the texts of all errors are more than a tenth of the program: their codes have to do, at the end of a call */
+#define wf_fail(work, code, ...) ((void)sizeof wf_fail(work, code, __VA_ARGS__), (code))
+wf_code wf_told(const wf_work *work, wf_code code);
+#else
+static inline wf_code wf_told(const wf_work *work, wf_code code) {
+    (void)work;
+    return code;
+}
 #endif
 /* count * each bytes, which hold anything; NULL after a failure. */
 void *wf_room(wf_work *work, uint64_t count, size_t each);

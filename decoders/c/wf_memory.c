@@ -3,11 +3,11 @@
 #include "wf_tables.h"
 
 #ifdef WF_SMALL
-wf_code wf_fail_shortly(wf_work *work, wf_code code) {
-    static const char *const texts[] = {"", "damaged", "unknown version", "no memory", "not read", "wrong call", "too large"};
-    if (work->error) {
+wf_code wf_told(const wf_work *work, wf_code code) {
+    static const char texts[7][16] = {"", "damaged", "unknown version", "no memory", "not read", "wrong call", "too large"};
+    if (work->error && code != WF_OK) {
         work->error->code = code;
-        strcpy(work->error->message, texts[code]);
+        memcpy(work->error->message, texts[code], sizeof texts[code]);
     }
     return code;
 }
@@ -85,10 +85,10 @@ void *wf_room(wf_work *work, uint64_t count, size_t each) {
     }
     if (block == NULL) {
         if (limit) {
-            wf_fail(work, WF_MEMORY, "%u bytes more are needed, and %u of %u are in use; give the reader more memory",
+            (void)wf_fail(work, WF_MEMORY, "%u bytes more are needed, and %u of %u are in use; give the reader more memory",
                     size, (uint64_t)work->used, (uint64_t)limit);
         } else {
-            wf_fail(work, WF_MEMORY, "%u bytes more are needed, which the allocator does not have", size);
+            (void)wf_fail(work, WF_MEMORY, "%u bytes more are needed, which the allocator does not have", size);
         }
         return NULL;
     }

@@ -110,31 +110,35 @@ static wf_code read_header(wf_json *json, uint64_t after, uint64_t size, wf_payl
     }
 }
 
-wf_code wf_payloads(const wf_source *shard, const wf_allocator *allocator, wf_payload *payloads, size_t room,
-                    size_t *count, wf_error *error) {
+static wf_code find_payloads(wf_work *work, const wf_source *shard, wf_payload *payloads, size_t room, size_t *count) {
     uint8_t head[8];
     uint64_t size;
-    wf_work work;
     wf_json json;
+    if (shard->size < 8) return wf_fail(work, WF_FORMAT, "the shard is cut within its first 8 bytes");
+    WF_TRY(wf_read_at(work, shard, 0, head, 8));
+    size = wf_le64(head);
+    if (size > LARGEST_HEADER || size > shard->size - 8) {
+        return wf_fail(work, WF_FORMAT, "a header of %u bytes is too large for a shard of %u", size, shard->size);
+    }
+    json.work = work;
+    json.size = (size_t)size;
+    json.at = 0;
+    json.text = (char *)wf_take(work, size, 1);
+    if (json.text == NULL) return WF_MEMORY;
+    WF_TRY(wf_read_at(work, shard, 8, json.text, json.size));
+    return read_header(&json, 8 + size, shard->size, payloads, room, count);
+}
+
+wf_code wf_payloads(const wf_source *shard, const wf_allocator *allocator, wf_payload *payloads, size_t room,
+                    size_t *count, wf_error *error) {
+    wf_work work;
     wf_code code;
     *count = 0;
     memset(&work, 0, sizeof work);
     work.allocator = allocator;
     work.error = error;
-    if (shard->size < 8) return wf_fail(&work, WF_FORMAT, "the shard is cut within its first 8 bytes");
-    WF_TRY(wf_read_at(&work, shard, 0, head, 8));
-    size = wf_le64(head);
-    if (size > LARGEST_HEADER || size > shard->size - 8) {
-        return wf_fail(&work, WF_FORMAT, "a header of %u bytes is too large for a shard of %u", size, shard->size);
-    }
-    json.work = &work;
-    json.size = (size_t)size;
-    json.at = 0;
-    json.text = (char *)wf_take(&work, size, 1);
-    if (json.text == NULL) return WF_MEMORY;
-    code = wf_read_at(&work, shard, 8, json.text, json.size);
-    if (code == WF_OK) code = read_header(&json, 8 + size, shard->size, payloads, room, count);
+    code = find_payloads(&work, shard, payloads, room, count);
     wf_give_all(&work);
-    return code;
+    return wf_told(&work, code);
 }
 #endif

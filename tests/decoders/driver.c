@@ -140,7 +140,7 @@ static void answer_frame(const uint8_t *data, size_t size, uint64_t out_size, in
     allocator.limit = 0;
     work.allocator = &allocator;
     work.error = &error;
-    wf_unzstd(&work, data, size, nothing, is_named, out, (size_t)out_size);
+    wf_told(&work, wf_unzstd(&work, data, size, nothing, is_named, out, (size_t)out_size));
     put_error(&error);
     if (error.code == WF_OK) put(out, (size_t)out_size);
     wf_give_all(&work);

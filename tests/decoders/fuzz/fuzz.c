@@ -162,6 +162,7 @@ static void see_frame(seen *all, const uint8_t *data, size_t size, int is_named,
     wf_text nothing = {NULL, 0};
     size_t out_size;
     uint8_t *out;
+    wf_code code;
     if (size < 4) return;
     out_size = wf_le32(data) % (MOST_OUT + 1);
     out = (uint8_t *)taken(out_size);
@@ -169,8 +170,9 @@ static void see_frame(seen *all, const uint8_t *data, size_t size, int is_named,
     memset(&error, 0, sizeof error);
     work.allocator = allocator;
     work.error = &error;
-    if (wf_unzstd(&work, data + 4, size - 4, nothing, is_named, out, out_size) == WF_OK) see(all, out, out_size);
-    see_error(all, error.code, &error);
+    code = wf_told(&work, wf_unzstd(&work, data + 4, size - 4, nothing, is_named, out, out_size));
+    if (code == WF_OK) see(all, out, out_size);
+    see_error(all, code, &error);
     wf_give_all(&work);
     free(out);
 }
