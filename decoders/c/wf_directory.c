@@ -32,48 +32,69 @@ static int is_text(wf_text text, const char *other) {
     return text.size == strlen(other) && memcmp(text.data, other, text.size) == 0;
 }
 
-/* Lists of numbers in the text */
+/* Lines with fields */
 
-typedef struct bounds {
-    int32_t least, most;
-} bounds;
+enum { FLAG, STEP, STATES, SPAN, FAMILY, BASE, SHRINK, CODE, SPREAD_CODE, OFFSET, LEAST, MANTISSA, PATTERN, BOOK, FIRST,
+       TENSOR, WIDTH, LANES, VALUES, SIZE, CHECKSUM, CHUNK_COUNT, TABLE_FIRST, TABLE_COUNT, TABLE_CODE, AXIS, ROTATED_AXIS, BLOCK,
+       DIRECTIONS };
+
+static const struct {
+    int64_t least, most;
+} ranges[] = {
+    [STEP] = {-6000, 6000}, [STATES] = {2, 12}, [SPAN] = {0, 42}, [FAMILY] = {0, 8}, [BASE] = {-400, 256},
+    [SHRINK] = {-64, 64}, [CODE] = {-1, 56}, [SPREAD_CODE] = {-59, 56}, [OFFSET] = {-(1 << 30), 1 << 30},
+    [LEAST] = {-381, 382}, [MANTISSA] = {0, 23}, [PATTERN] = {-((int64_t)1 << 31), (int64_t)1 << 31},
+    [BOOK] = {1, 1 << 16}, [FIRST] = {1 - (1 << 16), 0}, [TENSOR] = {0, MOST_TENSORS}, [WIDTH] = {0, 1 << 16},
+    [LANES] = {8, 32}, [VALUES] = {1, (int64_t)WF_MOST_VALUES}, [SIZE] = {0, (int64_t)1 << 50},
+    [CHECKSUM] = {0, 0xFFFFFFFF}, [CHUNK_COUNT] = {0, (int64_t)WF_MOST_VALUES}, [TABLE_FIRST] = {-(1 << 30), 1 << 30}, [TABLE_COUNT] = {1, 255},
+    [TABLE_CODE] = {0, 120}, [AXIS] = {0, 2}, [ROTATED_AXIS] = {0, 1}, [BLOCK] = {2, 512}, [DIRECTIONS] = {1, 1023},
+};
+
+/* A number or a flag of a line, or a list of three or six: within which bounds, where in its record, of which size. */
+typedef struct field {
+    uint8_t range, size, count;
+    uint16_t place;
+} field;
+
+#define FIELD(range, type, name) {range, sizeof((type *)NULL)->name, 1, offsetof(type, name)}
+#define LIST(range, name, first, count) {range, sizeof((wf_coded *)NULL)->name[0], count, offsetof(wf_coded, name[first])}
+
+static const field uniform_fields[] = {
+    FIELD(STEP, wf_coded, step), FIELD(FAMILY, wf_coded, families[0]), FIELD(BASE, wf_coded, bases[0]),
+    LIST(SHRINK, shrink, 0, 3), LIST(CODE, codes, 0, 6), FIELD(OFFSET, wf_coded, offset)};
+static const field path_fields[] = {
+    FIELD(STEP, wf_coded, step), FIELD(STATES, wf_coded, log_states), FIELD(FLAG, wf_coded, zero),
+    FIELD(SPAN, wf_coded, log_span), FIELD(FAMILY, wf_coded, families[0]), FIELD(BASE, wf_coded, bases[0]),
+    FIELD(FAMILY, wf_coded, families[1]), FIELD(BASE, wf_coded, bases[1]), LIST(SHRINK, shrink, 0, 3),
+    LIST(CODE, codes, 0, 6), FIELD(FLAG, wf_coded, down), FIELD(LEAST, wf_coded, least)};
+static const field relative_fields[] = {
+    FIELD(MANTISSA, wf_coded, mantissa), FIELD(PATTERN, wf_coded, offset), FIELD(FLAG, wf_coded, is_signed),
+    FIELD(FAMILY, wf_coded, families[0]), FIELD(BASE, wf_coded, bases[0])};
+static const field book_fields[] = {
+    FIELD(BOOK, wf_coded, size), FIELD(FIRST, wf_coded, first), FIELD(FAMILY, wf_coded, families[0]),
+    FIELD(BASE, wf_coded, bases[0]), LIST(CODE, codes, 3, 3)};
+static const field chunk_fields[] = {
+    FIELD(SIZE, wf_chunk, size), FIELD(CHECKSUM, wf_chunk, crc), FIELD(CHUNK_COUNT, wf_chunk, count)};
+static const field table_fields[] = {
+    FIELD(TABLE_FIRST, wf_table_line, first), FIELD(TABLE_COUNT, wf_table_line, count),
+    FIELD(TABLE_CODE, wf_table_line, code)};
+static const field adaptive_fields[] = {FIELD(TENSOR, wf_numbered, tensor), FIELD(WIDTH, wf_numbered, count)};
+static const field lanes_fields[] = {
+    FIELD(TENSOR, wf_numbered, tensor), FIELD(LANES, wf_numbered, count), FIELD(VALUES, wf_numbered, number)};
+static const field cosines_fields[] = {
+    FIELD(TENSOR, wf_basis, tensor), FIELD(AXIS, wf_basis, axis), FIELD(BLOCK, wf_basis, block)};
+static const field flips_fields[] = {FIELD(TENSOR, wf_basis, tensor), FIELD(TABLE_CODE, wf_basis, code)};
+static const field rotations_fields[] = {
+    FIELD(TENSOR, wf_basis, tensor), FIELD(ROTATED_AXIS, wf_basis, axis), FIELD(DIRECTIONS, wf_basis, directions),
+    FIELD(TABLE_CODE, wf_basis, code)};
+static const field line_tensor = FIELD(TENSOR, wf_table_lines, tensor);
+static const field shared_fields[] = {FIELD(TENSOR, wf_basis, tensor), FIELD(TENSOR, wf_basis, of)};
 
 /* The next member of a list that has to have one. */
 static wf_code member(wf_tree *tree, int *first) {
     int more;
     WF_TRY(wf_tree_more(tree, ']', first, &more));
     return more ? WF_OK : wf_tree_fail(tree, "another member");
-}
-
-static wf_code whole_member(wf_tree *tree, int *first, int64_t least, int64_t most, int64_t *value) {
-    WF_TRY(member(tree, first));
-    return wf_tree_whole(tree, least, most, value);
-}
-
-static wf_code small_member(wf_tree *tree, int *first, int32_t least, int32_t most, int32_t *value) {
-    int64_t found;
-    WF_TRY(whole_member(tree, first, least, most, &found));
-    *value = (int32_t)found;
-    return WF_OK;
-}
-
-static wf_code byte_member(wf_tree *tree, int *first, int32_t least, int32_t most, uint8_t *value) {
-    int64_t found;
-    WF_TRY(whole_member(tree, first, least, most, &found));
-    *value = (uint8_t)found;
-    return WF_OK;
-}
-
-static wf_code tensor_member(wf_tree *tree, int *first, uint64_t *tensor) {
-    int64_t found;
-    WF_TRY(whole_member(tree, first, 0, MOST_TENSORS, &found));
-    *tensor = (uint64_t)found;
-    return WF_OK;
-}
-
-static wf_code bool_member(wf_tree *tree, int *first, uint8_t *value) {
-    WF_TRY(member(tree, first));
-    return wf_tree_bool(tree, value);
 }
 
 /* The end of a list that has no more members. */
@@ -83,16 +104,49 @@ static wf_code end(wf_tree *tree, int *first) {
     return more ? wf_tree_fail(tree, "no more members") : WF_OK;
 }
 
-/* A list of so many numbers in bounds. */
-static wf_code numbers(wf_tree *tree, size_t count, const bounds *each, int32_t *values) {
-    int first = 1;
-    size_t i;
-    WF_TRY(wf_tree_open(tree, '['));
-    for (i = 0; i < count; i++) {
-        WF_TRY(small_member(tree, &first, each[i].least, each[i].most, values + i));
+/* Read number n of a field into a record; the fourth and later ones of a list have the next bounds. */
+static wf_code read_number(wf_tree *tree, const field *f, unsigned n, char *record) {
+    unsigned range = f->range + (n >= 3);
+    int64_t value;
+    record += f->place + n * f->size;
+    if (f->range == FLAG) return wf_tree_bool(tree, (uint8_t *)record);
+    WF_TRY(wf_tree_whole(tree, ranges[range].least, ranges[range].most, &value));
+    switch (f->size) {
+    case 1:
+        *(uint8_t *)record = (uint8_t)value;
+        break;
+    case 2:
+        *(uint16_t *)(void *)record = (uint16_t)value;
+        break;
+    case 4:
+        *(uint32_t *)(void *)record = (uint32_t)value;
+        break;
+    default:
+        *(uint64_t *)(void *)record = (uint64_t)value;
     }
-    return end(tree, &first);
+    return WF_OK;
 }
+
+/* Read the fields of a line up to its end; those from `required` on may be missing. */
+static wf_code read_fields(wf_tree *tree, int *first, const field *fields, size_t count, size_t required, void *record) {
+    size_t i;
+    for (i = 0; i < count; i++) {
+        int more, inner = 1;
+        unsigned n;
+        WF_TRY(wf_tree_more(tree, ']', first, &more));
+        if (!more) return i >= required ? WF_OK : wf_tree_fail(tree, "another member");
+        if (fields[i].count > 1) WF_TRY(wf_tree_open(tree, '['));
+        for (n = 0; n < fields[i].count; n++) {
+            if (fields[i].count > 1) WF_TRY(member(tree, &inner));
+            WF_TRY(read_number(tree, fields + i, n, (char *)record));
+        }
+        if (fields[i].count > 1) WF_TRY(end(tree, &inner));
+    }
+    return end(tree, first);
+}
+
+#define READ_FIELDS(fields, required, record)                                                                          \
+    read_fields(tree, &first, fields, sizeof fields / sizeof *fields, required, record)
 
 /* A letter as the first member. */
 static wf_code letter(wf_tree *tree, int *first, const char *known, char *found) {
@@ -108,9 +162,6 @@ static wf_code letter(wf_tree *tree, int *first, const char *known, char *found)
 }
 
 /* Lines of the directory */
-
-static const bounds shrink_bounds[3] = {{-64, 64}, {-64, 64}, {-64, 64}};
-static const bounds code_bounds[6] = {{-1, 56}, {-1, 56}, {-1, 56}, {-59, 56}, {-59, 56}, {-59, 56}};
 
 /* The lengths of its axes; NULL where it has none. */
 static const uint64_t *shape_of(const wf_directory *directory, const wf_entry *entry) {
@@ -220,105 +271,36 @@ static wf_code read_entry(wf_tree *tree, wf_directory *directory, wf_entry *entr
     return WF_OK;
 }
 
-static wf_code read_uniform(wf_tree *tree, int *first, wf_coded *coded) {
-    int more, is_path = coded->kind == 'p';
-    int64_t offset;
-    WF_TRY(small_member(tree, first, -6000, 6000, &coded->step));
-    if (is_path) {
-        WF_TRY(byte_member(tree, first, 2, 12, &coded->log_states));
-        WF_TRY(bool_member(tree, first, &coded->zero));
-        WF_TRY(byte_member(tree, first, 0, 42, &coded->log_span));
-    }
-    WF_TRY(byte_member(tree, first, 0, 8, &coded->families[0]));
-    WF_TRY(small_member(tree, first, -400, 256, &coded->bases[0]));
-    if (is_path) {
-        WF_TRY(byte_member(tree, first, 0, 8, &coded->families[1]));
-        WF_TRY(small_member(tree, first, -400, 256, &coded->bases[1]));
-    }
-    WF_TRY(wf_tree_more(tree, ']', first, &more));
-    if (!more) return WF_OK;
-    WF_TRY(numbers(tree, 3, shrink_bounds, coded->shrink));
-    WF_TRY(wf_tree_more(tree, ']', first, &more));
-    if (!more) return WF_OK;
-    WF_TRY(numbers(tree, 6, code_bounds, coded->codes));
-    WF_TRY(wf_tree_more(tree, ']', first, &more));
-    if (!more) return WF_OK;
-    if (!is_path) {
-        WF_TRY(wf_tree_whole(tree, -((int64_t)1 << 30), (int64_t)1 << 30, &offset));
-        coded->offset = offset;
-        return end(tree, first);
-    }
-    WF_TRY(wf_tree_bool(tree, &coded->down));
-    WF_TRY(wf_tree_more(tree, ']', first, &more));
-    if (!more) return WF_OK;
-    WF_TRY(wf_tree_whole(tree, -381, 382, &offset));
-    coded->least = (int32_t)offset;
-    return end(tree, first);
-}
-
-static wf_code read_relative(wf_tree *tree, int *first, wf_coded *coded) {
-    WF_TRY(byte_member(tree, first, 0, 23, &coded->mantissa));
-    WF_TRY(whole_member(tree, first, -((int64_t)1 << 31), (int64_t)1 << 31, &coded->offset));
-    WF_TRY(bool_member(tree, first, &coded->is_signed));
-    WF_TRY(byte_member(tree, first, 0, 8, &coded->families[0]));
-    WF_TRY(small_member(tree, first, -400, 256, &coded->bases[0]));
-    return end(tree, first);
-}
-
-static wf_code read_codebook(wf_tree *tree, int *first, wf_coded *coded) {
-    int more;
-    int64_t size;
-    WF_TRY(whole_member(tree, first, 1, 1 << 16, &size));
-    coded->size = (uint32_t)size;
-    WF_TRY(small_member(tree, first, 1 - (1 << 16), 0, &coded->first));
-    WF_TRY(byte_member(tree, first, 0, 8, &coded->families[0]));
-    WF_TRY(small_member(tree, first, -400, 256, &coded->bases[0]));
-    WF_TRY(wf_tree_more(tree, ']', first, &more));
-    if (!more) return WF_OK;
-    WF_TRY(numbers(tree, 3, code_bounds, coded->codes + 3));
-    return end(tree, first);
-}
-
 static wf_code read_coded(wf_tree *tree, wf_directory *directory, wf_coded *coded) {
-    int first = 1, i;
+    int first = 1;
     (void)directory;
-    for (i = 0; i < 6; i++) coded->codes[i] = -1;
+    memset(coded->codes, -1, sizeof coded->codes);
     coded->least = -381;
     WF_TRY(letter(tree, &first, "uprc", &coded->kind));
-    if (coded->kind == 'r') return read_relative(tree, &first, coded);
-    return coded->kind == 'c' ? read_codebook(tree, &first, coded) : read_uniform(tree, &first, coded);
+    if (coded->kind == 'u') return READ_FIELDS(uniform_fields, 3, coded);
+    if (coded->kind == 'p') return READ_FIELDS(path_fields, 8, coded);
+    return coded->kind == 'r' ? READ_FIELDS(relative_fields, 5, coded) : READ_FIELDS(book_fields, 4, coded);
 }
 
 static wf_code read_chunk_line(wf_tree *tree, wf_directory *directory, wf_chunk *chunk) {
     int first = 1;
-    int64_t size, crc, count;
     (void)directory;
     WF_TRY(letter(tree, &first, "acsx", &chunk->kind));
-    WF_TRY(whole_member(tree, &first, 0, (int64_t)1 << 50, &size));
-    WF_TRY(whole_member(tree, &first, 0, 0xFFFFFFFF, &crc));
-    WF_TRY(whole_member(tree, &first, 0, (int64_t)WF_MOST_VALUES, &count));
-    chunk->size = (uint64_t)size;
-    chunk->crc = (uint32_t)crc;
-    chunk->count = (uint64_t)count;
-    return end(tree, &first);
+    return READ_FIELDS(chunk_fields, 3, chunk);
 }
 
 static wf_code read_table(wf_tree *tree, wf_table_line *table) {
     int first = 1;
-    int64_t count;
     WF_TRY(wf_tree_open(tree, '['));
-    WF_TRY(whole_member(tree, &first, -((int64_t)1 << 30), (int64_t)1 << 30, &table->first));
-    WF_TRY(whole_member(tree, &first, 1, 255, &count));
-    table->count = (uint32_t)count;
-    WF_TRY(byte_member(tree, &first, 0, 120, &table->code));
-    return end(tree, &first);
+    return READ_FIELDS(table_fields, 3, table);
 }
 
 static wf_code read_tables(wf_tree *tree, wf_directory *directory, wf_table_lines *lines) {
     int first = 1, inner = 1, more;
     (void)directory;
     WF_TRY(wf_tree_open(tree, '['));
-    WF_TRY(tensor_member(tree, &first, &lines->tensor));
+    WF_TRY(member(tree, &first));
+    WF_TRY(read_number(tree, &line_tensor, 0, (char *)lines));
     WF_TRY(member(tree, &first));
     WF_TRY(wf_tree_open(tree, '['));
     for (;;) {
@@ -331,55 +313,28 @@ static wf_code read_tables(wf_tree *tree, wf_directory *directory, wf_table_line
 }
 
 static wf_code read_adaptive(wf_tree *tree, wf_directory *directory, wf_numbered *line) {
-    int first = 1, more;
-    int64_t width = 0;
+    int first = 1;
     (void)directory;
     WF_TRY(wf_tree_open(tree, '['));
-    WF_TRY(tensor_member(tree, &first, &line->tensor));
-    WF_TRY(wf_tree_more(tree, ']', &first, &more));
-    if (more) {
-        WF_TRY(wf_tree_whole(tree, 0, 1 << 16, &width));
-        WF_TRY(end(tree, &first));
-    }
-    line->count = (uint32_t)width;
-    return WF_OK;
+    return READ_FIELDS(adaptive_fields, 1, line);
 }
 
 static wf_code read_lanes(wf_tree *tree, wf_directory *directory, wf_numbered *line) {
     int first = 1;
-    int64_t count, lines;
     (void)directory;
     WF_TRY(wf_tree_open(tree, '['));
-    WF_TRY(tensor_member(tree, &first, &line->tensor));
-    WF_TRY(whole_member(tree, &first, 8, 32, &count));
-    if (count != 8 && count != 32) return wf_tree_fail(tree, "8 or 32 lanes");
-    WF_TRY(whole_member(tree, &first, 1, (int64_t)WF_MOST_VALUES, &lines));
-    line->count = (uint32_t)count;
-    line->number = (uint64_t)lines;
-    return end(tree, &first);
+    WF_TRY(READ_FIELDS(lanes_fields, 3, line));
+    return line->count == 8 || line->count == 32 ? WF_OK : wf_tree_fail(tree, "8 or 32 lanes");
 }
 
 static wf_code read_basis(wf_tree *tree, wf_directory *directory, wf_basis *basis) {
     int first = 1;
-    int32_t number = 0;
     (void)directory;
     WF_TRY(letter(tree, &first, "cfrs", &basis->kind));
-    WF_TRY(tensor_member(tree, &first, &basis->tensor));
-    if (basis->kind == 's') {
-        WF_TRY(tensor_member(tree, &first, &basis->of));
-        return end(tree, &first);
-    }
+    if (basis->kind == 's') return READ_FIELDS(shared_fields, 2, basis);
+    if (basis->kind == 'c') return READ_FIELDS(cosines_fields, 3, basis);
     basis->axis = 2;
-    if (basis->kind != 'f') WF_TRY(byte_member(tree, &first, 0, basis->kind == 'c' ? 2 : 1, &basis->axis));
-    if (basis->kind == 'c') {
-        WF_TRY(small_member(tree, &first, 2, 512, &number));
-        basis->block = (uint32_t)number;
-        return end(tree, &first);
-    }
-    if (basis->kind == 'r') WF_TRY(small_member(tree, &first, 1, 1023, &number));
-    basis->directions = (uint32_t)number;
-    WF_TRY(byte_member(tree, &first, 0, 120, &basis->code));
-    return end(tree, &first);
+    return basis->kind == 'f' ? READ_FIELDS(flips_fields, 2, basis) : READ_FIELDS(rotations_fields, 4, basis);
 }
 
 static wf_code read_rate(wf_tree *tree, wf_directory *directory, uint32_t *rate) {
@@ -431,7 +386,8 @@ static wf_code read_limit(wf_tree *tree, wf_directory *directory) {
     directory->has_limit = 0;
     if (wf_tree_is_null(tree)) return WF_OK;
     WF_TRY(wf_tree_open(tree, '['));
-    WF_TRY(whole_member(tree, &first, 0, (int64_t)1 << 50, &bits));
+    WF_TRY(member(tree, &first));
+    WF_TRY(wf_tree_whole(tree, 0, (int64_t)1 << 50, &bits));
     WF_TRY(member(tree, &first));
     WF_TRY(wf_tree_text(tree, &measure));
     if (wf_letters(measure) > LONGEST_MEASURE) return wf_tree_fail(tree, "at most 64 characters");

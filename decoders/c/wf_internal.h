@@ -4,6 +4,7 @@
 
 #include "waterfill.h"
 
+#include <stddef.h>
 #include <string.h>
 
 /* Whether there is code for vectors of AVX2, which is chosen when the processor has them; WF_SCALAR leaves it out. */
@@ -249,8 +250,8 @@ typedef struct wf_numbered { /* a line of adaptive models or of lanes */
 typedef struct wf_coded {
     char kind; /* u, p, r or c */
     uint8_t families[2], log_states, log_span, zero, down, mantissa, is_signed, lanes, is_adaptive;
-    int32_t bases[2], step, least;
-    int32_t shrink[3], codes[6];
+    int8_t shrink[3], codes[6];
+    int16_t bases[2], step, least;
     int64_t offset;
     uint32_t size;
     int32_t first;
