@@ -296,6 +296,15 @@ def test_inspect_lists_the_tensors(run, place):
     assert rows["3.weight"]["shape"] == [5, 32] and rows["1.num_batches_tracked"]["reconstruction"] == "exact"
 
 
+def test_a_plain_file_says_that_it_is_one(run, place):
+    assert run("compress nets:net -o plain.wf --plain")[0] == 0
+    code, out, _ = run("inspect plain.wf --json i.json")
+    assert code == 0 and "as a plain file; all checksums are right" in " ".join(out.split())
+    assert json.loads((place / "i.json").read_text())["plain"] is True
+    assert run("inspect net.wf --json j.json")[0] == 0
+    assert json.loads((place / "j.json").read_text())["plain"] is False
+
+
 def test_evaluate_with_and_without_a_file(run, place):
     code, out, _ = run("evaluate nets:net --data nets:data --json e.json")
     assert code == 0 and "accuracy" in out

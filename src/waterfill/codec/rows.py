@@ -241,12 +241,14 @@ class _Reader:
         room: bytes of all texts that are still to be joined.
         left: values that may still come.
         held: the last text that was joined.
+        decoded: texts that are values or keys, by their numbers: few bytes may name a long one many times.
     """
 
     texts: list[bytes]
     room: int
     left: int
     held: bytes = b""
+    decoded: dict[int, str] = field(default_factory=dict)
 
     def value(self, at: _Cursor, row: _Cursor | None = None, depth: int = 0) -> Value:
         """The value at a place.
@@ -267,7 +269,7 @@ class _Reader:
         if kind == WHOLE:
             return at.signed()
         if kind == TEXT:
-            return self.text(at).decode()
+            return self.text(at)
         if kind == LIST and depth < MOST_DEPTH:
             return [self.value(at, row, depth + 1) for _ in range(at.count())]
         if kind == ROWS and row is None and depth == 0:
@@ -278,16 +280,23 @@ class _Reader:
             return self.joined(row)
         raise FormatError(f"the directory has a value of the kind {kind} where there can be none")
 
-    def text(self, at: _Cursor) -> bytes:
+    def text(self, at: _Cursor) -> str:
         """The text whose number is at a place."""
+        number = self.text_number(at)
+        if number not in self.decoded:
+            self.decoded[number] = self.texts[number].decode()
+        return self.decoded[number]
+
+    def text_number(self, at: _Cursor) -> int:
+        """The number of a text that is there."""
         number = at.number()
         if number >= len(self.texts):
             raise FormatError(f"the directory has no text {number}")
-        return self.texts[number]
+        return number
 
     def joined(self, row: _Cursor) -> str:
         """The text of a hole: the first bytes of the last one, and one of the texts."""
-        shared, rest = row.number(), self.text(row)
+        shared, rest = row.number(), self.texts[self.text_number(row)]
         if shared > len(self.held):
             raise FormatError(f"a text of the directory has the first {shared} bytes of one of {len(self.held)}")
         self.room -= shared + len(rest)
@@ -335,7 +344,7 @@ def unpack(data: bytes, most: int) -> dict[str, Value]:
         if room > most:
             raise FormatError(f"the directory has texts of {room} bytes, more than the {most} that it may have")
         for _ in range(at.count()):
-            key = reader.text(at).decode()
+            key = reader.text(at)
             if key in found:
                 raise FormatError(f"the directory has {key!r} twice")
             found[key] = reader.value(at)

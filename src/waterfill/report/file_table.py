@@ -38,6 +38,7 @@ def file_summary(path: str, file: FileReader[Any]) -> dict[str, Any]:
         "limit": None if limit is None else limit.bits / values,
         "limit_measure": None if limit is None else limit.measure,
         "producer": file.container.producer,
+        "plain": file.container.is_plain,
         "overhead_bytes": size - sum(shares.values()),
         "tensors": [_file_row(file, entry, shares.get(entry.name, 0.0)) for entry in file.entries],
     }
@@ -86,10 +87,11 @@ def file_table(summary: Mapping[str, Any]) -> Group:
     table.add_section()
     table.add_row(OVERHEAD, "", f"{summary['overhead_bytes']:,.0f}")
     size, original = summary["size_bytes"], summary["original_bytes"]
+    plain = " as a plain file" if summary["plain"] else ""
     lines = [
         f"{summary['file']}: {size:,} bytes, {summary['rate']:.3f} bit/value over {summary['floating_values']:,} "
         f"values, {original / size:.1f} times smaller than {original:,} bytes; "
-        f"written by {printable(summary['producer'])}; all checksums are right"
+        f"written by {printable(summary['producer'])}{plain}; all checksums are right"
     ]
     if summary["limit"] is not None:
         lines.append(limit_line(summary["rate"], summary["limit"], summary["limit_measure"]))
