@@ -4,8 +4,10 @@ import hashlib
 import importlib.util
 import json
 import os
+from functools import partial
 from pathlib import Path
 
+import plain_mixture
 import pytest
 import slow_decoder
 import torch
@@ -19,7 +21,22 @@ import waterfill
 from waterfill.bundle import Bundle
 from waterfill.models.arrays import exact_bytes
 from waterfill.quantize import KMeans, Trellis
-from waterfill.records import TAPS, Codebook, Cosines, Flips, Lanes, Rotations
+from waterfill.records import (
+    TAPS,
+    Codebook,
+    Coded,
+    Constant,
+    Cosines,
+    Exact,
+    Flips,
+    Lanes,
+    NormMean,
+    NormVariance,
+    Relative,
+    Rotations,
+    Tied,
+    Uniform,
+)
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -157,25 +174,48 @@ def test_the_slow_decoder_reads_golden_files_too(name):
         assert (tensor.numpy() == slow[key]).all()
 
 
-# Bases
+# Bases, and a plain file of everything at once
 
 
-@pytest.mark.parametrize("name", with_bases.FILES)
-def test_golden_files_in_other_bases_decode_to_the_same_bits(name):
+def _in_bases(name):
+    return with_bases.packed(with_bases.FILES[name]())
+
+
+MADE = {name: partial(_in_bases, name) for name in with_bases.FILES} | {"plain_mixture": plain_mixture.packed}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_golden_files_of_the_container_decode_to_the_same_bits(name):
     path, digest = FOLDER / f"{name}.wf", FOLDER / f"{name}.json"
     if os.environ.get("REGENERATE") == "1":
-        path.write_bytes(with_bases.packed(with_bases.FILES[name]()))
+        path.write_bytes(MADE[name]())
         digest.write_text(json.dumps(digests(path), indent=1) + "\n")
     assert digests(path) == json.loads(digest.read_text())
 
 
-@pytest.mark.parametrize("name", with_bases.FILES)
-def test_the_slow_decoder_reads_other_bases_too(name):
+@pytest.mark.parametrize("name", MADE)
+def test_the_slow_decoder_reads_files_of_the_container_too(name):
     path = FOLDER / f"{name}.wf"
     slow = slow_decoder.decode(path.read_bytes())
     for key, tensor in waterfill.decompress(path).items():
         exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         assert exact.numpy().tobytes() == slow[key].astype(exact.numpy().dtype).tobytes()
+
+
+def test_a_plain_golden_file_has_everything_at_once():
+    with waterfill.open(FOLDER / "plain_mixture.wf") as file:
+        container = file.container
+        origins = {type(entry.origin) for entry in container.entries}
+        spreads = [spread for _, spread in container.rules.values()]
+        rules = {type(rule) for rule, _ in container.rules.values()}
+    assert container.is_plain and container.limit is not None
+    assert origins == {Coded, Constant, Exact, NormMean, NormVariance, Tied}
+    assert rules == {Uniform, Relative, Codebook}
+    assert any(each.trellis for each in spreads) and any(each.tables for each in spreads)
+    assert any(each.adaptive for each in spreads)
+    assert sum(basis is not None for basis in container.bases.values()) == 2
+    assert {entry.dtype for entry in container.entries} == {"float32", "int64", "bool"}
+    assert sum(not entry.name.isascii() for entry in container.entries) == 8
 
 
 def bases(name):
@@ -212,6 +252,6 @@ def test_golden_files_have_lanes_along_rows_and_down_columns():
 
 def test_files_have_the_lowest_minor_version_that_they_need():
     minors = dict.fromkeys(with_bases.FILES, 1) | {"lanes": 2, "lanes_down": 2}
-    minors |= {"plain": 3, "plain_tables": 3, "plain_lanes": 3}
-    for name in (*CASES, *with_bases.FILES):
+    minors |= {"plain": 3, "plain_tables": 3, "plain_lanes": 3, "plain_mixture": 3}
+    for name in (*CASES, *MADE):
         assert (FOLDER / f"{name}.wf").read_bytes()[10] == minors.get(name, 0)

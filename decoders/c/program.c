@@ -59,19 +59,17 @@ wf_file *open_input(const char *path, FILE **file) {
     return opened;
 }
 
-output open_output(const char *path) {
-    output to;
-    to.path = path;
-    to.beside = (char *)take(strlen(path) + 9);
-    strcpy(to.beside, path);
-    strcat(to.beside, ".partial");
-    to.file = fopen(to.beside, "wb");
-    if (to.file == NULL) fail(to.beside, strerror(errno));
-    return to;
+void open_output(output *to, const char *path) {
+    to->path = path;
+    to->beside = (char *)take(strlen(path) + 9);
+    strcpy(to->beside, path);
+    strcat(to->beside, ".partial");
+    to->file = fopen(to->beside, "wb");
+    if (to->file == NULL) fail(to->beside, strerror(errno));
+    unfinished = to;
 }
 
 void write_bytes(output *to, const void *data, size_t size) {
-    unfinished = to;
     if (fwrite(data, 1, size, to->file) != size) fail(to->beside, strerror(errno));
 }
 

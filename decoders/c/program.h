@@ -18,7 +18,7 @@ extern const wf_allocator program_allocator; /* malloc and free */
 void fail(const char *path, const char *text); /* print an error and end with 1 */
 wf_file *open_input(const char *path, FILE **file);
 void *take(size_t size);
-output open_output(const char *path);
+void open_output(output *to, const char *path);
 void write_bytes(output *to, const void *data, size_t size);
 void close_output(output *to);
 

@@ -510,10 +510,12 @@ static int is_little_endian(void) {
     return first == 1;
 }
 
-/* Exact bytes to values of the machine. */
-static void swap_bytes(uint8_t *data, uint64_t size, size_t each) {
+void wf_swap(void *values, uint64_t size, wf_type type) {
+    size_t each = wf_type_size(type), i;
+    uint8_t *data = (uint8_t *)values;
     uint64_t at;
-    size_t i;
+    if (is_little_endian()) return;
+    if (type >= WF_COMPLEX32 && type <= WF_COMPLEX128) each /= 2;
     for (at = 0; at < size; at += each) {
         for (i = 0; i < each / 2; i++) {
             uint8_t byte = data[at + i];
@@ -541,10 +543,7 @@ static wf_code copy_exact(wf_work *work, const wf_file *file, wf_kept *kept, con
     for (n = 0; entry->tensor.type == WF_BOOL && n < size; n++) {
         if (out[n] > 1) return wf_fail(work, WF_FORMAT, "a tensor of type bool has other bytes than 0 and 1");
     }
-    if (!is_little_endian()) {
-        int is_complex = entry->tensor.type >= WF_COMPLEX32 && entry->tensor.type <= WF_COMPLEX128;
-        swap_bytes(out, size, is_complex ? each / 2 : each);
-    }
+    wf_swap(out, size, entry->tensor.type);
     return WF_OK;
 }
 

@@ -113,7 +113,8 @@ wf_code wf_open(wf_file **file, const wf_source *source, const wf_allocator *all
 void wf_close(wf_file *file);
 
 /*
- * Find the payloads of a shard (`waterfill*.safetensors` of a directory), in the order of the header, which is checked.
+ * Find the payloads of a shard (`waterfill*.safetensors` of a directory), in the order of the header. What is checked is
+ * its form, and that every payload lies within the shard; not that they are apart, or that their numbers differ.
  * payloads: [room], filled as far as it goes; count: of all.
  */
 wf_code wf_payloads(const wf_source *shard, const wf_allocator *allocator, wf_payload *payloads, size_t room,

@@ -77,7 +77,7 @@ int main(int count, char **arguments) {
     }
     file = open_input(arguments[1], &input);
     name = name_of(arguments[2]);
-    to = open_output(arguments[2]);
+    open_output(&to, arguments[2]);
     fprintf(to.file, "/*\n * A compressed model; waterfill.h reads it. Its tensors:\n *\n");
     print_tensors(to.file, file);
     print_use(to.file, name);

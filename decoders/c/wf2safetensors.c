@@ -1,6 +1,7 @@
 /* wf2safetensors IN OUT: decode a .wf file into a safetensors file, one tensor at a time.
  * SPDX-License-Identifier: MIT */
 #include "program.h"
+#include "wf_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -109,6 +110,7 @@ static void write_tensors(const wf_file *file, const size_t *order, const char *
         size_t size = wf_size(file, order[n], WF_OWN, &error);
         void *data = take(size);
         if (wf_decode(file, &kept, order[n], WF_OWN, data, size, &error) != WF_OK) fail(path, error.message);
+        wf_swap(data, size, wf_at(file, order[n])->type);
         write_bytes(to, data, size);
         free(data);
     }
@@ -132,7 +134,7 @@ int main(int count, char **arguments) {
     sorted_file = file;
     qsort(order, wf_count(file), sizeof *order, by_size);
     header = header_of(file, order, arguments[1]);
-    to = open_output(arguments[2]);
+    open_output(&to, arguments[2]);
     for (n = 0; n < 8; n++) length[n] = (uint8_t)((uint64_t)header.size >> (8 * n));
     write_bytes(&to, length, 8);
     write_bytes(&to, header.data, header.size);

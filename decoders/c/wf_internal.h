@@ -309,7 +309,7 @@ size_t wf_find_entry(const wf_directory *directory, wf_text name);
 /* How many symbols follow each other before a chunk may begin. */
 uint64_t wf_span(const wf_coded *coded);
 uint64_t wf_line_length(const wf_coded *coded);
-/* How many values the side vector of a code has. */
+/* Whether the scales of an axis with a code are in the file. */
 static inline int wf_is_stored(int32_t code) {
     return code != -1 && code != -2;
 }
@@ -555,6 +555,8 @@ wf_code wf_symbols(const wf_file *file, size_t number, int32_t *values, size_t c
 
 /* Values */
 
+/* Turn little-endian values into those of the machine, or back. */
+void wf_swap(void *values, uint64_t size, wf_type type);
 /* Values of symbols that stand at a place of a tensor's stream, all in one line of it. */
 void wf_values(const wf_coded *coded, const int32_t *symbols, uint64_t at, size_t count, float *values);
 uint16_t wf_to_float16(float value);

@@ -1,4 +1,4 @@
-"""Read what waterfill wrote into arrays of NumPy; nothing but NumPy is needed, and neither PyTorch nor a compiler.
+"""Read what waterfill wrote into arrays of NumPy; neither PyTorch nor a compiler is needed.
 
 Types that NumPy lacks become those that have all their values: bfloat16 and floats of 8 bits float32, complex32
 complex64.

@@ -54,7 +54,7 @@ static int read_piece(void *context, uint64_t at, void *to, size_t size) {
     return 0;
 }
 
-/* Decode all tensors in a type; exact ones that it does not suit in their own. */
+/* Decode all tensors in a type, in one call where it is their own; exact ones that it does not suit in their own. */
 static wf_code decode(const wf_file *file, wf_type type, uint8_t **outs, size_t *sizes, wf_error *error) {
     size_t i;
     wf_kept kept;
@@ -64,9 +64,10 @@ static wf_code decode(const wf_file *file, wf_type type, uint8_t **outs, size_t 
         wf_type each = wf_at(file, i)->type > WF_BFLOAT16 ? WF_OWN : type;
         sizes[i] = wf_size(file, i, each, error);
         outs[i] = (uint8_t *)malloc(sizes[i] ? sizes[i] : 1);
-        code = wf_decode(file, &kept, i, each, outs[i], sizes[i], error);
+        if (type != WF_OWN) code = wf_decode(file, &kept, i, each, outs[i], sizes[i], error);
     }
     wf_forget(file, &kept);
+    if (type == WF_OWN && code == WF_OK) code = wf_decode_all(file, type, (void *const *)outs, sizes, error);
     return code;
 }
 

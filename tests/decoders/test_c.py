@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -123,7 +125,7 @@ def payload_line(first, last, shape=None, dtype="U8", **more):
         (shard_with({"waterfill_1x": payload_line(0, 9)}), "has the tensor"),
         (shard_with({"waterfill_0": payload_line(0, 101)}), "cannot hold the payload"),
         (shard_with({"waterfill_0": payload_line(1 << 62, (1 << 62) + 1)}), "cannot hold the payload"),
-        (shard_with({"waterfill_0": payload_line(9, 8)}), "expected"),
+        (shard_with({"waterfill_0": payload_line(9, 8, [1])}), "payload of type U8"),
         (shard_with({"waterfill_0": payload_line(0, 9, [8])}), "payload of type U8"),
         (shard_with({"waterfill_0": payload_line(0, 9, [9, 1])}), "expected"),
         (shard_with({"waterfill_0": payload_line(0, 9, [])}), "expected"),
@@ -432,6 +434,21 @@ def test_programs_name_what_is_wrong_and_leave_nothing(programs, tmp_path):
         assert done.returncode == 1
         assert done.stderr.startswith(f"{path}: the file has {len(attacks.GOOD) - 1} bytes, but")
         assert subprocess.run([programs / program], capture_output=True).returncode == 2
+    assert [each.name for each in tmp_path.iterdir()] == ["in.wf"]
+
+
+@pytest.mark.parametrize("program", ["wf2safetensors", "wf2c"])
+def test_programs_leave_nothing_where_there_is_no_room(programs, tmp_path, program):
+    path = tmp_path / "in.wf"
+    path.write_bytes((seeds.GOLDEN / "exact.wf").read_bytes())
+
+    def with_little_room():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    line = [programs / program, path, tmp_path / "out"]
+    done = subprocess.run(line, capture_output=True, text=True, preexec_fn=with_little_room)
+    assert done.returncode == 1 and str(tmp_path / "out") in done.stderr and done.stderr.count("\n") == 1
     assert [each.name for each in tmp_path.iterdir()] == ["in.wf"]
 
 

@@ -11,7 +11,6 @@ from random import Random
 
 import numpy as np
 import pytest
-import slow_decoder
 
 from decoders import differential
 from decoders.c_reader import Refused
@@ -73,14 +72,3 @@ def test_plain_files_without_anything_else(plain_reader):
     assert expect_alike(read, differential.mutants(2, 300, known)) > 100
     with pytest.raises(Refused, match="version"):
         plain_reader.tensors(seeds.files()["exact"])
-
-
-def test_the_slow_decoder_reads_what_is_written_down():
-    for path in sorted(seeds.GOLDEN.glob("*.wf")):
-        data = path.read_bytes()
-        expected, found = differential.by_python(data), slow_decoder.decode(data)
-        assert list(found) == list(expected)
-        for name, (dtype, shape, elements) in expected.items():
-            assert found[name].shape == shape, (path, name, dtype)
-            if not dtype.startswith(("bfloat16", "float8", "complex32")):
-                assert found[name].tobytes() == elements, (path, name)

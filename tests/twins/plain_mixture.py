@@ -14,7 +14,7 @@ from waterfill.compression.encoder import Encoder, mean_zero_cost
 from waterfill.models import torch_module
 from waterfill.models.arrays import exact_bytes
 from waterfill.quantize import KMeans, Scalar, Trellis
-from waterfill.records import TAPS, Lanes, Layout, Limits, TensorLimit, Weight
+from waterfill.records import TAPS, Layout, Limits, TensorLimit, Weight
 
 QUANTIZERS = {
     "été.weight": KMeans(5),
@@ -27,11 +27,12 @@ TURNED = "kernel.weight", "étè.weight"
 
 
 def model():
-    """A network of which one layer is tied, one norm is an ordinary one, and buffers are of all kinds."""
+    """A network with a tied layer, norms with and without weights, and buffers of all kinds."""
     generator = torch.Generator().manual_seed(5)
     net = torch.nn.Module()
     net.kernel = torch.nn.Conv2d(3, 8, (3, 5), bias=False)
     net.norm = torch.nn.BatchNorm2d(8)
+    net.centred = torch.nn.BatchNorm2d(4, affine=False)
     net.add_module("été", torch.nn.Linear(9, 7))
     net.add_module("étè", torch.nn.Conv2d(4, 5, (3, 5)))
     net.add_module("路径", torch.nn.Linear(12, 10))
@@ -42,12 +43,10 @@ def model():
     net.head.weight = net.get_submodule("路径").weight
     net.register_buffer("mask", torch.arange(11) % 3 == 0)
     net.register_buffer("steps", torch.tensor(1000))
-    net.register_buffer("ones", torch.ones(4))
     for tensor in net.state_dict().values():
-        if tensor.is_floating_point() and tensor.dim() > 0 and tensor is not net.ones:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator).abs() + 0.1 if tensor.dim() == 1 else
-                         torch.randn(tensor.shape, generator=generator))  # fmt: skip
-    net.ones.fill_(1)
+        if tensor.is_floating_point():
+            drawn = torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(drawn.abs() + 0.1 if tensor.dim() == 1 else drawn)
     return net.eval()
 
 
@@ -60,12 +59,8 @@ def packed():
         jobs[name] = replace(jobs[name], quantizer=quantizer)
     cost = mean_zero_cost(jobs)
     quantized = Encoder(Scalar(), zero_cost=cost).quantize(jobs, cost * 2.0**-6)
-    quantized["table.weight"] = replace(
-        quantized["table.weight"], spread=replace(quantized["table.weight"].spread, tables=TABLES)
-    )
-    path = quantized["路途.weight"].spread
-    lanes = replace(path.trellis, log_span=0, lanes=Lanes(8, 1))
-    quantized["路途.weight"] = replace(quantized["路途.weight"], spread=replace(path, trellis=lanes))
+    spread = replace(quantized["table.weight"].spread, tables=TABLES)
+    quantized["table.weight"] = replace(quantized["table.weight"], spread=spread)
     basis = fitted_flips(with_bases.covariance(Layout((90, 1, 3, 5)), TAPS, 7), (3, 5))
     for name in TURNED:
         weight = inventory.weights[name]

@@ -104,7 +104,7 @@ static int file_init(PyObject *object, PyObject *values, PyObject *names) {
     wf_source from;
     wf_error error;
     wf_code code;
-    if (self->file != NULL || self->is_closed) {
+    if (self->file != NULL || self->is_closed || self->busy) {
         PyErr_SetString(PyExc_ValueError, "the file was opened before");
         return -1;
     }
@@ -122,12 +122,16 @@ static int file_init(PyObject *object, PyObject *values, PyObject *names) {
         from.data = self->data.buf;
         from.size = (uint64_t)self->data.len;
     }
+    self->busy++; /* nothing is let go of meanwhile */
     Py_BEGIN_ALLOW_THREADS
     code = wf_open(&self->file, &from, &ALLOCATOR, 0, &error);
     Py_END_ALLOW_THREADS
-    if (code == WF_OK) return 0;
-    raise_error(code, &error);
-    return -1;
+    if (code != WF_OK) {
+        raise_error(code, &error);
+        self->is_closed = 1;
+    }
+    end(self);
+    return code == WF_OK ? 0 : -1;
 }
 
 static void file_dealloc(PyObject *object) {

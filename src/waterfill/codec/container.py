@@ -381,6 +381,8 @@ class Container:
         try:
             yield
         except (ValueError, FormatError) as error:
+            if self._is_closed:
+                raise ValueError(f"{self.name} is closed") from error
             raise FormatError(f"{self.name}: {error}") from error
 
     def decode(self, numbers: list[int], outs: list[NDArray[Any]]) -> None:

@@ -229,7 +229,9 @@ class FileReader(Mapping[str, T]):
         coded = {e.name for e in entries if isinstance(e.origin, Coded | NormVariance | NormMean)}
         exact = {e.name for e in entries if isinstance(e.origin, Exact)}
         with ThreadPoolExecutor(self._threads) as pool:
-            matrices, others = _Arriving(self._matrices(coded, into, pool)), _Arriving(self._exact(exact))
+            scales = {e.origin.scale for e in entries if isinstance(e.origin, NormMean)}
+            matrices = _Arriving(self._matrices(coded, into, pool), again=scales)
+            others = _Arriving(self._exact(exact))
             yield from assemble(entries, matrices.__getitem__, others.__getitem__, self._made)
 
     def _matrices(self, names: set[str], into: Mapping[str, T], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Any]]:
@@ -347,10 +349,16 @@ class _Last(Generic[E]):
 
 
 class _Arriving(Mapping[str, E]):
-    """Values that arrive in their own order, asked for in nearly the same one, each once (vectors several times)."""
+    """Values that arrive in their own order, asked for in nearly the same one, each once, but for some."""
 
-    def __init__(self, source: Iterator[tuple[str, E]]) -> None:
-        self._source = source
+    def __init__(self, source: Iterator[tuple[str, E]], again: Collection[str] = ()) -> None:
+        """Wait for values.
+
+        Args:
+            source: names and values.
+            again: names of those that are asked for several times.
+        """
+        self._source, self._again = source, again
         self._waiting: dict[str, E] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -364,7 +372,7 @@ class _Arriving(Mapping[str, E]):
             arrived, value = next(self._source)
             self._waiting[arrived] = value
         value = self._waiting[name]
-        if getattr(value, "shape", (1,))[:1] != (1,):
+        if name not in self._again:
             del self._waiting[name]
         return value
 
