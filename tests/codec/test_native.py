@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fuzz import seeds
-from waterfill.codec import native
+from waterfill.codec import native, trellis
 from waterfill.codec.container import Container
+from waterfill.codec.lanes import in_order
 from waterfill.io.file import ArrayFile
 
 pytestmark = pytest.mark.skipif(not native.is_there(), reason="the reader in C was not built")
@@ -97,3 +98,16 @@ def test_threads_decode_from_one_file_and_another_one_closes_it():
         for each in threads:
             each.join()
         assert all(found)
+
+
+@pytest.mark.parametrize("name", ["paths", "down", "trellis", "lanes"])
+def test_bits_of_paths_are_those_of_the_kernel(name):
+    box, count = Container(seeds.files()[name]), 0
+    for index, found in box.symbol_spans.items():
+        for model, part in zip(box._models(found), box.symbols(index, found), strict=True):
+            if isinstance(model, trellis.PathModel):
+                levels, count = in_order(part), count + 1
+                with native.switched_off():
+                    expected = trellis.ideal_bits(levels, model)
+                assert trellis.ideal_bits(levels, model) == expected > 0
+    assert count

@@ -300,7 +300,7 @@ class DirectoryReader(Mapping[str, T]):
             file.verify()
 
     def fetch(self) -> None:
-        """Check all payloads before they are decoded; a chunk that is decoded next is not checked again.
+        """Check all payloads before they are decoded; kernels do not check again a chunk that is decoded next.
 
         Raises:
             FormatError: a payload is damaged; the text names file and group.
