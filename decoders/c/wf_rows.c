@@ -116,7 +116,7 @@ static wf_code joined_text(wf_rows *rows, wf_text *text) {
     rows->joined += text->size;
     rows->room -= text->size;
     rows->held = *text;
-    return WF_OK;
+    return check_text(rows, *text);
 }
 
 /* Values */
@@ -143,8 +143,7 @@ wf_code wf_rows_scalar(wf_rows *rows, wf_scalar *scalar) {
     if (kind == KIND_NULL) return WF_OK;
     if (kind == KIND_TEXT || (kind == TEXT_HOLE && rows->is_row)) {
         scalar->kind = WF_TEXT;
-        WF_TRY(kind == KIND_TEXT ? known_text(rows, here(rows), &scalar->text) : joined_text(rows, &scalar->text));
-        return check_text(rows, scalar->text);
+        return kind == KIND_TEXT ? known_text(rows, here(rows), &scalar->text) : joined_text(rows, &scalar->text);
     }
     if (kind == KIND_REAL) {
         uint64_t bits;
@@ -182,8 +181,7 @@ wf_code wf_rows_text(wf_rows *rows, wf_text *text) {
 }
 
 wf_code wf_rows_key(wf_rows *rows, wf_text *key) {
-    WF_TRY(known_text(rows, &rows->all, key));
-    return check_text(rows, *key);
+    return known_text(rows, &rows->all, key);
 }
 
 wf_code wf_rows_bool(wf_rows *rows, uint8_t *value) {
@@ -252,6 +250,7 @@ wf_code wf_rows_end(wf_rows *rows) {
 
 wf_code wf_rows_begin(wf_rows *rows, wf_work *work, const uint8_t *data, size_t size, uint64_t most) {
     wf_bytes one;
+    wf_text text;
     uint64_t i;
     memset(rows, 0, sizeof *rows);
     rows->work = work;
@@ -264,6 +263,9 @@ wf_code wf_rows_begin(wf_rows *rows, wf_work *work, const uint8_t *data, size_t 
     for (i = 0; i < rows->texts; i++) {
         rows->places[i] = (uint32_t)(rows->all.at - data);
         WF_TRY(part(rows, &rows->all, &one));
+        text.data = (const char *)one.at;
+        text.size = (size_t)(one.end - one.at);
+        WF_TRY(check_text(rows, text)); /* once: few bytes may name a long one many times */
     }
     WF_TRY(number(rows, &rows->all, &rows->room));
     if (rows->room > most) return wf_rows_fail(rows, "shorter texts");

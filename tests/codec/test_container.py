@@ -20,7 +20,7 @@ from waterfill.compression.encoder import Encoder, mean_zero_cost
 from waterfill.files import WaterfillFile, decompress
 from waterfill.models import torch_module
 from waterfill.models.arrays import exact_bytes
-from waterfill.quantize import KMeans, Scalar, Vector
+from waterfill.quantize import KMeans, Scalar, Trellis, Vector
 from waterfill.records import Codebook, Entry, Layout, NormMean, NormVariance, Weight
 
 SCALAR = Scalar()
@@ -70,6 +70,36 @@ def test_a_plain_file_has_the_same_tensors_and_its_exact_bytes_as_they_are(quant
     assert plain.data.endswith(exact) and len(exact) == 12 * 8 + 3 + 2 * 8
     assert sum(plain.tensor_bytes.values()) + plain.overhead_bytes == pytest.approx(len(plain.data))
     assert plain.tensor_bytes["indices"] == 12 * 8
+
+
+def residual_network():
+    """Convolutions and norms with the names of ResNet-20, of few channels."""
+    torch.manual_seed(0)
+    net = torch.nn.Module()
+    net.conv1, net.bn1 = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8)
+    channels = 8
+    for stage, width in enumerate((8, 16, 32), 1):
+        blocks = torch.nn.Sequential(*(torch.nn.Module() for _ in range(3)))
+        for block in blocks:
+            block.conv1, block.bn1 = torch.nn.Conv2d(channels, width, 3, bias=False), torch.nn.BatchNorm2d(width)
+            block.conv2, block.bn2 = torch.nn.Conv2d(width, width, 3, bias=False), torch.nn.BatchNorm2d(width)
+            channels = width
+        net.add_module(f"layer{stage}", blocks)
+    net.linear = torch.nn.Linear(channels, 10)
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point() and tensor.dim() == 1:
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    return net
+
+
+def test_a_plain_directory_is_less_than_twice_as_long():
+    net = residual_network()
+    packed, plain = (pack(net, quantizer=Trellis(states=8), plain=each).data for each in (False, True))
+    sizes = [int.from_bytes(data[12:16], "little") for data in (packed, plain)]
+    assert len(net.state_dict()) == 116
+    assert sizes[1] <= 1.9 * sizes[0]
+    with WaterfillFile(packed) as one, WaterfillFile(plain) as other:
+        assert [same(a, other[name]) for name, a in one.items()] == [True] * len(one)
 
 
 def test_plain_bytes_are_not_in_version_1_2():

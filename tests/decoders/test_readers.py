@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from attacks import test_plain as plain_attacks
 from decoders import differential
 from decoders.c_reader import Refused
 from decoders.test_c import attack_files, damaged_files
@@ -56,6 +57,7 @@ def test_files_of_every_kind(read):
 
 def test_files_that_lie(read):
     assert expect_alike(read, attack_files()) > 50
+    assert expect_alike(read, plain_attacks.files()) > 1000
 
 
 def test_changed_and_cut_files(read):
@@ -70,5 +72,6 @@ def test_plain_files_without_anything_else(plain_reader):
     read, known = partial(differential.by_c, plain_reader), differential.plain_files()
     assert expect_alike(read, known.items()) == 0
     assert expect_alike(read, differential.mutants(2, 300, known)) > 100
+    assert expect_alike(read, plain_attacks.files()) > 1000
     with pytest.raises(Refused, match="version"):
         plain_reader.tensors(seeds.files()["exact"])

@@ -241,14 +241,12 @@ class _Reader:
         room: bytes of all texts that are still to be joined.
         left: values that may still come.
         held: the last text that was joined.
-        decoded: texts that are values or keys, by their numbers: few bytes may name a long one many times.
     """
 
-    texts: list[bytes]
+    texts: list[str]
     room: int
     left: int
     held: bytes = b""
-    decoded: dict[int, str] = field(default_factory=dict)
 
     def value(self, at: _Cursor, row: _Cursor | None = None, depth: int = 0) -> Value:
         """The value at a place.
@@ -282,21 +280,14 @@ class _Reader:
 
     def text(self, at: _Cursor) -> str:
         """The text whose number is at a place."""
-        number = self.text_number(at)
-        if number not in self.decoded:
-            self.decoded[number] = self.texts[number].decode()
-        return self.decoded[number]
-
-    def text_number(self, at: _Cursor) -> int:
-        """The number of a text that is there."""
         number = at.number()
         if number >= len(self.texts):
             raise FormatError(f"the directory has no text {number}")
-        return number
+        return self.texts[number]
 
     def joined(self, row: _Cursor) -> str:
         """The text of a hole: the first bytes of the last one, and one of the texts."""
-        shared, rest = row.number(), self.texts[self.text_number(row)]
+        shared, rest = row.number(), self.text(row).encode()
         if shared > len(self.held):
             raise FormatError(f"a text of the directory has the first {shared} bytes of one of {len(self.held)}")
         self.room -= shared + len(rest)
@@ -339,7 +330,7 @@ def unpack(data: bytes, most: int) -> dict[str, Value]:
     at = _Cursor(data)
     found: dict[str, Value] = {}
     try:
-        texts, room = [at.part() for _ in range(at.count())], at.number()
+        texts, room = [at.part().decode() for _ in range(at.count())], at.number()
         reader = _Reader(texts, room, VALUES + VALUES_PER_BYTE * len(data))
         if room > most:
             raise FormatError(f"the directory has texts of {room} bytes, more than the {most} that it may have")
