@@ -49,7 +49,7 @@ def run_of(log: Path) -> Row:
     rate = int(re.search(r"average_exec_per_sec: +(\d+)", text)[1])
     findings = len(re.findall(r"SUMMARY: (?:Address|Undefined|Leak)", text))
     ended = re.search(r"SUMMARY: (.*?)(?: in|$)", text, re.MULTILINE)
-    commit, build = log.stem.split("-")[:2]
+    commit, build = log.stem.split("-", 1)
     row = {"commit": commit, "build": build, "executions": count, "seconds": round(count / max(1, rate))}
     return row | {"findings": findings, "ended by": ended[1] if ended else "the time that was asked for"}
 

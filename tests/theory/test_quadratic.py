@@ -101,7 +101,7 @@ def test_factors_of_many_weights_are_not_written_out(monkeypatch, rank):
         found, exact = (Rectangles(each.volumes(powers)) for each in (form, Dense(whole, (3, 4))))
         for share in (1e-4, 0.1, 0.7):
             bits = found.rate_at_distortion(share * exact.total)
-            assert bits <= exact.rate_at_distortion(share * exact.total)
+            assert bits <= exact.rate_at_distortion(share * exact.total) * (1 + 1e-12)  # but for rounding
             assert bits > 0 or share > 0.5
 
 
