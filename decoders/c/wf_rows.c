@@ -5,6 +5,7 @@
 #define MOST_DEPTH 4
 #define FEWEST_VALUES ((uint64_t)1 << 16) /* which any directory may have */
 #define VALUES_PER_BYTE 32
+#define MOST_VALUES ((uint64_t)1 << 26)
 
 enum { KIND_NULL, KIND_FALSE, KIND_TRUE, KIND_REAL, KIND_WHOLE, KIND_TEXT, KIND_LIST, KIND_ROWS, WHOLE_HOLE, TEXT_HOLE };
 
@@ -256,7 +257,7 @@ wf_code wf_rows_begin(wf_rows *rows, wf_work *work, const uint8_t *data, size_t 
     rows->work = work;
     rows->first = rows->all.at = data;
     rows->all.end = data + size;
-    rows->left = FEWEST_VALUES + VALUES_PER_BYTE * (uint64_t)size;
+    rows->left = wf_least(MOST_VALUES, FEWEST_VALUES + VALUES_PER_BYTE * (uint64_t)size);
     WF_TRY(count_of(rows, &rows->all, &rows->texts));
     rows->places = (uint32_t *)wf_room(work, rows->texts, sizeof *rows->places);
     if (rows->places == NULL) return WF_MEMORY;

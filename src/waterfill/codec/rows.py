@@ -17,7 +17,7 @@ NULL, FALSE, TRUE, REAL, WHOLE, TEXT, LIST, ROWS, WHOLE_HOLE, TEXT_HOLE = range(
 """What a value begins with; the last two are in templates alone."""
 
 MOST_TEMPLATES = 64
-VALUES, VALUES_PER_BYTE = 1 << 16, 32
+VALUES, VALUES_PER_BYTE, MOST_VALUES = 1 << 16, 32, 1 << 26
 """A directory has at most so many values, and so many for each of its bytes: the longest line that takes one has 23."""
 
 MOST_DEPTH = 4
@@ -331,7 +331,7 @@ def unpack(data: bytes, most: int) -> dict[str, Value]:
     found: dict[str, Value] = {}
     try:
         texts, room = [at.part().decode() for _ in range(at.count())], at.number()
-        reader = _Reader(texts, room, VALUES + VALUES_PER_BYTE * len(data))
+        reader = _Reader(texts, room, min(MOST_VALUES, VALUES + VALUES_PER_BYTE * len(data)))
         if room > most:
             raise FormatError(f"the directory has texts of {room} bytes, more than the {most} that it may have")
         for _ in range(at.count()):
